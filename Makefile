@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the lock files fill: requirements.lock to run, the other to develop.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+DEV_LOCK := scripts/requirements-dev.lock
+N ?= 1000
+
+.PHONY: run test check bench seed lock clean
+
+run: .venv/run.stamp
+	@exec $(BIN)/officerpc serve
+
+# DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
+test: .venv/dev.stamp
+	OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n auto $(ARGS)
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check server tests scripts
+	$(BIN)/ruff format --check server tests scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Needs wrk and pgbench (Debian: apt-get install wrk postgresql-contrib).
+bench: .venv/dev.stamp
+	$(BIN)/python scripts/bench.py $(ARGS)
+
+# Users over the public RPC: OFFICERPC_URL and OFFICERPC_API_KEY say where.
+seed: .venv/run.stamp
+	@$(BIN)/python scripts/seed.py $(N) $(ARGS)
+
+lock: .venv/dev.stamp
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" --extra dev -c requirements.lock pyproject.toml -o $(DEV_LOCK)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/run.stamp: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp $(DEV_LOCK)
+	$(PIP) install --require-hashes -r $(DEV_LOCK)
+	@touch $@

@@ -1,0 +1,1 @@
+"""officerpc: a user-provisioning server for office suites."""

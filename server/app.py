@@ -1,0 +1,187 @@
+"""Composition root: settings in, a running application out."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+
+import server.methods  # noqa: F401  # fills the registry
+from server.auth import KeyRing
+from server.db import Database
+from server.dispatch import Dispatcher
+from server.errors import ServiceError
+from server.fronts import _http, rpc
+from server.fronts._http import DISPATCHER, KEYS, METRICS, SETTINGS, Front, answer
+from server.jobs import keep_purging
+from server.metrics import Metrics
+from server.passwords import PasswordHasher
+from server.registry import METHODS, Method
+from server.settings import Settings
+
+log = structlog.get_logger()
+
+FRONTS: tuple[Front, ...] = (rpc.FRONT,)
+DATABASE = web.AppKey("DATABASE", Database)
+_LAG_EVERY = 0.05
+
+
+def build(
+    settings: Settings,
+    database_url: str,
+    *,
+    methods: Mapping[str, Method] = METHODS,
+    check_results: bool = False,
+) -> tuple[Database, KeyRing, PasswordHasher, Dispatcher]:
+    """The parts beneath the fronts, put together but not yet opened; see create_app for the arguments."""
+    database = Database(settings, database_url)
+    keys = KeyRing(database, settings.key_cache_size)
+    hasher = PasswordHasher(settings)
+    dispatcher = Dispatcher(methods, settings, database, keys, hasher, Metrics(), check_results=check_results)
+    return database, keys, hasher, dispatcher
+
+
+def create_app(
+    settings: Settings,
+    database_url: str,
+    *,
+    methods: Mapping[str, Method] = METHODS,
+    check_results: bool = False,
+) -> web.Application:
+    """The application with all its fronts.
+
+    Args:
+        settings: read from the environment.
+        database_url: a migrated database; it may be away when the application starts.
+        methods: the registry.
+        check_results: hold every answer against its result model, as the tests do.
+    """
+    app = web.Application(middlewares=[_http.boundary(FRONTS)])
+    app[SETTINGS] = settings
+    database, keys, hasher, dispatcher = build(
+        settings, database_url, methods=methods, check_results=check_results
+    )
+    metrics = dispatcher.metrics
+    app[DATABASE], app[KEYS], app[METRICS], app[DISPATCHER] = database, keys, metrics, dispatcher
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        await database.open()
+        tasks = [
+            asyncio.create_task(keys.listen()),
+            asyncio.create_task(keep_purging(database, settings)),
+            asyncio.create_task(_watch_lag(metrics)),
+        ]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        hasher.close()
+        await database.close()
+
+    app.cleanup_ctx.append(running)
+    for front in FRONTS:
+        front.add_routes(app.router)
+    app.router.add_route("GET", "/livez", _alive)
+    app.router.add_route("GET", "/readyz", _ready)
+    app.router.add_route("GET", "/metrics", _metrics)
+    return app
+
+
+async def _alive(request: web.Request) -> web.Response:
+    """200 as long as the event loop turns."""
+    return answer(200, b'{"status":"alive"}')
+
+
+async def _ready(request: web.Request) -> web.Response:
+    """200 while the database takes writes, 503 otherwise."""
+    writable = False
+    with contextlib.suppress(ServiceError, TimeoutError):
+        async with asyncio.timeout(2), request.app[DATABASE].connection() as connection:
+            writable = await connection.value("check_writable")
+    return (
+        answer(200, b'{"status":"ready"}') if writable else answer(503, b'{"status":"database not writable"}')
+    )
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    """Prometheus' text format."""
+    response = answer(200, request.app[METRICS].exposition())
+    response.content_type = "text/plain; version=0.0.4"
+    return response
+
+
+async def _watch_lag(metrics: Metrics) -> None:
+    loop, worst, until = asyncio.get_running_loop(), 0.0, 0.0
+    while True:
+        due = loop.time() + _LAG_EVERY
+        await asyncio.sleep(_LAG_EVERY)
+        now = loop.time()
+        if now > until:
+            worst, until = 0.0, now + 60
+        if now - due > worst:
+            worst = now - due
+            metrics.lag(worst)
+
+
+class _Connection(RequestHandler):
+    """aiohttp's connection, except for requests that are no HTTP.
+
+    aiohttp answers them with a text page that repeats what it could not read, and logs the same: an API
+    key with a control character in it would stand in clear in both. Ours says and logs neither.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun, there is no room for another")
+        request_id = _http.request_id_of(None)
+        code, text = (
+            ("bad_http", "this is not a valid HTTP request")
+            if status == 400
+            else ("internal", "internal error")
+        )
+        log.warning(code, status=status, request_id=request_id, error=type(exc).__name__)
+        response = answer(
+            status,
+            orjson.dumps(text),
+            {"X-Request-Id": request_id, "X-Error-Code": code, "Cache-Control": "no-store",
+             "X-Content-Type-Options": "nosniff"},
+        )  # fmt: skip
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """Serves an application with our limits on connections."""
+
+    def __init__(self, app: web.Application) -> None:
+        settings = app[SETTINGS]
+        super().__init__(
+            app,
+            access_log=None,  # each call is logged by what it was, without its query string
+            keepalive_timeout=settings.keepalive_timeout,
+            shutdown_timeout=settings.shutdown_timeout,
+            lingering_time=0,
+        )
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler, request_factory=made.request_factory, loop=made._loop, **made._kwargs
+        )

@@ -1,0 +1,277 @@
+"""From an API key to its Caller: who calls, for which tenants, and what it may do."""
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import secrets
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.db import Database
+from server.errors import Forbidden, ServiceError, Unauthenticated
+
+log = structlog.get_logger()
+
+KEY_PREFIX = "orpc_"
+CHANNEL = "officerpc_keys"
+# NOTIFY is a hint (on a sharded cluster it reaches one node), so a remembered key is read again after this.
+TRUSTED_SECONDS = 5.0
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+SCOPES: dict[str, str] = {
+    "users:read": "look users up",
+    "users:write": "create, change, suspend, delete and restore users",
+    "users:admin": "make or unmake administrators",
+    "users:purge": "remove deleted users for good",
+    "sessions:read": "list login sessions",
+    "sessions:write": "log users in and out",
+    "keys:read": "list API keys",
+    "keys:write": "create, rotate and revoke API keys",
+    "instances:read": "look at instances",
+    "instances:write": "create and change instances (operator keys)",
+    "docs:read": "read the description of the service",
+}
+TENANT_SCOPES = tuple(scope for scope in SCOPES if scope != "instances:write")
+
+
+class PasswordPolicy(BaseModel):
+    """What an instance asks of passwords, beyond 1 to 1,024 characters."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    minLength: int = Field(1, ge=1, le=128, description="Fewest characters.")
+    minClasses: int = Field(
+        1, ge=1, le=4, description="How many of lower case, upper case, digits and others must occur."
+    )
+
+
+class InstanceSettings(BaseModel):
+    """What can be set for each instance."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    passwordPolicy: PasswordPolicy = Field(default_factory=PasswordPolicy)
+    retentionDays: int | None = Field(
+        None, ge=0, le=3650, description="Days a deleted user is kept; null: the server's setting."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A tenant, as a call sees it."""
+
+    id: int
+    name: str
+    is_active: bool
+    settings: InstanceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a key and what it holds. Operators hold every instance."""
+
+    key_id: int
+    key_name: str
+    scopes: frozenset[str]
+    is_operator: bool
+    default_instance: Instance | None
+
+
+OPERATOR = Caller(0, "command line", frozenset(SCOPES), True, None)
+"""The caller behind the command line, which needs no key: it holds the database."""
+
+
+def new_secret(length: int) -> str:
+    """Random base62 characters from the system's generator; 30 of them are 178 bits."""
+    return "".join(secrets.choice(_BASE62) for _ in range(length))
+
+
+def digest(secret: str) -> bytes:
+    """What is stored of a key or token. Its own entropy is the salt: SHA-256 is enough."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def checksum(text: str) -> str:
+    """CRC32 as six base62 digits, by which scanners and typos are told from real keys."""
+    value, digits = zlib.crc32(text.encode()), ""
+    for _ in range(6):
+        value, place = divmod(value, 62)
+        digits = _BASE62[place] + digits
+    return digits
+
+
+def new_key() -> str:
+    """A fresh API key: prefix, 32 random base62 characters, checksum."""
+    body = KEY_PREFIX + new_secret(32)
+    return body + checksum(body)
+
+
+def looks_like_key(key: str) -> bool:
+    """False for a mistyped key of ours. Keys that operators chose carry no checksum and pass."""
+    return not key.startswith(KEY_PREFIX) or checksum(key[:-6]) == key[-6:]
+
+
+class KeyRing:
+    """Looks keys up by their digest, remembering them only while it hears of every change.
+
+    A worker listens on Postgres for changes of keys and instances and forgets all it remembers on each.
+    While the listening connection is down nothing is remembered, and a memory is never older than
+    TRUSTED_SECONDS, so that a revoked key fails on its next request.
+    """
+
+    def __init__(self, database: Database, size: int) -> None:
+        """
+        Args:
+            database: where the keys are.
+            size: how many keys, and how many instances, are remembered at most.
+        """
+        self._database = database
+        self._size = size
+        self._callers: OrderedDict[bytes, tuple[float, Caller, Sequence[Any]]] = OrderedDict()
+        self._instances: OrderedDict[tuple[int, str], tuple[float, Instance]] = OrderedDict()
+        self._generation = 0
+        self._listening = False
+
+    def forget(self) -> None:
+        """Drop everything remembered; look-ups under way are not remembered either."""
+        self._generation += 1
+        self._callers.clear()
+        self._instances.clear()
+
+    async def caller(self, key: str, address: str | None) -> Caller:
+        """Who a key belongs to.
+
+        Args:
+            key: in clear, as it came.
+            address: where the call came from.
+
+        Raises:
+            Unauthenticated: unknown, revoked, expired, or used from a network it is not meant for.
+        """
+        key_digest = digest(key)
+        known = self._callers.get(key_digest)
+        if known is None or known[0] < time.monotonic():
+            if not looks_like_key(key):
+                raise Unauthenticated
+            known = await self._look_up(key_digest)
+        _, caller, networks = known
+        if networks and not _within(address, networks):
+            raise Unauthenticated
+        return caller
+
+    async def instance(self, caller: Caller, name: str | int | None) -> Instance:
+        """The instance a call is about.
+
+        Args:
+            caller: as caller() gave it.
+            name: as the call named it, a number meaning its digits; None for the key's default.
+
+        Raises:
+            Forbidden: the key does not hold it, it is suspended, or there is no default.
+        """
+        default = caller.default_instance
+        name = None if name is None else str(name)
+        if default is not None and (name is None or name == default.name):
+            instance = default
+        elif name is None:
+            raise Forbidden("not-allowed", code="instance_required")
+        else:
+            known = self._instances.get((caller.key_id, name))
+            if known is None or known[0] < time.monotonic():
+                known = await self._look_up_instance(caller, name)
+            instance = known[1]
+        if not instance.is_active and not caller.is_operator:
+            raise Forbidden
+        return instance
+
+    async def _look_up(self, key_digest: bytes) -> tuple[float, Caller, Sequence[Any]]:
+        generation, now = self._generation, time.monotonic()
+        async with self._database.connection() as connection:
+            row = await connection.one("find_key", digest=key_digest)
+        if row is None:
+            raise Unauthenticated
+        default = row["instance_id"] and Instance(
+            row["instance_id"],
+            row["instance_name"],
+            row["instance_is_active"],
+            InstanceSettings.model_validate(row["instance_settings"]),
+        )
+        caller = Caller(row["id"], row["name"], frozenset(row["scopes"]), row["is_operator"], default)
+        networks = [ipaddress.ip_network(network) for network in row["networks"]]
+        # The database said how long the key has to live; only differences of our clock are used.
+        left = TRUSTED_SECONDS if row["seconds_left"] is None else min(TRUSTED_SECONDS, row["seconds_left"])
+        known = (now + left, caller, networks)
+        self._remember(self._callers, key_digest, known, generation)
+        return known
+
+    async def _look_up_instance(self, caller: Caller, name: str) -> tuple[float, Instance]:
+        generation, now = self._generation, time.monotonic()
+        async with self._database.connection() as connection:
+            row = await connection.one(
+                "find_key_instance", name=name, key_id=caller.key_id, is_operator=caller.is_operator
+            )
+        if row is None:
+            raise Forbidden
+        instance = Instance(
+            row["id"], row["name"], row["is_active"], InstanceSettings.model_validate(row["settings"])
+        )
+        known = (now + TRUSTED_SECONDS, instance)
+        self._remember(self._instances, (caller.key_id, name), known, generation)
+        return known
+
+    def _remember(self, memory: OrderedDict[Any, Any], key: Any, value: Any, generation: int) -> None:
+        if self._listening and generation == self._generation:
+            memory[key] = value
+            if len(memory) > self._size:
+                memory.popitem(last=False)
+
+    async def listen(self) -> None:
+        """Hear of changes until cancelled, connecting again with a growing pause when the line is lost."""
+        pause = 0.1
+        while True:
+            lost = asyncio.Event()
+            try:
+                connection = await self._database.direct()
+            except (OSError, TimeoutError, ServiceError) as error:
+                log.warning("not_listening", error=type(error).__name__)
+            except Exception as error:  # the driver's own kinds: refused, starting up, shutting down
+                log.warning("not_listening", error=type(error).__name__)
+            else:
+                try:
+                    connection.add_termination_listener(lambda *_, lost=lost: lost.set())
+                    await connection.add_listener(CHANNEL, lambda *_: self.forget())
+                    self.forget()
+                    self._listening, pause = True, 0.1
+                    while not lost.is_set():
+                        # A frozen server keeps the line open: ask it something now and then.
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(lost.wait(), 2)
+                            continue
+                        await connection.execute("SELECT 1", timeout=2)
+                except Exception as error:  # as above; whatever it was, the line is lost
+                    log.warning("not_listening", error=type(error).__name__)
+                finally:
+                    self._listening = False
+                    self.forget()
+                    connection.terminate()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+
+def _within(address: str | None, networks: Sequence[Any]) -> bool:
+    if address is None:
+        return False
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return any((mapped or ip) in network for network in networks)

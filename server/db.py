@@ -1,0 +1,330 @@
+"""The one place that talks to Postgres: pool, transactions, named queries, migrations, driver errors."""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import aiosql
+import asyncpg
+import orjson
+import structlog
+from aiosql.adapters.asyncpg import AsyncPGAdapter
+from asyncpg import exceptions as pg
+
+from server.errors import Contention, Invalid, OutcomeUnknown, ServiceError, Unavailable, from_constraint
+from server.settings import Settings
+
+log = structlog.get_logger()
+Row: TypeAlias = Any
+"""An asyncpg.Record: columns by name."""
+
+# Any constant serves, as long as every officerpc uses the same.
+_MIGRATION_LOCK = 0x0FF1CE
+
+
+class NamedQuery(NamedTuple):
+    """One statement of sql/queries with the order in which its parameters go."""
+
+    name: str
+    sql: str
+    params: tuple[str, ...]
+
+
+class Migration(NamedTuple):
+    """One file of sql/migrations."""
+
+    version: int
+    name: str
+    checksum: str
+    statements: tuple[str, ...]
+
+
+def _sql_dir() -> Path:
+    """The SQL files: inside the package where it is installed, beside it in a checkout."""
+    packaged = Path(__file__).parent / "sql"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "sql"
+
+
+def load_queries() -> dict[str, NamedQuery]:
+    """Every named query of sql/queries/*.sql."""
+    adapter = AsyncPGAdapter()  # type: ignore[no-untyped-call]
+    queries: dict[str, NamedQuery] = {}
+    for path in sorted((_sql_dir() / "queries").glob("*.sql")):
+        loaded = aiosql.from_path(path, lambda: adapter, encoding="utf-8")
+        for name in loaded.available_queries:
+            if name.endswith("_cursor"):  # aiosql adds one to every select
+                continue
+            if name in queries:
+                raise ValueError(f"two queries are called {name}")
+            sql = getattr(loaded, name).sql
+            queries[name] = NamedQuery(name, sql, tuple(adapter.var_sorted[name]))
+    return queries
+
+
+def load_migrations() -> list[Migration]:
+    """The migrations in order; statements are separated by a semicolon and an empty line."""
+    migrations = []
+    for path in sorted((_sql_dir() / "migrations").glob("*.sql")):
+        text = path.read_text(encoding="utf-8")
+        statements = tuple(part.strip() for part in re.split(r";\s*?\n\s*\n", text.strip()) if part.strip())
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        migrations.append(Migration(int(path.name[:4]), path.stem[5:], checksum, statements))
+    return migrations
+
+
+class MigrationError(Exception):
+    """The schema is not one that this program can work on."""
+
+
+class Connection:
+    """Named queries on one database connection, with or without a transaction around them."""
+
+    __slots__ = ("_queries", "raw")
+
+    def __init__(self, raw: "asyncpg.Connection", queries: dict[str, NamedQuery]) -> None:
+        self.raw = raw
+        self._queries = queries
+
+    def _bind(self, name: str, values: dict[str, Any]) -> tuple[str, Iterable[Any]]:
+        query = self._queries[name]
+        if len(values) != len(query.params):
+            raise TypeError(f"{name} takes {', '.join(query.params)}")
+        return query.sql, [values[param] for param in query.params]
+
+    async def one(self, name: str, /, **values: Any) -> Row | None:
+        """The first row of a named query, or None."""
+        sql, args = self._bind(name, values)
+        return await self.raw.fetchrow(sql, *args)
+
+    async def value(self, name: str, /, **values: Any) -> Any:
+        """The first column of the first row of a named query, or None."""
+        sql, args = self._bind(name, values)
+        return await self.raw.fetchval(sql, *args)
+
+    async def all(self, name: str, /, **values: Any) -> list[Row]:
+        """Every row of a named query."""
+        sql, args = self._bind(name, values)
+        rows: list[Row] = await self.raw.fetch(sql, *args)
+        return rows
+
+    async def run(self, name: str, /, **values: Any) -> None:
+        """A named query that returns nothing."""
+        sql, args = self._bind(name, values)
+        await self.raw.fetch(sql, *args)
+
+
+class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
+    """Nothing of ours leaves session state behind, so giving a connection back costs no round trip."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+async def _set_codecs(raw: "asyncpg.Connection") -> None:
+    await raw.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        encoder=lambda value: b"\x01" + orjson.dumps(value),  # 1 is the version of jsonb's binary form
+        decoder=lambda data: orjson.loads(data[1:]),
+        format="binary",
+    )
+
+
+class Database:
+    """A bounded pool of connections and the named queries that run on them."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        """
+        Args:
+            settings: sizes and timeouts (seconds).
+            url: where Postgres (or a transaction pooler) listens.
+        """
+        self._settings = settings
+        self._url = url
+        self._pooler = settings.database_direct_url is not None
+        self._direct_url = (
+            settings.database_direct_url.get_secret_value() if settings.database_direct_url else url
+        )
+        self._queries = load_queries()
+        self._pool: Any = None
+
+    async def open(self) -> None:
+        """Make the pool. Connections open on first use, so a server can start while its database is away."""
+        settings = self._settings
+        options: dict[str, Any] = (
+            {"statement_cache_size": 0}
+            if self._pooler
+            else {
+                "server_settings": {
+                    "application_name": "officerpc",
+                    "statement_timeout": str(int(settings.statement_timeout * 1000)),
+                    "lock_timeout": str(int(settings.lock_timeout * 1000)),
+                    "idle_in_transaction_session_timeout": str(int(settings.idle_transaction_timeout * 1000)),
+                },
+                "max_cached_statement_lifetime": 0,
+            }
+        )
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=settings.pool_size,
+            max_queries=10_000_000,
+            timeout=settings.connect_timeout,
+            # The server cancels first; this is for a server that does not answer at all.
+            command_timeout=settings.statement_timeout + 2,
+            connection_class=_PooledConnection,
+            init=_set_codecs,
+            **options,
+        )
+
+    async def close(self) -> None:
+        """Close the pool; a database that does not answer is left behind after two seconds."""
+        try:
+            await asyncio.wait_for(self._pool.close(), 2)
+        except (TimeoutError, OSError, pg.PostgresError, pg.InterfaceError):
+            self._pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection in autocommit: each statement is a transaction of its own."""
+        try:
+            raw = await self._pool.acquire(timeout=self._settings.acquire_timeout)
+        except Exception as error:
+            raise self._translated(error) from error
+        try:
+            yield Connection(raw, self._queries)
+        except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
+            raise self._translated(error) from error
+        finally:
+            # Shielded and bounded: a call that was cancelled or timed out still frees its connection.
+            try:
+                await self._pool.release(raw, timeout=2)
+            except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
+                log.warning("connection_dropped", error=type(error).__name__)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction that commits at the end of the block, or rolls back on any error.
+
+        Raises:
+            OutcomeUnknown: the connection was lost while committing.
+        """
+        async with self.connection() as connection:
+            transaction = connection.raw.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except BaseException:
+                with contextlib.suppress(
+                    pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError
+                ):
+                    await transaction.rollback()
+                raise
+            try:
+                await transaction.commit()
+            except (OSError, pg.InterfaceError, pg.PostgresConnectionError) as error:
+                raise OutcomeUnknown() from error
+            except pg.PostgresError as error:
+                if isinstance(error, pg.OperatorInterventionError):
+                    raise OutcomeUnknown() from error
+                raise
+
+    async def direct(self) -> "asyncpg.Connection":
+        """A connection of its own, past any pooler; the caller closes it."""
+        connection = await asyncpg.connect(self._direct_url, timeout=self._settings.connect_timeout)
+        await _set_codecs(connection)
+        return connection
+
+    def _translated(self, error: BaseException) -> BaseException:
+        if isinstance(error, pg.ReadOnlySQLTransactionError):
+            # A failover left us on a standby: connect anew, where target_session_attrs leads.
+            asyncio.get_running_loop().create_task(self._pool.expire_connections())
+        return translated(error)
+
+
+def translated(error: BaseException) -> BaseException:
+    """The ServiceError a driver error stands for; the error itself if it is a bug of ours."""
+    match error:
+        case ServiceError():
+            return error
+        case pg.IntegrityConstraintViolationError():
+            return from_constraint(error.constraint_name, str(error)) or error
+        case pg.SerializationError() | pg.DeadlockDetectedError() | pg.InvalidCachedStatementError():
+            return Contention(retry_after=1)
+        case pg.CharacterNotInRepertoireError() | pg.UntranslatableCharacterError():
+            return Invalid("a text holds a character that cannot be stored")
+        case (
+            pg.PostgresConnectionError()
+            | pg.OperatorInterventionError()
+            | pg.InsufficientResourcesError()
+            | pg.LockNotAvailableError()
+            | pg.IdleInTransactionSessionTimeoutError()
+            | pg.ReadOnlySQLTransactionError()
+            | pg.InvalidAuthorizationSpecificationError()
+            | pg.InvalidCatalogNameError()
+            | pg.InternalClientError()
+            | OSError()
+            | TimeoutError()
+        ):
+            return Unavailable(retry_after=1)
+        case pg.InterfaceError() if not isinstance(error, ValueError):
+            return Unavailable(retry_after=1)
+    return error
+
+
+@contextlib.asynccontextmanager
+async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None]:
+    """Only one of those who hold this at a time, in the whole database. It may be taken again within."""
+    await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+    try:
+        yield
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", _MIGRATION_LOCK)
+
+
+async def migrate(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
+    """Bring the schema up to date, one transaction a migration, under an advisory lock.
+
+    Args:
+        connection: direct, not through a transaction pooler.
+        migrations: as load_migrations gives them.
+
+    Returns:
+        the names of the migrations that were applied.
+
+    Raises:
+        MigrationError: an applied migration is not the file it was, or the database knows a later one.
+    """
+    async with migration_lock(connection):
+        if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+            await connection.execute(
+                "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
+                " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+            )
+        rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
+        applied = {row["version"]: row["checksum"] for row in rows}
+        known = {migration.version for migration in migrations}
+        if unknown := sorted(set(applied) - known):
+            raise MigrationError(
+                f"the database holds migration {unknown[-1]}, which this program does not know"
+            )
+        done = []
+        for migration in migrations:
+            if migration.version not in applied:
+                async with connection.transaction():
+                    for statement in migration.statements:
+                        await connection.execute(statement)
+                    await connection.execute(
+                        "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                        migration.version,
+                        migration.name,
+                        migration.checksum,
+                    )
+                done.append(migration.name)
+            elif applied[migration.version] != migration.checksum:
+                raise MigrationError(f"migration {migration.version} was applied from another file")
+        return done

@@ -1,0 +1,138 @@
+"""The one way in: every front hands its calls to Dispatcher.call."""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from pydantic import BaseModel, TypeAdapter
+
+from server.auth import Caller, KeyRing
+from server.db import Database
+from server.errors import Contention, Forbidden, ServiceError, Unavailable, UnknownMethod
+from server.metrics import CallFact, Metrics
+from server.passwords import PasswordHasher
+from server.registry import Call, Method, TenantParams, validated
+from server.settings import Settings
+
+log = structlog.get_logger()
+
+_ATTEMPTS = 4
+
+
+class Dispatcher:
+    """Checks, runs and observes calls."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        settings: Settings,
+        database: Database,
+        keys: KeyRing,
+        hasher: PasswordHasher,
+        metrics: Metrics,
+        *,
+        check_results: bool = False,
+    ) -> None:
+        """
+        Args:
+            methods: the registry.
+            check_results: hold every answer against its result model, as the tests do.
+        """
+        self.methods = methods
+        self.keys = keys
+        self.metrics = metrics
+        self._settings = settings
+        self._database = database
+        self._hasher = hasher
+        self._check_results = check_results
+
+    async def call(self, caller: Caller, name: object, params: object, request_id: str) -> Any:
+        """Run one method for a caller.
+
+        Args:
+            caller: who calls.
+            name: the method, as it came.
+            params: its params as parsed from JSON, not yet validated; None for none.
+            request_id: what the caller can quote.
+
+        Returns:
+            the result, ready to be rendered as JSON.
+
+        Raises:
+            ServiceError: whatever the caller can mend or try again.
+            Exception: a bug of ours; the front answers 500 and logs it.
+        """
+        started = time.perf_counter()
+        code, known, call = "internal", "unknown", None
+        try:
+            method = self.methods.get(name) if isinstance(name, str) else None
+            if method is None:
+                raise UnknownMethod(
+                    f"unknown method {name[:64]}" if isinstance(name, str) else "method: must be a string"
+                )
+            known = method.name
+            if method.scope not in caller.scopes or (method.operator and not caller.is_operator):
+                raise Forbidden
+            model = validated(method.params, params)
+            for member, scope in method.member_scopes.items():
+                given = getattr(model, member)
+                if given != type(model).model_fields[member].default and scope not in caller.scopes:
+                    raise Forbidden
+            call = Call(
+                caller, self._settings, self._database, self._hasher, self.keys, request_id, self.methods
+            )
+            async with asyncio.timeout(self._settings.call_timeout):
+                if isinstance(model, TenantParams):
+                    call.instance = await self.keys.instance(caller, model.instance)
+                result = await self._run(method, call, model)
+            code = "ok"
+            return result
+        except TimeoutError as error:
+            code = "unavailable"
+            raise Unavailable("the call took too long, try again", retry_after=1) from error
+        except ServiceError as error:
+            code = error.code
+            raise
+        finally:
+            instance = getattr(call, "instance", None)
+            self.metrics.call(
+                CallFact(
+                    known,
+                    code,
+                    time.perf_counter() - started,
+                    request_id,
+                    caller.key_id,
+                    instance.name if instance else None,
+                )
+            )
+
+    async def _run(self, method: Method, call: Call, params: BaseModel) -> Any:
+        arguments: tuple[Any, ...] = (call, params)
+        if method.prepare is not None:
+            arguments = (call, params, await method.prepare(call, params))
+        if not method.writes:
+            async with self._database.connection() as call.db:
+                result = await method.handler(*arguments)
+        else:
+            result = await self._write(method, call, arguments)
+        for then in call.after_commit:
+            then()
+        if self._check_results:
+            TypeAdapter(method.result).validate_python(result)
+        return result
+
+    async def _write(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
+        for attempt in range(1, _ATTEMPTS + 1):
+            call.after_commit.clear()
+            try:
+                async with self._database.transaction() as call.db:
+                    return await method.handler(*arguments)
+            except Contention:
+                # Serialization failures and deadlocks: the whole transaction again, after a jittered pause.
+                if attempt == _ATTEMPTS:
+                    raise
+                await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
+        raise AssertionError("unreachable")

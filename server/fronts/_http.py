@@ -1,0 +1,263 @@
+"""What every front needs of HTTP: bodies, JSON, keys, answers."""
+
+import asyncio
+import re
+import secrets
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import orjson
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from server.auth import Caller, KeyRing
+from server.dispatch import Dispatcher
+from server.errors import (
+    Invalid,
+    Malformed,
+    NoRoute,
+    ServiceError,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+    WrongType,
+    WrongVerb,
+)  # fmt: skip
+from server.metrics import Metrics, RefusalFact
+from server.settings import Settings
+
+log = structlog.get_logger()
+
+DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
+KEYS = web.AppKey("KEYS", KeyRing)
+METRICS = web.AppKey("METRICS", Metrics)
+SETTINGS = web.AppKey("SETTINGS", Settings)
+REQUEST_ID = "request_id"
+CALLED = "called"
+
+MAX_DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """One wire: where it listens and how it words errors."""
+
+    name: str
+    prefix: str
+    add_routes: Callable[[web.UrlDispatcher], None]
+    # From an error, or a bug of ours, to the answer.
+    error_response: Callable[[web.Request, ServiceError], web.Response]
+
+
+class Answer(web.Response):
+    """A response without the Server header, which aiohttp would add after every hook it offers."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall(hdrs.SERVER, None)
+
+
+def answer(status: int, body: bytes | None, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer in JSON, or without a body."""
+    response = Answer(status=status, body=body, content_type="application/json" if body is not None else None)
+    if headers:
+        response.headers.update(headers)
+    return response
+
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def request_id_of(given: str | None) -> str:
+    """The id of a request: the caller's own where it is short and plain, else a fresh one."""
+    return given if given and _GIVEN_ID.fullmatch(given) else secrets.token_hex(12)
+
+
+async def authenticate(request: web.Request, *headers: str) -> Caller:
+    """Who calls.
+
+    Args:
+        headers: where this wire looks for the key.
+
+    Raises:
+        Unauthenticated: no key, or one that is unknown, revoked or expired.
+        Invalid: more than one key.
+    """
+    given = [value for header in headers for value in request.headers.getall(header, ())]
+    if len(given) > 1:
+        raise Invalid("send one API key", code="several_keys")
+    if not given or not given[0]:
+        raise Unauthenticated
+    return await request.app[KEYS].caller(given[0], address_of(request))
+
+
+def address_of(request: web.Request) -> str | None:
+    """Where a request comes from: the first address, seen from here, that is no proxy of ours."""
+    address = request.remote
+    proxies = request.app[SETTINGS].trusted_proxies
+    if not proxies or address is None:
+        return address
+    hops = [
+        hop.strip() for value in request.headers.getall("X-Forwarded-For", ()) for hop in value.split(",")
+    ]
+    try:
+        while hops and any(ip_address(address) in network for network in proxies):
+            address = hops.pop()
+    except ValueError:
+        return None
+    return address
+
+
+async def run(request: web.Request, caller: Caller, name: object, params: object) -> Any:
+    """Hand a call to the dispatcher, which observes it from here on."""
+    request[CALLED] = True
+    return await request.app[DISPATCHER].call(caller, name, params, request[REQUEST_ID])
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body of a request, inflated, within the limits of size and time.
+
+    Raises:
+        TooLarge: more bytes than allowed, before or after inflating.
+        TooSlow: it did not arrive in time.
+        Malformed: it cannot be inflated.
+    """
+    settings = request.app[SETTINGS]
+    if (request.content_length or 0) > settings.body_limit:
+        raise TooLarge
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            async for chunk in request.content.iter_any():
+                size += len(chunk)
+                if size > settings.body_limit:
+                    raise TooLarge
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise TooSlow from error
+    except web.RequestPayloadError as error:
+        raise Malformed("the body cannot be read as its headers say") from error
+    return b"".join(chunks)
+
+
+def require_json(request: web.Request) -> None:
+    """Raises WrongType unless the body is declared to be JSON in UTF-8."""
+    if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in (
+        "utf-8",
+        "utf8",
+    ):
+        raise WrongType
+
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_LONG_INTEGERS = re.compile(rb"(?<![\d.eE+-])-?\d{19,}(?![\d.eE])")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON (RFC 8259) as every front takes it.
+
+    Raises:
+        Malformed: broken JSON, NaN, lone surrogates, NUL, duplicate members, more than 32 levels, or an
+            integer beyond 64 bits.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed from error
+    # orjson takes the rest of what we refuse. Without its strings the text is structure alone: brackets,
+    # colons and numbers, which the regular expression engine and bytes methods go through at C speed.
+    structure = _STRINGS.sub(b"", body)
+    brackets = structure.translate(_ONE_KIND, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")  # takes the innermost level
+    if brackets:
+        raise Malformed(f"the JSON is nested deeper than {MAX_DEPTH} levels")
+    for found in _LONG_INTEGERS.finditer(structure):
+        digits = found[0].lstrip(b"-").lstrip(b"0")
+        if len(digits) > 19 or int(digits or b"0") > 2**63 - (not found[0].startswith(b"-")):
+            raise Malformed("the JSON holds an integer beyond 64 bits")
+    if _members(value) != structure.count(b":"):
+        raise Malformed("the JSON names a member twice")
+    if b"\\u0000" in body and b"\\u0000" in orjson.dumps(value).replace(b"\\\\", b""):
+        raise Malformed("the JSON holds a NUL character")
+    return value
+
+
+def _members(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(_members(item) for item in value.values() if isinstance(item, (dict, list)))
+    if isinstance(value, list):
+        return sum(_members(item) for item in value if isinstance(item, (dict, list)))
+    return 0
+
+
+def boundary(fronts: Sequence[Front]) -> Middleware:
+    """The outermost middleware: gives each request its id, and each error its front's form.
+
+    Args:
+        fronts: the longest prefix of the path decides; the first is for every other path.
+    """
+
+    @web.middleware
+    async def within_boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = request[REQUEST_ID] = request_id_of(request.headers.get("X-Request-Id"))
+        error: ServiceError | None = None
+        response: web.StreamResponse
+        try:
+            response = await handler(request)
+        except ServiceError as refused:
+            error = refused
+        except web.HTTPMethodNotAllowed as refused:
+            error = WrongVerb(headers={"Allow": ", ".join(sorted(refused.allowed_methods))})
+        except web.HTTPException:
+            error = NoRoute()
+        except ConnectionError:
+            raise  # the client is gone: nobody to answer
+        except Exception as bug:
+            log.error("bug", request_id=request_id, traceback=safe_traceback(bug))
+            error = ServiceError()
+        if error is not None:
+            matching = [front for front in fronts if request.path.startswith(front.prefix)]
+            front = max(matching, key=lambda front: len(front.prefix), default=fronts[0])
+            response = front.error_response(request, error)
+            response.headers["X-Error-Code"] = error.code
+            response.headers.update(error.headers)
+            if error.retry_after is not None:
+                response.headers["Retry-After"] = str(error.retry_after)
+            if isinstance(error, (TooLarge, TooSlow)):
+                response.force_close()  # the rest of the body is not worth waiting for
+            if CALLED not in request:
+                request.app[METRICS].refusal(RefusalFact(front.name, error.code, response.status, request_id))
+        response.headers["X-Request-Id"] = request_id
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    return within_boundary
+
+
+def safe_traceback(error: BaseException) -> list[str]:
+    """Where an exception came from, and its causes, without what it quotes.
+
+    The driver's messages hold rows and arguments, hashes among them; only their kind and SQLSTATE stay.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        frames = traceback.extract_tb(current.__traceback__)
+        lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        kind = type(current)
+        told = (
+            getattr(current, "sqlstate", "") if kind.__module__.startswith("asyncpg") else str(current)[:200]
+        )
+        lines.append(f"{kind.__module__}.{kind.__name__}: {told}")
+        current = current.__cause__ or current.__context__
+    return lines

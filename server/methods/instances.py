@@ -1,0 +1,235 @@
+"""Instances: the tenants, which operators make and keep."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from server.auth import InstanceSettings, PasswordPolicy
+from server.errors import Conflict, FieldError, Invalid
+from server.methods.users import (
+    ABSENT,
+    CreateUser,
+    DisplayName,
+    Line,
+    NewEmail,
+    Password,
+    from_cursor,
+    insert_user,
+    password_problem,
+    to_cursor,
+)  # fmt: skip
+from server.registry import Call, Example, Params, Result, TenantParams, method
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+_SETTINGS = {"passwordPolicy": {"minLength": 1, "minClasses": 1}, "retentionDays": None}
+_INSTANCE = {
+    "name": "ACME", "title": "Acme Inc.", "isActive": True, "settings": _SETTINGS, "createdAt": 1683471262,
+}  # fmt: skip
+
+
+class Administrator(Params):
+    """The first user of an instance."""
+
+    email: NewEmail
+    displayName: DisplayName = Field(ABSENT, description="Left out: the local part of the e-mail.")
+    password: Password = Field(ABSENT, description="Left out: it cannot log in until one is set.")
+
+
+class CreateInstance(Params):
+    """A new tenant."""
+
+    name: Name = Field(description="What calls name it by; it never changes.")
+    title: Line = Field("", description="What people call it.")
+    admin: Administrator
+    settings: InstanceSettings = Field(default_factory=InstanceSettings)
+
+
+class InstanceInfo(Result):
+    """An instance."""
+
+    name: str
+    title: str
+    isActive: bool
+    settings: InstanceSettings
+    createdAt: int = Field(description="Unix seconds.")
+
+
+class CreatedInstance(InstanceInfo):
+    """A new instance."""
+
+    adminId: int = Field(description="The id of its first user.")
+
+
+async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None:
+    if params.admin.password is None:
+        return None
+    if problem := password_problem(params.admin.password, params.settings.passwordPolicy):
+        raise Invalid.of([FieldError("admin.password", problem)])
+    return await call.hasher.hash(params.admin.password)
+
+
+@method(
+    "createInstance",
+    result=CreatedInstance,
+    scope="instances:write",
+    writes=True,
+    operator=True,
+    prepare=_hash_admin_password,
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "A tenant with its administrator",
+            {"name": "ACME", "title": "Acme Inc.", "admin": {"email": "boss@acme.example"}},
+            _INSTANCE | {"adminId": 1},
+        ),
+    ),
+)
+async def create_instance(call: Call, params: CreateInstance, password_hash: str | None) -> Any:
+    """Make an instance together with its administrator, who is its first user."""
+    row = await call.db.one(
+        "create_instance", name=params.name, title=params.title, settings=params.settings.model_dump()
+    )
+    assert row is not None
+    admin = (
+        CreateUser(email=params.admin.email, displayName=params.admin.displayName or ABSENT, isAdmin=True)
+        if params.admin.displayName
+        else CreateUser(email=params.admin.email, isAdmin=True)
+    )
+    user = await insert_user(call, row["id"], admin, password_hash)
+    return {
+        "name": row["name"], "title": row["title"], "isActive": row["is_active"],
+        "settings": params.settings.model_dump(), "createdAt": row["created_at"], "adminId": user["id"],
+    }  # fmt: skip
+
+
+class CountedInstance(InstanceInfo):
+    """An instance with its numbers."""
+
+    users: int = Field(description="Users that are not deleted.")
+
+
+@method(
+    "getInstance",
+    result=CountedInstance,
+    scope="instances:read",
+    writes=False,
+    examples=(
+        Example(
+            "The key's own", {"instance": "MYINSTANCE"},
+            _INSTANCE | {"name": "MYINSTANCE", "title": "", "users": 2},
+        ),
+    ),
+)  # fmt: skip
+async def get_instance(call: Call, params: TenantParams) -> Any:
+    """Look at one instance: its settings and how many users it has."""
+    row = await call.db.one("get_instance", instance_id=call.instance.id)
+    assert row is not None
+    return dict(row) | {"settings": InstanceSettings.model_validate(row["settings"]).model_dump()}
+
+
+class ListInstances(Params):
+    """From where on."""
+
+    after: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="The next of the page before; null for the first page."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class InstancePage(Result):
+    """A page of instances in the order of their names."""
+
+    instances: list[InstanceInfo]
+    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+
+
+@method(
+    "listInstances",
+    result=InstancePage,
+    scope="instances:read",
+    writes=False,
+    operator=True,
+    examples=(
+        Example(
+            "All of them", {},
+            {"instances": [_INSTANCE | {"name": "MYINSTANCE", "title": ""}], "next": None},
+        ),
+    ),
+)  # fmt: skip
+async def list_instances(call: Call, params: ListInstances) -> Any:
+    """List all instances, page by page."""
+    rows = await call.db.all("list_instances", after=from_cursor(params.after), row_limit=params.limit)
+    instances = [
+        dict(row) | {"settings": InstanceSettings.model_validate(row["settings"]).model_dump()}
+        for row in rows
+    ]
+    more = len(instances) == params.limit
+    return {"instances": instances, "next": to_cursor(instances[-1]["name"]) if more else None}
+
+
+class PolicyChange(Params):
+    """Members of a password policy to change."""
+
+    minLength: Annotated[int, Field(ge=1, le=128)] = ABSENT
+    minClasses: Annotated[int, Field(ge=1, le=4)] = ABSENT
+
+
+class SettingsChange(Params):
+    """Members of an instance's settings to change."""
+
+    passwordPolicy: PolicyChange = ABSENT
+    retentionDays: Annotated[int, Field(ge=0, le=3650)] | None = None
+
+
+class UpdateInstance(TenantParams):
+    """What to change; at least one member beside the instance."""
+
+    title: Line = ABSENT
+    isActive: bool = Field(ABSENT, description="False refuses every call of its keys.")
+    settings: SettingsChange = Field(ABSENT, description="Merged into the stored settings.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "UpdateInstance":
+        if not self.model_fields_set - {"instance"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+@method(
+    "updateInstance",
+    result=Literal[True],
+    scope="instances:write",
+    writes=True,
+    operator=True,
+    examples=(
+        Example(
+            "Ask for longer passwords",
+            {"instance": "MYINSTANCE", "settings": {"passwordPolicy": {"minLength": 12}}},
+            True,
+        ),
+        Example("Suspend a tenant", {"instance": "MYINSTANCE", "isActive": False}, True),
+    ),
+)
+async def update_instance(call: Call, params: UpdateInstance) -> Any:
+    """Change an instance's title or settings, or suspend it.
+
+    The keys of a suspended instance are answered with 403; its users and their data stay.
+    """
+    settings = None
+    if params.settings is not None:
+        stored = await call.db.value("lock_instance_settings", instance_id=call.instance.id)
+        settings = InstanceSettings.model_validate(stored).model_dump()
+        change = params.settings.model_dump(exclude_unset=True)
+        policy = PasswordPolicy(**settings["passwordPolicy"] | change.pop("passwordPolicy", {}))
+        settings = settings | change | {"passwordPolicy": policy.model_dump()}
+    await call.db.value(
+        "update_instance",
+        instance_id=call.instance.id,
+        title=params.title,
+        is_active=params.isActive,
+        settings=settings,
+    )
+    await call.db.run("announce_keys_changed")
+    call.after_commit.append(call.keys.forget)
+    return True

@@ -1,0 +1,271 @@
+"""API keys: shown once, stored as SHA-256, with scopes, expiry, networks, rotation and revocation."""
+
+import ipaddress
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from server.auth import SCOPES, digest, new_key
+from server.errors import FieldError, Forbidden, Invalid, NotFound
+from server.methods.instances import Name
+from server.methods.users import ABSENT, DisplayName
+from server.registry import Call, Example, Params, Result, method
+
+
+def _scope(scope: str) -> str:
+    if scope not in SCOPES:
+        raise ValueError("is not a scope")
+    return scope
+
+
+def _network(network: str) -> str:
+    try:
+        return str(ipaddress.ip_network(network))
+    except ValueError as error:
+        raise ValueError("is not a network such as 192.0.2.0/24") from error
+
+
+ScopeName = Annotated[str, Field(max_length=40), AfterValidator(_scope)]
+Network = Annotated[str, Field(max_length=50), AfterValidator(_network)]
+Seconds = Annotated[int, Field(ge=1, le=10 * 366 * 86400)]
+
+_KEY = "orpc_0123456789abcdefghijklmnopqrstuvJ3lRbb"
+_LISTED = {
+    "id": 1, "name": "shop", "prefix": "orpc_012345", "scopes": ["users:read", "users:write"],
+    "isOperator": False, "instances": ["MYINSTANCE"], "networks": [], "createdAt": 1683471262,
+    "expiresAt": None, "revokedAt": None,
+}  # fmt: skip
+
+
+class KeyParams(Params):
+    """Params about the keys of an instance or, for an operator who names none, about all keys."""
+
+    instance: str | int | None = Field(
+        None, description="Left out: the key's default instance; for an operator's key all keys."
+    )
+
+
+async def managed_instance(call: Call, params: KeyParams) -> int | None:
+    """The id of the instance whose keys the caller may manage; None: all keys, for an operator."""
+    if call.caller.is_operator and params.instance is None:
+        return None
+    call.instance = await call.keys.instance(call.caller, params.instance)
+    return call.instance.id
+
+
+class CreateApiKey(KeyParams):
+    """A new key. It can hold no more than the key that makes it."""
+
+    name: DisplayName = Field(description="What it is for, so that it is known again in a list.")
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=50)]
+    instances: Annotated[list[Name], Field(min_length=1, max_length=1000)] = Field(
+        ABSENT, description="Several instances, the first being the default. Needs an operator's key."
+    )
+    isOperator: bool = Field(False, description="Holds every instance. Needs an operator's key.")
+    expiresIn: Seconds | None = Field(None, description="Seconds until it expires; null: never.")
+    networks: Annotated[list[Network], Field(max_length=100)] = Field(
+        default_factory=list, description="Where it may be used from; empty: anywhere."
+    )
+
+    @model_validator(mode="after")
+    def _belongs(self) -> "CreateApiKey":
+        if sum((self.isOperator, self.instances is not None, self.instance is not None)) > 1:
+            raise ValueError("give one of instance, instances and isOperator")
+        return self
+
+
+class CreatedApiKey(Result):
+    """A new key; this is the only time that it is shown."""
+
+    id: int
+    key: str
+    name: str
+    scopes: list[str]
+    isOperator: bool
+    instances: list[str]
+    networks: list[str]
+    createdAt: int = Field(description="Unix seconds.")
+    expiresAt: int | None = Field(description="Unix seconds; null: never.")
+
+
+async def _insert_key(call: Call, key: str, **values: Any) -> Any:
+    row = await call.db.one(
+        "create_key",
+        name=values["name"],
+        digest=digest(key),
+        prefix=key[:11],
+        scopes=values["scopes"],
+        is_operator=values["is_operator"],
+        instance_names=values["instances"],
+        networks=values["networks"],
+        lifetime=values["lifetime"],
+    )
+    assert row is not None
+    return {
+        "id": row["id"], "key": key, "name": values["name"], "scopes": values["scopes"],
+        "isOperator": values["is_operator"], "instances": values["instances"],
+        "networks": values["networks"], "createdAt": row["createdAt"], "expiresAt": row["expiresAt"],
+    }  # fmt: skip
+
+
+_CREATED = {name: value for name, value in _LISTED.items() if name not in ("prefix", "revokedAt")} | {
+    "key": _KEY
+}
+
+
+async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
+    """The instances that a new key is to hold, the default first; none for an operator's key.
+
+    Raises:
+        Forbidden: the caller may not make such a key.
+        Invalid: naming the instance that does not exist.
+    """
+    if not set(params.scopes) <= call.caller.scopes:
+        raise Forbidden("not-allowed", code="scope_not_held")
+    if (params.isOperator or params.instances is not None) and not call.caller.is_operator:
+        raise Forbidden
+    if params.isOperator:
+        return []
+    if params.instances is None:
+        call.instance = await call.keys.instance(call.caller, params.instance)
+        return [call.instance.name]
+    names = list(dict.fromkeys(params.instances))
+    for place, name in enumerate(names):
+        try:
+            await call.keys.instance(call.caller, name)
+        except Forbidden as error:
+            raise Invalid.of([FieldError(f"instances.{place}", "there is no such instance")]) from error
+    return names
+
+
+@method(
+    "createApiKey",
+    result=CreatedApiKey,
+    scope="keys:write",
+    writes=True,
+    prepare=held_instances,
+    errors=(Invalid,),
+    examples=(
+        Example(
+            "A key for a shop", {"name": "shop", "scopes": ["users:read", "users:write"]}, _CREATED
+        ),
+    ),
+)  # fmt: skip
+async def create_api_key(call: Call, params: CreateApiKey, instances: list[str]) -> Any:
+    """Make a key for an instance, for several, or for the operator.
+
+    The key is in this answer and nowhere else. It can have no scope that the caller's key lacks.
+    """
+    return await _insert_key(
+        call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
+        instances=instances, networks=params.networks, lifetime=params.expiresIn,
+    )  # fmt: skip
+
+
+class ListApiKeys(KeyParams):
+    """From where on."""
+
+    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="The id of the last key of the page before."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class ApiKeyInfo(Result):
+    """A key without its secret."""
+
+    id: int
+    name: str
+    prefix: str = Field(description="The first characters, to know it by.")
+    scopes: list[str]
+    isOperator: bool
+    instances: list[str]
+    networks: list[str]
+    createdAt: int = Field(description="Unix seconds.")
+    expiresAt: int | None = Field(description="Unix seconds; null: never.")
+    revokedAt: int | None = Field(description="Unix seconds; null: not revoked.")
+
+
+@method(
+    "listApiKeys",
+    result=list[ApiKeyInfo],
+    scope="keys:read",
+    writes=False,
+    prepare=managed_instance,
+    examples=(Example("The instance's keys", {"limit": 1}, [_LISTED]),),
+)
+async def list_api_keys(call: Call, params: ListApiKeys, instance_id: int | None) -> Any:
+    """List keys, revoked and expired ones too, without their secrets.
+
+    These are the keys that hold the instance and no other; an operator who names no instance sees all.
+    """
+    rows = await call.db.all(
+        "list_keys",
+        instance_id=instance_id,
+        after=params.after,
+        row_limit=params.limit,
+    )
+    return [dict(row) for row in rows]
+
+
+class ApiKeyRef(KeyParams):
+    """A key by its id."""
+
+    id: Annotated[int, Field(ge=1, lt=2**63)]
+
+
+class RotateApiKey(ApiKeyRef):
+    """A key to replace."""
+
+    overlap: Annotated[int, Field(ge=0, le=30 * 86400)] = Field(
+        3600, description="Seconds for which the old key still works."
+    )
+
+
+async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
+    row = await call.db.one("lock_key", key_id=key_id, instance_id=instance_id)
+    if row is None:
+        raise NotFound
+    await call.db.run("announce_keys_changed")
+    call.after_commit.append(call.keys.forget)
+    return row
+
+
+@method(
+    "rotateApiKey",
+    result=CreatedApiKey,
+    scope="keys:write",
+    writes=True,
+    prepare=managed_instance,
+    errors=(NotFound,),
+    examples=(Example("With an hour's overlap", {"id": 1}, _CREATED | {"id": 2}),),
+)
+async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | None) -> Any:
+    """Replace a key by a new one that holds the same; the old one works on for the overlap.
+
+    The new key lives as long as the old one would have.
+    """
+    row = await _locked_key(call, params.id, instance_id)
+    if not set(row["scopes"]) <= call.caller.scopes:
+        raise Forbidden("not-allowed", code="scope_not_held")
+    await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
+    return await _insert_key(
+        call, new_key(), name=row["name"], scopes=row["scopes"], is_operator=row["is_operator"],
+        instances=row["instances"], networks=row["networks"], lifetime=row["seconds_left"],
+    )  # fmt: skip
+
+
+@method(
+    "revokeApiKey",
+    result=Literal[True],
+    scope="keys:write",
+    writes=True,
+    prepare=managed_instance,
+    errors=(NotFound,),
+    examples=(Example("Revoke", {"id": 1}, True),),
+)
+async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None) -> Any:
+    """End a key now; its next request is refused."""
+    await _locked_key(call, params.id, instance_id)
+    await call.db.run("revoke_key", key_id=params.id)
+    return True

@@ -1,0 +1,182 @@
+"""Login sessions: opaque tokens of 40 characters, stored hashed."""
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from server.auth import digest, new_secret
+from server.errors import Invalid, NotFound
+from server.methods.users import USER, Email, User, UserRef, email_key, found, read_user
+from server.passwords import MAX_PASSWORD
+from server.registry import Call, Example, Result, TenantParams, method
+
+TOKEN_LENGTH = 40
+Token = Annotated[str, Field(min_length=1, max_length=200, description="As login answered it.")]
+
+EXAMPLE_TOKEN = "ExampleTokenExampleTokenExampleToken1234"  # noqa: S105
+_LOGGED_IN = USER | {"token": EXAMPLE_TOKEN, "tokenExpiresAt": 1683557662}
+
+
+class WrongLogin(Invalid):
+    """Login or password is incorrect"""
+
+    code = "wrong_login"
+
+
+class Login(TenantParams):
+    """Who logs in."""
+
+    email: Email
+    password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+
+
+class Verified(NamedTuple):
+    """A right password: whose, against which stored hash, and the hash to store instead, if any."""
+
+    user_id: int
+    password_hash: str
+    new_password_hash: str | None
+
+
+async def verify_password(call: Call, params: Login) -> Verified:
+    """Check a password without holding a connection while it is hashed.
+
+    Raises:
+        WrongLogin: wrong password, or a user who is unknown, suspended, deleted or without a password;
+            all of them take the time of one verification.
+    """
+    async with call.database.connection() as db:
+        row = await db.one("get_credential", instance_id=call.instance.id, email_key=email_key(params.email))
+    right = await call.hasher.verify(row and row["password_hash"], params.password)
+    if row is None or not right:
+        raise WrongLogin
+    stored: str = row["password_hash"]
+    renewed = await call.hasher.hash(params.password) if call.hasher.outdated(stored) else None
+    return Verified(row["user_id"], stored, renewed)
+
+
+@method(
+    "login",
+    result=User,
+    scope="sessions:write",
+    writes=True,
+    prepare=verify_password,
+    errors=(WrongLogin,),
+    examples=(
+        Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),
+    ),
+)
+async def login(call: Call, params: Login, verified: Verified) -> Any:
+    """Log a user in: the user as getUserByEmail shows it, with a session token.
+
+    The token is shown here once; tokenExpiresAt is in Unix seconds.
+    """
+    token = new_secret(TOKEN_LENGTH)
+    expires_at = await call.db.value(
+        "create_session",
+        instance_id=call.instance.id,
+        user_id=verified.user_id,
+        password_hash=verified.password_hash,
+        new_password_hash=verified.new_password_hash,
+        token_digest=digest(token),
+        lifetime=call.settings.session_hours * 3600,
+    )
+    user = await read_user(call, email_key(params.email))
+    if expires_at is None or user is None:
+        raise WrongLogin  # suspended, deleted or given another password while we verified
+    return dict(user) | {"token": token, "tokenExpiresAt": expires_at}
+
+
+class TokenRef(TenantParams):
+    """A session by its token."""
+
+    token: Token
+
+
+@method(
+    "loginWithToken",
+    result=User,
+    scope="sessions:write",
+    writes=False,
+    errors=(WrongLogin,),
+    examples=(Example("A living session", {"token": EXAMPLE_TOKEN}, _LOGGED_IN),),
+)
+async def login_with_token(call: Call, params: TokenRef) -> Any:
+    """The user of a living session, as login answered it; the session is not prolonged."""
+    session = await call.db.one(
+        "find_session", instance_id=call.instance.id, token_digest=digest(params.token)
+    )
+    user = await read_user(call, session["email_key"]) if session else None
+    if session is None or user is None:
+        raise WrongLogin
+    return dict(user) | {"token": params.token, "tokenExpiresAt": session["expires_at"]}
+
+
+@method(
+    "logout",
+    result=Literal[True],
+    scope="sessions:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("End a session", {"token": EXAMPLE_TOKEN}, True),),
+)
+async def logout(call: Call, params: TokenRef) -> Any:
+    """End one session."""
+    found(await call.db.value("end_session", instance_id=call.instance.id, token_digest=digest(params.token)))
+    return True
+
+
+class ListSessions(UserRef):
+    """Whose sessions, and from where on."""
+
+    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="The id of the last session of the page before."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class Session(Result):
+    """A session without its token."""
+
+    id: int
+    email: str
+    createdAt: int = Field(description="Unix seconds.")
+    expiresAt: int = Field(description="Unix seconds.")
+
+
+@method(
+    "listSessions",
+    result=list[Session],
+    scope="sessions:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "One living session",
+            {"email": "jane@example.com"},
+            [{"id": 1, "email": "jane@example.com", "createdAt": 1683471262, "expiresAt": 1683557662}],
+        ),
+    ),
+)
+async def list_sessions(call: Call, params: ListSessions) -> Any:
+    """List the living sessions of a user, the oldest first."""
+    user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
+    rows = await call.db.all("list_sessions", **user, after=params.after, row_limit=params.limit)
+    if not rows and await call.db.value("find_email", **user) is not False:
+        raise NotFound
+    return [dict(row) for row in rows]
+
+
+@method(
+    "forceLogoutByEmail",
+    result=Literal[True],
+    scope="sessions:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("End all sessions", {"email": "jane@example.com"}, True),),
+)
+async def force_logout_by_email(call: Call, params: UserRef) -> Any:
+    """End every session of a user, whether or not there is any."""
+    key = email_key(params.email)
+    found(await call.db.value("end_user_sessions", instance_id=call.instance.id, email_key=key))
+    return True

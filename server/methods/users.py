@@ -1,0 +1,642 @@
+"""Users of an instance: the OneOffice calls (seeds/000) and their neighbours."""
+
+import base64
+import binascii
+import unicodedata
+from typing import Annotated, Any, Literal
+
+import orjson
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from server.auth import PasswordPolicy
+from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound
+from server.passwords import MAX_PASSWORD, hash_problem
+from server.registry import Call, Example, Params, Result, TenantParams, method, validated
+
+ABSENT: Any = None
+"""Default of a member that may be left out but, when given, is not null."""
+
+
+def _address(email: str) -> str:
+    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it."""
+    try:
+        found = validate_email(email, check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError as error:
+        raise ValueError("is not a valid e-mail address") from error
+    if "." not in found.domain:
+        raise ValueError("is not a valid e-mail address: the domain has no dot")
+    return found.normalized
+
+
+def email_key(email: str) -> str:
+    """What identity is decided by: the address in lower case, the domain in Unicode."""
+    if email.isascii() and "xn--" not in email:
+        return email.lower()
+    try:
+        return _address(email).lower()
+    except ValueError:
+        return unicodedata.normalize("NFC", email).lower()
+
+
+def _line(text: str) -> str:
+    if any(unicodedata.category(char) == "Cc" for char in text):
+        raise ValueError("holds control characters")
+    return text
+
+
+def _small_json(value: Any) -> Any:
+    if len(orjson.dumps(value)) > 65536:
+        raise ValueError("is larger than 64 KiB")
+    return value
+
+
+def _importable(password_hash: str) -> str:
+    if problem := hash_problem(password_hash):
+        raise ValueError(problem)
+    return password_hash
+
+
+NewEmail = Annotated[str, Field(min_length=3, max_length=254), AfterValidator(_address)]
+Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
+Line = Annotated[str, Field(max_length=200), AfterValidator(_line)]
+DisplayName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
+Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable)]
+Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
+AvatarUrl = Annotated[str, Field(max_length=2048, pattern=r"^(https://[^\s<>\"\\]+)?$")]
+
+
+class Profile(Params):
+    """The documented members of a profile, in their order."""
+
+    uid: Line | None = None
+    title: Line | None = None
+    department: Line | None = None
+    location: Line | None = None
+    phones: Annotated[list[Annotated[Line, Field(max_length=40)]], Field(max_length=20)] = Field(
+        default_factory=list
+    )
+    grade: Line | None = None
+
+
+class Values(Params):
+    """The documented members of a user's values, in their order."""
+
+    notificationReminder: Annotated[int, Field(ge=0, lt=2**31)] | None = 3
+    timezone: Line | None = None
+    editorTemplates: Annotated[Any, AfterValidator(_small_json)] = None
+
+
+class CreateUser(TenantParams):
+    """A new user."""
+
+    email: NewEmail = Field(description="Unique in the instance, in any case.")
+    # The document's order, for those who send params by position.
+    displayName: DisplayName = Field(ABSENT, description="Left out: the local part of the e-mail.")
+    password: Password = Field(
+        ABSENT, description="Left out, with passwordHash too: the user cannot log in until one is set."
+    )
+    passwordHash: PasswordHash = Field(
+        ABSENT, description="Instead of password: an argon2id hash in PHC form, from another system."
+    )
+    isActive: bool = Field(True, description="Whether the user may log in.")
+    isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
+    profile: Profile = Field(default_factory=Profile, description="Members left out are null.")
+    values: Values = Field(default_factory=Values)
+    settings: Numbers = Field(default=[84, 213, 10, 92])
+    apps: Numbers = Field(default=[0, 0, 0])
+    avatar: AvatarUrl = Field("", description="An https address, or empty.")
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> "CreateUser":
+        if self.password is not None and self.passwordHash is not None:
+            raise ValueError("give password or passwordHash, not both")
+        return self
+
+
+class CreatedUser(Result):
+    """A new user; apps and settings come as Postgres array text."""
+
+    email: str
+    displayName: str
+    profile: Profile
+    isAdmin: bool
+    apps: str
+    createdAt: int = Field(description="Unix seconds.")
+    settings: str
+    values: Values
+    id: int
+    mainCalendar: int
+    inbox: int
+    spam: int
+    sent: int
+    trashEmail: int
+    drafts: int
+    rootFiles: int
+    trashFiles: int
+
+
+class User(Result):
+    """A user as looked up; apps and settings come as lists."""
+
+    id: int
+    instance: str
+    email: str
+    avatar: str
+    groups: list[str]
+    settings: list[int]
+    apps: list[int]
+    values: Values
+    profile: Profile
+    displayName: str
+    isActive: bool
+    isAdmin: bool
+    isSysAdmin: bool
+    rootFiles: int
+    trashFiles: int
+    inbox: int
+    spam: int
+    sent: int
+    trashEmail: int
+    drafts: int
+    mainCalendar: int
+    token: str = Field(description="Filled by login and loginWithToken alone.")
+    tokenExpiresAt: int = Field(description="Unix seconds; 0 without token.")
+
+
+CREATED_USER = {
+    "email": "test1@oneoffice.bh",
+    "displayName": "TestUser",
+    "profile": {
+        "uid": None, "title": None, "department": None, "location": None, "phones": [], "grade": None,
+    },
+    "isAdmin": False,
+    "apps": "{0,0,0}",
+    "createdAt": 1683471262,
+    "settings": "{84,213,10,92}",
+    "values": {"notificationReminder": 3, "timezone": None, "editorTemplates": None},
+    "id": 2, "mainCalendar": 2, "inbox": 7, "spam": 8, "sent": 9, "trashEmail": 10, "drafts": 12,
+    "rootFiles": 3, "trashFiles": 4,
+}  # fmt: skip
+USER = {
+    "id": 2, "instance": "MYINSTANCE", "email": "jane@example.com", "avatar": "", "groups": [],
+    "settings": [84, 213, 10, 92], "apps": [0, 0, 0],
+    "values": {"timezone": None, "editorTemplates": None, "notificationReminder": 3},
+    "profile": {
+        "uid": None, "grade": None, "title": None, "phones": [], "location": None, "department": None,
+    },
+    "displayName": "Jane Doe", "isActive": True, "isAdmin": False, "isSysAdmin": False,
+    "rootFiles": 3, "trashFiles": 4, "inbox": 7, "spam": 8, "sent": 9, "trashEmail": 10, "drafts": 12,
+    "mainCalendar": 2, "token": "", "tokenExpiresAt": 0,
+}  # fmt: skip
+
+
+def password_problem(password: str, policy: PasswordPolicy) -> str | None:
+    """What an instance's policy has against a password, or None."""
+    if len(password) < policy.minLength:
+        return f"must have at least {policy.minLength} characters"
+    classes = {
+        "lower" if char.islower() else "upper" if char.isupper() else "digit" if char.isdigit() else "other"
+        for char in password
+    }
+    if len(classes) < policy.minClasses:
+        return f"must mix at least {policy.minClasses} of lower case, upper case, digits and other characters"
+    return None
+
+
+async def hash_new_password(call: Call, params: "CreateUser | ResetPassword") -> str | None:
+    """The hash of a password that the instance's policy accepts; None where there is no password."""
+    if params.password is None:
+        return None
+    if problem := password_problem(params.password, call.instance.settings.passwordPolicy):
+        raise Invalid.of([FieldError("password", problem)])
+    return await call.hasher.hash(params.password)
+
+
+def found(result: Any) -> Any:
+    """The result of a query about one user, which a missing user leaves empty.
+
+    Raises:
+        NotFound: the same for a user of another instance as for none at all.
+    """
+    if result is None:
+        raise NotFound
+    return result
+
+
+async def insert_user(call: Call, instance_id: int, params: CreateUser, password_hash: str | None) -> Any:
+    """Create and provision a user in one statement."""
+    profile, values = params.profile.model_dump(), params.values.model_dump()
+    row = await call.db.one(
+        "create_user",
+        instance_id=instance_id,
+        email=params.email,
+        email_key=params.email.lower(),
+        display_name=params.displayName or params.email.rpartition("@")[0],
+        is_active=params.isActive,
+        is_admin=params.isAdmin,
+        profile=profile,
+        app_values=values,
+        settings=params.settings,
+        apps=params.apps,
+        avatar=params.avatar,
+        password_hash=password_hash or params.passwordHash,
+    )
+    # Stored as jsonb the members would come back in another order than the document's.
+    return dict(found(row)) | {"profile": profile, "values": values}
+
+
+@method(
+    "createUser",
+    result=CreatedUser,
+    scope="users:write",
+    writes=True,
+    extension=False,
+    prepare=hash_new_password,
+    member_scopes={"isAdmin": "users:admin"},
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "A user with a password",
+            {"email": "test1@oneoffice.bh", "instance": "MYINSTANCE", "displayName": "TestUser",
+             "password": "demo1234"},
+            CREATED_USER,
+        ),
+    ),
+)  # fmt: skip
+async def create_user(call: Call, params: CreateUser, password_hash: str | None) -> Any:
+    """Create a user with mailbox, calendar and files.
+
+    The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
+    and its two file folders (root, trash) are made together or not at all. A taken e-mail answers
+    `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
+    taken until that user is purged.
+    """
+    return await insert_user(call, call.instance.id, params, password_hash)
+
+
+class ValidateUser(TenantParams):
+    """The params of createUser, good or bad."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Failure(Result):
+    """One member that createUser would refuse."""
+
+    field: str
+    message: str
+
+
+class Validation(Result):
+    """Every failure at once."""
+
+    valid: bool
+    failures: list[Failure]
+
+
+@method(
+    "validateUser",
+    result=Validation,
+    scope="users:read",
+    writes=False,
+    examples=(
+        Example(
+            "A taken e-mail and a bad type",
+            {"email": "jane@example.com", "isAdmin": "yes"},
+            {"valid": False, "failures": [
+                {"field": "isAdmin", "message": "must be true or false"},
+                {"field": "email", "message": 'duplicate key value violates unique constraint "users_email"'},
+            ]},
+        ),
+        Example("Nothing wrong", {"email": "new@example.com"}, {"valid": True, "failures": []}),
+    ),
+)  # fmt: skip
+async def validate_user(call: Call, params: ValidateUser) -> Any:
+    """Say everything that createUser would refuse about its params, and write nothing.
+
+    Takes the params of createUser. What validates is accepted by createUser as long as nobody takes the
+    e-mail in between.
+    """
+    failures = await creation_failures(call, params.model_extra or {})
+    return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
+
+
+async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldError]:
+    """Every reason why createUser would refuse these params."""
+    failures: list[FieldError] = []
+    try:
+        validated(CreateUser, params)
+    except Invalid as error:
+        failures += error.fields
+    bad = {failure.field for failure in failures}
+    password, email = params.get("password"), params.get("email")
+    if "password" not in bad and isinstance(password, str):
+        problem = password_problem(password, call.instance.settings.passwordPolicy)
+        failures += [FieldError("password", problem)] if problem else []
+    if params.get("isAdmin") is True and "users:admin" not in call.caller.scopes:
+        failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
+    if "email" not in bad and isinstance(email, str):
+        taken = await call.db.value(
+            "find_email", instance_id=call.instance.id, email_key=_address(email).lower()
+        )
+        failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
+    return failures
+
+
+class UserRef(TenantParams):
+    """A user by e-mail."""
+
+    email: Email
+
+
+@method(
+    "getUserByEmail",
+    result=User,
+    scope="users:read",
+    writes=False,
+    extension=False,
+    errors=(NotFound,),
+    examples=(Example("A user", {"email": "jane@example.com"}, USER),),
+)
+async def get_user_by_email(call: Call, params: UserRef) -> Any:
+    """Look a user up by e-mail.
+
+    A stored session is never shown: token is empty and tokenExpiresAt 0 here. A deleted user is not found.
+    """
+    return dict(found(await read_user(call, email_key(params.email))))
+
+
+async def read_user(call: Call, key: str) -> Any:
+    """The row of a living user as getUserByEmail shows it, or None."""
+    return await call.db.one(
+        "get_user", instance_id=call.instance.id, instance_name=call.instance.name, email_key=key
+    )
+
+
+class UpdateUser(UserRef):
+    """What to change; at least one member beside the e-mail."""
+
+    displayName: DisplayName = ABSENT
+    isActive: bool = Field(ABSENT, description="False suspends the user and ends its sessions.")
+    isAdmin: bool = Field(ABSENT, description="Needs the scope users:admin.")
+    profile: Profile = Field(ABSENT, description="Merged into the stored profile.")
+    values: Values = Field(ABSENT, description="Merged into the stored values.")
+    settings: Numbers = ABSENT
+    apps: Numbers = ABSENT
+    avatar: AvatarUrl = Field(ABSENT, description="An https address, or empty for none.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "UpdateUser":
+        if not self.model_fields_set - {"instance", "email"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+def _given(model: BaseModel | None) -> dict[str, Any] | None:
+    return None if model is None else model.model_dump(exclude_unset=True)
+
+
+@method(
+    "updateUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    extension=False,
+    member_scopes={"isAdmin": "users:admin"},
+    errors=(NotFound,),
+    examples=(
+        Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),
+        Example("Reactivate", {"email": "jane@example.com", "isActive": True}, True),
+        Example("Move", {"email": "jane@example.com", "profile": {"location": "Manama"}}, True),
+    ),
+)
+async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
+    """Change any part of a user but its e-mail and password.
+
+    profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
+    ends every session of the user in the same transaction.
+    """
+    found(
+        await call.db.value(
+            "update_user",
+            instance_id=call.instance.id,
+            email_key=email_key(params.email),
+            display_name=params.displayName,
+            is_active=params.isActive,
+            is_admin=params.isAdmin,
+            profile=_given(params.profile),
+            app_values=_given(params.values),
+            settings=params.settings,
+            apps=params.apps,
+            avatar=params.avatar,
+        )
+    )
+    return True
+
+
+class ResetPassword(UserRef):
+    """A new password for a user."""
+
+    password: Password
+
+
+@method(
+    "resetPasswordByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    extension=False,
+    prepare=hash_new_password,
+    errors=(NotFound,),
+    examples=(Example("A new password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
+)
+async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
+    """Set a user's password and end its sessions."""
+    found(
+        await call.db.value(
+            "set_password",
+            instance_id=call.instance.id,
+            email_key=email_key(params.email),
+            password_hash=password_hash,
+        )
+    )
+    return True
+
+
+class RenameUser(UserRef):
+    """Another e-mail for a user."""
+
+    newEmail: NewEmail = Field(description="Unique in the instance, in any case.")
+
+
+@method(
+    "renameUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(Example("Marriage", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
+)
+async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
+    """Give a user another e-mail; its sessions and everything it holds stay."""
+    found(
+        await call.db.value(
+            "rename_user",
+            instance_id=call.instance.id,
+            email_key=email_key(params.email),
+            new_email=params.newEmail,
+            new_email_key=params.newEmail.lower(),
+        )
+    )
+    return True
+
+
+@method(
+    "deleteUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Delete", {"email": "jane@example.com"}, True),),
+)
+async def delete_user_by_email(call: Call, params: UserRef) -> Any:
+    """Delete a user, so that it can be restored for as long as the retention lasts.
+
+    It is found by nothing but listUsers with status deleted, its sessions end, its e-mail stays taken. When
+    the retention of the instance (or of the server) is over, it is purged.
+    """
+    key = email_key(params.email)
+    found(await call.db.value("delete_user", instance_id=call.instance.id, email_key=key))
+    return True
+
+
+@method(
+    "restoreUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Restore", {"email": "gone@example.com"}, True),),
+)
+async def restore_user_by_email(call: Call, params: UserRef) -> Any:
+    """Bring a deleted user back with everything it had but its sessions."""
+    key = email_key(params.email)
+    found(await call.db.value("restore_user", instance_id=call.instance.id, email_key=key))
+    return True
+
+
+@method(
+    "purgeUserByEmail",
+    result=Literal[True],
+    scope="users:purge",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(Example("Purge", {"email": "gone@example.com"}, True),),
+)
+async def purge_user_by_email(call: Call, params: UserRef) -> Any:
+    """Remove a deleted user for good, with all that was provisioned for it.
+
+    Only a deleted user can be purged; a living one is answered with a conflict.
+    """
+    user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
+    if await call.db.value("purge_user", **user) is None:
+        found(await call.db.value("find_email", **user))
+        raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
+    return True
+
+
+class ListUsers(TenantParams):
+    """Which users, and from where on."""
+
+    status: Literal["all", "admins", "suspended", "deleted"] = Field(
+        "all", description="all: every user that is not deleted."
+    )
+    emailStartsWith: Annotated[str, Field(max_length=254)] = Field("", description="In any case.")
+    after: Annotated[str, Field(max_length=2000)] | None = Field(
+        None, description="The next of the page before; null for the first page."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class ListedUser(Result):
+    """A user in a list."""
+
+    id: int
+    email: str
+    displayName: str
+    isActive: bool
+    isAdmin: bool
+    createdAt: int = Field(description="Unix seconds.")
+    deletedAt: int | None = Field(description="Unix seconds; null for a living user.")
+
+
+class UserPage(Result):
+    """A page of users in the order of their e-mails."""
+
+    users: list[ListedUser]
+    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+
+
+_LISTS = {
+    "all": "list_users",
+    "admins": "list_admin_users",
+    "suspended": "list_suspended_users",
+    "deleted": "list_deleted_users",
+}
+
+
+@method(
+    "listUsers",
+    result=UserPage,
+    scope="users:read",
+    writes=False,
+    examples=(
+        Example(
+            "One user a page",
+            {"limit": 1},
+            {"users": [{"id": 1, "email": "admin@example.com", "displayName": "admin", "isActive": True,
+                        "isAdmin": True, "createdAt": 1683471262, "deletedAt": None}],
+             "next": "YWRtaW5AZXhhbXBsZS5jb20"},
+        ),
+        Example("Nobody is suspended", {"status": "suspended"}, {"users": [], "next": None}),
+    ),
+)  # fmt: skip
+async def list_users(call: Call, params: ListUsers) -> Any:
+    """List the users of an instance, page by page.
+
+    Pages follow the e-mails, so that a user created meanwhile neither shifts nor repeats the others.
+    """
+    rows = await call.db.all(
+        _LISTS[params.status],
+        instance_id=call.instance.id,
+        after=from_cursor(params.after),
+        starts_with=params.emailStartsWith.lower(),
+        row_limit=params.limit,
+    )
+    users = [dict(row) for row in rows]
+    last = [user.pop("email_key") for user in users][-1:]
+    return {"users": users, "next": to_cursor(last[0]) if len(users) == params.limit else None}
+
+
+def to_cursor(key: str) -> str:
+    """An opaque place in a list."""
+    return base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
+
+
+def from_cursor(cursor: str | None) -> str:
+    """The key behind a cursor; empty for the start.
+
+    Raises:
+        Invalid: not a cursor of ours.
+    """
+    if cursor is None:
+        return ""
+    try:
+        key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise Invalid.of([FieldError("after", "is not what a page gave as next")]) from error
+    if "\0" in key:
+        raise Invalid.of([FieldError("after", "is not what a page gave as next")])
+    return key

@@ -1,0 +1,108 @@
+"""The registry as an OpenRPC 1.4 document (https://spec.open-rpc.org)."""
+
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import models_json_schema
+
+from server.errors import (
+    Contention,
+    Forbidden,
+    Invalid,
+    OutcomeUnknown,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+    UnknownMethod,
+)  # fmt: skip
+from server.registry import Method, positions
+
+ANY_CALL = (Invalid, Unauthenticated, Forbidden, Contention, Unavailable, OutcomeUnknown)
+"""What every method can answer beside its own errors."""
+
+RPC_CODES: dict[str, int] = {
+    "malformed_json": -32700,
+    "invalid_request": -32600,
+    "unknown_method": -32601,
+    "invalid_params": -32602,
+    "internal": -32603,
+    "unauthenticated": -32001,
+    "forbidden": -32003,
+    "not_found": -32004,
+    "conflict": -32009,
+    "unavailable": -32053,
+}
+"""Kind of error -> JSON-RPC 2.0 code; those above -32100 are this server's own."""
+
+
+def rpc_code(error: ServiceError | type[ServiceError]) -> int:
+    """The JSON-RPC 2.0 code of an error, by its kind or the nearest kind above it."""
+    kind = error if isinstance(error, type) else type(error)
+    for ancestor in kind.__mro__:
+        if (code := RPC_CODES.get(getattr(ancestor, "code", ""))) is not None:
+            return code
+    return RPC_CODES["internal"]
+
+
+@lru_cache(maxsize=1)
+def document(methods: tuple[Method, ...]) -> dict[str, Any]:
+    """The OpenRPC document of a registry's methods. Takes a while, once.
+
+    Params are described by name; extensions to the OneOffice document carry the tag `extension`.
+    """
+    template = "#/components/schemas/{model}"
+    _, definitions = models_json_schema(
+        [(method.params, "validation") for method in methods], ref_template=template
+    )
+    schemas = dict(definitions.get("$defs", {}))
+    described = [_method(method, schemas, template) for method in methods]
+    return {
+        "openrpc": "1.4.1",
+        "info": {
+            "title": "officerpc",
+            "version": version("officerpc"),
+            "description": "Users of office suites: provision, change, suspend and look them up.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "methods": described,
+        "components": {"schemas": schemas},
+    }
+
+
+def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str, Any]:
+    model = schemas[method.params.__name__]
+    required = model.get("required", [])
+    result = TypeAdapter(method.result).json_schema(mode="serialization", ref_template=template)
+    schemas.update(result.pop("$defs", {}))
+    kinds: dict[type[ServiceError], None] = dict.fromkeys((*ANY_CALL, UnknownMethod, *method.errors))
+    needs = [f"Needs the scope `{method.scope}`" + (" on an operator's key." if method.operator else ".")]
+    needs += [f"`{member}` needs `{scope}`." for member, scope in method.member_scopes.items()]
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "description": "\n\n".join(part for part in (method.description, " ".join(needs)) if part),
+        "tags": [{"name": "extension" if method.extension else "oneoffice"}],
+        "paramStructure": "either",
+        "params": [
+            {
+                "name": name,
+                "required": name in required,
+                "schema": model["properties"][name],
+                **({"description": text} if (text := model["properties"][name].get("description")) else {}),
+            }
+            for name in positions(method.params)
+        ],
+        "result": {"name": f"{method.name}Result", "schema": result},
+        "errors": [{"code": rpc_code(kind), "message": (kind.__doc__ or "").strip()} for kind in kinds],
+        "examples": [
+            {
+                "name": example.name,
+                "params": [{"name": name, "value": value} for name, value in example.params.items()],
+                "result": {"name": "result", "value": example.result},
+            }
+            for example in method.examples
+        ],
+        "x-scope": method.scope,
+    }

@@ -1,0 +1,118 @@
+"""Password hashing off the event loop, in a bounded pool with a bounded queue."""
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import threading
+import unicodedata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from server.errors import Unavailable
+from server.settings import Settings
+
+T = TypeVar("T")
+
+MAX_PASSWORD = 1024
+"""Characters of a password; longer ones are refused, never cut (OWASP, NIST SP 800-63B)."""
+
+# A stored hash names its own cost. These ceilings keep a hostile import from taking the machine:
+# 64 MiB and a few passes are several times what RFC 9106 recommends for memory-constrained servers.
+MAX_MEMORY_KIB, MAX_TIME, MAX_PARALLELISM = 65536, 6, 8
+_PHC = re.compile(
+    r"\$argon2id\$v=19\$m=(\d{1,10}),t=(\d{1,10}),p=(\d{1,10})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{16,172}"
+)
+
+
+def normalized(password: str) -> str:
+    """The form that is hashed: NFKC, so that one password typed on two keyboards is one (SP 800-63B)."""
+    return unicodedata.normalize("NFKC", password)
+
+
+def hash_problem(password_hash: str) -> str | None:
+    """What is wrong with an imported hash, or None.
+
+    Args:
+        password_hash: a PHC string; argon2id is taken, with costs under the ceilings.
+    """
+    found = _PHC.fullmatch(password_hash)
+    if not found:
+        return "must be an argon2id hash in PHC form"
+    memory, time, lanes = (int(part) for part in found.groups())
+    if memory > MAX_MEMORY_KIB or not 1 <= time <= MAX_TIME or not 1 <= lanes <= MAX_PARALLELISM:
+        return f"costs too much: at most m={MAX_MEMORY_KIB}, t={MAX_TIME}, p={MAX_PARALLELISM}"
+    if memory < 8 * lanes:
+        return "is not a valid argon2id hash"
+    return None
+
+
+class PasswordHasher:
+    """Argon2id with the settings' parameters, at most so many at once and so many waiting."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._argon2 = argon2.PasswordHasher(
+            time_cost=settings.argon2_time,
+            memory_cost=settings.argon2_memory,
+            parallelism=settings.argon2_parallelism,
+        )
+        threads = settings.threads_for_hashing()
+        self._executor = ThreadPoolExecutor(threads, "argon2", initializer=_yield_to_others)
+        self._limit = threads + settings.hash_queue
+        self._running = 0
+        self._dummy: str | None = None
+
+    def close(self) -> None:
+        """Drop what waits and end the threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def hash(self, password: str) -> str:
+        """The PHC string of a password.
+
+        Raises:
+            Unavailable: too many hashes are waiting; try again after a second.
+        """
+        return await self._run(self._argon2.hash, normalized(password))
+
+    async def verify(self, password_hash: str | None, password: str) -> bool:
+        """Whether the password is right. None costs the same time and is always wrong.
+
+        Raises:
+            Unavailable: too many hashes are waiting; try again after a second.
+        """
+        right = await self._run(self._verify, password_hash, normalized(password))
+        return right and password_hash is not None
+
+    def outdated(self, password_hash: str) -> bool:
+        """Whether a right password should be hashed anew, because the parameters changed."""
+        return self._argon2.check_needs_rehash(password_hash)
+
+    def _verify(self, password_hash: str | None, password: str) -> bool:
+        if password_hash is None:
+            if self._dummy is None:
+                self._dummy = self._argon2.hash(secrets.token_hex())
+            password_hash = self._dummy
+        # A damaged hash is a failed login; InvalidHashError is a ValueError, not a VerificationError.
+        with contextlib.suppress(VerificationError, InvalidHashError):
+            return self._argon2.verify(password_hash, password)
+        return False
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        if self._running >= self._limit:
+            raise Unavailable("too many passwords are being hashed, try again", code="busy", retry_after=1)
+        self._running += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        finally:
+            self._running -= 1
+
+
+def _yield_to_others() -> None:
+    # Hashing threads fill every core; a lower priority lets the event loop and Postgres go first.
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)

@@ -1,0 +1,46 @@
+"""Worker processes: gunicorn's arbiter over aiohttp's uvloop worker."""
+
+from typing import Any
+
+from aiohttp import web
+from gunicorn.app.base import BaseApplication
+from prometheus_client import multiprocess
+
+from server.app import Runner, create_app
+from server.settings import Settings
+
+
+class Arbiter(BaseApplication):  # type: ignore[misc]
+    """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT."""
+
+    def __init__(self, settings: Settings, database_url: str) -> None:
+        self._settings = settings
+        self._database_url = database_url
+        super().__init__()
+
+    def load_config(self) -> None:
+        """gunicorn's settings from ours."""
+        settings = self._settings
+        options: dict[str, Any] = {
+            "bind": f"{settings.host}:{settings.port}",
+            "workers": settings.workers,
+            "worker_class": "aiohttp.GunicornUVLoopWebWorker",
+            # What runs gets shutdown_timeout; the arbiter waits a little longer than the workers do.
+            "graceful_timeout": int(settings.shutdown_timeout) + 5,
+            "timeout": 60,
+            "proc_name": "officerpc",
+            "accesslog": None,
+            "loglevel": "warning",
+            "control_socket_disable": True,
+            "child_exit": lambda _, worker: multiprocess.mark_process_dead(worker.pid),  # type: ignore[no-untyped-call]
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """What a worker serves, made within the worker."""
+
+        async def runner() -> web.AppRunner:
+            return Runner(create_app(self._settings, self._database_url))
+
+        return runner

@@ -1,0 +1,226 @@
+"""The registry: every method by its name, with its models, scope and documentation."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from server.auth import SCOPES, Caller, Instance, KeyRing
+from server.db import Connection, Database
+from server.errors import FieldError, Invalid, ServiceError
+from server.passwords import PasswordHasher
+from server.settings import Settings
+
+
+class Params(BaseModel):
+    """What every params model is: strict about types, and unknown members are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TenantParams(Params):
+    """Params of a method that works within one instance."""
+
+    instance: str | int | None = Field(
+        None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
+    )
+
+
+class Result(BaseModel):
+    """What a result model is: it documents the wire, and the tests hold every answer against it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call on its way through its method."""
+
+    caller: Caller
+    settings: Settings
+    database: Database
+    hasher: PasswordHasher
+    keys: KeyRing
+    request_id: str
+    methods: "Mapping[str, Method]"
+    # Set by dispatch as the call proceeds. instance: for methods with TenantParams.
+    # db: within the method alone, a transaction where the method writes.
+    instance: Instance = field(init=False)
+    db: Connection = field(init=False)
+    # Run after a commit, never after a rollback.
+    after_commit: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Params that work and the result they give; tests/test_examples.py runs each."""
+
+    name: str
+    params: dict[str, Any]
+    result: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    """A registered method."""
+
+    name: str
+    handler: Callable[..., Awaitable[Any]]
+    params: type[BaseModel]
+    result: Any
+    scope: str
+    writes: bool
+    operator: bool
+    # Runs before a connection is taken: hashing, and whatever else is slow. Its result goes to the handler.
+    prepare: Callable[..., Awaitable[Any]] | None
+    # Members that need a scope of their own when they are given another value than their default.
+    member_scopes: Mapping[str, str]
+    # Not in the OneOffice document.
+    extension: bool
+    summary: str
+    description: str
+    errors: tuple[type[ServiceError], ...]
+    examples: tuple[Example, ...]
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    result: Any,
+    scope: str,
+    writes: bool,
+    examples: tuple[Example, ...],
+    errors: tuple[type[ServiceError], ...] = (),
+    prepare: Callable[..., Awaitable[Any]] | None = None,
+    member_scopes: Mapping[str, str] | None = None,
+    operator: bool = False,
+    extension: bool = True,
+    registry: dict[str, Method] = METHODS,
+) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
+    """Register `async def handler(call, params)`; its docstring is the documentation.
+
+    Args:
+        name: as callers write it.
+        result: the type of the answer.
+        scope: what a key needs, one of auth.SCOPES.
+        writes: run in a transaction (true) or as single statements (false).
+        examples: at least one.
+        errors: the kinds of its own that it can answer with, beyond those any call can.
+        prepare: `async def prepare(call, params)`, run before a connection is taken; what it returns
+            is the handler's third argument.
+        member_scopes: scopes that single members need.
+        operator: only for operator keys.
+        extension: not part of the OneOffice document.
+        registry: where to; tests have their own.
+
+    Raises:
+        ValueError: at import, for an unknown scope, a name that is taken, or no example.
+    """
+    for needed in (scope, *(member_scopes or {}).values()):
+        if needed not in SCOPES:
+            raise ValueError(f"{name}: unknown scope {needed}")
+    if name in registry or not examples:
+        raise ValueError(f"{name} is taken or has no example")
+
+    def register(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        params = get_type_hints(handler)["params"]
+        summary, _, rest = inspect.cleandoc(handler.__doc__ or "").partition("\n")
+        if not summary:
+            raise ValueError(f"{name} has no docstring")
+        registry[name] = Method(
+            name,
+            handler,
+            params,
+            result,
+            scope,
+            writes,
+            operator,
+            prepare,
+            member_scopes or {},
+            extension,
+            summary,
+            rest.strip(),
+            errors,
+            examples,
+        )
+        return handler
+
+    return register
+
+
+def positions(model: type[BaseModel]) -> list[str]:
+    """The members in the order in which they go by position: the required ones first."""
+    return sorted(model.model_fields, key=lambda name: not model.model_fields[name].is_required())
+
+
+def validated(model: type[BaseModel], params: object) -> Any:
+    """Params as an instance of their model.
+
+    Args:
+        model: a registered params model.
+        params: parsed JSON: an object, a list (members by position) or None.
+
+    Raises:
+        Invalid: naming every bad member.
+    """
+    if params is None:
+        params = {}
+    elif isinstance(params, list):
+        names = positions(model)
+        if len(params) > len(names):
+            raise Invalid(f"params: at most {len(names)} by position")
+        params = dict(zip(names, params, strict=False))
+    elif not isinstance(params, dict):
+        raise Invalid("params: must be an object")
+    try:
+        return model.model_validate(params)
+    except ValidationError as error:
+        raise Invalid.of(field_errors(error)) from error
+
+
+_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a member of this call",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+}
+
+
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """Every failure of a validation, worded for the caller and never quoting what it sent."""
+    found: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        found.setdefault(_path(detail), _MESSAGES.get(detail["type"]) or _worded(detail))
+    return [FieldError(name, message) for name, message in found.items()]
+
+
+def _path(detail: ErrorDetails) -> str:
+    # The place in the caller's JSON: union branches add parts of their own, which end in a type's name.
+    parts = [str(part)[:64] for part in detail["loc"] if part not in ("str", "int", "constrained-str")]
+    return ".".join(parts) or "params"
+
+
+def _worded(detail: ErrorDetails) -> str:
+    message = detail["msg"]
+    for opening in (
+        "Value error, ",
+        "Input should be ",
+        "String should ",
+        "List should ",
+        "Dictionary should ",
+    ):
+        if message.startswith(opening):
+            rest = message.removeprefix(opening)
+            return {"Input should be ": "must be ", "Value error, ": ""}.get(opening, "must ") + rest
+    return message[:1].lower() + message[1:]

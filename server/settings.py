@@ -1,0 +1,109 @@
+"""Typed settings, read once from the environment (OFFICERPC_*)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """Every setting of the server; the environment variable is OFFICERPC_ and the name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="OFFICERPC_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    workers: int = Field(1, ge=1, le=256, description="Worker processes.")
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (), description="Networks, comma separated, whose X-Forwarded-For is believed."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    database_url: SecretStr | None = Field(
+        None, description="Postgres address; unset: an embedded server in the data directory."
+    )
+    database_direct_url: SecretStr | None = Field(
+        None,
+        description="Postgres address past a transaction pooler such as pgbouncer. When set, database_url is "
+        "taken to be the pooler; migrations and LISTEN go to this address.",
+    )
+    data_dir: Path = Field(Path(".data"), description="Directory for the embedded server and other files.")
+    pool_size: int = Field(10, ge=1, le=1000, description="Database connections of each worker.")
+    connect_timeout: float = Field(5.0, gt=0, description="Seconds to open a database connection.")
+    acquire_timeout: float = Field(5.0, gt=0, description="Seconds to wait for a free connection.")
+    statement_timeout: float = Field(10.0, gt=0, description="Seconds one statement may run.")
+    lock_timeout: float = Field(5.0, gt=0, description="Seconds to wait for a lock.")
+    idle_transaction_timeout: float = Field(15.0, gt=0, description="Seconds a transaction may idle.")
+    call_timeout: float = Field(25.0, gt=0, description="Seconds one call may take, hashing included.")
+
+    body_limit: int = Field(1024 * 1024, ge=1024, description="Bytes of a request body, after inflating.")
+    body_timeout: float = Field(10.0, gt=0, description="Seconds a client may take to send a body.")
+    keepalive_timeout: float = Field(
+        25.0,
+        gt=0,
+        le=30,
+        description="Seconds an idle connection, or one with unfinished headers, stays open.",
+    )
+    shutdown_timeout: float = Field(20.0, gt=0, description="Seconds that running calls get at shutdown.")
+
+    argon2_memory: int = Field(19456, ge=8, description="Memory of one password hash in KiB (RFC 9106).")
+    argon2_time: int = Field(2, ge=1, description="Passes of one password hash.")
+    argon2_parallelism: int = Field(1, ge=1, description="Lanes of one password hash.")
+    hash_threads: int = Field(
+        0, ge=0, description="Hashing threads of each worker; 0: the cores divided by the workers."
+    )
+    hash_queue: int = Field(
+        400,
+        ge=1,
+        description="Hashes that may wait in one worker; more are refused with 503 and Retry-After.",
+    )
+
+    session_hours: int = Field(24, ge=1, le=24 * 365, description="Hours a login session lives.")
+    retention_days: int = Field(
+        30, ge=0, le=3650, description="Days a deleted user is kept, unless its instance says otherwise."
+    )
+    key_cache_size: int = Field(10_000, ge=1, description="API keys a worker remembers.")
+
+    bootstrap_instance: str = Field("MYINSTANCE", description="Instance created on first start.")
+    bootstrap_admin_email: str = Field(
+        "admin@example.com", description="Administrator of that instance, its first user."
+    )
+    bootstrap_api_key: SecretStr | None = Field(
+        None, description="API key of that instance; unset: generated at creation and printed once."
+    )
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("database_url", "database_direct_url", "bootstrap_api_key", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("bootstrap_api_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not (
+            16 <= len(value.get_secret_value()) <= 200 and value.get_secret_value().isascii()
+        ):
+            raise ValueError("an API key has 16 to 200 ASCII characters")
+        return value
+
+    def threads_for_hashing(self) -> int:
+        """Hashing threads of one worker, so that all workers together use each core once."""
+        return self.hash_threads or max(1, available_cores() // self.workers)
+
+    def shown(self) -> dict[str, Any]:
+        """Every setting by its environment name, with secrets hidden, ready for JSON."""
+        return {f"OFFICERPC_{name.upper()}": value for name, value in self.model_dump(mode="json").items()}

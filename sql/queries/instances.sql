@@ -1,0 +1,57 @@
+-- name: create_instance(name, title, settings)^
+-- An instance with its counters.
+WITH new_instance AS (
+    INSERT INTO instances (name, title, settings)
+    VALUES (:name, :title, :settings)
+    RETURNING id, name, title, is_active, settings, created_at
+),
+
+counters AS (
+    INSERT INTO instance_counters (instance_id)
+    SELECT id
+    FROM new_instance
+)
+
+SELECT
+    id, name, title, is_active, settings, floor(extract(EPOCH FROM created_at))::bigint AS created_at
+FROM new_instance;
+
+-- name: get_instance(instance_id)^
+-- One instance with its numbers of users.
+SELECT
+    i.name, i.title, i.is_active AS "isActive", i.settings,
+    floor(extract(EPOCH FROM i.created_at))::bigint AS "createdAt",
+    (SELECT count(*) FROM users AS u WHERE u.instance_id = i.id AND u.deleted_at IS NULL) AS users
+FROM instances AS i
+WHERE i.id = :instance_id;
+
+-- name: list_instances(after, row_limit)
+-- A page of all instances in the order of their names, for the operator.
+SELECT
+    name, title, is_active AS "isActive", settings,
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
+FROM instances
+WHERE name > :after
+ORDER BY name
+LIMIT :row_limit;
+
+-- name: update_instance(instance_id, title, is_active, settings)$
+-- Null leaves a column as it is; settings come whole, merged by the method that checked them.
+UPDATE instances
+SET
+    title = coalesce(:title, title),
+    is_active = coalesce(:is_active, is_active),
+    settings = coalesce(:settings, settings)
+WHERE id = :instance_id
+RETURNING id;
+
+-- name: lock_instance_settings(instance_id)$
+-- The stored settings, held until the transaction ends, so that two merges do not lose one another.
+SELECT settings
+FROM instances
+WHERE id = :instance_id
+FOR UPDATE;
+
+-- name: has_instances()$
+-- Whether there is any instance yet, for the first start.
+SELECT EXISTS (SELECT FROM instances);

@@ -1,0 +1,137 @@
+-- name: find_key(digest)^
+-- A key that is neither revoked nor expired, with its default instance. seconds_left is null without expiry.
+SELECT
+    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks,
+    extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left,
+    i.id AS instance_id, i.name AS instance_name, i.is_active AS instance_is_active,
+    i.settings AS instance_settings
+FROM api_keys AS k
+LEFT JOIN instances AS i ON k.default_instance_id = i.id
+WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now());
+
+-- name: find_key_instance(name, key_id, is_operator)^
+-- An instance by name, if the key holds it; an operator key holds all.
+SELECT i.id, i.name, i.is_active, i.settings
+FROM instances AS i
+WHERE
+    i.name = :name
+    AND (
+        :is_operator::boolean
+        OR EXISTS (
+            SELECT FROM api_key_instances AS held
+            WHERE held.instance_id = i.id AND held.api_key_id = :key_id
+        )
+    );
+
+-- name: create_key(name, digest, prefix, scopes, is_operator, instance_names, networks, lifetime)^
+-- A key for the named instances, the first being its default. The lifetime is in seconds, null for none.
+WITH held AS (
+    SELECT i.id, n.place
+    FROM unnest(:instance_names::text[]) WITH ORDINALITY AS n (name, place)
+    INNER JOIN instances AS i ON n.name = i.name
+),
+
+new_key AS (
+    INSERT INTO api_keys (
+        name, digest, prefix, scopes, is_operator, default_instance_id, networks, expires_at
+    )
+    VALUES (
+        :name, :digest, :prefix, :scopes, :is_operator, (SELECT id FROM held WHERE place = 1),
+        :networks::text[]::cidr[], now() + make_interval(secs => :lifetime)
+    )
+    RETURNING id, created_at, expires_at
+),
+
+linked AS (
+    INSERT INTO api_key_instances (api_key_id, instance_id)
+    SELECT new_key.id, held.id
+    FROM new_key
+    CROSS JOIN held
+)
+
+SELECT
+    id, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM expires_at))::bigint AS "expiresAt"
+FROM new_key;
+
+-- name: list_keys(instance_id, after, row_limit)
+-- Keys without their secrets: those that hold this instance and no other, or all where it is null.
+SELECT
+    k.id, k.name, k.prefix, k.scopes, k.is_operator AS "isOperator",
+    array(
+        SELECT i.name
+        FROM api_key_instances AS held
+        INNER JOIN instances AS i ON held.instance_id = i.id
+        WHERE held.api_key_id = k.id
+        ORDER BY held.instance_id <> k.default_instance_id, i.name
+    ) AS instances,
+    k.networks::text[] AS networks,
+    floor(extract(EPOCH FROM k.created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM k.expires_at))::bigint AS "expiresAt",
+    floor(extract(EPOCH FROM k.revoked_at))::bigint AS "revokedAt"
+FROM api_keys AS k
+WHERE
+    k.id > :after
+    AND (
+        :instance_id::bigint IS NULL
+        OR (
+            NOT k.is_operator AND k.default_instance_id = :instance_id
+            AND NOT EXISTS (
+                SELECT FROM api_key_instances AS other
+                WHERE other.api_key_id = k.id AND other.instance_id <> :instance_id
+            )
+        )
+    )
+ORDER BY k.id
+LIMIT :row_limit;
+
+-- name: lock_key(key_id, instance_id)^
+-- A living key that the caller may manage (the same rule as list_keys), held for the change.
+SELECT
+    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks,
+    array(
+        SELECT i.name
+        FROM api_key_instances AS held
+        INNER JOIN instances AS i ON held.instance_id = i.id
+        WHERE held.api_key_id = k.id
+        ORDER BY held.instance_id <> k.default_instance_id, i.name
+    ) AS instances,
+    extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left
+FROM api_keys AS k
+WHERE
+    k.id = :key_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+    AND (
+        :instance_id::bigint IS NULL
+        OR (
+            NOT k.is_operator AND k.default_instance_id = :instance_id
+            AND NOT EXISTS (
+                SELECT FROM api_key_instances AS other
+                WHERE other.api_key_id = k.id AND other.instance_id <> :instance_id
+            )
+        )
+    )
+FOR UPDATE OF k;
+
+-- name: expire_key(key_id, overlap)!
+-- Ends a rotated key after the overlap in seconds, never later than it would have ended.
+UPDATE api_keys
+SET expires_at = least(expires_at, now() + make_interval(secs => :overlap))
+WHERE id = :key_id;
+
+-- name: revoke_key(key_id)!
+-- Ends a key now.
+UPDATE api_keys
+SET revoked_at = now()
+WHERE id = :key_id AND revoked_at IS NULL;
+
+-- name: announce_keys_changed()!
+-- Tells every worker that listens to forget the keys and instances it remembers.
+SELECT pg_notify('officerpc_keys', '');
+
+-- name: has_key(digest)$
+-- Whether a key is known, revoked or not, so that the first start does not make it twice.
+SELECT EXISTS (SELECT FROM api_keys WHERE digest = :digest);
+
+-- name: has_keys()$
+-- Whether there is any key yet, for the first start.
+SELECT EXISTS (SELECT FROM api_keys);

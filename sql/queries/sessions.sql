@@ -1,0 +1,88 @@
+-- name: get_credential(instance_id, email_key)^
+-- What a login is checked against; no row for a user who may not log in.
+SELECT u.id AS user_id, c.password_hash
+FROM users AS u
+INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
+WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.deleted_at IS NULL;
+
+-- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)$
+-- Only while the user may log in and the password that was verified is still the stored one.
+-- A stored hash made with older parameters is replaced on the way. The lifetime is in seconds.
+WITH verified AS (
+    SELECT c.user_id
+    FROM credentials AS c
+    INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = c.user_id
+    WHERE
+        c.instance_id = :instance_id AND c.user_id = :user_id AND c.password_hash = :password_hash
+        AND u.is_active AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE OF c, u
+),
+
+rehashed AS (
+    UPDATE credentials
+    SET password_hash = :new_password_hash
+    FROM verified
+    WHERE
+        credentials.instance_id = :instance_id AND credentials.user_id = verified.user_id
+        AND :new_password_hash::text IS NOT NULL
+),
+
+counter AS (
+    UPDATE instance_counters
+    SET sessions = sessions + 1
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM verified)
+    RETURNING sessions AS id
+)
+
+INSERT INTO sessions (instance_id, id, user_id, token_digest, expires_at)
+SELECT
+    :instance_id, counter.id, verified.user_id, :token_digest, now() + make_interval(secs => :lifetime)
+FROM verified
+CROSS JOIN counter
+RETURNING floor(extract(EPOCH FROM expires_at))::bigint AS expires_at;
+
+-- name: find_session(instance_id, token_digest)^
+-- A living session of a user who may log in.
+SELECT u.email_key, floor(extract(EPOCH FROM s.expires_at))::bigint AS expires_at
+FROM sessions AS s
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = s.user_id
+WHERE
+    s.instance_id = :instance_id AND s.token_digest = :token_digest AND s.expires_at > now()
+    AND u.is_active AND u.deleted_at IS NULL;
+
+-- name: end_session(instance_id, token_digest)$
+-- Logout: true if there was such a session.
+DELETE FROM sessions
+WHERE instance_id = :instance_id AND token_digest = :token_digest
+RETURNING true AS ended;
+
+-- name: list_sessions(instance_id, email_key, after, row_limit)
+-- Living sessions of one user, the oldest first.
+SELECT
+    s.id, u.email,
+    floor(extract(EPOCH FROM s.created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM s.expires_at))::bigint AS "expiresAt"
+FROM users AS u
+INNER JOIN sessions AS s ON s.instance_id = :instance_id AND s.user_id = u.id
+WHERE
+    u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
+    AND s.expires_at > now() AND s.id > :after
+ORDER BY s.id
+LIMIT :row_limit;
+
+-- name: end_user_sessions(instance_id, email_key)$
+-- Every session of one living user; the user id, whether or not there was any.
+WITH target AS (
+    SELECT id
+    FROM users
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING target
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
+)
+
+SELECT id
+FROM target;

@@ -1,0 +1,139 @@
+-- Operator and background statements: the only ones that read across instances.
+
+-- name: check_writable()$
+-- Readiness: true where the database takes writes.
+SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off' AS writable;
+
+-- name: find_batch_end(after_instance, after_user, batch_size)^
+-- The last user of the next batch in the order of the primary key; no row past the end.
+SELECT max(instance_id) AS instance_id, max(id) FILTER (WHERE is_last) AS user_id, count(*) AS users
+FROM (
+    SELECT
+        instance_id, id,
+        row_number() OVER (ORDER BY instance_id DESC, id DESC) = 1 AS is_last
+    FROM (
+        SELECT instance_id, id
+        FROM users
+        WHERE (instance_id, id) > (:after_instance, :after_user)
+        ORDER BY instance_id, id
+        LIMIT :batch_size
+    ) AS batch
+) AS marked
+HAVING count(*) > 0;
+
+-- name: find_incomplete_users(after_instance, after_user, last_instance, last_user)
+-- Users of one batch that lack a part of their provisioning. Roles are unique and checked by the
+-- schema, so counting them finds the gaps; only then is it worked out which are missing.
+SELECT
+    u.instance_id, i.name AS instance, u.id AS user_id, u.email,
+    array(
+        SELECT role
+        FROM unnest('{inbox,spam,sent,trash,archive,drafts}'::text[]) AS role
+        WHERE role NOT IN (
+            SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id
+        )
+    ) AS mailboxes,
+    array(
+        SELECT role
+        FROM unnest('{main}'::text[]) AS role
+        WHERE role NOT IN (
+            SELECT c.role FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id
+        )
+    ) AS calendars,
+    array(
+        SELECT role
+        FROM unnest('{root,trash}'::text[]) AS role
+        WHERE role NOT IN (
+            SELECT f.role FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id
+        )
+    ) AS folders
+FROM users AS u
+INNER JOIN instances AS i ON u.instance_id = i.id
+WHERE
+    (u.instance_id, u.id) > (:after_instance, :after_user)
+    AND (u.instance_id, u.id) <= (:last_instance, :last_user)
+    AND (
+        (SELECT count(*) FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id) < 6
+        OR (SELECT count(*) FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id) < 1
+        OR (SELECT count(*) FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id) < 2
+    )
+ORDER BY u.instance_id, u.id;
+
+-- name: count_users()$
+-- All users of all instances, deleted ones included.
+SELECT count(*) AS users
+FROM users;
+
+-- name: repair_mailboxes(instance_id, user_id, roles)!
+-- Adds the named mailboxes to a user.
+WITH counter AS (
+    UPDATE instance_counters
+    SET mailboxes = mailboxes + cardinality(:roles::text[])
+    WHERE instance_id = :instance_id
+    RETURNING mailboxes - cardinality(:roles::text[]) AS last_id
+)
+
+INSERT INTO mailboxes (instance_id, id, user_id, role)
+SELECT :instance_id, counter.last_id + named.place, :user_id, named.role
+FROM counter
+CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
+
+-- name: repair_calendars(instance_id, user_id, roles)!
+-- Adds the named calendars to a user.
+WITH counter AS (
+    UPDATE instance_counters
+    SET calendars = calendars + cardinality(:roles::text[])
+    WHERE instance_id = :instance_id
+    RETURNING calendars - cardinality(:roles::text[]) AS last_id
+)
+
+INSERT INTO calendars (instance_id, id, user_id, role)
+SELECT :instance_id, counter.last_id + named.place, :user_id, named.role
+FROM counter
+CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
+
+-- name: repair_folders(instance_id, user_id, roles)!
+-- Adds the named file folders to a user.
+WITH counter AS (
+    UPDATE instance_counters
+    SET file_folders = file_folders + cardinality(:roles::text[])
+    WHERE instance_id = :instance_id
+    RETURNING file_folders - cardinality(:roles::text[]) AS last_id
+)
+
+INSERT INTO file_folders (instance_id, id, user_id, role)
+SELECT :instance_id, counter.last_id + named.place, :user_id, named.role
+FROM counter
+CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
+
+-- name: purge_retained_users(default_days, row_limit)
+-- Takes users whose retention is over, a bounded number at a time.
+DELETE FROM users
+USING (
+    SELECT u.instance_id, u.id
+    FROM users AS u
+    INNER JOIN instances AS i ON u.instance_id = i.id
+    WHERE
+        u.deleted_at < now() - make_interval(
+            days => coalesce((i.settings ->> 'retentionDays')::integer, :default_days)
+        )
+    ORDER BY u.deleted_at
+    LIMIT :row_limit
+    FOR UPDATE OF u SKIP LOCKED
+) AS due
+WHERE users.instance_id = due.instance_id AND users.id = due.id
+RETURNING users.instance_id, users.id;
+
+-- name: purge_expired_sessions(row_limit)
+-- Takes sessions that have expired, a bounded number at a time.
+DELETE FROM sessions
+USING (
+    SELECT instance_id, id
+    FROM sessions
+    WHERE expires_at < now()
+    ORDER BY expires_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
+RETURNING sessions.id;

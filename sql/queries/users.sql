@@ -1,0 +1,284 @@
+-- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, password_hash)^
+-- The user with everything it is given: credential, six mailboxes, main calendar, two file folders.
+WITH counter AS (
+    UPDATE instance_counters
+    SET
+        users = users + 1,
+        mailboxes = mailboxes + 6,
+        calendars = calendars + 1,
+        file_folders = file_folders + 2
+    WHERE instance_id = :instance_id
+    RETURNING users AS user_id, mailboxes, calendars, file_folders
+),
+
+new_user AS (
+    INSERT INTO users (
+        instance_id, id, email, email_key, display_name, is_active, is_admin,
+        profile, app_values, settings, apps, avatar
+    )
+    SELECT
+        :instance_id, user_id, :email, :email_key, :display_name, :is_active, :is_admin,
+        :profile, :app_values, :settings, :apps, :avatar
+    FROM counter
+    RETURNING *
+),
+
+new_credential AS (
+    INSERT INTO credentials (instance_id, user_id, password_hash)
+    SELECT :instance_id, user_id, :password_hash::text
+    FROM counter
+    WHERE :password_hash::text IS NOT NULL
+),
+
+new_mailboxes AS (
+    INSERT INTO mailboxes (instance_id, id, user_id, role)
+    SELECT :instance_id, mailboxes - 6 + place, user_id, role
+    FROM counter
+    CROSS JOIN (
+        VALUES (1, 'inbox'), (2, 'spam'), (3, 'sent'), (4, 'trash'), (5, 'archive'), (6, 'drafts')
+    ) AS roles (place, role)
+),
+
+new_calendar AS (
+    INSERT INTO calendars (instance_id, id, user_id, role)
+    SELECT :instance_id, calendars, user_id, 'main'
+    FROM counter
+),
+
+new_folders AS (
+    INSERT INTO file_folders (instance_id, id, user_id, role)
+    SELECT :instance_id, file_folders - 2 + place, user_id, role
+    FROM counter
+    CROSS JOIN (VALUES (1, 'root'), (2, 'trash')) AS roles (place, role)
+)
+
+SELECT
+    new_user.email,
+    new_user.display_name AS "displayName",
+    new_user.profile,
+    new_user.is_admin AS "isAdmin",
+    new_user.apps::text AS apps,
+    floor(extract(EPOCH FROM new_user.created_at))::bigint AS "createdAt",
+    new_user.settings::text AS settings,
+    new_user.app_values AS "values",
+    new_user.id,
+    counter.calendars AS "mainCalendar",
+    counter.mailboxes - 5 AS inbox,
+    counter.mailboxes - 4 AS spam,
+    counter.mailboxes - 3 AS sent,
+    counter.mailboxes - 2 AS "trashEmail",
+    counter.mailboxes AS drafts,
+    counter.file_folders - 1 AS "rootFiles",
+    counter.file_folders AS "trashFiles"
+FROM new_user
+CROSS JOIN counter;
+
+-- name: get_user(instance_id, instance_name, email_key)^
+-- One living user by e-mail, as getUserByEmail shows it.
+SELECT
+    u.id,
+    :instance_name::text AS instance,
+    u.email,
+    u.avatar,
+    '{}'::text[] AS "groups",
+    u.settings,
+    u.apps,
+    u.app_values AS "values",
+    u.profile,
+    u.display_name AS "displayName",
+    u.is_active AS "isActive",
+    u.is_admin AS "isAdmin",
+    false AS "isSysAdmin",
+    f.root AS "rootFiles",
+    f.trash AS "trashFiles",
+    m.inbox,
+    m.spam,
+    m.sent,
+    m.trash AS "trashEmail",
+    m.drafts,
+    c.main AS "mainCalendar",
+    '' AS token,
+    0 AS "tokenExpiresAt"
+FROM users AS u
+CROSS JOIN LATERAL (
+    SELECT
+        max(id) FILTER (WHERE role = 'inbox') AS inbox,
+        max(id) FILTER (WHERE role = 'spam') AS spam,
+        max(id) FILTER (WHERE role = 'sent') AS sent,
+        max(id) FILTER (WHERE role = 'trash') AS trash,
+        max(id) FILTER (WHERE role = 'drafts') AS drafts
+    FROM mailboxes
+    WHERE instance_id = :instance_id AND user_id = u.id
+) AS m
+CROSS JOIN LATERAL (
+    SELECT max(id) FILTER (WHERE role = 'main') AS main
+    FROM calendars
+    WHERE instance_id = :instance_id AND user_id = u.id
+) AS c
+CROSS JOIN LATERAL (
+    SELECT
+        max(id) FILTER (WHERE role = 'root') AS root,
+        max(id) FILTER (WHERE role = 'trash') AS trash
+    FROM file_folders
+    WHERE instance_id = :instance_id AND user_id = u.id
+) AS f
+WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
+
+-- name: find_email(instance_id, email_key)$
+-- Whether an address is taken in the instance, by a deleted user too.
+SELECT deleted_at IS NOT NULL AS is_deleted
+FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key;
+
+-- name: update_user(instance_id, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar)$
+-- Null leaves a column as it is; profile and values are merged. A suspended user loses its sessions here.
+WITH changed AS (
+    UPDATE users
+    SET
+        display_name = coalesce(:display_name, display_name),
+        is_active = coalesce(:is_active, is_active),
+        is_admin = coalesce(:is_admin, is_admin),
+        profile = profile || coalesce(:profile, '{}'::jsonb),
+        app_values = app_values || coalesce(:app_values, '{}'::jsonb),
+        settings = coalesce(:settings, settings),
+        apps = coalesce(:apps, apps),
+        avatar = coalesce(:avatar, avatar),
+        updated_at = now()
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+    RETURNING id, is_active
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING changed
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = changed.id AND NOT changed.is_active
+)
+
+SELECT id
+FROM changed;
+
+-- name: rename_user(instance_id, email_key, new_email, new_email_key)$
+-- Another address for a living user.
+UPDATE users
+SET email = :new_email, email_key = :new_email_key, updated_at = now()
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+RETURNING id;
+
+-- name: set_password(instance_id, email_key, password_hash)$
+-- A new password ends every session of its user.
+WITH target AS (
+    SELECT id
+    FROM users
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+    FOR NO KEY UPDATE
+),
+
+stored AS (
+    INSERT INTO credentials (instance_id, user_id, password_hash)
+    SELECT :instance_id, id, :password_hash
+    FROM target
+    ON CONFLICT (instance_id, user_id) DO UPDATE
+    SET password_hash = excluded.password_hash, changed_at = now()
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING target
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
+)
+
+SELECT id
+FROM target;
+
+-- name: delete_user(instance_id, email_key)$
+-- Soft: the user is hidden and loses its sessions; purging takes the rows.
+WITH gone AS (
+    UPDATE users
+    SET deleted_at = now(), updated_at = now()
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+    RETURNING id
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING gone
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = gone.id
+)
+
+SELECT id
+FROM gone;
+
+-- name: restore_user(instance_id, email_key)$
+-- Undoes delete_user while the rows are there.
+UPDATE users
+SET deleted_at = NULL, updated_at = now()
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+RETURNING id;
+
+-- name: purge_user(instance_id, email_key)$
+-- Takes a deleted user with all that was provisioned for it, for good.
+DELETE FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+RETURNING id;
+
+-- name: list_users(instance_id, after, starts_with, row_limit)
+-- A page of living users in the order of their addresses.
+SELECT
+    id, email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin",
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM deleted_at))::bigint AS "deletedAt", email_key
+FROM users
+WHERE
+    instance_id = :instance_id AND deleted_at IS NULL
+    AND email_key > :after AND email_key >= :starts_with AND email_key < :starts_with || chr(1114111)
+ORDER BY email_key
+LIMIT :row_limit;
+
+-- name: list_admin_users(instance_id, after, starts_with, row_limit)
+-- A page of living administrators (index users_admins).
+SELECT
+    id, email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin",
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM deleted_at))::bigint AS "deletedAt", email_key
+FROM users
+WHERE
+    instance_id = :instance_id AND is_admin AND deleted_at IS NULL
+    AND email_key > :after AND email_key >= :starts_with AND email_key < :starts_with || chr(1114111)
+ORDER BY email_key
+LIMIT :row_limit;
+
+-- name: list_suspended_users(instance_id, after, starts_with, row_limit)
+-- A page of living users with isActive false (index users_suspended).
+SELECT
+    id, email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin",
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM deleted_at))::bigint AS "deletedAt", email_key
+FROM users
+WHERE
+    instance_id = :instance_id AND NOT is_active AND deleted_at IS NULL
+    AND email_key > :after AND email_key >= :starts_with AND email_key < :starts_with || chr(1114111)
+ORDER BY email_key
+LIMIT :row_limit;
+
+-- name: list_deleted_users(instance_id, after, starts_with, row_limit)
+-- A page of deleted users that are not purged yet (index users_deleted).
+SELECT
+    id, email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin",
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM deleted_at))::bigint AS "deletedAt", email_key
+FROM users
+WHERE
+    instance_id = :instance_id AND deleted_at IS NOT NULL
+    AND email_key > :after AND email_key >= :starts_with AND email_key < :starts_with || chr(1114111)
+ORDER BY email_key
+LIMIT :row_limit;
+
+-- name: export_users(instance_id, after, row_limit)
+-- A page of living users with all that createUser could be given to make them again, for officerpc users export.
+SELECT
+    email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
+    app_values AS "values", settings, apps, avatar, email_key
+FROM users
+WHERE instance_id = :instance_id AND deleted_at IS NULL AND email_key > :after
+ORDER BY email_key
+LIMIT :row_limit;
