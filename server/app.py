@@ -16,7 +16,7 @@ from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
 from server.fronts import _http, rpc
-from server.fronts._http import DISPATCHER, KEYS, METRICS, SETTINGS, Front, answer
+from server.fronts._http import DISPATCHER, KEYS, METRICS, SETTINGS, Front, answer, safe_traceback
 from server.jobs import keep_purging
 from server.metrics import Metrics
 from server.passwords import PasswordHasher
@@ -151,7 +151,8 @@ class _Connection(RequestHandler):
             if status == 400
             else ("internal", "internal error")
         )
-        log.warning(code, status=status, request_id=request_id, error=type(exc).__name__)
+        told = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
+        log.warning(code, status=status, request_id=request_id, error=told)
         response = answer(
             status,
             orjson.dumps(text),

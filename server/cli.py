@@ -93,10 +93,10 @@ class Session:
 
 def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Run a command against the database. Whatever the caller can mend ends with status 1 and one line."""
-    from server.errors import ServiceError
+    from server.errors import Forbidden, ServiceError
 
     settings = read_settings()
-    logs.configure("warning")
+    logs.configure("error")
 
     async def session(url: str) -> T:
         session = Session(settings, url)
@@ -110,6 +110,8 @@ def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     with database_url(settings) as url:
         try:
             return asyncio.run(session(url))
+        except Forbidden:
+            fail("there is no such instance")  # an operator may do everything else
         except ServiceError as error:
             fail(error.message)
 
@@ -184,21 +186,23 @@ def _serve(settings: Settings, url: str) -> None:
         started = asyncio.run(first_start())
     except (MigrationError, ServiceError, OSError, TimeoutError) as error:
         fail(f"the database cannot be prepared: {error}")
-    _greet(settings, started.api_key)
-    Arbiter(settings, url).run()
+    key = started.api_key if settings.bootstrap_api_key is None else None
+    if key is not None:  # before anything else can go wrong: it is nowhere else
+        _say(f"API key of {settings.bootstrap_instance}, shown this once: {key}")
+    Arbiter(settings, url, when_ready=lambda: _greet(settings, key)).run()
 
 
-def _greet(settings: Settings, api_key: str | None) -> None:
+def _greet(settings: Settings, key: str | None) -> None:
     address = f"http://{settings.host}:{settings.port}/rpc"
-    lines = [f"officerpc serves {address}"]
-    if api_key is not None and settings.bootstrap_api_key is None:
-        lines += [
-            f"API key of {settings.bootstrap_instance}, shown this once: {api_key}",
-            "Try it:",
-            f"curl -s {address} -H 'x-api-key: {api_key}' -H 'Content-Type: application/json' "
-            f"""-d '{{"method":"getUserByEmail","params":{{"email":"{settings.bootstrap_admin_email}"}}}}'""",
-        ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    _say(f"officerpc serves {address}")
+    if key is not None:
+        body = f'{{"method":"getUserByEmail","params":{{"email":"{settings.bootstrap_admin_email}"}}}}'
+        _say("Try it:")
+        _say(f"curl -s {address} -H 'x-api-key: {key}' -H 'Content-Type: application/json' -d '{body}'")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

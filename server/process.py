@@ -1,5 +1,6 @@
 """Worker processes: gunicorn's arbiter over aiohttp's uvloop worker."""
 
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -13,8 +14,13 @@ from server.settings import Settings
 class Arbiter(BaseApplication):  # type: ignore[misc]
     """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
+    def __init__(self, settings: Settings, database_url: str, when_ready: Callable[[], None]) -> None:
+        """
+        Args:
+            when_ready: called once the port is open.
+        """
         self._settings = settings
+        self._when_ready = when_ready
         self._database_url = database_url
         super().__init__()
 
@@ -32,6 +38,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "accesslog": None,
             "loglevel": "warning",
             "control_socket_disable": True,
+            "when_ready": lambda _: self._when_ready(),
             "child_exit": lambda _, worker: multiprocess.mark_process_dead(worker.pid),  # type: ignore[no-untyped-call]
         }
         for name, value in options.items():

@@ -36,8 +36,9 @@ DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
 KEYS = web.AppKey("KEYS", KeyRing)
 METRICS = web.AppKey("METRICS", Metrics)
 SETTINGS = web.AppKey("SETTINGS", Settings)
-REQUEST_ID = "request_id"
-CALLED = "called"
+REQUEST_ID = web.RequestKey("REQUEST_ID", str)
+CALLED = web.RequestKey("CALLED", bool)
+"""Set once a request has become a call, which dispatch then observes."""
 
 MAX_DEPTH = 32
 

@@ -137,7 +137,8 @@ async def _invoke(name: str, context: tuple[web.Request, Caller], /, *args: Any,
     # Nothing but JsonRpcError leaves this function: jsonrpcserver would tell the caller str(exception).
     request, caller = context
     try:
-        return Success(await run(request, caller, name, list(args) or kwargs))
+        result = await run(request, caller, name, list(args) or kwargs)
+        return Success(orjson.Fragment(orjson.dumps(result)))
     except ServiceError as error:
         caught = error
     except Exception as bug:

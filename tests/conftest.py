@@ -1,0 +1,305 @@
+"""A real Postgres for every test: a template database, migrated once, cloned for each."""
+
+import asyncio
+import io
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from aiohttp import ClientResponse, ClientSession, web
+from aiohttp.test_utils import BaseTestServer
+
+from server import logs
+from server.app import Runner, create_app
+from server.auth import OPERATOR, SCOPES, TENANT_SCOPES, digest, new_key
+from server.db import load_migrations, migrate
+from server.dispatch import Dispatcher
+from server.fronts._http import DISPATCHER
+from server.methods.sessions import EXAMPLE_TOKEN
+from server.registry import METHODS, Method
+from server.settings import Settings
+
+# Cheap hashes: what the tests ask about is everything else. test_passwords.py uses the real ones.
+FAST_HASHES = {"argon2_memory": 64, "argon2_time": 1}
+ADMIN = "admin@example.com"
+
+
+class Log(io.RawIOBase):
+    """What the program logs: shown with a failing test, and kept for tests that ask."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.text += bytes(data)
+        sys.stderr.write(bytes(data).decode())
+        return len(data)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every entry, parsed."""
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+LOG = Log()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> None:
+    logs.configure("debug", LOG)
+
+
+@pytest.fixture
+def logged() -> Log:
+    """What is logged from now on."""
+    LOG.text = b""
+    return LOG
+
+
+# --- the database server ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A server of this session's own: the embedded one, or with make test DATABASE=system Debian's."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-test-") as scratch:
+        folder = Path(scratch)
+        if os.environ.get("OFFICERPC_TEST_DATABASE") == "system":
+            yield from _system_postgres(folder)
+        else:
+            yield from _embedded_postgres(folder)
+
+
+def _embedded_postgres(folder: Path) -> Iterator[str]:
+    from server.embedded import embedded_postgres_url
+
+    with embedded_postgres_url(folder) as url:
+        yield url
+
+
+def _system_postgres(folder: Path) -> Iterator[str]:
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not versions:
+        pytest.exit("DATABASE=system needs Debian's postgresql package", 3)
+    binaries = versions[-1].parent
+    # Postgres refuses to run as root.
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    shutil.chown(folder, user)
+    data = folder / "data"
+
+    def run(*command: str | Path) -> None:
+        subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL)
+
+    run(binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+    run(binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", f"-k {folder} -h ''", "start")
+    try:
+        yield f"postgresql://postgres:@/postgres?host={quote(str(folder))}"
+    finally:
+        run(binaries / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+
+
+def database_named(postgres_url: str, name: str) -> str:
+    """The URL of another database of the same server."""
+    return postgres_url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def template_url(postgres_url: str) -> str:
+    """A migrated database with the instance MYINSTANCE and its administrator, which tests clone."""
+
+    async def make() -> None:
+        server = await asyncpg.connect(postgres_url)
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            await server.execute(f"ALTER SYSTEM SET {setting} = off")
+        await server.execute("SELECT pg_reload_conf()")
+        await server.execute("CREATE DATABASE template_test")
+        await server.close()
+        connection = await asyncpg.connect(database_named(postgres_url, "template_test"))
+        await migrate(connection, load_migrations())
+        await connection.close()
+        app = create_app(Settings(**FAST_HASHES), database_named(postgres_url, "template_test"))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await app[DISPATCHER].call(
+            OPERATOR, "createInstance", {"name": "MYINSTANCE", "admin": {"email": ADMIN}}, "test"
+        )
+        await runner.cleanup()
+
+    asyncio.run(make())
+    return database_named(postgres_url, "template_test")
+
+
+@pytest.fixture
+async def database_url(
+    postgres_url: str, template_url: str, request: pytest.FixtureRequest
+) -> AsyncIterator[str]:
+    """A database of the test's own."""
+    name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid))}"
+    server = await asyncpg.connect(postgres_url)
+    await server.execute(f"CREATE DATABASE {name} TEMPLATE template_test")
+    yield database_named(postgres_url, name)
+    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await server.close()
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection beside the server's own, to look at what it wrote."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    if not connection.is_closed():
+        await connection.close()
+
+
+# --- the server ---------------------------------------------------------------------------------------
+
+
+class _LiveServer(BaseTestServer):
+    """Served as in production, by server.app.Runner."""
+
+    def __init__(self, app: web.Application) -> None:
+        super().__init__()
+        self._app = app
+
+    async def _make_runner(self, **_: Any) -> Runner:
+        return Runner(self._app)
+
+
+@dataclass
+class Client:
+    """An integrator: posts calls with a key."""
+
+    http: ClientSession
+    url: str
+    key: str
+    dispatcher: Dispatcher
+
+    async def post(self, body: Any, *, verb: str = "POST", **options: Any) -> ClientResponse:
+        """One request to /rpc; a body that is bytes goes as it is."""
+        headers = {"x-api-key": self.key, "Content-Type": "application/json"} | options.pop("headers", {})
+        payload = {"data": body} if isinstance(body, (bytes, str, io.IOBase)) else {"json": body}
+        return await self.http.request(verb, self.url + "/rpc", headers=headers, **payload, **options)
+
+    async def call(self, method: str, params: Any = None, **options: Any) -> Any:
+        """The result of a call that must succeed."""
+        status, result = await self.outcome(method, params, **options)
+        assert status == 200, result
+        return result
+
+    async def outcome(self, method: str, params: Any = None, **options: Any) -> tuple[int, Any]:
+        """Status and answer of a call in the plain envelope."""
+        async with await self.post({"method": method, "params": params or {}}, **options) as response:
+            return response.status, await response.json()
+
+    def using(self, key: str) -> "Client":
+        """The same server with another key."""
+        return Client(self.http, self.url, key, self.dispatcher)
+
+
+Serve = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def serve(database_url: str, db: asyncpg.Connection) -> AsyncIterator[Serve]:
+    """Start a server on the test's database; settings and methods can be given."""
+    servers: list[BaseTestServer] = []
+    sessions: list[ClientSession] = []
+
+    async def start(methods: dict[str, Method] = METHODS, url: str = database_url, **settings: Any) -> Client:
+        app = create_app(Settings(**FAST_HASHES | settings), url, methods=methods, check_results=True)
+        server = _LiveServer(app)
+        await server.start_server()
+        servers.append(server)
+        http = ClientSession()
+        sessions.append(http)
+        key = await insert_key(db)
+        return Client(http, str(server.make_url("")).rstrip("/"), key, app[DISPATCHER])
+
+    yield start
+    for session in sessions:
+        await session.close()
+    for server in servers:
+        await server.close()
+
+
+@pytest.fixture
+async def client(serve: Serve) -> Client:
+    """A key for MYINSTANCE with every scope that a tenant can have."""
+    return await serve()
+
+
+@pytest.fixture
+async def operator(client: Client, db: asyncpg.Connection) -> Client:
+    """An operator's key."""
+    return client.using(await insert_key(db, operator=True))
+
+
+async def insert_key(
+    db: asyncpg.Connection,
+    *,
+    instances: tuple[str, ...] = ("MYINSTANCE",),
+    scopes: tuple[str, ...] | None = None,
+    operator: bool = False,
+    networks: tuple[str, ...] = (),
+) -> str:
+    """Put a key into the database, as the command line would."""
+    key = new_key()
+    held = [] if operator else instances
+    key_id = await db.fetchval(
+        "INSERT INTO api_keys (name, digest, prefix, scopes, is_operator, default_instance_id, networks)"
+        " VALUES ('test', $1, $2, $3, $4, (SELECT id FROM instances WHERE name = $5), $6::text[]::cidr[])"
+        " RETURNING id",
+        digest(key),
+        key[:11],
+        list(scopes or (SCOPES if operator else TENANT_SCOPES)),
+        operator,
+        held[0] if held else None,
+        list(networks),
+    )
+    for name in held:
+        await db.execute(
+            "INSERT INTO api_key_instances SELECT $1, id FROM instances WHERE name = $2", key_id, name
+        )
+    return key
+
+
+@pytest.fixture
+async def other(operator: Client, db: asyncpg.Connection) -> Client:
+    """A key for another tenant."""
+    await operator.call("createInstance", {"name": "OTHER", "admin": {"email": "boss@other.example"}})
+    return operator.using(await insert_key(db, instances=("OTHER",)))
+
+
+@pytest.fixture
+async def jane(client: Client, db: asyncpg.Connection) -> dict[str, Any]:
+    """The user of the examples, with a living session whose token is EXAMPLE_TOKEN."""
+    created: dict[str, Any] = await client.call(
+        "createUser", {"email": "jane@example.com", "displayName": "Jane Doe", "password": "demo1234"}
+    )
+    await db.execute(
+        "INSERT INTO sessions (instance_id, id, user_id, token_digest, expires_at)"
+        " VALUES (1, 1, $1, $2, now() + interval '1 day')",
+        created["id"],
+        digest(EXAMPLE_TOKEN),
+    )
+    await db.execute("UPDATE instance_counters SET sessions = 1")
+    return created
+
+
+async def footprint(db: asyncpg.Connection) -> dict[str, int]:
+    """How many rows every table has: the same before and after a call that must write nothing."""
+    tables = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+    return {table: await db.fetchval(f"SELECT count(*) FROM {table}") for (table,) in tables}

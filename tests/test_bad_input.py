@@ -1,0 +1,253 @@
+"""What /rpc does with input that is wrong: a clear 4xx of one line, and nothing written."""
+
+import gzip
+import io
+import json
+import zlib
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from conftest import ADMIN, Client, footprint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.errors import Malformed
+from server.fronts._http import parse_json
+from server.registry import METHODS
+
+
+def creation(**members: Any) -> dict[str, Any]:
+    return {"method": "createUser", "params": {"email": "new@example.com"} | members}
+
+
+BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "malformed_json"),
+    "broken": (b'{"method": "createUser", "params": {', "malformed_json"),
+    "not UTF-8": (b'{"method": "\xff"}', "malformed_json"),
+    "a byte order mark": (b'\xef\xbb\xbf{"method": "createUser"}', "malformed_json"),
+    "trailing text": (b'{"method": "createUser"} x', "malformed_json"),
+    "NaN": (b'{"method": "createUser", "params": {"email": NaN}}', "malformed_json"),
+    "Infinity": (b'{"method": "createUser", "params": {"email": -Infinity}}', "malformed_json"),
+    "a duplicate member": (
+        b'{"method": "createUser", "params": {"email": "a@example.com", "email": "b@example.com"}}',
+        "malformed_json",
+    ),
+    "depth 33": (b'{"method": "x", "params": ' + b"[" * 32 + b"]" * 32 + b"}", "malformed_json"),
+    "depth 2,000": (b'{"method": "x", "params": ' + b"[" * 2000 + b"]" * 2000 + b"}", "malformed_json"),
+    "2^63": (b'{"method": "createUser", "params": {"settings": [9223372036854775808]}}', "malformed_json"),
+    "2^64": (b'{"method": "createUser", "params": {"settings": [18446744073709551616]}}', "malformed_json"),
+    "5,000 digits": (b'{"method": "x", "params": {"n": ' + b"9" * 5000 + b"}}", "malformed_json"),
+    "NUL": (b'{"method": "createUser", "params": {"email": "a\\u0000@example.com"}}', "malformed_json"),
+    "a lone surrogate": (b'{"method": "createUser", "params": {"email": "\\ud800"}}', "malformed_json"),
+    "a string": (b'"createUser"', "invalid_params"),
+    "a number": (b"1", "invalid_params"),
+    "null": (b"null", "invalid_params"),
+    "no method": (b"{}", "unknown_method"),
+    "a method that is a number": (b'{"method": 1}', "unknown_method"),
+    "an unknown method": (b'{"method": "dropTables"}', "unknown_method"),
+    "params that are a string": (b'{"method": "createUser", "params": "x"}', "invalid_params"),
+    "a 10 kB e-mail": (orjson.dumps(creation(email="a" * 10_000 + "@example.com")), "invalid_params"),
+    "an e-mail without @": (orjson.dumps(creation(email="example.com")), "invalid_params"),
+    "an array for an e-mail": (orjson.dumps(creation(email=["a@example.com"])), "invalid_params"),
+    "null for an e-mail": (orjson.dumps(creation(email=None)), "invalid_params"),
+    "a number for a password": (orjson.dumps(creation(password=12345678)), "invalid_params"),
+    "an empty password": (orjson.dumps(creation(password="")), "invalid_params"),
+    "1,025 characters of password": (orjson.dumps(creation(password="x" * 1025)), "invalid_params"),
+    "true for an integer": (orjson.dumps(creation(settings=[True])), "invalid_params"),
+    "an integer for a boolean": (orjson.dumps(creation(isActive=1)), "invalid_params"),
+    "a string for a boolean": (orjson.dumps(creation(isActive="true")), "invalid_params"),
+    "a float for an integer": (orjson.dumps(creation(settings=[1.0])), "invalid_params"),
+    "33 bits": (orjson.dumps(creation(settings=[2**31])), "invalid_params"),
+    "an unknown member": (orjson.dumps(creation(nickname="x")), "invalid_params"),
+    "an unknown member of the profile": (orjson.dumps(creation(profile={"shoe": 1})), "invalid_params"),
+    "id": (orjson.dumps(creation(id=7)), "invalid_params"),
+    "isSysAdmin": (orjson.dumps(creation(isSysAdmin=True)), "invalid_params"),
+    "token": (orjson.dumps(creation(token="x")), "invalid_params"),
+    "a newline in a name": (orjson.dumps(creation(displayName="a\nb")), "invalid_params"),
+    "an http avatar": (orjson.dumps(creation(avatar="http://example.com/a.png")), "invalid_params"),
+    "both secrets": (
+        orjson.dumps(creation(password="x", passwordHash="$argon2id$v=19$m=8,t=1,p=1$" + "A" * 22 + "$" + "A" * 43)),
+        "invalid_params",
+    ),
+    "a costly hash": (
+        orjson.dumps(creation(passwordHash="$argon2id$v=19$m=4194304,t=1,p=1$" + "A" * 22 + "$" + "A" * 43)),
+        "invalid_params",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_bad_bodies(name: str, client: Client, db: asyncpg.Connection) -> None:
+    body, code = BODIES[name]
+    before = await footprint(db)
+    async with await client.post(body) as response:
+        text = await response.text()
+        assert response.headers["X-Error-Code"] == code, text
+        assert response.content_type == "application/json"
+        assert response.status == 400
+        assert isinstance(message := json.loads(text), str) and message and "\n" not in message
+    assert await footprint(db) == before
+
+
+async def test_every_bad_member_is_named_at_once(client: Client) -> None:
+    status, message = await client.outcome(
+        "createUser", {"email": "x", "isActive": "no", "profile": {"phones": [1]}, "nickname": 1}
+    )
+    assert status == 400
+    assert message == (
+        "email: must have at least 3 characters; isActive: must be true or false; "
+        "profile.phones.0: must be a string; nickname: is not a member of this call"
+    )
+
+
+async def test_messages_never_quote_what_was_sent(client: Client) -> None:
+    _, message = await client.outcome("createUser", {"email": "<script>@x", "password": ["hunter2"]})
+    assert "script" not in message and "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
+        ({"Content-Type": "application/json; charset=latin-1"}, 415, "unsupported_media_type"),
+        ({"Content-Encoding": "gzip"}, 400, "bad_http"),
+    ],
+)
+async def test_bad_headers(headers: dict[str, str], status: int, code: str, client: Client) -> None:
+    async with await client.post({"method": "getUserByEmail"}, headers=headers) as response:
+        assert (response.status, isinstance(await response.json(), str)) == (status, True)
+        assert response.headers["X-Error-Code"] in (code, "malformed_json")
+
+
+async def test_large_bodies(client: Client) -> None:
+    """413 for more than 1 MiB, declared, chunked or inflated."""
+    large = b'{"method": "' + b"x" * (1024 * 1024) + b'"}'
+    async with await client.post(io.BytesIO(large)) as response:
+        assert (response.status, response.headers["X-Error-Code"]) == (413, "too_large")
+
+    async def chunks() -> Any:
+        for start in range(0, len(large), 65536):
+            yield large[start : start + 65536]
+
+    headers = {"x-api-key": client.key, "Content-Type": "application/json"}
+    async with client.http.post(client.url + "/rpc", data=chunks(), headers=headers) as response:
+        assert (response.status, response.headers["X-Error-Code"]) == (413, "too_large")
+    bomb = gzip.compress(b" " * (50 * 1024 * 1024))
+    async with await client.post(bomb, headers={"Content-Encoding": "gzip"}) as response:
+        assert (response.status, response.headers["X-Error-Code"]) == (413, "too_large")
+
+
+async def test_compressed_bodies_are_read(client: Client) -> None:
+    body = orjson.dumps({"method": "getUserByEmail", "params": {"email": ADMIN}})
+    for encoding, packed in (("gzip", gzip.compress(body)), ("deflate", zlib.compress(body))):
+        async with await client.post(packed, headers={"Content-Encoding": encoding}) as response:
+            assert response.status == 200
+
+
+async def test_other_verbs_and_addresses(client: Client) -> None:
+    for verb in ("PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"):
+        async with await client.post({"method": "getUserByEmail"}, verb=verb) as response:
+            assert response.status == 405
+            assert response.headers["Allow"] == "GET, POST"
+    async with client.http.get(client.url + "/rpc/") as response:
+        assert (response.status, await response.json()) == (404, "no such address")
+
+
+async def test_headers_of_every_answer(client: Client) -> None:
+    async with (
+        await client.post({"method": "getUserByEmail", "params": {"email": ADMIN}}) as good,
+        await client.post(b"") as bad,
+        client.http.get(client.url + "/nowhere") as lost,
+        client.http.get(client.url + "/livez") as alive,
+    ):
+        for response in (good, bad, lost, alive):
+            assert response.headers["Cache-Control"] == "no-store"
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["X-Request-Id"]
+            assert "Server" not in response.headers
+        assert "X-Error-Code" not in good.headers
+    async with await client.post(b"", headers={"X-Request-Id": "order-4711"}) as response:
+        assert response.headers["X-Request-Id"] == "order-4711"
+    async with await client.post(b"", headers={"X-Request-Id": "<script>" * 20}) as response:
+        assert "script" not in response.headers["X-Request-Id"]
+
+
+# --- the parser alone, against the standard library's ---------------------------------------------------
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), inner, max_size=4),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(JSON, st.booleans())
+def test_parse_json_takes_what_json_is(value: Any, ascii_only: bool) -> None:
+    assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a:b": ":", "c": "\\"{[:"}', "[1234567890123456789, -9223372036854775808, 1e300, 0.1234567890123456789]",
+     '"\\\\u0000"', "[" * 32 + "]" * 32, '{"\\\\": {"\\"": 1}}'],
+)  # fmt: skip
+def test_parse_json_is_not_fooled(text: str) -> None:
+    assert parse_json(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": 1, "\\u0061": 2}', '[{"a": {"b": 1, "b": 1}}]', "[-9223372036854775809]", "[" * 33 + "]" * 33,
+     '{"a\\u0000": 1}', "[00]", "[1e999]"],
+)  # fmt: skip
+def test_parse_json_refuses(text: str) -> None:
+    with pytest.raises(Malformed):
+        parse_json(text.encode())
+
+
+# --- anything at all ------------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(data=st.data())
+async def test_arbitrary_json_never_breaks_the_server(client: Client, data: st.DataObject) -> None:
+    """Any JSON, and any JSON in the place of any known method's params, is answered below 500."""
+    name = data.draw(st.sampled_from(sorted(METHODS)))
+    fields = sorted(METHODS[name].params.model_fields)
+    params = data.draw(JSON | st.dictionaries(st.sampled_from(fields), JSON, max_size=4) if fields else JSON)
+    body = data.draw(
+        st.sampled_from([{"method": name, "params": params}, {"jsonrpc": "2.0", "method": name, "params": params, "id": 1}, params])
+    )  # fmt: skip
+    async with await client.post(orjson.dumps(body)) as response:
+        answered = await response.read()
+        assert response.status < 500, answered
+        assert b'"internal' not in answered or b"-32603" not in answered
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(body=st.binary(max_size=200))
+async def test_arbitrary_bytes_never_break_the_server(client: Client, body: bytes) -> None:
+    async with await client.post(body) as response:
+        await response.read()
+        assert response.status < 500

@@ -1,0 +1,208 @@
+"""API keys: who is let in, to which instance, for what, and until when."""
+
+import asyncio
+import re
+
+import asyncpg
+import pytest
+from conftest import ADMIN, Client, Serve, insert_key
+
+from server.auth import SCOPES, checksum, digest, looks_like_key, new_key
+
+LOOK_UP = {"email": ADMIN}
+DENIED, FORBIDDEN = (401, "not-allowed"), (403, "not-allowed")
+
+
+def test_the_form_of_a_key() -> None:
+    """A prefix that scanners find, 32 random characters (190 bits), a checksum that typos fail."""
+    key = new_key()
+    assert re.fullmatch(r"orpc_[0-9A-Za-z]{38}", key)
+    assert key.endswith(checksum(key[:-6])) and looks_like_key(key)
+    assert not looks_like_key(key[:-1] + ("0" if key[-1] != "0" else "1"))
+    assert looks_like_key("one-that-an-operator-chose")
+    assert len({new_key() for _ in range(1000)}) == 1000
+
+
+async def test_who_is_not_let_in(client: Client, db: asyncpg.Connection) -> None:
+    """Missing, mistyped, unknown, revoked and expired keys are answered alike."""
+    revoked, expired = await insert_key(db), await insert_key(db)
+    await db.execute("UPDATE api_keys SET revoked_at = now() WHERE digest = $1", digest(revoked))
+    await db.execute("UPDATE api_keys SET expires_at = now() WHERE digest = $1", digest(expired))
+    for key in ("", "nonsense", client.key[:-1], new_key(), revoked, expired):
+        assert await client.using(key).outcome("getUserByEmail", LOOK_UP) == DENIED
+    async with client.http.post(client.url + "/rpc", json={"method": "getUserByEmail"}) as response:
+        assert (response.status, await response.json()) == DENIED
+
+
+async def test_clear_keys_are_stored_nowhere(
+    client: Client, operator: Client, db: asyncpg.Connection
+) -> None:
+    created = await client.call("createApiKey", {"name": "shop", "scopes": ["users:read"]})
+    rows = await db.fetch("SELECT * FROM api_keys")
+    assert created["key"] not in str([dict(row) for row in rows])
+    assert created["key"] not in str(await operator.call("listApiKeys"))
+    assert digest(created["key"]) in [row["digest"] for row in rows]
+
+
+async def test_a_new_key_works_within_its_scopes(client: Client) -> None:
+    created = await client.call("createApiKey", {"name": "shop", "scopes": ["users:read"]})
+    assert created["instances"] == ["MYINSTANCE"]
+    reader = client.using(created["key"])
+    assert (await reader.call("getUserByEmail", LOOK_UP))["id"] == 1
+    assert await reader.outcome("createUser", {"email": "x@example.com"}) == FORBIDDEN
+    assert await reader.outcome("listApiKeys") == FORBIDDEN
+    assert await reader.outcome("rpc.discover") == FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"scopes": ["instances:write"]}, {"isOperator": True}, {"instances": ["MYINSTANCE"]},
+     {"instances": ["OTHER"]}, {"instance": "OTHER"}],
+)  # fmt: skip
+async def test_nobody_makes_a_key_that_holds_more(
+    params: dict[str, object], client: Client, other: Client
+) -> None:
+    given = {"name": "more", "scopes": ["users:read"]} | params
+    assert await client.outcome("createApiKey", given) == FORBIDDEN
+
+
+async def test_a_key_for_several_instances(operator: Client, other: Client) -> None:
+    created = await operator.call(
+        "createApiKey", {"name": "reseller", "scopes": ["users:read"], "instances": ["OTHER", "MYINSTANCE"]}
+    )
+    reseller = operator.using(created["key"])
+    assert (await reseller.call("getUserByEmail", {"email": "boss@other.example"}))["instance"] == "OTHER"
+    found = await reseller.call("getUserByEmail", LOOK_UP | {"instance": "MYINSTANCE"})
+    assert found["instance"] == "MYINSTANCE"
+    assert await reseller.outcome("getUserByEmail", LOOK_UP | {"instance": "NOWHERE"}) == FORBIDDEN
+    assert await operator.outcome(
+        "createApiKey", {"name": "x", "scopes": ["users:read"], "instances": ["MYINSTANCE", "NOWHERE"]}
+    ) == (400, "instances.1: there is no such instance")
+
+
+async def test_an_operators_key(operator: Client, other: Client) -> None:
+    """It holds every instance, names one in each call on users, and manages all keys."""
+    assert await operator.outcome("getUserByEmail", LOOK_UP) == FORBIDDEN
+    assert (await operator.call("getUserByEmail", LOOK_UP | {"instance": "MYINSTANCE"}))["id"] == 1
+    assert await operator.outcome("getUserByEmail", LOOK_UP | {"instance": "NOWHERE"}) == FORBIDDEN
+    created = await operator.call(
+        "createApiKey", {"name": "ops", "scopes": ["users:read"], "isOperator": True}
+    )
+    assert created["isOperator"] and created["instances"] == []
+    assert {key["id"] for key in await operator.call("listApiKeys")} >= {created["id"]}
+    theirs = await operator.call("listApiKeys", {"instance": "OTHER"})
+    assert [key["instances"] for key in theirs] == [["OTHER"]]
+
+
+async def test_tenants_see_and_manage_their_own_keys_alone(
+    client: Client, other: Client, operator: Client, db: asyncpg.Connection
+) -> None:
+    shared = await operator.call(
+        "createApiKey", {"name": "shared", "scopes": ["users:read"], "instances": ["MYINSTANCE", "OTHER"]}
+    )
+    mine = await client.call("createApiKey", {"name": "mine", "scopes": ["users:read"]})
+    seen = await client.call("listApiKeys")
+    assert mine["id"] in [key["id"] for key in seen]
+    assert all(key["instances"] == ["MYINSTANCE"] and not key["isOperator"] for key in seen)
+    assert shared["id"] not in [key["id"] for key in seen]
+    for key_id in (mine["id"], shared["id"], 999):
+        for method in ("revokeApiKey", "rotateApiKey"):
+            assert await other.outcome(method, {"id": key_id}) == (400, "not found")
+    assert await client.outcome("revokeApiKey", {"id": shared["id"]}) == (400, "not found")
+
+
+async def test_revocation_bites_on_the_next_request(client: Client) -> None:
+    created = await client.call("createApiKey", {"name": "shop", "scopes": ["users:read"]})
+    shop = client.using(created["key"])
+    await shop.call("getUserByEmail", LOOK_UP)
+    assert await client.call("revokeApiKey", {"id": created["id"]}) is True
+    assert await shop.outcome("getUserByEmail", LOOK_UP) == DENIED
+    assert await client.outcome("revokeApiKey", {"id": created["id"]}) == (400, "not found")
+
+
+async def test_revocation_by_another_worker(serve: Serve) -> None:
+    """The other worker hears of it over the database and forgets what it remembered."""
+    here, there = await serve(), await serve()
+    created = await here.call("createApiKey", {"name": "shop", "scopes": ["users:read"]})
+    shop_there = there.using(created["key"])
+    await shop_there.call("getUserByEmail", LOOK_UP)
+    await here.call("revokeApiKey", {"id": created["id"]})
+    async with asyncio.timeout(10):
+        while await shop_there.outcome("getUserByEmail", LOOK_UP) != DENIED:
+            await asyncio.sleep(0.01)
+
+
+async def test_rotation_overlaps(client: Client, db: asyncpg.Connection) -> None:
+    old = await client.call(
+        "createApiKey",
+        {"name": "shop", "scopes": ["users:read"], "expiresIn": 86400, "networks": ["127.0.0.0/8"]},
+    )
+    new = await client.call("rotateApiKey", {"id": old["id"], "overlap": 60})
+    assert new["key"] != old["key"]
+    assert {name: new[name] for name in ("name", "scopes", "instances", "networks", "isOperator")} == {
+        name: old[name] for name in ("name", "scopes", "instances", "networks", "isOperator")
+    }
+    assert abs(new["expiresAt"] - old["expiresAt"]) <= 1
+    for key in (old["key"], new["key"]):
+        await client.using(key).call("getUserByEmail", LOOK_UP)
+    again = await client.call("rotateApiKey", {"id": new["id"], "overlap": 0})
+    assert await client.using(new["key"]).outcome("getUserByEmail", LOOK_UP) == DENIED
+    await client.using(again["key"]).call("getUserByEmail", LOOK_UP)
+
+
+async def test_a_key_expires(client: Client, db: asyncpg.Connection) -> None:
+    created = await client.call(
+        "createApiKey", {"name": "brief", "scopes": ["users:read"], "expiresIn": 3600}
+    )
+    brief = client.using(created["key"])
+    await brief.call("getUserByEmail", LOOK_UP)
+    await db.execute("UPDATE api_keys SET expires_at = now() WHERE id = $1", created["id"])
+    await db.execute("NOTIFY officerpc_keys")
+    async with asyncio.timeout(10):
+        while await brief.outcome("getUserByEmail", LOOK_UP) != DENIED:
+            await asyncio.sleep(0.01)
+
+
+async def test_source_networks(serve: Serve, db: asyncpg.Connection) -> None:
+    """A key used from elsewhere is as good as unknown; X-Forwarded-For counts from our own proxies alone."""
+    client = await serve()
+    near = await insert_key(db, networks=("127.0.0.0/8",))
+    far = await insert_key(db, networks=("192.0.2.0/24",))
+    await client.using(near).call("getUserByEmail", LOOK_UP)
+    forged = {"X-Forwarded-For": "192.0.2.7"}
+    assert await client.using(far).outcome("getUserByEmail", LOOK_UP, headers=forged) == DENIED
+    proxied = await serve(trusted_proxies=["127.0.0.0/8"])
+    await proxied.using(far).call("getUserByEmail", LOOK_UP, headers=forged)
+    lies = {"X-Forwarded-For": "192.0.2.7, 198.51.100.1"}
+    assert await proxied.using(far).outcome("getUserByEmail", LOOK_UP, headers=lies) == DENIED
+    assert (
+        await proxied.using(far).outcome("getUserByEmail", LOOK_UP, headers={"X-Forwarded-For": "x"})
+        == DENIED
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"scopes": []}, "scopes: must have at least 1 item after validation, not 0"),
+        ({"scopes": ["everything"]}, "scopes.0: is not a scope"),
+        ({"networks": ["example.com"]}, "networks.0: is not a network such as 192.0.2.0/24"),
+        ({"networks": ["192.0.2.1/24"]}, "networks.0: is not a network such as 192.0.2.0/24"),
+        ({"expiresIn": 0}, "expiresIn: must be greater than or equal to 1"),
+        (
+            {"isOperator": True, "instance": "MYINSTANCE"},
+            "params: give one of instance, instances and isOperator",
+        ),
+    ],
+)
+async def test_bad_keys(params: dict[str, object], message: str, client: Client) -> None:
+    given = {"name": "bad", "scopes": ["users:read"]} | params
+    assert await client.outcome("createApiKey", given) == (400, message)
+
+
+async def test_every_scope_is_needed_by_something(client: Client) -> None:
+    from server.registry import METHODS
+
+    needed = {method.scope for method in METHODS.values()}
+    needed |= {scope for method in METHODS.values() for scope in method.member_scopes.values()}
+    assert needed == set(SCOPES)

@@ -1,0 +1,64 @@
+"""Health, metrics, logs and the work beside the calls."""
+
+import asyncpg
+from conftest import ADMIN, Client, Log, Serve
+
+from server.db import Database
+from server.jobs import purge_expired
+from server.settings import Settings
+
+
+async def test_health(client: Client) -> None:
+    for path, answer in (("/livez", {"status": "alive"}), ("/readyz", {"status": "ready"})):
+        async with client.http.get(client.url + path) as response:
+            assert (response.status, await response.json()) == (200, answer)
+
+
+async def test_metrics(client: Client) -> None:
+    await client.call("getUserByEmail", {"email": ADMIN})
+    await client.outcome("getUserByEmail", {"email": "nobody@example.com"})
+    await client.outcome("dropTables")
+    await client.using("wrong").outcome("getUserByEmail")
+    async with client.http.get(client.url + "/metrics") as response:
+        assert response.content_type == "text/plain"
+        text = await response.text()
+    assert 'officerpc_calls_total{code="ok",method="getUserByEmail"} 1.0' in text
+    assert 'officerpc_calls_total{code="not_found",method="getUserByEmail"} 1.0' in text
+    assert 'officerpc_calls_total{code="unknown_method",method="unknown"} 1.0' in text
+    assert 'officerpc_refusals_total{code="unauthenticated",front="rpc"} 1.0' in text
+    assert 'officerpc_call_seconds_count{method="getUserByEmail"} 2.0' in text
+
+
+async def test_a_call_is_one_line_of_the_log(client: Client, logged: Log) -> None:
+    await client.call("getUserByEmail", {"email": ADMIN}, headers={"X-Request-Id": "order-1"})
+    (entry,) = [entry for entry in logged.lines() if entry["event"] == "call"]
+    assert entry["request_id"] == "order-1"
+    assert (entry["method"], entry["code"], entry["instance"]) == ("getUserByEmail", "ok", "MYINSTANCE")
+    assert ADMIN not in logged.text.decode()
+
+
+async def test_what_has_had_its_time_is_purged(
+    client: Client, serve: Serve, db: asyncpg.Connection, database_url: str
+) -> None:
+    """Users by the retention of their instance, or the server's; sessions by their expiry."""
+    for name in ("old", "recent", "living"):
+        await client.call("createUser", {"email": f"{name}@example.com", "password": "demo1234"})
+        await client.call("login", {"email": f"{name}@example.com", "password": "demo1234"})
+    for name in ("old", "recent"):
+        await client.call("deleteUserByEmail", {"email": f"{name}@example.com"})
+    await db.execute(
+        "UPDATE users SET deleted_at = now() - interval '31 days' WHERE email_key = 'old@example.com'"
+    )
+    await db.execute(
+        "UPDATE users SET deleted_at = now() - interval '29 days' WHERE email_key = 'recent@example.com'"
+    )
+    await db.execute("UPDATE sessions SET expires_at = now() - interval '1 second'")
+    settings = Settings()
+    database = Database(settings, database_url)
+    await database.open()
+    assert await purge_expired(database, settings) == {"users": 1, "sessions": 1}
+    assert await purge_expired(database, settings) == {"users": 0, "sessions": 0}
+    await db.execute("""UPDATE instances SET settings = settings || '{"retentionDays": 7}'""")
+    assert await purge_expired(database, settings) == {"users": 1, "sessions": 0}
+    assert await db.fetchval("SELECT count(*) FROM users") == 2
+    await database.close()

@@ -1,0 +1,129 @@
+"""The registry keeps what it promises: examples that run, a valid OpenRPC document, declared scopes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from conftest import Client, Serve, insert_key
+from jsonschema import Draft7Validator
+from pydantic import TypeAdapter
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
+
+from server.methods.sessions import EXAMPLE_TOKEN
+from server.openrpc import document
+from server.registry import METHODS, Call, Example, Params, method
+
+EXAMPLES = [
+    pytest.param(name, example, id=f"{name}: {example.name}")
+    for name, registered in METHODS.items()
+    for example in registered.examples
+]
+
+
+def _shape(value: Any) -> Any:
+    """The members and types of a value, whatever it holds."""
+    if isinstance(value, dict):
+        return {name: _shape(item) for name, item in value.items()}
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+async def test_examples_run(
+    name: str,
+    example: Example,
+    client: Client,
+    operator: Client,
+    jane: dict[str, Any],
+    db: asyncpg.Connection,
+) -> None:
+    """Each on an instance with Jane, who is logged in, and a deleted user."""
+    await client.call("createUser", {"email": "gone@example.com"})
+    await client.call("deleteUserByEmail", {"email": "gone@example.com"})
+    needs_operator = METHODS[name].operator
+    answer = await (operator if needs_operator else client).call(name, example.params)
+    TypeAdapter(METHODS[name].result).validate_python(answer)
+    if name == "rpc.discover":
+        assert answer["openrpc"] == example.result["openrpc"]
+    elif isinstance(answer, dict) and "tokenExpiresAt" not in answer and "key" not in answer:
+        assert set(answer) == set(example.result)
+    elif not isinstance(answer, (dict, list)):
+        assert answer == example.result
+
+
+def test_the_openrpc_document_is_valid() -> None:
+    """Against the meta-schema of OpenRPC 1.4, which the project publishes under Apache-2.0."""
+    meta = json.loads((Path(__file__).parent / "data" / "openrpc-1.4.schema.json").read_text())
+    # It refers to JSON Schema's own meta-schema at an address of its own; draft 7 is what stands there.
+    draft = Draft7Validator.META_SCHEMA | {
+        "$id": "https://meta.json-schema.tools/",
+        "definitions": Draft7Validator.META_SCHEMA["definitions"]
+        | {"JSONSchemaObject": {"properties": {"$ref": {"type": "string"}}}},
+    }
+    resource = Resource.from_contents(draft, default_specification=DRAFT7)
+    registry = Registry().with_resources(
+        [("https://meta.json-schema.tools/", resource), ("https://meta.json-schema.tools", resource)]
+    )
+    described = json.loads(json.dumps(document(tuple(METHODS.values()))))
+    validator = Draft7Validator(
+        {**meta, "$schema": "http://json-schema.org/draft-07/schema#"}, registry=registry
+    )
+    assert [error.message for error in validator.iter_errors(described)] == []
+    with_fault = described | {"methods": [{"name": "x"}]}
+    assert list(validator.iter_errors(with_fault))
+
+
+def test_the_openrpc_document_tells_everything() -> None:
+    described = {entry["name"]: entry for entry in document(tuple(METHODS.values()))["methods"]}
+    assert set(described) == set(METHODS)
+    documented = {name for name, entry in described.items() if entry["tags"] == [{"name": "oneoffice"}]}
+    assert documented == {"createUser", "updateUserByEmail", "resetPasswordByEmail", "getUserByEmail"}
+    for name, entry in described.items():
+        assert entry["summary"] and entry["examples"] and entry["errors"], name
+        required = [param["required"] for param in entry["params"]]
+        assert required == sorted(required, reverse=True), f"{name}: optional params before required ones"
+    assert any(error["code"] == -32009 for error in described["createUser"]["errors"])
+
+
+def test_references_of_the_document_resolve() -> None:
+    described = document(tuple(METHODS.values()))
+    text = json.dumps(described)
+    for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert name in described["components"]["schemas"]
+
+
+async def test_what_is_wrong_with_a_registration_fails_at_import() -> None:
+    async def handler(call: Call, params: Params) -> None:
+        """Do nothing."""
+
+    async def mute(call: Call, params: Params) -> None:
+        pass
+
+    example = (Example("x", {}, None),)
+    common: dict[str, Any] = {"result": None, "writes": False, "registry": {}}
+    with pytest.raises(TypeError, match="scope"):
+        method("x", examples=example, **common)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="unknown scope"):
+        method("x", scope="everything", examples=example, **common)
+    with pytest.raises(ValueError, match="no example"):
+        method("x", scope="docs:read", examples=(), **common)
+    with pytest.raises(ValueError, match="no docstring"):
+        method("x", scope="docs:read", examples=example, **common)(mute)
+    method("x", scope="docs:read", examples=example, **common)(handler)
+    with pytest.raises(ValueError, match="taken"):
+        method("x", scope="docs:read", examples=example, **common)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+async def test_every_method_needs_its_scope(name: str, serve: Serve, db: asyncpg.Connection) -> None:
+    client = await serve()
+    without = tuple(scope for scope in ("users:read", "keys:read") if scope != METHODS[name].scope)[:1]
+    poor = client.using(await insert_key(db, scopes=without, operator=True))
+    example = METHODS[name].examples[0]
+    assert await poor.outcome(name, example.params | {"instance": "MYINSTANCE"}) == (403, "not-allowed")
+
+
+def test_the_example_token_has_the_documented_form() -> None:
+    assert len(EXAMPLE_TOKEN) == 40 and EXAMPLE_TOKEN.isalnum()

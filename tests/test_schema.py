@@ -1,0 +1,181 @@
+"""What the SQL must keep to, proven from the catalogue and by parsing every named query."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pglast
+import pytest
+from pglast import ast
+from pglast.visitors import Visitor
+
+from server.db import load_migrations, load_queries, migrate
+from server.errors import CONSTRAINTS
+
+QUERIES = load_queries()
+GLOBAL_TABLES = {"instances", "api_keys", "api_key_instances", "schema_migrations"}
+SERVER = Path(__file__).parent.parent / "server"
+UPKEEP = set(
+    re.findall(r"^-- name: (\w+)", (SERVER.parent / "sql/queries/upkeep.sql").read_text(), re.MULTILINE)
+)
+
+
+async def tenant_tables(db: asyncpg.Connection) -> set[str]:
+    rows = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    return {row["tablename"] for row in rows} - GLOBAL_TABLES
+
+
+async def test_keys_and_references_lead_with_the_instance(db: asyncpg.Connection) -> None:
+    rows = await db.fetch(
+        """
+        SELECT c.conrelid::regclass::text AS table_name, c.conname, c.contype::text AS kind,
+            array_agg(a.attname::text ORDER BY k.place) AS columns
+        FROM pg_constraint AS c
+        CROSS JOIN LATERAL unnest(c.conkey) WITH ORDINALITY AS k (attnum, place)
+        JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+        WHERE c.contype IN ('p', 'u', 'f') AND c.connamespace = 'public'::regnamespace
+        GROUP BY 1, 2, 3
+        """
+    )
+    tenant = await tenant_tables(db)
+    assert tenant >= {"users", "credentials", "mailboxes", "calendars", "file_folders", "sessions"}
+    seen = set()
+    for row in rows:
+        assert len(row["conname"]) <= 50, row["conname"]
+        if row["table_name"] in tenant:
+            seen.add(row["table_name"])
+            assert row["columns"][0] == "instance_id", row["conname"]
+    assert seen == tenant
+
+
+async def test_tenant_tables_have_no_triggers_and_no_sequences(db: asyncpg.Connection) -> None:
+    for table in await tenant_tables(db):
+        triggers = await db.fetchval(
+            "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1::text::regclass AND NOT tgisinternal", table
+        )
+        identities = await db.fetchval(
+            "SELECT count(*) FROM pg_attribute WHERE attrelid = $1::text::regclass AND attidentity <> ''",
+            table,
+        )
+        assert (triggers, identities) == (0, 0), table
+
+
+@pytest.mark.parametrize("name", sorted(QUERIES))
+async def test_queries_on_tenant_tables_name_the_instance(name: str, db: asyncpg.Connection) -> None:
+    """Each SELECT, UPDATE or DELETE part that reads a tenant table equates its instance_id.
+
+    Statements of sql/queries/upkeep.sql are the operator's and the background's, and may read across.
+    """
+    if name in UPKEEP:
+        return
+    tenant = await tenant_tables(db)
+    tree = pglast.parse_sql(QUERIES[name].sql)
+    assert len(tree) == 1
+    for part in _parts(tree[0].stmt):
+        tables = [table for table in _own_tables(part) if table.relname in tenant]
+        if not tables:
+            continue
+        if isinstance(part, ast.InsertStmt):
+            assert part.cols[0].name == "instance_id", f"{name} inserts without instance_id"
+            continue
+        conditions = _equated(part)
+        for table in tables:
+            alias = table.alias.aliasname if table.alias else table.relname
+            assert alias in conditions or (len(tables) == 1 and None in conditions), f"{name}: {alias}"
+
+
+def _parts(statement: Any) -> list[Any]:
+    """Every SELECT, INSERT, UPDATE and DELETE in a statement, nested ones too."""
+    found: list[Any] = []
+
+    class Parts(Visitor):
+        def visit(self, ancestors: Any, node: Any) -> None:
+            if isinstance(node, (ast.SelectStmt, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt)):
+                found.append(node)
+
+    Parts()(statement)
+    return found
+
+
+def _own_tables(part: Any) -> list[Any]:
+    """The tables a part names itself, not those of its subqueries."""
+    tables = [part.relation] if getattr(part, "relation", None) is not None else []
+
+    def walk(item: Any) -> None:
+        if isinstance(item, ast.RangeVar):
+            tables.append(item)
+        elif isinstance(item, ast.JoinExpr):
+            walk(item.larg)
+            walk(item.rarg)
+
+    for clause in ("fromClause", "usingClause"):
+        for item in getattr(part, clause, None) or ():
+            walk(item)
+    return tables
+
+
+def _equated(part: Any) -> set[str | None]:
+    """The aliases whose instance_id a part equates with something (None: without an alias)."""
+    aliases: set[str | None] = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, ast.BoolExpr) and node.boolop.name == "AND_EXPR":
+            for argument in node.args:
+                walk(argument)
+        elif isinstance(node, ast.A_Expr) and node.name[0].sval == "=":
+            for side in (node.lexpr, node.rexpr):
+                if isinstance(side, ast.ColumnRef) and side.fields[-1].sval == "instance_id":
+                    aliases.add(side.fields[0].sval if len(side.fields) > 1 else None)
+        elif isinstance(node, ast.JoinExpr):
+            walk(node.quals)
+            walk(node.larg)
+            walk(node.rarg)
+
+    walk(getattr(part, "whereClause", None))
+    for item in getattr(part, "fromClause", None) or ():
+        walk(item)
+    return aliases
+
+
+@pytest.mark.parametrize("name", sorted(QUERIES))
+async def test_queries_are_accepted_by_the_database(name: str, db: asyncpg.Connection) -> None:
+    """Each can be prepared on the schema, so that no column or type is misspelt."""
+    assert await db.prepare(QUERIES[name].sql)
+
+
+def test_no_volatile_functions_in_updates() -> None:
+    """A sharded cluster refuses them; now() and parameters do."""
+    for name, query in QUERIES.items():
+        assert not re.search(r"clock_timestamp|gen_random_uuid|random\(", query.sql), name
+
+
+def test_every_query_is_used_and_every_used_query_exists() -> None:
+    text = "\n".join(path.read_text() for path in SERVER.rglob("*.py"))
+    for name in QUERIES:
+        assert f'"{name}"' in text, f"{name} is not used"
+    for name in re.findall(r"\.(?:one|all|value|run)\(\s*\"(\w+)\"", text):
+        assert name in QUERIES, f"{name} is no named query"
+
+
+async def test_every_mapped_constraint_exists(db: asyncpg.Connection) -> None:
+    rows = await db.fetch("SELECT conname FROM pg_constraint")
+    assert set(CONSTRAINTS) <= {row["conname"] for row in rows}
+
+
+async def test_migrations_run_once_and_notice_changes(db: asyncpg.Connection) -> None:
+    migrations = load_migrations()
+    assert [migration.version for migration in migrations] == list(range(1, len(migrations) + 1))
+    assert await migrate(db, migrations) == []
+    changed = [migrations[0]._replace(checksum="0" * 64), *migrations[1:]]
+    with pytest.raises(Exception, match="from another file"):
+        await migrate(db, changed)
+    await db.execute("INSERT INTO schema_migrations VALUES (9999, 'future', 'x')")
+    with pytest.raises(Exception, match="does not know"):
+        await migrate(db, migrations)
+
+
+def test_migrations_are_split_into_single_statements() -> None:
+    for migration in load_migrations():
+        for statement in migration.statements:
+            assert len(pglast.parse_sql(statement)) == 1, statement[:80]
