@@ -66,7 +66,7 @@ class Dispatcher:
             Exception: a bug of ours; the front answers 500 and logs it.
         """
         started = time.perf_counter()
-        code, known, call = "internal", "unknown", None
+        code, known, call, cause = "internal", "unknown", None, None
         try:
             method = self.methods.get(name) if isinstance(name, str) else None
             if method is None:
@@ -91,10 +91,10 @@ class Dispatcher:
             code = "ok"
             return result
         except TimeoutError as error:
-            code = "unavailable"
+            code, cause = "unavailable", "call_timeout"
             raise Unavailable("the call took too long, try again", retry_after=1) from error
         except ServiceError as error:
-            code = error.code
+            code, cause = error.code, error.cause()
             raise
         finally:
             instance = getattr(call, "instance", None)
@@ -106,6 +106,7 @@ class Dispatcher:
                     request_id,
                     caller.key_id,
                     instance.name if instance else None,
+                    cause,
                 )
             )
 

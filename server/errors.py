@@ -46,6 +46,10 @@ class ServiceError(Exception):
         self.headers = dict(headers or {})
         super().__init__(self.message)
 
+    def cause(self) -> str | None:
+        """The kind of exception behind this error, for the log: never its text, which may quote data."""
+        return type(self.__cause__).__name__ if self.__cause__ is not None else None
+
 
 class Invalid(ServiceError):
     """the request is not valid"""

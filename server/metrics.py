@@ -28,6 +28,8 @@ class CallFact:
     request_id: str
     key_id: int
     instance: str | None
+    # What our own or the driver's exception was, where the caller is told less.
+    cause: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class RefusalFact:
     code: str
     status: int
     request_id: str
+    cause: str | None
 
 
 class Metrics:
@@ -79,12 +82,20 @@ class Metrics:
             request_id=fact.request_id,
             key_id=fact.key_id,
             instance=fact.instance,
+            **({"cause": fact.cause} if fact.cause else {}),
         )
 
     def refusal(self, fact: RefusalFact) -> None:
         """A request was refused at the door."""
         self._refusals.labels(fact.front, fact.code).inc()
-        log.info("refused", front=fact.front, code=fact.code, status=fact.status, request_id=fact.request_id)
+        log.info(
+            "refused",
+            front=fact.front,
+            code=fact.code,
+            status=fact.status,
+            request_id=fact.request_id,
+            **({"cause": fact.cause} if fact.cause else {}),
+        )
 
     def lag(self, seconds: float) -> None:
         """How late the event loop was at worst, lately."""

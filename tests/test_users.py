@@ -173,7 +173,9 @@ async def test_delete_restore_purge(client: Client, db: asyncpg.Connection) -> N
     ):
         assert await client.outcome(method, JANE | more) == (400, "not found")
     assert await client.outcome("createUser", JANE) == (400, DUPLICATE)
+    assert (await client.call("getInstance"))["users"] == 1
     await client.call("restoreUserByEmail", JANE)
+    assert (await client.call("getInstance"))["users"] == 2
     assert await client.outcome("restoreUserByEmail", JANE) == (400, "not found")
     assert (await client.call("getUserByEmail", JANE))["inbox"] == 7
     await client.call("deleteUserByEmail", JANE)

@@ -234,7 +234,9 @@ def boundary(fronts: Sequence[Front]) -> Middleware:
             if isinstance(error, (TooLarge, TooSlow)):
                 response.force_close()  # the rest of the body is not worth waiting for
             if CALLED not in request:
-                request.app[METRICS].refusal(RefusalFact(front.name, error.code, response.status, request_id))
+                request.app[METRICS].refusal(
+                    RefusalFact(front.name, error.code, response.status, request_id, error.cause())
+                )
         response.headers["X-Request-Id"] = request_id
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["X-Content-Type-Options"] = "nosniff"

@@ -14,11 +14,13 @@ CREATE TABLE instances (
     CONSTRAINT instances_name UNIQUE (name)
 );
 
--- The next ids of each instance. Ids are counted per instance, so that a fresh instance numbers its
--- users, mailboxes, calendars and folders from one, whatever its neighbours hold.
+-- The last ids of each instance. Ids are counted per instance, so that a fresh instance numbers its
+-- users, mailboxes, calendars and folders from one, whatever its neighbours hold. living_users is how
+-- many are not deleted: counting a million rows would take longer than any call may.
 CREATE TABLE instance_counters (
     instance_id bigint NOT NULL,
     users bigint NOT NULL DEFAULT 0,
+    living_users bigint NOT NULL DEFAULT 0,
     mailboxes bigint NOT NULL DEFAULT 0,
     calendars bigint NOT NULL DEFAULT 0,
     file_folders bigint NOT NULL DEFAULT 0,

@@ -21,8 +21,9 @@ FROM new_instance;
 SELECT
     i.name, i.title, i.is_active AS "isActive", i.settings,
     floor(extract(EPOCH FROM i.created_at))::bigint AS "createdAt",
-    (SELECT count(*) FROM users AS u WHERE u.instance_id = i.id AND u.deleted_at IS NULL) AS users
+    c.living_users AS users
 FROM instances AS i
+INNER JOIN instance_counters AS c ON c.instance_id = :instance_id
 WHERE i.id = :instance_id;
 
 -- name: list_instances(after, row_limit)

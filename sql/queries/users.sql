@@ -4,6 +4,7 @@ WITH counter AS (
     UPDATE instance_counters
     SET
         users = users + 1,
+        living_users = living_users + 1,
         mailboxes = mailboxes + 6,
         calendars = calendars + 1,
         file_folders = file_folders + 2
@@ -199,6 +200,12 @@ WITH gone AS (
     RETURNING id
 ),
 
+counted AS (
+    UPDATE instance_counters
+    SET living_users = living_users - 1
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM gone)
+),
+
 ended AS (
     DELETE FROM sessions
     USING gone
@@ -210,10 +217,21 @@ FROM gone;
 
 -- name: restore_user(instance_id, email_key)$
 -- Undoes delete_user while the rows are there.
-UPDATE users
-SET deleted_at = NULL, updated_at = now()
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
-RETURNING id;
+WITH back AS (
+    UPDATE users
+    SET deleted_at = NULL, updated_at = now()
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+    RETURNING id
+),
+
+counted AS (
+    UPDATE instance_counters
+    SET living_users = living_users + 1
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM back)
+)
+
+SELECT id
+FROM back;
 
 -- name: purge_user(instance_id, email_key)$
 -- Takes a deleted user with all that was provisioned for it, for good.

@@ -1,0 +1,170 @@
+"""Behind what operators put in front and beneath: the samples of scripts/deploy, run for real.
+
+Needs Debian's nginx-light, haproxy and pgbouncer, which CI installs.
+"""
+
+import asyncio
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from aiohttp import web
+from conftest import ADMIN, Client, Serve
+
+SAMPLES = Path(__file__).parent.parent / "scripts" / "deploy"
+PATH = os.environ["PATH"] + ":/usr/sbin"
+
+
+def installed(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not shutil.which(program, path=PATH), reason=f"{program} is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def running(*command: str | Path, port: int) -> AsyncIterator[None]:
+    """A program until the end of the block, once its port is open."""
+    process = subprocess.Popen(command, env=os.environ | {"PATH": PATH})
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    assert process.poll() is None, "it ended at once"
+                    await asyncio.sleep(0.05)
+                else:
+                    writer.close()
+                    break
+        yield
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait)
+
+
+def nginx(folder: Path, upstream: int, port: int) -> list[str | Path]:
+    sample = (SAMPLES / "nginx.conf").read_text()
+    sample = sample.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}").replace(
+        "listen 8443", f"listen 127.0.0.1:{port}"
+    )
+    scratch = "\n".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{}}\n"
+        f"http {{ access_log off; {scratch}\n{sample} }}"
+    )
+    return ["nginx", "-e", folder / "error.log", "-c", folder / "nginx.conf"]
+
+
+def haproxy(folder: Path, upstream: int, port: int) -> list[str | Path]:
+    sample = (SAMPLES / "haproxy.cfg").read_text()
+    sample = sample.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}").replace(
+        "127.0.0.1:8443", f"127.0.0.1:{port}"
+    )
+    (folder / "haproxy.cfg").write_text(sample)
+    return ["haproxy", "-db", "-q", "-f", folder / "haproxy.cfg"]
+
+
+PROXIES = [
+    pytest.param(nginx, id="nginx", marks=installed("nginx")),
+    pytest.param(haproxy, id="haproxy", marks=installed("haproxy")),
+]
+Proxy = Callable[[Path, int, int], list[str | Path]]
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_get_with_a_body_behind_a_proxy(proxy: Proxy, serve: Serve, tmp_path: Path) -> None:
+    """Line 20 of the faults: it arrives whole, through kept connections, and is never answered from memory."""
+    direct = await serve(trusted_proxies=["127.0.0.0/8"])
+    port = free_port()
+    upstream = urlsplit(direct.url).port
+    assert upstream
+    async with running(*proxy(tmp_path, upstream, port), port=port):
+        client = Client(direct.http, f"http://127.0.0.1:{port}", direct.key, direct.dispatcher)
+        for verb in ("GET", "POST"):
+            email = f"{verb.lower()}@example.com"
+            assert (await client.call("createUser", {"email": email}, verb=verb))["email"] == email
+            for active in (False, True):
+                await client.call("updateUserByEmail", {"email": email, "isActive": active}, verb=verb)
+                found = await client.call("getUserByEmail", {"email": email}, verb=verb)
+                assert found["isActive"] is active
+        async with client.http.get(client.url + "/metrics") as response:
+            assert response.status == 404
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_a_proxy_never_repeats_a_call(proxy: Proxy, client: Client, tmp_path: Path) -> None:
+    """An upstream that takes a request and dies sees it once: a creation must not be sent twice."""
+    seen: list[bytes] = []
+
+    async def die(request: web.Request) -> web.Response:
+        if request.path == "/readyz":
+            return web.Response()
+        seen.append(await request.read())
+        assert request.transport
+        request.transport.abort()
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(die))  # type: ignore[arg-type]
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    upstream, port = runner.addresses[0][1], free_port()
+    async with running(*proxy(tmp_path, upstream, port), port=port):
+        behind = Client(client.http, f"http://127.0.0.1:{port}", client.key, client.dispatcher)
+        async with await behind.post({"method": "createUser"}, verb="GET") as response:
+            assert response.status == 502
+    await runner.cleanup()
+    assert len(seen) == 1
+
+
+@installed("pgbouncer")
+async def test_behind_a_transaction_pooler(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Many calls at once over two server connections that change hands after each transaction."""
+    parts = urlsplit(database_url)
+    socket_dir = parse_qs(parts.query)["host"][0]
+    port = free_port()
+    users = tmp_path / "users.txt"
+    users.write_text('"postgres" ""\n')
+    config = tmp_path / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\n{parts.path[1:]} = host={socket_dir} user=postgres\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = trust\nauth_file = {users}\n"
+        "pool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n"
+    )
+    # It refuses to run as root; the user of the database server can reach its socket.
+    owner = pwd.getpwuid(Path(socket_dir).stat().st_uid).pw_name
+    as_user = ["-u", owner] if os.geteuid() == 0 else []
+    for path in (tmp_path, *list(tmp_path.parents)[:2]) if as_user else ():
+        path.chmod(0o755)
+    async with running("pgbouncer", "-q", *as_user, config, port=port):
+        client = await serve(
+            url=f"postgresql://postgres@127.0.0.1:{port}{parts.path}", database_direct_url=database_url
+        )
+
+        async def work(number: int) -> None:
+            email = f"user{number}@example.com"
+            await client.call("createUser", {"email": email})
+            await client.call("updateUserByEmail", {"email": email, "displayName": str(number)})
+            found = await client.call("getUserByEmail", {"email": email})
+            assert (found["email"], found["displayName"]) == (email, str(number))
+
+        await asyncio.gather(*(work(number) for number in range(40)))
+        assert len((await client.call("listUsers"))["users"]) == 41
+        created = await client.call("createApiKey", {"name": "shop", "scopes": ["users:read"]})
+        shop = client.using(created["key"])
+        await shop.call("getUserByEmail", {"email": ADMIN})
+        await client.call("revokeApiKey", {"id": created["id"]})
+        assert (await shop.outcome("getUserByEmail", {"email": ADMIN}))[0] == 401
