@@ -100,8 +100,8 @@ async def _ready(request: web.Request) -> web.Response:
     """200 while the database takes writes, 503 otherwise."""
     writable = False
     with contextlib.suppress(ServiceError, TimeoutError):
-        async with asyncio.timeout(2), request.app[DATABASE].connection() as connection:
-            writable = await connection.value("check_writable")
+        async with asyncio.timeout(2):
+            writable = await request.app[DATABASE].writable()
     return (
         answer(200, b'{"status":"ready"}') if writable else answer(503, b'{"status":"database not writable"}')
     )
@@ -145,13 +145,23 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, there is no room for another")
-        request_id = _http.request_id_of(None)
         code, text = (
             ("bad_http", "this is not a valid HTTP request")
             if status == 400
             else ("internal", "internal error")
         )
         told = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
+        return self._refusal(status, code, text, told)
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):  # an unknown Expect, refused before our middleware
+            resp = self._refusal(resp.status, "bad_expect", "this expectation cannot be met", "Expect")
+        return await super().finish_response(request, resp, start_time)
+
+    def _refusal(self, status: int, code: str, text: str, told: str | list[str]) -> web.StreamResponse:
+        request_id = _http.request_id_of(None)
         log.warning(code, status=status, request_id=request_id, error=told)
         response = answer(
             status,

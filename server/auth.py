@@ -156,6 +156,8 @@ class KeyRing:
         Raises:
             Unauthenticated: unknown, revoked, expired, or used from a network it is not meant for.
         """
+        if not key.isascii():  # no key is; other bytes of a header come as surrogates, which have no digest
+            raise Unauthenticated
         key_digest = digest(key)
         known = self._callers.get(key_digest)
         if known is None or known[0] < time.monotonic():

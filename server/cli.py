@@ -5,6 +5,7 @@ import contextlib
 import csv
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -151,6 +152,8 @@ def progress(unit: str) -> Progress:
 @cli.command()
 def serve() -> None:
     """Migrate, make the demo instance on first start, and serve until SIGTERM or Ctrl-C."""
+    # gunicorn takes the signals over when it starts; an earlier SIGTERM ends us in order too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = read_settings()
     # Read by prometheus_client when it is imported: where several workers put their numbers together.
     metrics_dir = tempfile.mkdtemp(prefix="officerpc-metrics-")
@@ -185,7 +188,7 @@ def _serve(settings: Settings, url: str) -> None:
     try:
         started = asyncio.run(first_start())
     except (MigrationError, ServiceError, OSError, TimeoutError) as error:
-        fail(f"the database cannot be prepared: {error}")
+        fail(f"the database cannot be prepared: {error.__cause__ or error}")
     key = started.api_key if settings.bootstrap_api_key is None else None
     if key is not None:  # before anything else can go wrong: it is nowhere else
         _say(f"API key of {settings.bootstrap_instance}, shown this once: {key}")

@@ -211,7 +211,7 @@ class Database:
         """A connection in a transaction that commits at the end of the block, or rolls back on any error.
 
         Raises:
-            OutcomeUnknown: the connection was lost while committing.
+            OutcomeUnknown: the connection was lost, or time ran out, while committing.
         """
         async with self.connection() as connection:
             transaction = connection.raw.transaction()
@@ -226,17 +226,28 @@ class Database:
                 raise
             try:
                 await transaction.commit()
-            except (OSError, pg.InterfaceError, pg.PostgresConnectionError) as error:
-                raise OutcomeUnknown() from error
+            except (OSError, pg.InterfaceError, pg.PostgresConnectionError, asyncio.CancelledError) as error:
+                raise OutcomeUnknown() from error  # cancelled: the call's time was up before the answer
             except pg.PostgresError as error:
                 if isinstance(error, pg.OperatorInterventionError):
                     raise OutcomeUnknown() from error
                 raise
 
+    async def writable(self) -> bool:
+        """Whether the database takes writes. If not, it is connected to anew: the next one might."""
+        async with self.connection() as connection:
+            writable: bool = await connection.value("check_writable")
+        if not writable:
+            await self._pool.expire_connections()
+        return writable
+
     async def direct(self) -> "asyncpg.Connection":
         """A connection of its own, past any pooler; the caller closes it."""
-        connection = await asyncpg.connect(self._direct_url, timeout=self._settings.connect_timeout)
-        await _set_codecs(connection)
+        try:
+            connection = await asyncpg.connect(self._direct_url, timeout=self._settings.connect_timeout)
+            await _set_codecs(connection)
+        except Exception as error:
+            raise translated(error) from error
         return connection
 
     def _translated(self, error: BaseException) -> BaseException:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +28,44 @@ def embedded_postgres_url(data_dir: Path) -> Iterator[str]:
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     pgdata = data_dir.resolve() / "postgres"
-    _forget_dead_users(pgdata)
-    server = embedded_postgres.get_server(pgdata)
-    owner = os.getpid()
+    server, owner = None, os.getpid()
     try:
+        with _signals_wait():
+            if not pgdata.exists():
+                _make(pgdata)
+            _forget_dead_users(pgdata)
+            server = embedded_postgres.get_server(pgdata)
         yield server.get_uri()
     finally:
         # Forked workers unwind through here too; the server is its starter's to stop.
-        if os.getpid() == owner:
+        if server is not None and os.getpid() == owner:
             server.cleanup()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that arrive within the block are handled after it, when there is a server to stop."""
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
+def _make(pgdata: Path) -> None:
+    """Make the files beside their place and move them: a killed first start leaves no half database there."""
+    with tempfile.TemporaryDirectory(dir=pgdata.parent, prefix="making-") as aside:
+        made = Path(aside) / "postgres"
+        embedded_postgres.get_server(made).cleanup()
+        with contextlib.suppress(OSError):  # another first start was quicker
+            made.rename(pgdata)
 
 
 def _forget_dead_users(pgdata: Path) -> None:

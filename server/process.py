@@ -1,5 +1,7 @@
 """Worker processes: gunicorn's arbiter over aiohttp's uvloop worker."""
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,14 @@ from prometheus_client import multiprocess
 
 from server.app import Runner, create_app
 from server.settings import Settings
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def _end_by_signal() -> None:
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 class Arbiter(BaseApplication):  # type: ignore[misc]
@@ -43,6 +53,16 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    def run(self) -> None:
+        """Serve until a signal ends it."""
+        # A worker would inherit the arbiter's handlers, and lose signals that come before it has its own.
+        os.register_at_fork(
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING),
+            after_in_child=_end_by_signal,
+        )
+        super().run()
 
     def load(self) -> Any:
         """What a worker serves, made within the worker."""

@@ -91,6 +91,13 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
 
+    @field_validator("database_url", "database_direct_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("a database address begins with postgresql://")
+        return value
+
     @field_validator("bootstrap_api_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:

