@@ -1,23 +1,15 @@
 """Password hashing off the event loop, in a bounded pool with a bounded queue."""
 
-import asyncio
 import contextlib
-import os
 import re
 import secrets
-import threading
 import unicodedata
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import argon2
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import VerificationError
 
-from server.errors import Unavailable
 from server.settings import Settings
-
-T = TypeVar("T")
+from server.threads import BoundedPool
 
 MAX_PASSWORD = 1024
 """Characters of a password; longer ones are refused, never cut (OWASP, NIST SP 800-63B)."""
@@ -61,15 +53,17 @@ class PasswordHasher:
             memory_cost=settings.argon2_memory,
             parallelism=settings.argon2_parallelism,
         )
-        threads = settings.threads_for_hashing()
-        self._executor = ThreadPoolExecutor(threads, "argon2", initializer=_yield_to_others)
-        self._limit = threads + settings.hash_queue
-        self._running = 0
+        self._pool = BoundedPool(
+            "argon2",
+            threads=settings.threads_for_hashing(),
+            waiting=settings.hash_queue,
+            refusal="too many passwords are being hashed, try again",
+        )
         self._dummy: str | None = None
 
     def close(self) -> None:
         """Drop what waits and end the threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def hash(self, password: str) -> str:
         """The PHC string of a password.
@@ -77,7 +71,7 @@ class PasswordHasher:
         Raises:
             Unavailable: too many hashes are waiting; try again after a second.
         """
-        return await self._run(self._argon2.hash, normalized(password))
+        return await self._pool.run(self._argon2.hash, normalized(password))
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
         """Whether the password is right. None costs the same time and is always wrong.
@@ -85,7 +79,7 @@ class PasswordHasher:
         Raises:
             Unavailable: too many hashes are waiting; try again after a second.
         """
-        right = await self._run(self._verify, password_hash, normalized(password))
+        right = await self._pool.run(self._verify, password_hash, normalized(password))
         return right and password_hash is not None
 
     def outdated(self, password_hash: str) -> bool:
@@ -97,22 +91,7 @@ class PasswordHasher:
             if self._dummy is None:
                 self._dummy = self._argon2.hash(secrets.token_hex())
             password_hash = self._dummy
-        # A damaged hash is a failed login; InvalidHashError is a ValueError, not a VerificationError.
-        with contextlib.suppress(VerificationError, InvalidHashError):
+        # A damaged hash is a failed login; InvalidHashError is a ValueError.
+        with contextlib.suppress(VerificationError, ValueError):
             return self._argon2.verify(password_hash, password)
         return False
-
-    async def _run(self, work: Callable[..., T], *args: object) -> T:
-        if self._running >= self._limit:
-            raise Unavailable("too many passwords are being hashed, try again", code="busy", retry_after=1)
-        self._running += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
-        finally:
-            self._running -= 1
-
-
-def _yield_to_others() -> None:
-    # Hashing threads fill every core; a lower priority lets the event loop and Postgres go first.
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)

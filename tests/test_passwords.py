@@ -87,7 +87,7 @@ async def test_the_queue_is_bounded() -> None:
     """Beyond threads and queue a hash is refused at once, and taken again when there is room."""
     hasher = PasswordHasher(Settings(**FAST_HASHES, hash_threads=1, hash_queue=2))
     gate = threading.Event()
-    waiting = [asyncio.create_task(hasher._run(gate.wait)) for _ in range(3)]
+    waiting = [asyncio.create_task(hasher._pool.run(gate.wait)) for _ in range(3)]
     await asyncio.sleep(0)
     with pytest.raises(Unavailable) as refused:
         await hasher.hash("demo1234")

@@ -1,0 +1,54 @@
+"""/files: what this server stores for others to show, to everybody who knows a file's name."""
+
+import base64
+
+import orjson
+from aiohttp import ETag, web
+
+from server.auth import KEYLESS_READER_OF_FILES
+from server.errors import Invalid, NoRoute, NotFound, ServiceError, Unavailable, WrongVerb
+from server.fronts._http import Answer, Front, answer, run
+
+STATUS: dict[type[ServiceError], int] = {
+    ServiceError: 500,
+    Invalid: 404,  # a name that cannot be
+    NotFound: 404,
+    NoRoute: 404,
+    WrongVerb: 405,
+    Unavailable: 503,
+}
+"""Kind of error -> status; a kind that is not here has that of its parent."""
+
+# A name is never given to another picture, so that its bytes can be kept for as long as anybody likes.
+_HEADERS = {
+    "Cache-Control": "public, max-age=31536000, immutable",
+    "Content-Disposition": "inline",
+    "Content-Security-Policy": "default-src 'none'",
+}
+
+
+def error_response(request: web.Request, error: ServiceError) -> web.Response:
+    """As at /rpc, a bare JSON string of one line; whatever is not there is one and the same 404."""
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return answer(status, orjson.dumps(NotFound().message if status == 404 else error.message))
+
+
+async def handle(request: web.Request) -> web.Response:
+    """A picture by its name, or 304 if the caller has it."""
+    name = request.match_info["name"]
+    picture = await run(request, KEYLESS_READER_OF_FILES, "getPicture", {"name": name})
+    known = any(tag.value in (name, "*") for tag in request.if_none_match or ())
+    response = Answer(status=304) if known else Answer(body=base64.b64decode(picture["data"]))
+    response.headers.update(_HEADERS)
+    response.etag = ETag(name)
+    if not known:
+        response.content_type = picture["mediaType"]
+    return response
+
+
+def add_routes(router: web.UrlDispatcher) -> None:
+    """GET and HEAD."""
+    router.add_get("/files/{name}", handle)
+
+
+FRONT = Front("files", "/files/", add_routes, error_response)
