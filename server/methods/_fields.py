@@ -1,0 +1,128 @@
+"""Profile fields of the member platform: which there are, and what may stand in them."""
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import phonenumbers
+
+from server.db import Connection
+from server.errors import FieldError
+
+TYPES = ("string", "text", "date", "number", "choice")
+"""What a custom field can be; the system fields also have a phone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileField:
+    """A field of a profile."""
+
+    alias: str
+    title: str
+    type: str
+    mandatory: bool = False
+    choices: tuple[str, ...] = ()
+    system: bool = True
+
+
+SYSTEM_FIELDS = (
+    ProfileField("firstname", "First name", "string", mandatory=True),
+    ProfileField("lastname", "Last name", "string", mandatory=True),
+    ProfileField("middlename", "Middle name", "string"),
+    ProfileField("phone", "Phone", "phone"),
+    ProfileField("skype", "Skype", "string"),
+    ProfileField("gender", "Gender", "choice", choices=("male", "female")),
+    ProfileField("birth_date", "Date of birth", "date"),
+    ProfileField("country", "Country", "string"),
+    ProfileField("city", "City", "string"),
+    ProfileField("address", "Address", "text"),
+)
+PHONE_E164 = "phone_e164"
+"""Kept beside a phone as it was given; nobody sends it."""
+
+
+async def fields_of(db: Connection, instance_id: int) -> dict[str, ProfileField]:
+    """Every field of an instance by its alias: the system's first, then its own."""
+    rows = await db.all("list_fields", instance_id=instance_id)
+    own = (
+        ProfileField(row["alias"], row["title"], row["type"], row["mandatory"], tuple(row["choices"]), False)
+        for row in rows
+    )
+    return {field.alias: field for field in (*SYSTEM_FIELDS, *own)}
+
+
+def checked(
+    fields: Mapping[str, ProfileField], profile: Mapping[str, Any], *, complete: bool
+) -> tuple[dict[str, Any], list[FieldError]]:
+    """What is to be stored of a profile, and everything that is wrong with it.
+
+    Args:
+        fields: those of the instance.
+        profile: alias -> value; null or an empty text takes a value away.
+        complete: whether every mandatory field must be there.
+    """
+    values: dict[str, Any] = {}
+    failures: list[FieldError] = []
+    for alias, given in profile.items():
+        field = fields.get(alias)
+        if field is None:
+            failures.append(FieldError(f"profile.{alias[:64]}", "is not a field of this instance"))
+        elif given is None or (isinstance(given, str) and not given.strip()):
+            values[alias] = None
+        else:
+            value, problem = _value(field, given)
+            if problem:
+                failures.append(FieldError(f"profile.{alias}", problem))
+            values[alias] = value
+    if "phone" in values:
+        number = values["phone"] and phonenumbers.parse(_international(values["phone"]))
+        values[PHONE_E164] = number and phonenumbers.format_number(
+            number, phonenumbers.PhoneNumberFormat.E164
+        )
+    bad = {failure.field for failure in failures}
+    failures += [
+        FieldError(f"profile.{alias}", "is required")
+        for alias, field in fields.items()
+        if field.mandatory
+        and (complete or alias in values)
+        and values.get(alias) is None
+        and f"profile.{alias}" not in bad
+    ]
+    return values, failures
+
+
+def _value(field: ProfileField, given: Any) -> tuple[Any, str | None]:
+    problem: str | None = None
+    match field.type:
+        case "number":
+            if isinstance(given, bool) or not isinstance(given, (int, float)):
+                problem = "must be a number"
+        case _ if not isinstance(given, str):
+            problem = "must be a string"
+        case "string" if len(given) > 200 or any(unicodedata.category(char) == "Cc" for char in given):
+            problem = "must be one line of at most 200 characters"
+        case "text" if len(given) > 4000:
+            problem = "must have at most 4000 characters"
+        case "date":
+            try:
+                if date.fromisoformat(given).isoformat() != given:
+                    problem = "must be a date such as 1984-02-29"
+            except ValueError:
+                problem = "must be a date such as 1984-02-29"
+        case "choice" if given not in field.choices:
+            problem = f"must be one of {', '.join(field.choices)}"
+        case "phone":
+            try:
+                good = len(given) <= 40 and phonenumbers.is_valid_number(
+                    phonenumbers.parse(_international(given))
+                )
+            except phonenumbers.NumberParseException:
+                good = False
+            problem = None if good else "must be a phone number with its country code"
+    return (None, problem) if problem else (given, None)
+
+
+def _international(phone: str) -> str:
+    return phone if phone.lstrip().startswith("+") else "+" + phone

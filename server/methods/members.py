@@ -1,0 +1,358 @@
+"""The member platform's users (seeds/001): by id, with profile fields, an account and a language."""
+
+import secrets
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, Field
+
+from server.auth import GeneratedPasswords
+from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.methods._fields import checked, fields_of
+from server.methods.accounts import Id, insert_account
+from server.methods.codes import checked_link, mail_code
+from server.methods.sessions import Login, WrongLogin, verify_password
+from server.methods.users import (
+    CreateUser,
+    Email,
+    NewEmail,
+    Password,
+    email_key,
+    found,
+    insert_user,
+    password_problem,
+)  # fmt: skip
+from server.pictures import avatar_url
+from server.registry import Call, Example, Result, TenantParams, method
+from server.settings import Settings
+
+_ISO_639_1 = """
+    aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy
+    da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht
+    hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky
+    la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny
+    oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss
+    st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo
+    za zh zu
+"""
+LANGUAGES = frozenset(_ISO_639_1.split())
+
+
+def _language(code: str) -> str:
+    if code not in LANGUAGES:
+        raise ValueError("must be a two-letter code of ISO 639-1, such as en")
+    return code
+
+
+Language = Annotated[str, Field(max_length=8), AfterValidator(_language)]
+ProfileValues = Annotated[dict[str, Any], Field(max_length=100)]
+
+
+class Account(Result):
+    """A member's account."""
+
+    id: int
+    title: str
+
+
+class Member(Result):
+    """A user as the member platform knows it."""
+
+    id: int
+    login: str
+    language: str
+    isActive: bool
+    isConfirmed: bool
+    fullname: str
+    avatar: str
+    profile: dict[str, Any] = Field(description="Alias -> value; phone_e164 stands beside a phone.")
+    account: Account | None
+
+
+MEMBER = {
+    "id": 2, "login": "jane@example.com", "language": "en", "isActive": True, "isConfirmed": True,
+    "fullname": "Jane Doe", "avatar": "", "profile": {}, "account": None,
+}  # fmt: skip
+
+
+def member_of(row: Any, settings: Settings) -> dict[str, Any]:
+    """A row of get_member as the result shows it."""
+    account = {"id": row["account_id"], "title": row["account_title"]} if row["account_id"] else None
+    return {
+        "id": row["id"], "login": row["email"], "language": row["language"], "isActive": row["is_active"],
+        "isConfirmed": row["is_confirmed"], "fullname": row["full_name"],
+        "avatar": avatar_url(settings, row["avatar"]), "profile": row["fields"], "account": account,
+    }  # fmt: skip
+
+
+async def _read_member(call: Call, user_id: int) -> dict[str, Any]:
+    row = found(await call.db.one("get_member", instance_id=call.instance.id, user_id=user_id))
+    return member_of(row, call.settings)
+
+
+class UserId(TenantParams):
+    """A user by its id."""
+
+    id: Id
+
+
+@method(
+    "getUserById",
+    result=Member,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(Example("A member", {"id": 2}, MEMBER),),
+)
+async def get_user_by_id(call: Call, params: UserId) -> Any:
+    """A user by id, with profile fields and account (user/get)."""
+    return await _read_member(call, params.id)
+
+
+class LoginName(TenantParams):
+    """A user by the name that it logs in with."""
+
+    login: Email
+
+
+class Existence(Result):
+    """Whether there is such a user, and which."""
+
+    exists: bool
+    member: Member | None
+
+
+@method(
+    "userExists",
+    result=Existence,
+    scope="users:read",
+    writes=False,
+    examples=(
+        Example("Yes", {"login": "jane@example.com"}, {"exists": True, "member": MEMBER}),
+        Example("No", {"login": "nobody@example.com"}, {"exists": False, "member": None}),
+    ),
+)
+async def user_exists(call: Call, params: LoginName) -> Any:
+    """Whether a login is taken by a living user (user/exists)."""
+    row = await call.db.one(
+        "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
+    )
+    return {"exists": row is not None, "member": row and member_of(row, call.settings)}
+
+
+class CheckAuth(TenantParams):
+    """What somebody claims to be."""
+
+    login: Email
+    password: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+async def _verify(call: Call, params: CheckAuth) -> None:
+    await verify_password(call, Login(instance=params.instance, email=params.login, password=params.password))
+
+
+@method(
+    "checkAuth",
+    result=Member,
+    scope="sessions:write",
+    writes=False,
+    prepare=_verify,
+    errors=(WrongLogin,),
+    examples=(Example("Right", {"login": "jane@example.com", "password": "demo1234"}, MEMBER),),
+)
+async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
+    """The user behind a login and password, without a session (user/check-auth)."""
+    row = await call.db.one(
+        "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
+    )
+    if row is None:
+        raise WrongLogin
+    return member_of(row, call.settings)
+
+
+class CreateMember(TenantParams):
+    """A new user with an account under its sponsor's."""
+
+    login: NewEmail = Field(description="Its e-mail, unique in the instance.")
+    sponsorId: Id = Field(description="The account above its own.")
+    profile: ProfileValues = Field(description="Alias -> value, every mandatory field among them.")
+    password: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, description="Null or empty: one is made by the instance's settings and returned."
+    )
+    confirmationUrl: Annotated[str, Field(max_length=2000)] | None = Field(
+        None, description="Where the mail's link leads, with one {{code}}; null: nothing is to be confirmed."
+    )
+    language: Language = "en"
+
+
+class CreatedMember(Result):
+    """The new user and, if it was made for it, its password."""
+
+    member: Member
+    password: str | None
+
+
+class Prepared(NamedTuple):
+    """What createMember worked out before it took a connection."""
+
+    fields: dict[str, Any]
+    password_hash: str
+    generated: str | None
+
+
+def generated_password(rules: GeneratedPasswords) -> str:
+    """A password as an instance wants them made, from the system's generator."""
+    classes = ["abcdefghijkmnopqrstuvwxyz", "23456789"]  # none that look alike
+    classes += ["ABCDEFGHJKLMNPQRSTUVWXYZ"] if rules.mixedCase else []
+    classes += ["!#$%&*+-=?@"] if rules.specialSymbols else []
+    chars = [secrets.choice(kind) for kind in classes]
+    chars += [secrets.choice("".join(classes)) for _ in range(rules.length - len(chars))]
+    secrets.SystemRandom().shuffle(chars)
+    return "".join(chars)
+
+
+async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
+    settings = call.instance.settings
+    async with call.database.connection() as db:
+        fields = await fields_of(db, call.instance.id)
+    values, failures = checked(fields, params.profile, complete=True)
+    generated = None if params.password else generated_password(settings.generatedPasswords)
+    password = params.password or generated or ""
+    if params.password and (problem := password_problem(password, settings.passwordPolicy)):
+        failures.append(FieldError("password", problem))
+    if params.confirmationUrl is not None:
+        try:
+            checked_link(params.confirmationUrl, settings.confirmationHosts)
+        except Invalid as error:
+            failures += error.fields
+    if failures:
+        raise Invalid.of(failures)
+    return Prepared(values, await call.hasher.hash(password), generated)
+
+
+@method(
+    "createMember",
+    result=CreatedMember,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_member,
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "Under the administrator",
+            {"login": "ann@example.com", "sponsorId": 1, "profile": {"firstname": "Ann", "lastname": "Lee"}},
+            {"member": MEMBER | {"id": 4, "login": "ann@example.com", "fullname": "Ann Lee",
+                                  "profile": {"firstname": "Ann", "lastname": "Lee"},
+                                  "account": {"id": 2, "title": "Ann Lee"}},
+             "password": "xK7mPq2RtWz9"},
+        ),
+    ),
+)  # fmt: skip
+async def create_member(call: Call, params: CreateMember, prepared: Prepared) -> Any:
+    """Create a user with mailbox, calendar, files and an account under its sponsor's (user/create).
+
+    With confirmationUrl the user gets a mail with a code and cannot log in until it is redeemed.
+    """
+    values = {alias: value for alias, value in prepared.fields.items() if value is not None}
+    name = f"{values['firstname']} {values['lastname']}"
+    user = CreateUser(email=params.login, displayName=name[:200])
+    created = await insert_user(
+        call, call.instance.id, user, prepared.password_hash, fields=values, language=params.language,
+        is_confirmed=params.confirmationUrl is None,
+    )  # fmt: skip
+    await insert_account(call, created["id"], params.sponsorId, name)
+    if params.confirmationUrl is not None:
+        await mail_code(
+            call.db,
+            instance_id=call.instance.id,
+            email_key=params.login.lower(),
+            purpose="confirm",
+            confirmation_url=checked_link(params.confirmationUrl, call.instance.settings.confirmationHosts),
+        )
+    return {"member": await _read_member(call, created["id"]), "password": prepared.generated}
+
+
+class SetPassword(UserId):
+    """A new password for a user."""
+
+    newPassword: Password
+
+
+async def _hash_new(call: Call, params: SetPassword) -> str:
+    if problem := password_problem(params.newPassword, call.instance.settings.passwordPolicy):
+        raise Invalid.of([FieldError("newPassword", problem)])
+    return await call.hasher.hash(params.newPassword)
+
+
+@method(
+    "setPassword",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    prepare=_hash_new,
+    errors=(NotFound,),
+    examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
+)
+async def set_password(call: Call, params: SetPassword, password_hash: str) -> Any:
+    """Set a user's password by id and end its sessions (user/set-password)."""
+    found(
+        await call.db.value(
+            "set_password_by_id",
+            instance_id=call.instance.id,
+            user_id=params.id,
+            password_hash=password_hash,
+        )
+    )
+    return True
+
+
+class DeleteUser(UserId):
+    """Who goes, and whether the account goes too."""
+
+    withAccount: bool = Field(
+        False, description="Close the account too; those beneath it stay where they are."
+    )
+
+
+@method(
+    "deleteUserById",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("With the account", {"id": 2, "withAccount": True}, True),),
+)
+async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
+    """Delete a user by id, as deleteUserByEmail does, with or without its account (user/delete)."""
+    found(
+        await call.db.value(
+            "delete_member",
+            instance_id=call.instance.id,
+            user_id=params.id,
+            with_account=params.withAccount,
+        )
+    )
+    return True
+
+
+class ChangeLanguage(UserId):
+    """Another language for a user."""
+
+    language: Language = Field(description="Two letters, ISO 639-1.")
+
+
+@method(
+    "changeLanguage",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Russian", {"id": 2, "language": "ru"}, True),),
+)
+async def change_language(call: Call, params: ChangeLanguage) -> Any:
+    """Change the language that a user gets its mails in (user/change-language)."""
+    found(
+        await call.db.value(
+            "set_language", instance_id=call.instance.id, user_id=params.id, language=params.language
+        )
+    )
+    return True

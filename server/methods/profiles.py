@@ -1,0 +1,256 @@
+"""Profiles of members (seeds/001): changed through the queue, with fields of an instance's own."""
+
+import uuid
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from server.errors import FieldError, Invalid, NotFound
+from server.jobs import Services, enqueue, job
+from server.methods._fields import SYSTEM_FIELDS, TYPES, ProfileField, checked, fields_of
+from server.methods.avatars import PreparedPicture, SentPicture, prepared_picture, store_picture
+from server.methods.members import Member, ProfileValues, UserId, member_of
+from server.methods.users import ABSENT, Line, found
+from server.registry import Call, Example, Result, TenantParams, method
+
+
+class UpdateProfile(UserId):
+    """What changes of a profile; the rest stays."""
+
+    profile: ProfileValues = Field(description="Alias -> value; null takes a value away. avatar: a picture.")
+
+
+class Queued(Result):
+    """Where the outcome will be found."""
+
+    queueRequest: bool
+    documentId: str
+
+
+class PreparedProfile(NamedTuple):
+    """Checked values and, if one was sent, the picture."""
+
+    fields: dict[str, Any]
+    picture: PreparedPicture | None
+
+
+async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile:
+    profile = dict(params.profile)
+    sent = profile.pop("avatar", None)
+    async with call.database.connection() as db:
+        fields = await fields_of(db, call.instance.id)
+        found(await db.one("get_member", instance_id=call.instance.id, user_id=params.id))
+    values, failures = checked(fields, profile, complete=False)
+    if not values and sent is None and not failures:
+        failures.append(FieldError("profile", "name at least one field to change"))
+    if failures:
+        raise Invalid.of(failures)
+    picture = None
+    if sent is not None:
+        picture = await prepared_picture(call, SentPicture.read(sent, "profile.avatar"))
+    return PreparedProfile(values, picture)
+
+
+@method(
+    "updateProfile",
+    result=Queued,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_profile,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "A phone",
+            {"id": 2, "profile": {"phone": "+973 3600 0000"}},
+            {"queueRequest": True, "documentId": "0d4a9a5e-6f0e-4a35-9a46-0c6f5ab3d1d6"},
+        ),
+    ),
+)
+async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedProfile) -> Any:
+    """Change profile fields through the queue (user/profile-update); getDocument tells what came of it.
+
+    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile.
+    """
+    document_id = uuid.uuid4()
+    await call.db.run(
+        "create_document",
+        instance_id=call.instance.id,
+        document_id=document_id,
+        entity="user",
+        action="profile-update",
+        user_id=params.id,
+        fields=prepared.fields,
+    )
+    if prepared.picture is not None:
+        await store_picture(call.db, call.instance.id, params.id, prepared.picture)
+    await enqueue(call.db, "profile-update", {"instance_id": call.instance.id, "user_id": params.id})
+    return {"queueRequest": True, "documentId": str(document_id)}
+
+
+@job("profile-update")
+async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
+    """Do all that was asked about a user and is not done yet, in the order in which it was asked.
+
+    The queue hands jobs out side by side and some of them again: whichever comes first does the work of
+    all that wait, and the others find nothing left.
+    """
+    user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
+    async with services.database.transaction() as db:
+        await db.value("hold_user", **user)
+        for document in await db.all("list_unfinished", **user):
+            done = await db.value("merge_fields", **user, fields=document["fields"])
+            row = await db.one("get_member", **user) if done else None
+            result = {
+                "success": row is not None,
+                "message": "" if row else "not found",
+                "member": row and member_of(row, services.settings),
+            }
+            await db.run(
+                "finish_document",
+                instance_id=user["instance_id"],
+                document_id=document["id"],
+                result=result,
+            )
+
+
+class DocumentId(TenantParams):
+    """A document by its id."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+class Outcome(Result):
+    """What came of it."""
+
+    success: bool
+    message: str
+    member: Member | None
+
+
+class Document(Result):
+    """What was asked of the queue, and what came of it."""
+
+    id: str
+    entity: str
+    action: str
+    result: Outcome | None = Field(description="Null until it is done.")
+
+
+@method(
+    "getDocument",
+    result=Document,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "A change that waits",
+            {"id": "00000000-0000-4000-8000-000000000001"},
+            {"id": "00000000-0000-4000-8000-000000000001", "entity": "user", "action": "profile-update",
+             "result": None},
+        ),
+    ),
+)  # fmt: skip
+async def get_document(call: Call, params: DocumentId) -> Any:
+    """What was asked of the queue and what came of it (document/get); kept for seven days."""
+    return dict(
+        found(
+            await call.db.one("get_document", instance_id=call.instance.id, document_id=uuid.UUID(params.id))
+        )
+    )
+
+
+class FieldInfo(Result):
+    """A profile field."""
+
+    alias: str
+    title: str
+    type: Literal["string", "text", "date", "number", "choice", "phone"]
+    mandatory: bool
+    choices: list[str]
+    system: bool = Field(description="Whether every instance has it.")
+
+
+def _field_info(field: ProfileField) -> dict[str, Any]:
+    return {
+        "alias": field.alias, "title": field.title, "type": field.type, "mandatory": field.mandatory,
+        "choices": list(field.choices), "system": field.system,
+    }  # fmt: skip
+
+
+@method(
+    "listProfileFields",
+    result=list[FieldInfo],
+    scope="users:read",
+    writes=False,
+    examples=(Example("All of them", {}, [_field_info(field) for field in SYSTEM_FIELDS]),),
+)
+async def list_profile_fields(call: Call, params: TenantParams) -> Any:
+    """The fields of a profile (profile-field/get-list): the system's, then the instance's own."""
+    fields = await fields_of(call.db, call.instance.id)
+    return [_field_info(field) for field in fields.values()]
+
+
+Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+RESERVED = {field.alias for field in SYSTEM_FIELDS} | {"avatar", "phone_e164"}
+
+
+class DefineProfileField(TenantParams):
+    """A field of the instance's own."""
+
+    alias: Alias
+    title: Line
+    type: Literal["string", "text", "date", "number", "choice"] = Field(description=", ".join(TYPES))
+    mandatory: bool = False
+    choices: Annotated[list[Annotated[Line, Field(min_length=1)]], Field(max_length=200)] = ABSENT
+
+
+@method(
+    "defineProfileField",
+    result=Literal[True],
+    scope="fields:write",
+    writes=True,
+    errors=(Invalid,),
+    examples=(
+        Example(
+            "A choice",
+            {"alias": "tier", "title": "Tier", "type": "choice", "choices": ["gold", "silver"]},
+            True,
+        ),
+    ),
+)  # fmt: skip
+async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
+    """Give the profiles of the instance a field of its own, or change one.
+
+    Values that users have already are not checked again until they are changed.
+    """
+    if params.alias in RESERVED:
+        raise Invalid.of([FieldError("alias", "is a field of every instance")])
+    if (params.type == "choice") != bool(params.choices):
+        raise Invalid.of([FieldError("choices", "belong to the type choice, and to no other")])
+    await call.db.run(
+        "define_field",
+        instance_id=call.instance.id, alias=params.alias, title=params.title, type=params.type,
+        mandatory=params.mandatory, choices=params.choices or [],
+    )  # fmt: skip
+    return True
+
+
+class FieldAlias(TenantParams):
+    """A field of the instance's own."""
+
+    alias: Alias
+
+
+@method(
+    "removeProfileField",
+    result=Literal[True],
+    scope="fields:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("A field", {"alias": "shoe_size"}, True),),
+)
+async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
+    """Take a field of the instance's own away; the values that users have of it stay, unseen."""
+    found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
+    return True

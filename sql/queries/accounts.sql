@@ -1,0 +1,152 @@
+-- name: create_account(instance_id, user_id, sponsor_id, title, placed)^
+-- An account under its sponsor, with a place under the sponsor's in tree 0 unless places are made by hand.
+-- No row if the sponsor does not exist or should but does not stand in tree 0.
+WITH sponsor AS (
+    SELECT a.id, p.path
+    FROM accounts AS a
+    LEFT JOIN positions AS p ON p.instance_id = :instance_id AND p.tree_id = 0 AND p.account_id = a.id
+    WHERE
+        a.instance_id = :instance_id AND a.id = :sponsor_id AND a.deleted_at IS NULL
+        AND (p.path IS NOT NULL OR NOT :placed::boolean)
+),
+
+counter AS (
+    UPDATE instance_counters
+    SET
+        accounts = accounts + 1,
+        positions = positions + CASE WHEN :placed::boolean THEN 1 ELSE 0 END
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM sponsor)
+    RETURNING accounts AS account_id, positions AS position_id
+),
+
+new_account AS (
+    INSERT INTO accounts (instance_id, id, user_id, sponsor_id, title)
+    SELECT :instance_id, counter.account_id, :user_id, sponsor.id, :title
+    FROM counter
+    CROSS JOIN sponsor
+    RETURNING id, title
+),
+
+new_position AS (
+    INSERT INTO positions (instance_id, id, tree_id, account_id, path)
+    SELECT
+        :instance_id, counter.position_id, 0, counter.account_id, sponsor.path || counter.position_id::text
+    FROM counter
+    CROSS JOIN sponsor
+    WHERE :placed::boolean
+)
+
+SELECT id, title
+FROM new_account;
+
+-- name: create_root_account(instance_id, user_id, title)^
+-- The first account of an instance, its administrator's, at the root of tree 0.
+WITH counter AS (
+    UPDATE instance_counters
+    SET accounts = accounts + 1, positions = positions + 1
+    WHERE instance_id = :instance_id
+    RETURNING accounts AS account_id, positions AS position_id
+),
+
+new_account AS (
+    INSERT INTO accounts (instance_id, id, user_id, title)
+    SELECT :instance_id, account_id, :user_id, :title
+    FROM counter
+    RETURNING id, title
+),
+
+new_position AS (
+    INSERT INTO positions (instance_id, id, tree_id, account_id, path)
+    SELECT
+        :instance_id, position_id, 0, account_id,
+        text2ltree('i' || :instance_id::bigint || '.t0.' || position_id)
+    FROM counter
+)
+
+SELECT id, title
+FROM new_account;
+
+-- name: add_position(instance_id, account_id, tree_id, parent_id)^
+-- A place for an account: under another place of the tree or, with a null parent, at the root of an empty tree.
+WITH parent AS (
+    SELECT path
+    FROM positions
+    WHERE instance_id = :instance_id AND tree_id = :tree_id AND id = :parent_id
+),
+
+place AS (
+    SELECT path
+    FROM parent
+    UNION ALL
+    SELECT text2ltree('i' || :instance_id::bigint || '.t' || :tree_id::integer)
+    WHERE
+        :parent_id::bigint IS NULL
+        AND NOT EXISTS (
+            SELECT FROM positions AS taken
+            WHERE taken.instance_id = :instance_id AND taken.tree_id = :tree_id
+        )
+),
+
+counter AS (
+    UPDATE instance_counters
+    SET positions = positions + 1
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM place)
+    RETURNING positions AS position_id
+)
+
+INSERT INTO positions (instance_id, id, tree_id, account_id, path)
+SELECT :instance_id, counter.position_id, :tree_id, a.id, place.path || counter.position_id::text
+FROM counter
+CROSS JOIN place
+INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = :account_id AND a.deleted_at IS NULL
+RETURNING id;
+
+-- name: lock_trees(instance_id)!
+-- Holds every change of the instance's trees off until the transaction ends: placing takes this row too.
+SELECT instance_id
+FROM instance_counters
+WHERE instance_id = :instance_id
+FOR NO KEY UPDATE;
+
+-- name: move_position(instance_id, position_id, parent_id)
+-- Puts a place with all beneath it under another place of its tree; no row if that lies beneath it itself.
+WITH moved AS (
+    SELECT p.path AS old_path, parent.path AS new_parent
+    FROM positions AS p
+    INNER JOIN positions AS parent
+        ON parent.instance_id = :instance_id AND p.tree_id = parent.tree_id
+        AND parent.id = :parent_id AND NOT parent.path <@ p.path
+    WHERE p.instance_id = :instance_id AND p.id = :position_id
+)
+
+UPDATE positions
+SET path = moved.new_parent || subpath(positions.path, nlevel(moved.old_path) - 1)
+FROM moved
+WHERE
+    positions.instance_id = :instance_id AND positions.path <@ moved.old_path
+    AND subpath(positions.path, 0, 100) <@ subpath(moved.old_path, 0, 100) -- what the index knows
+RETURNING positions.id;
+
+-- name: find_position(instance_id, account_id, tree_id)^
+-- Where an account stands in a tree.
+SELECT p.id, p.path::text AS path
+FROM positions AS p
+INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = p.account_id
+WHERE
+    p.instance_id = :instance_id AND p.tree_id = :tree_id AND p.account_id = :account_id
+    AND a.deleted_at IS NULL;
+
+-- name: get_branch(instance_id, path, depth, row_limit)
+-- The places beneath a place, level by level, down to a depth.
+SELECT
+    p.id AS "positionId", ltree2text(subpath(p.path, -2, 1)) AS parent, a.id AS "accountId", a.title,
+    a.user_id AS "userId", nlevel(p.path) - nlevel(:path::text::ltree) AS level
+FROM positions AS p
+INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = p.account_id
+WHERE
+    p.instance_id = :instance_id AND p.path <@ :path::text::ltree
+    AND subpath(p.path, 0, 100) <@ subpath(:path::text::ltree, 0, 100) -- what the index knows
+    AND nlevel(p.path) BETWEEN nlevel(:path::text::ltree) + 1 AND nlevel(:path::text::ltree) + :depth
+    AND a.deleted_at IS NULL
+ORDER BY level, p.id
+LIMIT :row_limit;

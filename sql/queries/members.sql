@@ -1,0 +1,169 @@
+-- name: get_member(instance_id, user_id)^
+-- A living user as the member platform shows it, by id.
+SELECT
+    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed, u.fields, u.avatar,
+    u.full_name, a.id AS account_id, a.title AS account_title
+FROM users AS u
+LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
+WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL;
+
+-- name: get_member_by_email(instance_id, email_key)^
+-- The same by e-mail.
+SELECT
+    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed, u.fields, u.avatar,
+    u.full_name, a.id AS account_id, a.title AS account_title
+FROM users AS u
+LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
+WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
+
+-- name: set_language(instance_id, user_id, language)$
+-- The language of a living user.
+UPDATE users
+SET language = :language, updated_at = now()
+WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
+RETURNING id;
+
+-- name: set_password_by_id(instance_id, user_id, password_hash)$
+-- As set_password, by id.
+WITH target AS (
+    SELECT id
+    FROM users
+    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
+    FOR NO KEY UPDATE
+),
+
+stored AS (
+    INSERT INTO credentials (instance_id, user_id, password_hash)
+    SELECT :instance_id, id, :password_hash
+    FROM target
+    ON CONFLICT (instance_id, user_id) DO UPDATE
+    SET password_hash = excluded.password_hash, changed_at = now()
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING target
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
+),
+
+void AS (
+    DELETE FROM codes
+    USING target
+    WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
+)
+
+SELECT id
+FROM target;
+
+-- name: delete_member(instance_id, user_id, with_account)$
+-- As delete_user, by id and, if asked, with the account, whose place stays for those beneath it.
+WITH gone AS (
+    UPDATE users
+    SET deleted_at = now(), updated_at = now()
+    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
+    RETURNING id
+),
+
+counted AS (
+    UPDATE instance_counters
+    SET living_users = living_users - 1
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM gone)
+),
+
+closed AS (
+    UPDATE accounts
+    SET deleted_at = now()
+    FROM gone
+    WHERE accounts.instance_id = :instance_id AND accounts.user_id = gone.id AND :with_account::boolean
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING gone
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = gone.id
+)
+
+SELECT id
+FROM gone;
+
+-- name: merge_fields(instance_id, user_id, fields)$
+-- New values of profile fields; a null takes a field away. The name that is shown follows.
+UPDATE users
+SET
+    fields = jsonb_strip_nulls(fields || :fields),
+    display_name = left(
+        coalesce(
+            nullif(
+                btrim(
+                    coalesce((fields || :fields) ->> 'firstname', '') || ' '
+                    || coalesce((fields || :fields) ->> 'lastname', '')
+                ),
+                ''
+            ),
+            display_name
+        ),
+        200
+    ),
+    updated_at = now()
+WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
+RETURNING id;
+
+-- name: list_fields(instance_id)
+-- An instance's own profile fields.
+SELECT alias, title, type, mandatory, choices
+FROM profile_fields
+WHERE instance_id = :instance_id
+ORDER BY alias;
+
+-- name: define_field(instance_id, alias, title, type, mandatory, choices)!
+-- A new field, or another form of one.
+INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
+VALUES (:instance_id, :alias, :title, :type, :mandatory, :choices)
+ON CONFLICT (instance_id, alias) DO UPDATE
+SET
+    title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices;
+
+-- name: remove_field(instance_id, alias)$
+-- The values that users have of it stay where they are, unseen.
+DELETE FROM profile_fields
+WHERE instance_id = :instance_id AND alias = :alias
+RETURNING alias;
+
+-- name: create_document(instance_id, document_id, entity, action, user_id, fields)!
+-- A note of what was asked of the queue. Holding the user puts those of one user in an order.
+WITH held AS (
+    SELECT id
+    FROM users
+    WHERE instance_id = :instance_id AND id = :user_id
+    FOR NO KEY UPDATE
+)
+
+INSERT INTO documents (instance_id, id, entity, action, user_id, fields, created_at)
+SELECT :instance_id, :document_id, :entity, :action, held.id, :fields, statement_timestamp()
+FROM held;
+
+-- name: hold_user(instance_id, user_id)$
+-- Keeps others from changing a user until the transaction ends.
+SELECT id
+FROM users
+WHERE instance_id = :instance_id AND id = :user_id
+FOR NO KEY UPDATE;
+
+-- name: list_unfinished(instance_id, user_id)
+-- What was asked about a user and is not done, in the order in which it was asked.
+SELECT id, fields
+FROM documents
+WHERE instance_id = :instance_id AND user_id = :user_id AND result IS NULL
+ORDER BY created_at, id;
+
+-- name: finish_document(instance_id, document_id, result)!
+-- What came of it.
+UPDATE documents
+SET result = :result
+WHERE instance_id = :instance_id AND id = :document_id;
+
+-- name: get_document(instance_id, document_id)^
+-- A document with its result, if there is one yet.
+SELECT id::text AS id, entity, action, result
+FROM documents
+WHERE instance_id = :instance_id AND id = :document_id;
