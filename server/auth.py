@@ -10,13 +10,13 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.db import Database
-from server.errors import Forbidden, ServiceError, Unauthenticated
+from server.errors import FieldError, Forbidden, Invalid, ServiceError, Unauthenticated
 
 log = structlog.get_logger()
 
@@ -31,6 +31,11 @@ SCOPES: dict[str, str] = {
     "users:write": "create, change, suspend, delete and restore users",
     "users:admin": "make or unmake administrators",
     "users:purge": "remove deleted users for good",
+    "users:confirm": "confirm a registration without its code",
+    "accounts:read": "look at accounts and trees",
+    "accounts:write": "place accounts in trees",
+    "fields:write": "define profile fields",
+    "files:read": "read files by their names, which nobody can guess",
     "sessions:read": "list login sessions",
     "sessions:write": "log users in and out",
     "keys:read": "list API keys",
@@ -53,6 +58,19 @@ class PasswordPolicy(BaseModel):
     )
 
 
+Host = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+
+
+class GeneratedPasswords(BaseModel):
+    """How passwords are made for users who are given none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    length: int = Field(12, ge=8, le=128, description="Characters.")
+    specialSymbols: bool = Field(False, description="Whether there is one of !#$%&*+-=?@ in each.")
+    mixedCase: bool = Field(True, description="Whether there are small and capital letters in each.")
+
+
 class InstanceSettings(BaseModel):
     """What can be set for each instance."""
 
@@ -61,6 +79,13 @@ class InstanceSettings(BaseModel):
     passwordPolicy: PasswordPolicy = Field(default_factory=PasswordPolicy)
     retentionDays: int | None = Field(
         None, ge=0, le=3650, description="Days a deleted user is kept; null: the server's setting."
+    )
+    generatedPasswords: GeneratedPasswords = Field(default_factory=GeneratedPasswords)
+    confirmationHosts: list[Host] = Field(
+        default_factory=list, max_length=100, description="Hosts that links in mails may lead to."
+    )
+    positionsByHand: bool = Field(
+        False, description="True: a new account gets no place in tree 0 until addToTree gives it one."
     )
 
 
@@ -83,10 +108,16 @@ class Caller:
     scopes: frozenset[str]
     is_operator: bool
     default_instance: Instance | None
+    # What its key is bound to, and the seconds it had to live when it was looked up; None: no end.
+    networks: tuple[str, ...] = ()
+    seconds_left: float | None = None
 
 
 OPERATOR = Caller(0, "command line", frozenset(SCOPES), True, None)
 """The caller behind the command line, which needs no key: it holds the database."""
+
+KEYLESS_READER_OF_FILES = Caller(0, "reader of files", frozenset({"files:read"}), False, None)
+"""The caller behind /files, where nobody has a key: a file's unguessable name is the right to read it."""
 
 
 def new_secret(length: int) -> str:
@@ -177,14 +208,15 @@ class KeyRing:
             name: as the call named it, a number meaning its digits; None for the key's default.
 
         Raises:
-            Forbidden: the key does not hold it, it is suspended, or there is no default.
+            Forbidden: the key does not hold it, or it is suspended.
+            Invalid: the call names none, and the key has no default.
         """
         default = caller.default_instance
         name = None if name is None else str(name)
         if default is not None and (name is None or name == default.name):
             instance = default
         elif name is None:
-            raise Forbidden("not-allowed", code="instance_required")
+            raise Invalid.of([FieldError("instance", "is required: this key has no default")])
         else:
             known = self._instances.get((caller.key_id, name))
             if known is None or known[0] < time.monotonic():
@@ -196,8 +228,7 @@ class KeyRing:
 
     async def _look_up(self, key_digest: bytes) -> tuple[float, Caller, Sequence[Any]]:
         generation, now = self._generation, time.monotonic()
-        async with self._database.connection() as connection:
-            row = await connection.one("find_key", digest=key_digest)
+        row = await self._database.look_up("find_key", digest=key_digest)
         if row is None:
             raise Unauthenticated
         default = row["instance_id"] and Instance(
@@ -206,7 +237,10 @@ class KeyRing:
             row["instance_is_active"],
             InstanceSettings.model_validate(row["instance_settings"]),
         )
-        caller = Caller(row["id"], row["name"], frozenset(row["scopes"]), row["is_operator"], default)
+        caller = Caller(
+            row["id"], row["name"], frozenset(row["scopes"]), row["is_operator"], default,
+            tuple(row["networks"]), row["seconds_left"],
+        )  # fmt: skip
         networks = [ipaddress.ip_network(network) for network in row["networks"]]
         # The database said how long the key has to live; only differences of our clock are used.
         left = TRUSTED_SECONDS if row["seconds_left"] is None else min(TRUSTED_SECONDS, row["seconds_left"])
@@ -216,10 +250,9 @@ class KeyRing:
 
     async def _look_up_instance(self, caller: Caller, name: str) -> tuple[float, Instance]:
         generation, now = self._generation, time.monotonic()
-        async with self._database.connection() as connection:
-            row = await connection.one(
-                "find_key_instance", name=name, key_id=caller.key_id, is_operator=caller.is_operator
-            )
+        row = await self._database.look_up(
+            "find_key_instance", name=name, key_id=caller.key_id, is_operator=caller.is_operator
+        )
         if row is None:
             raise Forbidden
         instance = Instance(

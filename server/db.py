@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import aiosql
 import asyncpg
@@ -15,7 +16,16 @@ import structlog
 from aiosql.adapters.asyncpg import AsyncPGAdapter
 from asyncpg import exceptions as pg
 
-from server.errors import Contention, Invalid, OutcomeUnknown, ServiceError, Unavailable, from_constraint
+from server.errors import (
+    ConnectionLost,
+    Contention,
+    Invalid,
+    NotBegun,
+    OutcomeUnknown,
+    ServiceError,
+    Unavailable,
+    from_constraint,
+)
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -49,6 +59,7 @@ def _sql_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "sql"
 
 
+@functools.cache
 def load_queries() -> dict[str, NamedQuery]:
     """Every named query of sql/queries/*.sql."""
     adapter = AsyncPGAdapter()  # type: ignore[no-untyped-call]
@@ -151,6 +162,7 @@ class Database:
         )
         self._queries = load_queries()
         self._pool: Any = None
+        self._taken = 0
 
     async def open(self) -> None:
         """Make the pool. Connections open on first use, so a server can start while its database is away."""
@@ -174,8 +186,9 @@ class Database:
             max_size=settings.pool_size,
             max_queries=10_000_000,
             timeout=settings.connect_timeout,
-            # The server cancels first; this is for a server that does not answer at all.
-            command_timeout=settings.statement_timeout + 2,
+            # No command_timeout: a timer for each statement costs a tenth of a call. The server's own
+            # statement_timeout ends slow ones; for a server that does not answer at all, dispatch has one
+            # timer for all calls, and look_up and direct have theirs.
             connection_class=_PooledConnection,
             init=_set_codecs,
             **options,
@@ -191,31 +204,61 @@ class Database:
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection in autocommit: each statement is a transaction of its own."""
+        self._taken += 1
         try:
-            raw = await self._pool.acquire(timeout=self._settings.acquire_timeout)
-        except Exception as error:
-            raise self._translated(error) from error
+            if self._taken <= self._settings.pool_size:
+                raw = await self._pool.acquire()  # there is one: no need for a timer
+            else:
+                raw = await self._pool.acquire(timeout=self._settings.acquire_timeout)
+        except BaseException as error:
+            self._taken -= 1
+            self._raise(error)
+        clean = False
         try:
             yield Connection(raw, self._queries)
+            clean = True
         except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
-            raise self._translated(error) from error
+            self._raise(error)
         finally:
+            self._taken -= 1
             # Shielded and bounded: a call that was cancelled or timed out still frees its connection.
             try:
-                await self._pool.release(raw, timeout=2)
+                await self._pool.release(raw, timeout=None if clean else 2)
             except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
                 log.warning("connection_dropped", error=type(error).__name__)
+
+    async def look_up(self, name: str, /, **values: Any) -> Row | None:
+        """The first row of a named query that only reads, or None.
+
+        A connection may have been ended while it idled, which shows when it is used: then once more.
+        """
+        try:
+            async with asyncio.timeout(self._settings.statement_timeout):
+                try:
+                    async with self.connection() as connection:
+                        return await connection.one(name, **values)
+                except ConnectionLost:
+                    async with self.connection() as connection:
+                        return await connection.one(name, **values)
+        except TimeoutError as error:
+            raise Unavailable(retry_after=1) from error
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection in a transaction that commits at the end of the block, or rolls back on any error.
 
         Raises:
+            NotBegun: the connection had been lost before the transaction began.
             OutcomeUnknown: the connection was lost, or time ran out, while committing.
         """
         async with self.connection() as connection:
             transaction = connection.raw.transaction()
-            await transaction.start()
+            try:
+                await transaction.start()
+            except (OSError, pg.InterfaceError, pg.PostgresError) as error:
+                if isinstance(translated(error), ConnectionLost):
+                    raise NotBegun(retry_after=1) from error
+                raise
             try:
                 yield connection
             except BaseException:
@@ -250,11 +293,14 @@ class Database:
             raise translated(error) from error
         return connection
 
-    def _translated(self, error: BaseException) -> BaseException:
+    def _raise(self, error: BaseException) -> NoReturn:
         if isinstance(error, pg.ReadOnlySQLTransactionError):
             # A failover left us on a standby: connect anew, where target_session_attrs leads.
             asyncio.get_running_loop().create_task(self._pool.expire_connections())
-        return translated(error)
+        known = translated(error)
+        if known is error:  # a bug: not its own cause
+            raise error
+        raise known from error
 
 
 def translated(error: BaseException) -> BaseException:
@@ -268,9 +314,12 @@ def translated(error: BaseException) -> BaseException:
             return Contention(retry_after=1)
         case pg.CharacterNotInRepertoireError() | pg.UntranslatableCharacterError():
             return Invalid("a text holds a character that cannot be stored")
+        case pg.PostgresConnectionError() | pg.AdminShutdownError() | pg.CrashShutdownError():
+            return ConnectionLost(retry_after=1)
+        case pg.InterfaceError() if not isinstance(error, ValueError):
+            return ConnectionLost(retry_after=1)
         case (
-            pg.PostgresConnectionError()
-            | pg.OperatorInterventionError()
+            pg.OperatorInterventionError()
             | pg.InsufficientResourcesError()
             | pg.LockNotAvailableError()
             | pg.IdleInTransactionSessionTimeoutError()
@@ -281,8 +330,6 @@ def translated(error: BaseException) -> BaseException:
             | OSError()
             | TimeoutError()
         ):
-            return Unavailable(retry_after=1)
-        case pg.InterfaceError() if not isinstance(error, ValueError):
             return Unavailable(retry_after=1)
     return error
 

@@ -1,9 +1,10 @@
 """The one way in: every front hands its calls to Dispatcher.call."""
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import structlog
@@ -11,15 +12,71 @@ from pydantic import BaseModel, TypeAdapter
 
 from server.auth import Caller, KeyRing
 from server.db import Database
-from server.errors import Contention, Forbidden, ServiceError, Unavailable, UnknownMethod
+from server.errors import (
+    ConnectionLost,
+    Contention,
+    Forbidden,
+    NotBegun,
+    ServiceError,
+    Unavailable,
+    UnknownMethod,
+)
 from server.metrics import CallFact, Metrics
 from server.passwords import PasswordHasher
+from server.pictures import Pictures
 from server.registry import Call, Method, TenantParams, validated
 from server.settings import Settings
 
 log = structlog.get_logger()
 
 _ATTEMPTS = 4
+
+
+class Deadlines:
+    """Ends what takes too long. One timer for all calls: one for each would cost more than its query."""
+
+    LOOK_EVERY = 0.25
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        # All have the same time, so that the first to begin is the first whose time is up.
+        self._running: dict[object, tuple[asyncio.Task[Any], float]] = {}
+        self._overdue: set[object] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        """Cancels what runs within the block when its time is up.
+
+        Raises:
+            TimeoutError: it was.
+        """
+        task, token = asyncio.current_task(), object()
+        assert task is not None
+        self._running[token] = (task, time.monotonic() + self._seconds)
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.create_task(self._look())
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if token in self._overdue:
+                task.uncancel()
+                raise TimeoutError from error
+            raise
+        finally:
+            del self._running[token]
+            self._overdue.discard(token)
+
+    async def _look(self) -> None:
+        while self._running:  # a call that comes later starts this again
+            await asyncio.sleep(min(self.LOOK_EVERY, self._seconds))
+            now = time.monotonic()
+            for token, (task, due) in self._running.items():
+                if due > now:
+                    break
+                if token not in self._overdue:
+                    self._overdue.add(token)
+                    task.cancel()
 
 
 class Dispatcher:
@@ -32,6 +89,7 @@ class Dispatcher:
         database: Database,
         keys: KeyRing,
         hasher: PasswordHasher,
+        pictures: Pictures,
         metrics: Metrics,
         *,
         check_results: bool = False,
@@ -43,11 +101,13 @@ class Dispatcher:
         """
         self.methods = methods
         self.keys = keys
+        self.pictures = pictures
         self.metrics = metrics
         self._settings = settings
         self._database = database
         self._hasher = hasher
         self._check_results = check_results
+        self._deadlines = Deadlines(settings.call_timeout)
 
     async def call(self, caller: Caller, name: object, params: object, request_id: str) -> Any:
         """Run one method for a caller.
@@ -82,9 +142,16 @@ class Dispatcher:
                 if given != type(model).model_fields[member].default and scope not in caller.scopes:
                     raise Forbidden
             call = Call(
-                caller, self._settings, self._database, self._hasher, self.keys, request_id, self.methods
+                caller,
+                self._settings,
+                self._database,
+                self._hasher,
+                self.pictures,
+                self.keys,
+                request_id,
+                self.methods,
             )
-            async with asyncio.timeout(self._settings.call_timeout):
+            async with self._deadlines():
                 if isinstance(model, TenantParams):
                     call.instance = await self.keys.instance(caller, model.instance)
                 result = await self._run(method, call, model)
@@ -114,16 +181,20 @@ class Dispatcher:
         arguments: tuple[Any, ...] = (call, params)
         if method.prepare is not None:
             arguments = (call, params, await method.prepare(call, params))
-        if not method.writes:
-            async with self._database.connection() as call.db:
-                result = await method.handler(*arguments)
-        else:
-            result = await self._write(method, call, arguments)
+        result = await (self._write if method.writes else self._read)(method, call, arguments)
         for then in call.after_commit:
             then()
         if self._check_results:
             TypeAdapter(method.result).validate_python(result)
         return result
+
+    async def _read(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
+        try:
+            async with self._database.connection() as call.db:
+                return await method.handler(*arguments)
+        except ConnectionLost:  # perhaps while it idled, which shows only now: reading again harms nobody
+            async with self._database.connection() as call.db:
+                return await method.handler(*arguments)
 
     async def _write(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -131,8 +202,9 @@ class Dispatcher:
             try:
                 async with self._database.transaction() as call.db:
                     return await method.handler(*arguments)
-            except Contention:
-                # Serialization failures and deadlocks: the whole transaction again, after a jittered pause.
+            except (Contention, NotBegun):
+                # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
+                # transaction again, after a jittered pause. Nothing of it has been done.
                 if attempt == _ATTEMPTS:
                     raise
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311

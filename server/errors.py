@@ -135,6 +135,18 @@ class Unavailable(ServiceError):
     retryable = True
 
 
+class ConnectionLost(Unavailable):
+    """the connection to the database was lost, try again"""
+
+    code = "connection_lost"
+
+
+class NotBegun(ConnectionLost):
+    """the connection to the database was lost before anything was done, try again"""
+
+    code = "not_begun"
+
+
 class Contention(Unavailable):
     """concurrent changes got in each other's way, try again"""
 
@@ -159,6 +171,8 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     "users_email": (Conflict, "duplicate_email", _duplicate("users_email"), "email"),
     "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
     "api_keys_digest": (Conflict, "duplicate_key", _duplicate("api_keys_digest"), "key"),
+    "positions_account": (Conflict, "already_placed", "the account stands in this tree already", "accountId"),
+    "positions_depth": (Invalid, "too_deep", "the tree has 1000 levels already", "sponsorId"),
     "users_instance": (NotFound, "not_found", "not found", "instance"),
 }
 

@@ -1,7 +1,7 @@
 """What happened, as facts; who looks at it is decided here: Prometheus and the log."""
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from prometheus_client import (
@@ -18,8 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 log = structlog.get_logger("officerpc")
 
 
-@dataclass(frozen=True, slots=True)
-class CallFact:
+class CallFact(NamedTuple):
     """One call of a method came to its end."""
 
     method: str
@@ -32,14 +31,25 @@ class CallFact:
     cause: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalFact:
+class RefusalFact(NamedTuple):
     """One request was answered before it became a call."""
 
     front: str
     code: str
     status: int
     request_id: str
+    cause: str | None
+
+
+class JobFact(NamedTuple):
+    """One try of a job of the queue came to its end."""
+
+    kind: str
+    # done, retried (later, that is), parked, or stopped with its worker.
+    outcome: str
+    seconds: float
+    job_id: int
+    tries: int
     cause: str | None
 
 
@@ -63,6 +73,11 @@ class Metrics:
         self._refusals = Counter(
             "officerpc_refusals", "Requests that never became a call.", ["front", "code"], registry=registry
         )
+        self._jobs = Counter(
+            "officerpc_jobs", "Tries of jobs by kind and outcome.", ["kind", "outcome"], registry=registry
+        )
+        # labels() looks them up under a lock; there are few, so they are kept.
+        self._kept: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._lag = Gauge(
             "officerpc_event_loop_lag_seconds",
             "The longest the event loop was late in its last minute.",
@@ -72,8 +87,12 @@ class Metrics:
 
     def call(self, fact: CallFact) -> None:
         """A call ended, well or not."""
-        self._calls.labels(fact.method, fact.code).inc()
-        self._seconds.labels(fact.method).observe(fact.seconds)
+        kept = self._kept.get((fact.method, fact.code))
+        if kept is None:
+            kept = (self._calls.labels(fact.method, fact.code), self._seconds.labels(fact.method))
+            self._kept[fact.method, fact.code] = kept
+        kept[0].inc()
+        kept[1].observe(fact.seconds)
         log.info(
             "call",
             method=fact.method,
@@ -94,6 +113,20 @@ class Metrics:
             code=fact.code,
             status=fact.status,
             request_id=fact.request_id,
+            **({"cause": fact.cause} if fact.cause else {}),
+        )
+
+    def job(self, fact: JobFact) -> None:
+        """A try of a job ended, well or not."""
+        self._jobs.labels(fact.kind, fact.outcome).inc()
+        tell = {"retried": log.warning, "parked": log.error}.get(fact.outcome, log.info)
+        tell(
+            "job",
+            kind=fact.kind,
+            outcome=fact.outcome,
+            ms=round(fact.seconds * 1000, 2),
+            job_id=fact.job_id,
+            tries=fact.tries,
             **({"cause": fact.cause} if fact.cause else {}),
         )
 

@@ -12,6 +12,7 @@ from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
 from server.errors import FieldError, Invalid, ServiceError
 from server.passwords import PasswordHasher
+from server.pictures import Pictures
 from server.settings import Settings
 
 
@@ -43,6 +44,7 @@ class Call:
     settings: Settings
     database: Database
     hasher: PasswordHasher
+    pictures: Pictures
     keys: KeyRing
     request_id: str
     methods: "Mapping[str, Method]"
@@ -154,6 +156,10 @@ def method(
     return register
 
 
+MAX_MEMBERS = 200
+"""Of params; no method has as many."""
+
+
 def positions(model: type[BaseModel]) -> list[str]:
     """The members in the order in which they go by position: the required ones first."""
     return sorted(model.model_fields, key=lambda name: not model.model_fields[name].is_required())
@@ -178,11 +184,16 @@ def validated(model: type[BaseModel], params: object) -> Any:
         params = dict(zip(names, params, strict=False))
     elif not isinstance(params, dict):
         raise Invalid("params: must be an object")
+    if len(params) > MAX_MEMBERS:
+        raise Invalid(f"params: at most {MAX_MEMBERS} members")
     try:
         return model.model_validate(params)
     except ValidationError as error:
         raise Invalid.of(field_errors(error)) from error
 
+
+MAX_FAILURES = 100
+"""Bad members that are named at once; nobody mends more by hand."""
 
 _MESSAGES = {
     "missing": "is required",
@@ -202,6 +213,8 @@ def field_errors(error: ValidationError) -> list[FieldError]:
     found: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
         found.setdefault(_path(detail), _MESSAGES.get(detail["type"]) or _worded(detail))
+        if len(found) == MAX_FAILURES:
+            break
     return [FieldError(name, message) for name, message in found.items()]
 
 

@@ -41,6 +41,8 @@ CALLED = web.RequestKey("CALLED", bool)
 """Set once a request has become a call, which dispatch then observes."""
 
 MAX_DEPTH = 32
+MAX_VALUES = 50_000
+"""Members and items of one body: more would keep the event loop from everybody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,16 @@ async def run(request: web.Request, caller: Caller, name: object, params: object
     return await request.app[DISPATCHER].call(caller, name, params, request[REQUEST_ID])
 
 
-async def read_body(request: web.Request) -> bytes:
+def body_limit(settings: Settings, *, with_picture: bool) -> int:
+    """Bytes that a body may have: more where it holds a picture, which base64 makes a third longer."""
+    return settings.body_limit + (settings.picture_limit * 4 // 3 if with_picture else 0)
+
+
+async def read_body(request: web.Request, *, with_picture: bool = False) -> bytes:
     """The body of a request, inflated, within the limits of size and time.
+
+    Args:
+        with_picture: whether it may hold one.
 
     Raises:
         TooLarge: more bytes than allowed, before or after inflating.
@@ -128,14 +138,20 @@ async def read_body(request: web.Request) -> bytes:
         Malformed: it cannot be inflated.
     """
     settings = request.app[SETTINGS]
-    if (request.content_length or 0) > settings.body_limit:
+    limit = body_limit(settings, with_picture=with_picture)
+    if (request.content_length or 0) > limit:
         raise TooLarge
+    if request.content.is_eof() and not request.content.exception():
+        body = await request.content.read()  # it came with its headers, as nearly all do
+        if len(body) > limit:
+            raise TooLarge
+        return body
     chunks, size = [], 0
     try:
         async with asyncio.timeout(settings.body_timeout):
             async for chunk in request.content.iter_any():
                 size += len(chunk)
-                if size > settings.body_limit:
+                if size > limit:
                     raise TooLarge
                 chunks.append(chunk)
     except TimeoutError as error:
@@ -167,13 +183,16 @@ def parse_json(body: bytes) -> Any:
         Malformed: broken JSON, NaN, lone surrogates, NUL, duplicate members, more than 32 levels, or an
             integer beyond 64 bits.
     """
+    # Without its strings the text is structure alone: brackets, colons and numbers, which the regular
+    # expression engine and bytes methods go through at C speed.
+    structure = _STRINGS.sub(b"", body)
+    if structure.count(b",") + structure.count(b":") > MAX_VALUES:
+        raise Malformed(f"the JSON holds more than {MAX_VALUES} values")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Malformed from error
-    # orjson takes the rest of what we refuse. Without its strings the text is structure alone: brackets,
-    # colons and numbers, which the regular expression engine and bytes methods go through at C speed.
-    structure = _STRINGS.sub(b"", body)
+    # orjson takes the rest of what we refuse.
     brackets = structure.translate(_ONE_KIND, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")  # takes the innermost level
@@ -259,7 +278,9 @@ def safe_traceback(error: BaseException) -> list[str]:
         lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         kind = type(current)
         told = (
-            getattr(current, "sqlstate", "") if kind.__module__.startswith("asyncpg") else str(current)[:200]
+            getattr(current, "sqlstate", "")
+            if kind.__module__.startswith(("asyncpg", "pydantic"))
+            else str(current)[:200]
         )
         lines.append(f"{kind.__module__}.{kind.__name__}: {told}")
         current = current.__cause__ or current.__context__

@@ -1,5 +1,6 @@
 """/rpc: the plain envelope of the OneOffice document (seeds/000) and JSON-RPC 2.0, on one URL."""
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from jsonrpcserver.result import Success
 from server.auth import Caller
 from server.errors import (
     Conflict,
+    FieldError,
     Forbidden,
     Invalid,
     Malformed,
@@ -31,9 +33,11 @@ from server.errors import (
 )  # fmt: skip
 from server.fronts._http import (
     REQUEST_ID,
+    SETTINGS,
     Front,
     answer,
     authenticate,
+    body_limit,
     parse_json,
     read_body,
     require_json,
@@ -45,6 +49,9 @@ from server.openrpc import rpc_code
 log = structlog.get_logger()
 
 MAX_BATCH = 100
+WITH_PICTURE = frozenset({"setAvatarByEmail", "updateProfile"})
+"""Methods whose params may hold a picture, and be as much longer."""
+_NAMES_ONE = re.compile(b"|".join(name.encode() for name in WITH_PICTURE))
 
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -75,7 +82,10 @@ async def handle(request: web.Request) -> web.Response:
     """One request: authenticate, parse, and answer in the envelope it came in."""
     caller = await authenticate(request, "x-api-key")
     require_json(request)
-    body = await read_body(request)
+    body = await read_body(request, with_picture="users:write" in caller.scopes)
+    usual = body_limit(request.app[SETTINGS], with_picture=False)
+    if len(body) > usual and not _NAMES_ONE.search(body):
+        raise TooLarge
     try:
         parsed = parse_json(body)
     except Malformed as error:
@@ -83,6 +93,8 @@ async def handle(request: web.Request) -> web.Response:
         if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
             return _rendered(_error_object(request, error, None))
         raise
+    if len(body) > usual and not (isinstance(parsed, dict) and str(parsed.get("method")) in WITH_PICTURE):
+        raise TooLarge
     if isinstance(parsed, list):
         return await _batch(request, caller, parsed)
     if not isinstance(parsed, dict):
@@ -97,7 +109,10 @@ async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.
     """In order, one at a time; an item that is no request is answered as such and harms no other."""
     if not items or len(items) > MAX_BATCH:
         message = f"a batch has 1 to {MAX_BATCH} items"
-        return _rendered(_error_object(request, Invalid(message, code="invalid_request"), None))
+        fields = [FieldError("batch", message)]
+        return _rendered(
+            _error_object(request, Invalid(message, code="invalid_request", fields=fields), None)
+        )
     answers = [answered for item in items if (answered := await _item(request, caller, item)) is not None]
     return _rendered(answers or None)
 
