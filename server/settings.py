@@ -71,6 +71,24 @@ class Settings(BaseSettings):
     )
     key_cache_size: int = Field(10_000, ge=1, description="API keys a worker remembers.")
 
+    run_jobs: bool = Field(
+        True, description="Whether serve also works the queue; false where officerpc work does it apart."
+    )
+    public_url: str = Field(
+        "", description="Where clients reach this server, for links to its files; unset: as it listens."
+    )
+    smtp_host: str = Field(
+        "", description="Mail server; unset: mails become .eml files in the data directory."
+    )
+    smtp_port: int = Field(587, ge=1, le=65535, description="Its port.")
+    smtp_user: str = Field("", description="Name to log in with; unset: no login.")
+    smtp_password: SecretStr | None = Field(None, description="Password to log in with.")
+    smtp_tls: Literal["starttls", "implicit", "none"] = Field("starttls", description="How it is encrypted.")
+    mail_from: str = Field("officerpc@localhost", description="Sender of mails.")
+    code_hours: int = Field(24, ge=1, le=24 * 30, description="Hours a code in a mail can be redeemed.")
+    picture_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Bytes of a picture that is sent in.")
+    picture_pixels: int = Field(40_000_000, ge=1, description="Pixels of a picture that is sent in.")
+
     bootstrap_instance: str = Field("MYINSTANCE", description="Instance created on first start.")
     bootstrap_admin_email: str = Field(
         "admin@example.com", description="Administrator of that instance, its first user."

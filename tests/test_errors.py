@@ -5,7 +5,15 @@ import pytest
 from asyncpg import exceptions as pg
 
 from server.db import translated
-from server.errors import Conflict, Contention, Invalid, ServiceError, Unavailable, from_constraint
+from server.errors import (
+    Conflict,
+    ConnectionLost,
+    Contention,
+    Invalid,
+    ServiceError,
+    Unavailable,
+    from_constraint,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +44,7 @@ def test_an_unlisted_constraint_is_a_bug(constraint: str) -> None:
         (pg.SerializationError("x"), Contention),
         (pg.DeadlockDetectedError("x"), Contention),
         (pg.InvalidCachedStatementError("x"), Contention),
-        (pg.AdminShutdownError("x"), Unavailable),
+        (pg.AdminShutdownError("x"), ConnectionLost),
         (pg.CrashShutdownError("x"), Unavailable),
         (pg.CannotConnectNowError("x"), Unavailable),
         (pg.TooManyConnectionsError("x"), Unavailable),
@@ -44,9 +52,9 @@ def test_an_unlisted_constraint_is_a_bug(constraint: str) -> None:
         (pg.QueryCanceledError("x"), Unavailable),
         (pg.LockNotAvailableError("x"), Unavailable),
         (pg.ReadOnlySQLTransactionError("x"), Unavailable),
-        (pg.ConnectionDoesNotExistError("x"), Unavailable),
+        (pg.ConnectionDoesNotExistError("x"), ConnectionLost),
         (pg.ConnectionFailureError("x"), Unavailable),
-        (pg.InterfaceError("connection is closed"), Unavailable),
+        (pg.InterfaceError("connection is closed"), ConnectionLost),
         (pg.InternalClientError("cannot switch to state"), Unavailable),
         (ConnectionRefusedError(), Unavailable),
         (TimeoutError(), Unavailable),

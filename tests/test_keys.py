@@ -80,9 +80,29 @@ async def test_a_key_for_several_instances(operator: Client, other: Client) -> N
     ) == (400, "instances.1: there is no such instance")
 
 
+async def test_a_key_makes_none_that_outlives_it(client: Client) -> None:
+    """Nor one that works from elsewhere."""
+    bound = await client.call(
+        "createApiKey",
+        {
+            "name": "bound",
+            "scopes": ["users:read", "keys:write"],
+            "expiresIn": 3600,
+            "networks": ["127.0.0.0/8"],
+        },
+    )
+    child = await client.using(bound["key"]).call("createApiKey", {"name": "child", "scopes": ["users:read"]})
+    assert child["expiresAt"] <= bound["expiresAt"] and child["networks"] == ["127.0.0.0/8"]
+    given = {"name": "child", "scopes": ["users:read"], "networks": ["10.0.0.0/8"]}
+    assert await client.using(bound["key"]).outcome("createApiKey", given) == FORBIDDEN
+
+
 async def test_an_operators_key(operator: Client, other: Client) -> None:
     """It holds every instance, names one in each call on users, and manages all keys."""
-    assert await operator.outcome("getUserByEmail", LOOK_UP) == FORBIDDEN
+    assert await operator.outcome("getUserByEmail", LOOK_UP) == (
+        400,
+        "instance: is required: this key has no default",
+    )
     assert (await operator.call("getUserByEmail", LOOK_UP | {"instance": "MYINSTANCE"}))["id"] == 1
     assert await operator.outcome("getUserByEmail", LOOK_UP | {"instance": "NOWHERE"}) == FORBIDDEN
     created = await operator.call(

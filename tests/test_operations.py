@@ -40,7 +40,8 @@ async def test_a_call_is_one_line_of_the_log(client: Client, logged: Log) -> Non
 async def test_what_has_had_its_time_is_purged(
     client: Client, serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:
-    """Users by the retention of their instance, or the server's; sessions by their expiry."""
+    """Users by the retention of their instance, or the server's; sessions and codes by their expiry; and
+    what the queue leaves: documents and its log after a week, parked jobs after a month."""
     for name in ("old", "recent", "living"):
         await client.call("createUser", {"email": f"{name}@example.com", "password": "demo1234"})
         await client.call("login", {"email": f"{name}@example.com", "password": "demo1234"})
@@ -53,12 +54,30 @@ async def test_what_has_had_its_time_is_purged(
         "UPDATE users SET deleted_at = now() - interval '29 days' WHERE email_key = 'recent@example.com'"
     )
     await db.execute("UPDATE sessions SET expires_at = now() - interval '1 second'")
+    for age in (1, 8, 31):
+        await db.execute(
+            "WITH code AS (INSERT INTO codes (instance_id, digest, user_id, purpose, expires_at)"
+            " VALUES (1, $1::text::bytea, 1, 'reset', now() + make_interval(days => 2 - $2))),"
+            " document AS (INSERT INTO documents (instance_id, id, entity, action, user_id, created_at)"
+            " VALUES (1, gen_random_uuid(), 'user', 'x', 1, now() - make_interval(days => $2))),"
+            " noted AS (INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint, created)"
+            " VALUES (1, 'picked', 0, 'x', now() - make_interval(days => $2)))"
+            " INSERT INTO pgqueuer (priority, entrypoint, status, updated)"
+            " VALUES (0, 'x', 'failed', now() - make_interval(days => $2)),"
+            " (0, 'x', 'queued', now() - make_interval(days => $2))",
+            str(age),
+            age,
+        )
     settings = Settings()
     database = Database(settings, database_url)
     await database.open()
-    assert await purge_expired(database, settings) == {"users": 1, "sessions": 1}
-    assert await purge_expired(database, settings) == {"users": 0, "sessions": 0}
+    assert await purge_expired(database, settings) == {
+        "users": 1, "sessions": 1, "codes": 2, "documents": 2, "jobs": 1, "job_log": 2,
+    }  # fmt: skip
+    nothing = {"users": 0, "sessions": 0, "codes": 0, "documents": 0, "jobs": 0, "job_log": 0}
+    assert await purge_expired(database, settings) == nothing
+    assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 5
     await db.execute("""UPDATE instances SET settings = settings || '{"retentionDays": 7}'""")
-    assert await purge_expired(database, settings) == {"users": 1, "sessions": 0}
+    assert await purge_expired(database, settings) == nothing | {"users": 1}
     assert await db.fetchval("SELECT count(*) FROM users") == 2
     await database.close()

@@ -42,6 +42,14 @@ async def test_examples_run(
     """Each on an instance with Jane, who is logged in, and a deleted user."""
     await client.call("createUser", {"email": "gone@example.com"})
     await client.call("deleteUserByEmail", {"email": "gone@example.com"})
+    for login in ("one@example.com", "two@example.com"):
+        profile = {"firstname": login[:3], "lastname": "Member"}
+        await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
+    await client.call("defineProfileField", {"alias": "shoe_size", "title": "Shoe size", "type": "number"})
+    await db.execute(
+        "INSERT INTO documents (instance_id, id, entity, action, user_id)"
+        " VALUES (1, '00000000-0000-4000-8000-000000000001', 'user', 'profile-update', 2)"
+    )
     needs_operator = METHODS[name].operator
     answer = await (operator if needs_operator else client).call(name, example.params)
     TypeAdapter(METHODS[name].result).validate_python(answer)

@@ -14,7 +14,8 @@ from server.db import load_migrations, load_queries, migrate
 from server.errors import CONSTRAINTS
 
 QUERIES = load_queries()
-GLOBAL_TABLES = {"instances", "api_keys", "api_key_instances", "schema_migrations"}
+QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}
+GLOBAL_TABLES = {"instances", "api_keys", "api_key_instances", "schema_migrations"} | QUEUE_TABLES
 SERVER = Path(__file__).parent.parent / "server"
 UPKEEP = set(
     re.findall(r"^-- name: (\w+)", (SERVER.parent / "sql/queries/upkeep.sql").read_text(), re.MULTILINE)
@@ -154,7 +155,7 @@ def test_every_query_is_used_and_every_used_query_exists() -> None:
     text = "\n".join(path.read_text() for path in SERVER.rglob("*.py"))
     for name in QUERIES:
         assert f'"{name}"' in text, f"{name} is not used"
-    for name in re.findall(r"\.(?:one|all|value|run)\(\s*\"(\w+)\"", text):
+    for name in re.findall(r"\.(?:one|all|value|run|look_up)\(\s*\"(\w+)\"", text):
         assert name in QUERIES, f"{name} is no named query"
 
 

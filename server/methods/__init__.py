@@ -1,5 +1,31 @@
-"""The methods, one module a subject. Importing this package fills the registry."""
+"""The methods, one module a subject. Importing this package fills the registry, and that of the jobs."""
 
-from server.methods import discovery, instances, keys, sessions, users
+from server.methods import (
+    accounts,
+    avatars,
+    codes,
+    confirmation,
+    discovery,
+    instances,
+    keys,
+    members,
+    profiles,
+    search,
+    sessions,
+    users,
+)
 
-__all__ = ["discovery", "instances", "keys", "sessions", "users"]
+__all__ = [
+    "accounts",
+    "avatars",
+    "codes",
+    "confirmation",
+    "discovery",
+    "instances",
+    "keys",
+    "members",
+    "profiles",
+    "search",
+    "sessions",
+    "users",
+]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.auth import InstanceSettings, PasswordPolicy
+from server.auth import Host, InstanceSettings
 from server.errors import Conflict, FieldError, Invalid
 from server.methods.users import (
     ABSENT,
@@ -22,7 +22,7 @@ from server.registry import Call, Example, Params, Result, TenantParams, method
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
-_SETTINGS = {"passwordPolicy": {"minLength": 1, "minClasses": 1}, "retentionDays": None}
+_SETTINGS = InstanceSettings().model_dump()
 _INSTANCE = {
     "name": "ACME", "title": "Acme Inc.", "isActive": True, "settings": _SETTINGS, "createdAt": 1683471262,
 }  # fmt: skip
@@ -86,7 +86,10 @@ async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None
     ),
 )
 async def create_instance(call: Call, params: CreateInstance, password_hash: str | None) -> Any:
-    """Make an instance together with its administrator, who is its first user."""
+    """Make an instance together with its administrator, who is its first user.
+
+    The administrator has the first account, at the root of tree 0.
+    """
     row = await call.db.one(
         "create_instance", name=params.name, title=params.title, settings=params.settings.model_dump()
     )
@@ -97,6 +100,9 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
         else CreateUser(email=params.admin.email, isAdmin=True)
     )
     user = await insert_user(call, row["id"], admin, password_hash)
+    await call.db.one(
+        "create_root_account", instance_id=row["id"], user_id=user["id"], title=user["displayName"]
+    )
     return {
         "name": row["name"], "title": row["title"], "isActive": row["is_active"],
         "settings": params.settings.model_dump(), "createdAt": row["created_at"], "adminId": user["id"],
@@ -175,11 +181,22 @@ class PolicyChange(Params):
     minClasses: Annotated[int, Field(ge=1, le=4)] = ABSENT
 
 
+class GeneratedPasswordsChange(Params):
+    """Members of how passwords are generated to change."""
+
+    length: Annotated[int, Field(ge=8, le=128)] = ABSENT
+    specialSymbols: bool = ABSENT
+    mixedCase: bool = ABSENT
+
+
 class SettingsChange(Params):
     """Members of an instance's settings to change."""
 
     passwordPolicy: PolicyChange = ABSENT
     retentionDays: Annotated[int, Field(ge=0, le=3650)] | None = None
+    generatedPasswords: GeneratedPasswordsChange = ABSENT
+    confirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
+    positionsByHand: bool = ABSENT
 
 
 class UpdateInstance(TenantParams):
@@ -221,8 +238,9 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
         stored = await call.db.value("lock_instance_settings", instance_id=call.instance.id)
         settings = InstanceSettings.model_validate(stored).model_dump()
         change = params.settings.model_dump(exclude_unset=True)
-        policy = PasswordPolicy(**settings["passwordPolicy"] | change.pop("passwordPolicy", {}))
-        settings = settings | change | {"passwordPolicy": policy.model_dump()}
+        for nested in ("passwordPolicy", "generatedPasswords"):
+            settings[nested] |= change.pop(nested, {})
+        settings = InstanceSettings.model_validate(settings | change).model_dump()
     await call.db.value(
         "update_instance",
         instance_id=call.instance.id,

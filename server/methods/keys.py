@@ -124,6 +124,10 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
         raise Forbidden("not-allowed", code="scope_not_held")
     if (params.isOperator or params.instances is not None) and not call.caller.is_operator:
         raise Forbidden
+    bound = [ipaddress.ip_network(network) for network in call.caller.networks]
+    for network in map(ipaddress.ip_network, params.networks) if bound else ():
+        if not any(network.version == own.version and network.subnet_of(own) for own in bound):  # type: ignore[arg-type]
+            raise Forbidden("not-allowed", code="network_not_held")
     if params.isOperator:
         return []
     if params.instances is None:
@@ -154,11 +158,14 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
 async def create_api_key(call: Call, params: CreateApiKey, instances: list[str]) -> Any:
     """Make a key for an instance, for several, or for the operator.
 
-    The key is in this answer and nowhere else. It can have no scope that the caller's key lacks.
+    The key is in this answer and nowhere else. It can have no scope that the caller's key lacks, lives no
+    longer, and works from no other networks.
     """
+    lives = [seconds for seconds in (params.expiresIn, call.caller.seconds_left) if seconds is not None]
     return await _insert_key(
         call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
-        instances=instances, networks=params.networks, lifetime=params.expiresIn,
+        instances=instances, networks=params.networks or list(call.caller.networks),
+        lifetime=min(lives, default=None),
     )  # fmt: skip
 
 

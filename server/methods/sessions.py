@@ -45,14 +45,21 @@ async def verify_password(call: Call, params: Login) -> Verified:
         WrongLogin: wrong password, or a user who is unknown, suspended, deleted or without a password;
             all of them take the time of one verification.
     """
-    async with call.database.connection() as db:
-        row = await db.one("get_credential", instance_id=call.instance.id, email_key=email_key(params.email))
+    row = await call.database.look_up(
+        "get_credential", instance_id=call.instance.id, email_key=email_key(params.email)
+    )
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
         raise WrongLogin
-    stored: str = row["password_hash"]
-    renewed = await call.hasher.hash(params.password) if call.hasher.outdated(stored) else None
-    return Verified(row["user_id"], stored, renewed)
+    return Verified(row["user_id"], row["password_hash"], None)
+
+
+async def verify_and_renew(call: Call, params: Login) -> Verified:
+    """verify_password, and a new hash where the stored one was made with other parameters."""
+    verified = await verify_password(call, params)
+    if call.hasher.outdated(verified.password_hash):
+        return verified._replace(new_password_hash=await call.hasher.hash(params.password))
+    return verified
 
 
 @method(
@@ -60,7 +67,7 @@ async def verify_password(call: Call, params: Login) -> Verified:
     result=User,
     scope="sessions:write",
     writes=True,
-    prepare=verify_password,
+    prepare=verify_and_renew,
     errors=(WrongLogin,),
     examples=(
         Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),

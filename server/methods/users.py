@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 import unicodedata
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from server.auth import PasswordPolicy
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound
 from server.passwords import MAX_PASSWORD, hash_problem
+from server.pictures import avatar_url
 from server.registry import Call, Example, Params, Result, TenantParams, method, validated
 
 ABSENT: Any = None
@@ -57,6 +59,12 @@ def _importable(password_hash: str) -> str:
     return password_hash
 
 
+def _picture_address(address: str) -> str:
+    if not re.fullmatch(r"(https://[^\s<>\"\\]+)?", address):
+        raise ValueError("must be an https address, or empty")
+    return address
+
+
 NewEmail = Annotated[str, Field(min_length=3, max_length=254), AfterValidator(_address)]
 Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
 Line = Annotated[str, Field(max_length=200), AfterValidator(_line)]
@@ -64,7 +72,7 @@ DisplayName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator
 Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
 PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable)]
 Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
-AvatarUrl = Annotated[str, Field(max_length=2048, pattern=r"^(https://[^\s<>\"\\]+)?$")]
+AvatarUrl = Annotated[str, Field(max_length=2048), AfterValidator(_picture_address)]
 
 
 class Profile(Params):
@@ -225,8 +233,23 @@ def found(result: Any) -> Any:
     return result
 
 
-async def insert_user(call: Call, instance_id: int, params: CreateUser, password_hash: str | None) -> Any:
-    """Create and provision a user in one statement."""
+async def insert_user(
+    call: Call,
+    instance_id: int,
+    params: CreateUser,
+    password_hash: str | None,
+    *,
+    fields: dict[str, Any] | None = None,
+    language: str = "en",
+    is_confirmed: bool = True,
+) -> Any:
+    """Create and provision a user in one statement.
+
+    Args:
+        fields: profile fields of the member platform by alias.
+        language: ISO 639-1.
+        is_confirmed: False until the code of its mail is redeemed.
+    """
     profile, values = params.profile.model_dump(), params.values.model_dump()
     row = await call.db.one(
         "create_user",
@@ -241,6 +264,9 @@ async def insert_user(call: Call, instance_id: int, params: CreateUser, password
         settings=params.settings,
         apps=params.apps,
         avatar=params.avatar,
+        fields=fields or {},
+        language=language,
+        is_confirmed=is_confirmed,
         password_hash=password_hash or params.passwordHash,
     )
     # Stored as jsonb the members would come back in another order than the document's.
@@ -369,10 +395,11 @@ async def get_user_by_email(call: Call, params: UserRef) -> Any:
 
 
 async def read_user(call: Call, key: str) -> Any:
-    """The row of a living user as getUserByEmail shows it, or None."""
-    return await call.db.one(
+    """A living user as getUserByEmail shows it, or None."""
+    row = await call.db.one(
         "get_user", instance_id=call.instance.id, instance_name=call.instance.name, email_key=key
     )
+    return row and dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])}
 
 
 class UpdateUser(UserRef):

@@ -51,7 +51,7 @@ RETURNING id;
 SELECT settings
 FROM instances
 WHERE id = :instance_id
-FOR UPDATE;
+FOR NO KEY UPDATE;
 
 -- name: has_instances()$
 -- Whether there is any instance yet, for the first start.

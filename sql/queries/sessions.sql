@@ -3,7 +3,7 @@
 SELECT u.id AS user_id, c.password_hash
 FROM users AS u
 INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
-WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.deleted_at IS NULL;
+WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL;
 
 -- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)$
 -- Only while the user may log in and the password that was verified is still the stored one.
@@ -14,8 +14,8 @@ WITH verified AS (
     INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = c.user_id
     WHERE
         c.instance_id = :instance_id AND c.user_id = :user_id AND c.password_hash = :password_hash
-        AND u.is_active AND u.deleted_at IS NULL
-    FOR NO KEY UPDATE OF c, u
+        AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE OF u, c
 ),
 
 rehashed AS (
@@ -48,7 +48,7 @@ FROM sessions AS s
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = s.user_id
 WHERE
     s.instance_id = :instance_id AND s.token_digest = :token_digest AND s.expires_at > now()
-    AND u.is_active AND u.deleted_at IS NULL;
+    AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL;
 
 -- name: end_session(instance_id, token_digest)$
 -- Logout: true if there was such a session.

@@ -107,9 +107,8 @@ FROM counter
 CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
 
 -- name: purge_retained_users(default_days, row_limit)
--- Takes users whose retention is over, a bounded number at a time.
-DELETE FROM users
-USING (
+-- Takes users whose retention is over, a bounded number at a time, as purge_user does.
+WITH due AS (
     SELECT u.instance_id, u.id
     FROM users AS u
     INNER JOIN instances AS i ON u.instance_id = i.id
@@ -120,7 +119,17 @@ USING (
     ORDER BY u.deleted_at
     LIMIT :row_limit
     FOR UPDATE OF u SKIP LOCKED
-) AS due
+),
+
+left_behind AS (
+    UPDATE accounts
+    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, now())
+    FROM due
+    WHERE accounts.instance_id = due.instance_id AND accounts.user_id = due.id
+)
+
+DELETE FROM users
+USING due
 WHERE users.instance_id = due.instance_id AND users.id = due.id
 RETURNING users.instance_id, users.id;
 
@@ -137,3 +146,59 @@ USING (
 ) AS due
 WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
 RETURNING sessions.id;
+
+-- name: purge_expired_codes(row_limit)
+-- Takes codes that have expired, a bounded number at a time.
+DELETE FROM codes
+USING (
+    SELECT instance_id, digest
+    FROM codes
+    WHERE expires_at < now()
+    ORDER BY expires_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE codes.instance_id = due.instance_id AND codes.digest = due.digest
+RETURNING codes.user_id;
+
+-- name: purge_old_documents(row_limit)
+-- Takes documents a week after they were asked for, a bounded number at a time.
+DELETE FROM documents
+USING (
+    SELECT instance_id, id
+    FROM documents
+    WHERE created_at < now() - interval '7 days'
+    ORDER BY created_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE documents.instance_id = due.instance_id AND documents.id = due.id
+RETURNING documents.id;
+
+-- name: purge_parked_jobs(row_limit)
+-- Takes jobs that have been parked for thirty days, a bounded number at a time.
+DELETE FROM pgqueuer
+USING (
+    SELECT id
+    FROM pgqueuer
+    WHERE status = 'failed' AND updated < now() - interval '30 days'
+    ORDER BY id
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE pgqueuer.id = due.id
+RETURNING pgqueuer.id;
+
+-- name: purge_job_log(row_limit)
+-- Takes what the queue noted more than a week ago, a bounded number at a time.
+DELETE FROM pgqueuer_log
+USING (
+    SELECT id
+    FROM pgqueuer_log
+    WHERE created < now() - interval '7 days'
+    ORDER BY created
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE pgqueuer_log.id = due.id
+RETURNING pgqueuer_log.id;

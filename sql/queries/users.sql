@@ -1,4 +1,4 @@
--- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, password_hash)^
+-- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, password_hash)^
 -- The user with everything it is given: credential, six mailboxes, main calendar, two file folders.
 WITH counter AS (
     UPDATE instance_counters
@@ -15,11 +15,12 @@ WITH counter AS (
 new_user AS (
     INSERT INTO users (
         instance_id, id, email, email_key, display_name, is_active, is_admin,
-        profile, app_values, settings, apps, avatar
+        profile, app_values, settings, apps, avatar, fields, language, confirmed_at
     )
     SELECT
         :instance_id, user_id, :email, :email_key, :display_name, :is_active, :is_admin,
-        :profile, :app_values, :settings, :apps, :avatar
+        :profile, :app_values, :settings, :apps, :avatar, :fields, :language,
+        CASE WHEN :is_confirmed::boolean THEN now() END
     FROM counter
     RETURNING *
 ),
@@ -132,7 +133,8 @@ FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key;
 
 -- name: update_user(instance_id, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar)$
--- Null leaves a column as it is; profile and values are merged. A suspended user loses its sessions here.
+-- Null leaves a column as it is; profile and values are merged. A suspended user loses its sessions here, and
+-- one with another avatar its stored picture, unless that is what the other address leads to.
 WITH changed AS (
     UPDATE users
     SET
@@ -153,6 +155,14 @@ ended AS (
     DELETE FROM sessions
     USING changed
     WHERE sessions.instance_id = :instance_id AND sessions.user_id = changed.id AND NOT changed.is_active
+),
+
+replaced AS (
+    DELETE FROM pictures
+    USING changed
+    WHERE
+        pictures.instance_id = :instance_id AND pictures.user_id = changed.id
+        AND :avatar NOT LIKE '%' || pictures.name || '%'
 )
 
 SELECT id
@@ -160,10 +170,22 @@ FROM changed;
 
 -- name: rename_user(instance_id, email_key, new_email, new_email_key)$
 -- Another address for a living user.
-UPDATE users
-SET email = :new_email, email_key = :new_email_key, updated_at = now()
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-RETURNING id;
+-- Codes that went to the old one are void.
+WITH renamed AS (
+    UPDATE users
+    SET email = :new_email, email_key = :new_email_key, updated_at = now()
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+    RETURNING id
+),
+
+void AS (
+    DELETE FROM codes
+    USING renamed
+    WHERE codes.instance_id = :instance_id AND codes.user_id = renamed.id
+)
+
+SELECT id
+FROM renamed;
 
 -- name: set_password(instance_id, email_key, password_hash)$
 -- A new password ends every session of its user.
@@ -186,6 +208,12 @@ ended AS (
     DELETE FROM sessions
     USING target
     WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
+),
+
+void AS (
+    DELETE FROM codes
+    USING target
+    WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
 SELECT id
@@ -228,16 +256,39 @@ counted AS (
     UPDATE instance_counters
     SET living_users = living_users + 1
     WHERE instance_id = :instance_id AND EXISTS (SELECT FROM back)
+),
+
+reopened AS (
+    UPDATE accounts
+    SET deleted_at = NULL
+    FROM back
+    WHERE accounts.instance_id = :instance_id AND accounts.user_id = back.id
 )
 
 SELECT id
 FROM back;
 
 -- name: purge_user(instance_id, email_key)$
--- Takes a deleted user with all that was provisioned for it, for good.
+-- Takes a deleted user with all that was provisioned for it, for good. Its account keeps its place for
+-- those beneath it, without a name.
+WITH target AS (
+    SELECT id
+    FROM users
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+    FOR UPDATE
+),
+
+left_behind AS (
+    UPDATE accounts
+    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, now())
+    FROM target
+    WHERE accounts.instance_id = :instance_id AND accounts.user_id = target.id
+)
+
 DELETE FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
-RETURNING id;
+USING target
+WHERE users.instance_id = :instance_id AND users.id = target.id
+RETURNING users.id;
 
 -- name: list_users(instance_id, after, starts_with, row_limit)
 -- A page of living users in the order of their addresses.
@@ -293,9 +344,10 @@ LIMIT :row_limit;
 
 -- name: export_users(instance_id, after, row_limit)
 -- A page of living users with all that createUser could be given to make them again, for officerpc users export.
+-- Stored pictures stay behind: their addresses lead here, and last no longer than the user.
 SELECT
     email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
-    app_values AS "values", settings, apps, avatar, email_key
+    app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar, email_key
 FROM users
 WHERE instance_id = :instance_id AND deleted_at IS NULL AND email_key > :after
 ORDER BY email_key
