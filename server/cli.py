@@ -156,14 +156,16 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = read_settings()
     # Read by prometheus_client when it is imported: where several workers put their numbers together.
-    metrics_dir = tempfile.mkdtemp(prefix="officerpc-metrics-")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+    # One worker alone counts in its memory, which is faster.
+    metrics_dir = tempfile.mkdtemp(prefix="officerpc-metrics-") if settings.workers > 1 else ""
+    if metrics_dir:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
     owner = os.getpid()
     try:
         with database_url(settings) as url:
             _serve(settings, url)
     finally:
-        if os.getpid() == owner:
+        if metrics_dir and os.getpid() == owner:
             shutil.rmtree(metrics_dir, ignore_errors=True)
 
 

@@ -26,6 +26,7 @@ from server.errors import (
     Unavailable,
     from_constraint,
 )
+from server.pool import DRIVER_ERRORS, Pool
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -92,13 +93,32 @@ class MigrationError(Exception):
 
 
 class Connection:
-    """Named queries on one database connection, with or without a transaction around them."""
+    """Named queries on one database connection, with or without a transaction around them.
 
-    __slots__ = ("_queries", "raw")
+    `async with database.connection() as connection` takes one of the pool's and gives it back.
+    """
 
-    def __init__(self, raw: "asyncpg.Connection", queries: dict[str, NamedQuery]) -> None:
-        self.raw = raw
+    __slots__ = ("_database", "_queries", "raw")
+    raw: "asyncpg.Connection"
+
+    def __init__(self, database: "Database", queries: dict[str, NamedQuery]) -> None:
+        self._database = database
         self._queries = queries
+
+    async def __aenter__(self) -> "Connection":
+        try:
+            self.raw = await self._database.pool.take()
+        except Exception as error:
+            self._database.raise_translated(error)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or (isinstance(error, ServiceError) and not isinstance(error, Unavailable)):
+            self._database.pool.give_back(self.raw)
+        else:
+            await self._database.pool.mend(self.raw)
+            if isinstance(error, DRIVER_ERRORS):
+                self._database.raise_translated(error)
 
     def _bind(self, name: str, values: dict[str, Any]) -> tuple[str, Iterable[Any]]:
         query = self._queries[name]
@@ -161,8 +181,7 @@ class Database:
             settings.database_direct_url.get_secret_value() if settings.database_direct_url else url
         )
         self._queries = load_queries()
-        self._pool: Any = None
-        self._taken = 0
+        self.pool: Pool
 
     async def open(self) -> None:
         """Make the pool. Connections open on first use, so a server can start while its database is away."""
@@ -180,7 +199,7 @@ class Database:
                 "max_cached_statement_lifetime": 0,
             }
         )
-        self._pool = await asyncpg.create_pool(
+        opened = await asyncpg.create_pool(
             self._url,
             min_size=0,
             max_size=settings.pool_size,
@@ -193,39 +212,15 @@ class Database:
             init=_set_codecs,
             **options,
         )
+        self.pool = Pool(opened, settings.pool_size, settings.acquire_timeout)
 
     async def close(self) -> None:
         """Close the pool; a database that does not answer is left behind after two seconds."""
-        try:
-            await asyncio.wait_for(self._pool.close(), 2)
-        except (TimeoutError, OSError, pg.PostgresError, pg.InterfaceError):
-            self._pool.terminate()
+        await self.pool.close(2)
 
-    @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    def connection(self) -> Connection:
         """A connection in autocommit: each statement is a transaction of its own."""
-        self._taken += 1
-        try:
-            if self._taken <= self._settings.pool_size:
-                raw = await self._pool.acquire()  # there is one: no need for a timer
-            else:
-                raw = await self._pool.acquire(timeout=self._settings.acquire_timeout)
-        except BaseException as error:
-            self._taken -= 1
-            self._raise(error)
-        clean = False
-        try:
-            yield Connection(raw, self._queries)
-            clean = True
-        except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
-            self._raise(error)
-        finally:
-            self._taken -= 1
-            # Shielded and bounded: a call that was cancelled or timed out still frees its connection.
-            try:
-                await self._pool.release(raw, timeout=None if clean else 2)
-            except (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError) as error:
-                log.warning("connection_dropped", error=type(error).__name__)
+        return Connection(self, self._queries)
 
     async def look_up(self, name: str, /, **values: Any) -> Row | None:
         """The first row of a named query that only reads, or None.
@@ -262,9 +257,7 @@ class Database:
             try:
                 yield connection
             except BaseException:
-                with contextlib.suppress(
-                    pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError
-                ):
+                with contextlib.suppress(*DRIVER_ERRORS):
                     await transaction.rollback()
                 raise
             try:
@@ -281,7 +274,7 @@ class Database:
         async with self.connection() as connection:
             writable: bool = await connection.value("check_writable")
         if not writable:
-            await self._pool.expire_connections()
+            await self.pool.renew()
         return writable
 
     async def direct(self) -> "asyncpg.Connection":
@@ -293,10 +286,11 @@ class Database:
             raise translated(error) from error
         return connection
 
-    def _raise(self, error: BaseException) -> NoReturn:
+    def raise_translated(self, error: BaseException) -> NoReturn:
+        """Raise what a driver error stands for."""
         if isinstance(error, pg.ReadOnlySQLTransactionError):
             # A failover left us on a standby: connect anew, where target_session_attrs leads.
-            asyncio.get_running_loop().create_task(self._pool.expire_connections())
+            asyncio.get_running_loop().create_task(self.pool.renew())
         known = translated(error)
         if known is error:  # a bug: not its own cause
             raise error

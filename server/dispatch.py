@@ -1,10 +1,9 @@
 """The one way in: every front hands its calls to Dispatcher.call."""
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -12,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from server.auth import Caller, KeyRing
 from server.db import Database
+from server.deadlines import Deadline, Deadlines
 from server.errors import (
     ConnectionLost,
     Contention,
@@ -30,53 +30,6 @@ from server.settings import Settings
 log = structlog.get_logger()
 
 _ATTEMPTS = 4
-
-
-class Deadlines:
-    """Ends what takes too long. One timer for all calls: one for each would cost more than its query."""
-
-    LOOK_EVERY = 0.25
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        # All have the same time, so that the first to begin is the first whose time is up.
-        self._running: dict[object, tuple[asyncio.Task[Any], float]] = {}
-        self._overdue: set[object] = set()
-        self._watch: asyncio.Task[None] | None = None
-
-    @contextlib.asynccontextmanager
-    async def __call__(self) -> AsyncIterator[None]:
-        """Cancels what runs within the block when its time is up.
-
-        Raises:
-            TimeoutError: it was.
-        """
-        task, token = asyncio.current_task(), object()
-        assert task is not None
-        self._running[token] = (task, time.monotonic() + self._seconds)
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._look())
-        try:
-            yield
-        except asyncio.CancelledError as error:
-            if token in self._overdue:
-                task.uncancel()
-                raise TimeoutError from error
-            raise
-        finally:
-            del self._running[token]
-            self._overdue.discard(token)
-
-    async def _look(self) -> None:
-        while self._running:  # a call that comes later starts this again
-            await asyncio.sleep(min(self.LOOK_EVERY, self._seconds))
-            now = time.monotonic()
-            for token, (task, due) in self._running.items():
-                if due > now:
-                    break
-                if token not in self._overdue:
-                    self._overdue.add(token)
-                    task.cancel()
 
 
 class Dispatcher:
@@ -151,7 +104,7 @@ class Dispatcher:
                 request_id,
                 self.methods,
             )
-            async with self._deadlines():
+            with Deadline(self._deadlines):
                 if isinstance(model, TenantParams):
                     call.instance = await self.keys.instance(caller, model.instance)
                 result = await self._run(method, call, model)

@@ -104,6 +104,12 @@ class WrongVerb(ServiceError):
     code = "method_not_allowed"
 
 
+class BadExpectation(ServiceError):
+    """this expectation cannot be met"""
+
+    code = "bad_expect"
+
+
 class Conflict(ServiceError):
     """the change conflicts with what is stored"""
 

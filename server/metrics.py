@@ -15,6 +15,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from server import logs
+
 log = structlog.get_logger("officerpc")
 
 
@@ -93,7 +95,7 @@ class Metrics:
             self._kept[fact.method, fact.code] = kept
         kept[0].inc()
         kept[1].observe(fact.seconds)
-        log.info(
+        logs.info(
             "call",
             method=fact.method,
             code=fact.code,

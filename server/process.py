@@ -21,6 +21,11 @@ def _end_by_signal() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
+def _forget_metrics(pid: int) -> None:
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
 class Arbiter(BaseApplication):  # type: ignore[misc]
     """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT."""
 
@@ -49,7 +54,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "loglevel": "warning",
             "control_socket_disable": True,
             "when_ready": lambda _: self._when_ready(),
-            "child_exit": lambda _, worker: multiprocess.mark_process_dead(worker.pid),  # type: ignore[no-untyped-call]
+            "child_exit": lambda _, worker: _forget_metrics(worker.pid),
         }
         for name, value in options.items():
             self.cfg.set(name, value)

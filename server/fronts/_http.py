@@ -1,22 +1,23 @@
 """What every front needs of HTTP: bodies, JSON, keys, answers."""
 
 import asyncio
+import random
 import re
-import secrets
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict
 
 from server.auth import Caller, KeyRing
 from server.dispatch import Dispatcher
 from server.errors import (
+    BadExpectation,
     Invalid,
     Malformed,
     NoRoute,
@@ -34,7 +35,6 @@ log = structlog.get_logger()
 
 DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
 KEYS = web.AppKey("KEYS", KeyRing)
-METRICS = web.AppKey("METRICS", Metrics)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 CALLED = web.RequestKey("CALLED", bool)
@@ -64,9 +64,17 @@ class Answer(web.Response):
         self.headers.popall(hdrs.SERVER, None)
 
 
-def answer(status: int, body: bytes | None, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer in JSON, or without a body."""
-    response = Answer(status=status, body=body, content_type="application/json" if body is not None else None)
+_HEADERS = CIMultiDict({"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+_JSON_HEADERS = CIMultiDict(_HEADERS, **{"Content-Type": "application/json"})
+
+
+def answer(status: int, body: bytes | None, headers: Mapping[str, str] | None = None) -> web.Response:
+    """An answer in JSON, or without a body, with the headers that each has.
+
+    Args:
+        headers: more of them, or others.
+    """
+    response = Answer(status=status, body=body, headers=_HEADERS if body is None else _JSON_HEADERS)
     if headers:
         response.headers.update(headers)
     return response
@@ -77,7 +85,9 @@ _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 def request_id_of(given: str | None) -> str:
     """The id of a request: the caller's own where it is short and plain, else a fresh one."""
-    return given if given and _GIVEN_ID.fullmatch(given) else secrets.token_hex(12)
+    if given and _GIVEN_ID.fullmatch(given):
+        return given
+    return f"{random.getrandbits(96):024x}"  # a name, no secret
 
 
 async def authenticate(request: web.Request, *headers: str) -> Caller:
@@ -142,7 +152,7 @@ async def read_body(request: web.Request, *, with_picture: bool = False) -> byte
     if (request.content_length or 0) > limit:
         raise TooLarge
     if request.content.is_eof() and not request.content.exception():
-        body = await request.content.read()  # it came with its headers, as nearly all do
+        body = request.content.read_nowait()  # it came with its headers, as nearly all do
         if len(body) > limit:
             raise TooLarge
         return body
@@ -163,6 +173,8 @@ async def read_body(request: web.Request, *, with_picture: bool = False) -> byte
 
 def require_json(request: web.Request) -> None:
     """Raises WrongType unless the body is declared to be JSON in UTF-8."""
+    if request.headers.get(hdrs.CONTENT_TYPE) == "application/json":
+        return  # as nearly always
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in (
         "utf-8",
         "utf8",
@@ -194,10 +206,11 @@ def parse_json(body: bytes) -> Any:
         raise Malformed from error
     # orjson takes the rest of what we refuse.
     brackets = structure.translate(_ONE_KIND, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        brackets = brackets.replace(b"[]", b"")  # takes the innermost level
-    if brackets:
-        raise Malformed(f"the JSON is nested deeper than {MAX_DEPTH} levels")
+    if len(brackets) > 2 * MAX_DEPTH:
+        for _ in range(MAX_DEPTH):
+            brackets = brackets.replace(b"[]", b"")  # takes the innermost level
+        if brackets:
+            raise Malformed(f"the JSON is nested deeper than {MAX_DEPTH} levels")
     for found in _LONG_INTEGERS.finditer(structure):
         digits = found[0].lstrip(b"-").lstrip(b"0")
         if len(digits) > 19 or int(digits or b"0") > 2**63 - (not found[0].startswith(b"-")):
@@ -217,15 +230,18 @@ def _members(value: Any) -> int:
     return 0
 
 
-def boundary(fronts: Sequence[Front]) -> Middleware:
-    """The outermost middleware: gives each request its id, and each error its front's form.
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics) -> Handler:
+    """Around all that aiohttp does with a request: gives each its id, and each error its front's form.
 
     Args:
+        handler: of the whole application.
         fronts: the longest prefix of the path decides; the first is for every other path.
     """
 
-    @web.middleware
-    async def within_boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         request_id = request[REQUEST_ID] = request_id_of(request.headers.get("X-Request-Id"))
         error: ServiceError | None = None
         response: web.StreamResponse
@@ -235,6 +251,8 @@ def boundary(fronts: Sequence[Front]) -> Middleware:
             error = refused
         except web.HTTPMethodNotAllowed as refused:
             error = WrongVerb(headers={"Allow": ", ".join(sorted(refused.allowed_methods))})
+        except web.HTTPExpectationFailed:
+            error = BadExpectation()
         except web.HTTPException:
             error = NoRoute()
         except ConnectionError:
@@ -253,15 +271,13 @@ def boundary(fronts: Sequence[Front]) -> Middleware:
             if isinstance(error, (TooLarge, TooSlow)):
                 response.force_close()  # the rest of the body is not worth waiting for
             if CALLED not in request:
-                request.app[METRICS].refusal(
+                metrics.refusal(
                     RefusalFact(front.name, error.code, response.status, request_id, error.cause())
                 )
         response.headers["X-Request-Id"] = request_id
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
-    return within_boundary
+    return handle
 
 
 def safe_traceback(error: BaseException) -> list[str]:

@@ -6,8 +6,8 @@ import orjson
 from aiohttp import ETag, web
 
 from server.auth import KEYLESS_READER_OF_FILES
-from server.errors import Invalid, NoRoute, NotFound, ServiceError, Unavailable, WrongVerb
-from server.fronts._http import Answer, Front, answer, run
+from server.errors import BadExpectation, Invalid, NoRoute, NotFound, ServiceError, Unavailable, WrongVerb
+from server.fronts._http import Front, answer, run
 
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -15,6 +15,7 @@ STATUS: dict[type[ServiceError], int] = {
     NotFound: 404,
     NoRoute: 404,
     WrongVerb: 405,
+    BadExpectation: 417,
     Unavailable: 503,
 }
 """Kind of error -> status; a kind that is not here has that of its parent."""
@@ -38,8 +39,7 @@ async def handle(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     picture = await run(request, KEYLESS_READER_OF_FILES, "getPicture", {"name": name})
     known = any(tag.value in (name, "*") for tag in request.if_none_match or ())
-    response = Answer(status=304) if known else Answer(body=base64.b64decode(picture["data"]))
-    response.headers.update(_HEADERS)
+    response = answer(304 if known else 200, None if known else base64.b64decode(picture["data"]), _HEADERS)
     response.etag = ETag(name)
     if not known:
         response.content_type = picture["mediaType"]

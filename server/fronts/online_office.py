@@ -10,6 +10,7 @@ from aiohttp import web
 
 from server.errors import (
     CONSTRAINTS,
+    BadExpectation,
     Conflict,
     FieldError,
     Forbidden,
@@ -38,6 +39,7 @@ ERROR_CODES: dict[type[ServiceError], int] = {
     UnknownMethod: 404,
     NoRoute: 404,
     WrongVerb: 405,
+    BadExpectation: 417,
     TooSlow: 408,
     Conflict: 409,
     TooLarge: 413,

@@ -15,6 +15,7 @@ from jsonrpcserver.result import Success
 
 from server.auth import Caller
 from server.errors import (
+    BadExpectation,
     Conflict,
     FieldError,
     Forbidden,
@@ -58,6 +59,7 @@ STATUS: dict[type[ServiceError], int] = {
     Invalid: 400,
     Malformed: 400,
     UnknownMethod: 400,
+    BadExpectation: 417,
     NotFound: 400,
     Conflict: 400,
     Unauthenticated: 401,
