@@ -245,12 +245,14 @@ class OwnPostgres:
     def freeze(self) -> None:
         """SIGSTOP for all of it: connections stay open and nothing answers."""
         for process in self.processes():
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):  # an autovacuum worker that was done
+                process.suspend()
 
     def thaw(self) -> None:
         """SIGCONT for all of it."""
         for process in self.processes():
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
