@@ -324,8 +324,8 @@ WITH placed AS (
     INSERT INTO accounts (instance_id, id, user_id, sponsor_id, title)
     SELECT $1, id, id, 1, 'User ' || (id - 1) FROM placed
 )
-INSERT INTO positions (instance_id, id, tree_id, account_id, path)
-SELECT $1, id, 0, id, path::ltree FROM placed
+INSERT INTO positions (instance_id, id, tree_id, account_id, user_id, parent_id, path)
+SELECT $1, id, 0, id, id, ltree2text(subpath(path::ltree, -2, 1))::bigint, path::ltree FROM placed
 """
 
 
@@ -343,9 +343,30 @@ async def grow_tree(database: str, places: int) -> None:
             some = range(first, min(first + 10_000, places))
             ids = [place + 1 for place in some]
             await connection.execute(TREE, instance, ids, [paths[place] for place in some])
+        counted = "UPDATE instance_counters SET accounts = $2, positions = $2 WHERE instance_id = $1"
+        await connection.execute(counted, instance, places)
         await connection.execute("VACUUM ANALYZE accounts, positions")
     finally:
         await connection.close()
+
+
+async def branch_sizes(database: str, wanted: list[int]) -> dict[int, int]:
+    """Accounts of tree 0 with how many stand beneath them, the nearest to each number that is wanted."""
+    connection = await asyncpg.connect(database)
+    try:
+        rows = await connection.fetch("SELECT account_id, parent_id, id FROM positions ORDER BY id DESC")
+    finally:
+        await connection.close()
+    beneath = dict.fromkeys((row["id"] for row in rows), 0)
+    for row in rows:  # a place comes after the one above it, so from the last to the first
+        if row["parent_id"] is not None:
+            beneath[row["parent_id"]] += beneath[row["id"]] + 1
+    accounts = {row["id"]: row["account_id"] for row in rows}
+
+    def nearest(size: int) -> int:
+        return min(beneath, key=lambda place: abs(beneath[place] - size))
+
+    return {accounts[place]: beneath[place] for place in map(nearest, wanted)}
 
 
 def gauge(server: Server, name: str) -> float:

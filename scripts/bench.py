@@ -33,6 +33,7 @@ from _rig import (
     Bench,
     BenchError,
     Rounds,
+    branch_sizes,
     gauge,
     grow_tree,
     pgbench_path,
@@ -253,25 +254,31 @@ def search(bench: Bench) -> Iterator[Figure]:
     many = bench.database("many", bench.large)
     places = bench.large // 10
     asyncio.run(grow_tree(many, places))
-    crowded = "SELECT account_id FROM positions WHERE nlevel(path) = $1 ORDER BY account_id LIMIT 1"
-    middle = asyncio.run(run_sql(many, crowded.replace("$1", "6")))
-    searches: dict[str, tuple[str, dict[str, Any]]] = {
-        "search_everybody": (f"ms, part of a name among {bench.large:,} users", {"searchText": "ser 4242"}),
-        "search_email": ("ms, part of an e-mail among them", {"searchText": "4242@exam"}),
-        "search_root": (
-            f"ms, beneath the root of {places:,} places",
-            {"searchText": "ser 4242", "accountId": 1},
-        ),
-        "search_middle": (
-            "ms, beneath a place of its fourth level",
-            {"searchText": "user", "accountId": middle},
-        ),
-        "search_leaf": ("ms, beneath its last place", {"searchText": "user", "accountId": places}),
+    # Places with the most beneath them, then half of that, and so on.
+    sizes = asyncio.run(branch_sizes(many, [places, places // 2, places // 4, places // 8, places // 64, 1]))
+    texts = {
+        "rare": "ser 4242",
+        "e-mail": "4242@exam",
+        "two letters": "42",
+        "everybody": "us",
+        "nobody": "zq",
     }
     with bench.server(many) as server:
-        for name, (what, params) in searches.items():
-            taken = bench.latency(server, "searchUsers", params)
-            yield Figure(name, what, taken, 50, at_most=True)
+        for text, words in texts.items():
+            taken = bench.latency(server, "searchUsers", {"searchText": words})
+            yield Figure(
+                f"search_{text.replace(' ', '_')}", f"ms, {words!r} among {bench.large:,} users", taken, 50,
+                at_most=True,
+            )  # fmt: skip
+        for account, beneath in sizes.items():
+            worst: list[float] = []
+            for words in texts.values():
+                taken = bench.latency(server, "searchUsers", {"searchText": words, "accountId": account})
+                worst = max(worst, taken, key=lambda samples: statistics.median(samples or [0]))
+            what = f"ms, the slowest of these texts beneath a place with {beneath:,} beneath it"
+            yield Figure(f"search_beneath_{beneath}", what, worst, 50, at_most=True)
+        taken = bench.latency(server, "getBranch", {"accountId": 1})
+        yield Figure("branch", f"ms, getBranch at the root of {places:,} places", taken, 50, at_most=True)
 
 
 MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {

@@ -192,6 +192,11 @@ class Database:
             else {
                 "server_settings": {
                     "application_name": "officerpc",
+                    # Every statement is short, and written for one plan whatever its parameters are: neither
+                    # compiling nor planning it anew nor workers for it would pay.
+                    "jit": "off",
+                    "plan_cache_mode": "force_generic_plan",
+                    "max_parallel_workers_per_gather": "0",
                     "statement_timeout": str(int(settings.statement_timeout * 1000)),
                     "lock_timeout": str(int(settings.lock_timeout * 1000)),
                     "idle_in_transaction_session_timeout": str(int(settings.idle_transaction_timeout * 1000)),

@@ -124,7 +124,9 @@ async def test_concurrent_moves_make_no_cycle(client: Client, db: asyncpg.Connec
             *(member(client, f"Child{round_}{number}", ann["account"]["id"]) for number in range(3)),
         )
         assert sorted(outcome[0] for outcome in outcomes[:2]) == [200, 400]
-    # Every path is its parent's path and its own id.
+    # Every path is its parent's path and its own id, and the parent the last but one in it.
+    parents = "subpath(path, -2, 1)::text IS DISTINCT FROM parent_id::text AND nlevel(path) > 3"
+    assert await db.fetchval(f"SELECT count(*) FROM positions WHERE {parents}") == 0
     assert (
         await db.fetchval(
             "SELECT count(*) FROM positions AS p WHERE nlevel(path) > 3 AND NOT EXISTS ("
@@ -152,8 +154,8 @@ async def test_the_depth_of_a_tree(client: Client, db: asyncpg.Connection) -> No
         MAX_DEPTH,
     )
     await db.execute(
-        "INSERT INTO positions (instance_id, id, tree_id, account_id, path)"
-        " SELECT 1, 1000000 + n, 0, 1000000 + n,"
+        "INSERT INTO positions (instance_id, id, tree_id, account_id, parent_id, path)"
+        " SELECT 1, 1000000 + n, 0, 1000000 + n, 1000000 + n - 1,"
         " ('i1.t0.1.' || (SELECT string_agg((1000000 + m)::text, '.') FROM generate_series(2, n) AS m))::ltree"
         " FROM generate_series(2, $1) AS n",
         MAX_DEPTH,
@@ -181,7 +183,9 @@ async def test_deletion_with_and_without_the_account(client: Client, db: asyncpg
     assert await branch(client, 1) == [(1, 1, "Ann Member"), (2, 2, "Bob Member")]
     await client.call("restoreUserByEmail", {"email": "bob@example.com"})
     await client.call("deleteUserById", {"id": ann["id"], "withAccount": True})
-    assert await branch(client, 1) == [(2, 2, "Bob Member")]
+    assert await branch(client, 1) == [(1, 1, "Ann Member"), (2, 2, "Bob Member")]
+    closed = (await client.call("getBranch", {"accountId": 1}))[0]
+    assert (closed["accountId"], closed["userId"]) == (ann["account"]["id"], None)
     status, message = await client.outcome(
         "createMember",
         {
@@ -194,7 +198,7 @@ async def test_deletion_with_and_without_the_account(client: Client, db: asyncpg
     await client.call("purgeUserByEmail", {"email": "ann@example.com"})
     row = await db.fetchrow("SELECT user_id, title FROM accounts WHERE id = $1", ann["account"]["id"])
     assert tuple(row) == (None, "")
-    assert await branch(client, 1) == [(2, 2, "Bob Member")]
+    assert await branch(client, 1) == [(1, 1, ""), (2, 2, "Bob Member")]
 
 
 async def test_isolation(client: Client, other: Client) -> None:

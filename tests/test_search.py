@@ -6,6 +6,8 @@ import pytest
 from conftest import ADMIN, Client
 from test_accounts import member
 
+from server.methods import search
+
 
 @pytest.fixture
 async def people(client: Client) -> Client:
@@ -63,7 +65,7 @@ async def test_the_answer(people: Client) -> None:
     answer = await people.call("searchUsers", {"searchText": "ann"})
     assert answer == {
         "list": [{"id": 3, "user": 3, "email": "ann@example.com", "fullname": "Ann Member", "positionId": None}],
-        "total": 1, "perPage": 50, "pageNumber": 1,
+        "total": 1, "totalIsExact": True, "perPage": 50, "pageNumber": 1,
     }  # fmt: skip
     zed = await people.call("searchUsers", {"searchText": "zed"})
     assert zed["list"][0]["id"] is None
@@ -139,3 +141,80 @@ async def test_deleted_users_and_other_tenants_are_not_found(people: Client, oth
     assert await found(people, "3") == []
     assert await found(people, "ann", accountId=1) == []
     assert await found(other, "admin") == [] and await found(other, ADMIN) == []
+
+
+# Small instances are simply looked through; here they are held for large, so that every way is gone.
+WAYS = {
+    "walk": lambda sorts: search._walk(sorts),
+    "walk_tree": lambda sorts: search._walk_tree(sorts),
+    "index": lambda sorts: {"way": "index"},
+    "all": lambda sorts: {"way": "all"},
+}
+
+
+@pytest.fixture
+async def crowd(client: Client) -> Client:
+    """Thirty with accounts in a tree of two branches, thirty without; names come three times each."""
+    for number in range(30):
+        await member(
+            client,
+            f"Nam{number % 10:02}",
+            1 if number < 2 else 2 + number % 2,
+            login=f"m{number}@example.com",
+        )
+        await client.call(
+            "createUser", {"email": f"u{number}@example.com", "displayName": f"Nam{number % 10:02} Member"}
+        )
+    return client
+
+
+@pytest.mark.parametrize(
+    ("way", "account"), [("walk", None), ("index", None), ("walk_tree", 2), ("index", 2), ("all", 2)]
+)
+async def test_every_way_leads_to_the_same(
+    way: str, account: int | None, crowd: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order and the page: what one way finds, looking through all finds too."""
+    searches = [
+        {"searchText": text, "sortBy": sort, "perPage": 7, "pageNumber": page}
+        | ({"accountId": account} if account else {})
+        for text in ("am0", "m", "5 m", "00", "@", "nobody", "u1")
+        for sort in ("id", "-id", "-user", "email", "-email,id", "fullname", "-fullname,-user", "-id,fullname",
+                     "fullname,-id", "id,-fullname,email")
+        for page in (1, 2)
+    ]  # fmt: skip
+    plain = [await crowd.call("searchUsers", params) for params in searches]
+    assert all(answer["totalIsExact"] for answer in plain)
+    assert {answer["total"] for answer in plain} > {0}
+
+    def ways(sample: Any, *rest: Any) -> list[dict[str, Any]]:
+        chosen = WAYS[way](rest[-2])
+        index = {"way": "index", "walk_rows": 0}
+        return [chosen | {"walk_rows": 59}, index] if chosen else [index]
+
+    monkeypatch.setattr(search, "_ways", ways)
+    monkeypatch.setattr(search, "_ways_beneath", ways)
+    for params, expected in zip(searches, plain, strict=True):
+        answer = await crowd.call("searchUsers", params)
+        assert answer["list"] == expected["list"], params
+        if answer["totalIsExact"]:
+            assert answer["total"] == expected["total"]
+        else:  # there is at least one more, or this is all
+            shown = 7 * (params["pageNumber"] - 1) + len(answer["list"])
+            assert min(expected["total"], shown + 1) <= answer["total"] <= expected["total"]
+
+
+async def test_the_likely_shortest_way_is_gone_first(client: Client) -> None:
+    """Common texts are met on the way, rare ones are in the index, few people are looked through."""
+    million = {"users": 10**6, "accounts": 10**5, "positions": 10**5, "sampled": 300}
+    common, rare = million | {"matching": 150}, million | {"matching": 0}
+
+    def first(ways: list[dict[str, Any]]) -> str:
+        return str(ways[0]["way"])
+
+    assert [way["way"] for way in search._ways(common, ["email"], 51)] == ["email", "index"]
+    assert [way["way"] for way in search._ways(rare, ["email"], 51)] == ["index"]
+    assert first(search._ways(rare | {"users": 99, "accounts": 9}, ["user"], 51)) == "user"
+    assert first(search._ways_beneath(common, 70_000, ["-id"], 51)) == "-id"
+    assert first(search._ways_beneath(common, 20, ["-id"], 51)) == "all"
+    assert [way["way"] for way in search._ways_beneath(rare, 70_000, ["-id"], 51)] == ["index"]

@@ -135,7 +135,7 @@ class BranchPosition(Result):
     parentPositionId: int
     accountId: int
     title: str
-    userId: int | None
+    userId: int | None = Field(description="null where the account is closed.")
     level: int = Field(description="1 for those right beneath the account.")
 
 
@@ -169,20 +169,16 @@ async def find_position(call: Call, account_id: int, tree_id: int) -> Any:
     ),
 )  # fmt: skip
 async def get_branch(call: Call, params: GetBranch) -> Any:
-    """The places beneath an account, level by level."""
+    """The places beneath an account, level by level.
+
+    A closed account keeps its place, without a user, for those beneath it.
+    """
     top = await find_position(call, params.accountId, params.treeId)
     rows = await call.db.all(
         "get_branch",
         instance_id=call.instance.id,
-        path=top["path"],
+        position_id=top["id"],
         depth=params.depth,
         row_limit=params.limit,
     )
-    return [
-        {
-            "positionId": row["positionId"], "parentPositionId": int(row["parent"]),
-            "accountId": row["accountId"], "title": row["title"], "userId": row["userId"],
-            "level": row["level"],
-        }
-        for row in rows
-    ]  # fmt: skip
+    return [dict(row) for row in rows]

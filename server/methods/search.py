@@ -1,5 +1,6 @@
 """Searching users by part of name or e-mail, everywhere or beneath an account (seeds/001, user/search)."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -9,8 +10,12 @@ from server.methods.accounts import Id, TreeId, find_position
 from server.methods.users import DisplayName
 from server.registry import Call, Example, Result, TenantParams, method
 
+SAMPLE = 300
+"""Users from whom it is guessed how many match."""
 FEW = 10_000
-"""Places beneath an account whose names are looked through one by one: tens of milliseconds."""
+"""Users, or places beneath an account, who are few enough to look through all of them."""
+_LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII | re.IGNORECASE)
+"""What the index of three letters in a row can find, whatever the locale of the database."""
 SORTS = frozenset({"id", "user", "email", "fullname", "-id", "-user", "-email", "-fullname"})
 
 
@@ -19,6 +24,13 @@ def _sorts(given: str) -> str:
     if not set(keys) <= SORTS or len({key.lstrip("-") for key in keys}) != len(keys):
         raise ValueError("must combine id, user, email and fullname, each once, with - for the reverse order")
     return ",".join(keys)
+
+
+def like_pattern(text: str) -> str:
+    """A LIKE pattern for texts that hold this one; what is special in LIKE stands for itself."""
+    for special in ("\\", "%", "_"):
+        text = text.replace(special, "\\" + special)
+    return f"%{text}%"
 
 
 class SearchUsers(TenantParams):
@@ -52,15 +64,9 @@ class FoundUsers(Result):
 
     list: list[FoundUser]
     total: int
+    totalIsExact: bool = Field(description="False: there are more than total says.")
     perPage: int
     pageNumber: int
-
-
-def like_pattern(text: str) -> str:
-    """A LIKE pattern for texts that hold this one; what is special in LIKE stands for itself."""
-    for special in ("\\", "%", "_"):
-        text = text.replace(special, "\\" + special)
-    return f"%{text}%"
 
 
 @method(
@@ -75,7 +81,7 @@ def like_pattern(text: str) -> str:
             {"searchText": "jan"},
             {"list": [{"id": None, "user": 2, "email": "jane@example.com", "fullname": "Jane Doe",
                        "positionId": None}],
-             "total": 1, "perPage": 50, "pageNumber": 1},
+             "total": 1, "totalIsExact": True, "perPage": 50, "pageNumber": 1},
         ),
     ),
 )  # fmt: skip
@@ -84,30 +90,108 @@ async def search_users(call: Call, params: SearchUsers) -> Any:
 
     With accountId only those beneath that account in the tree are searched, the account itself not, and
     each is shown with its position; an account without a position in that tree is an error.
+    A text that very many match is not counted to the end: total is then how many there are at least, one
+    more than was shown so far, and totalIsExact is false.
     """
     text, number = params.searchText, None
     if text.isascii() and text.isdigit() and int(text) < 2**63:
         number = int(text)
-    sorts: list[str | None] = [*params.sortBy.split(","), None, None, None]
+    sorts = params.sortBy.split(",")
+    padded = [*sorts, None, None, None]
+    offset = (params.pageNumber - 1) * params.perPage
+    wanted = offset + params.perPage + 1
     values = {
-        "instance_id": call.instance.id, "pattern": like_pattern(text), "account_id": number,
-        "sort_1": sorts[0], "sort_2": sorts[1], "sort_3": sorts[2], "sort_4": sorts[3],
-        "row_offset": (params.pageNumber - 1) * params.perPage, "row_limit": params.perPage,
+        "instance_id": call.instance.id, "searched": text, "pattern": like_pattern(text),
+        "account_id": number, "wanted": wanted, "tie": None,
+        "sort_1": padded[0], "sort_2": padded[1], "sort_3": padded[2], "sort_4": padded[3],
+        "row_offset": offset, "row_limit": params.perPage,
     }  # fmt: skip
-    query = "search_users"
-    if params.accountId is not None:
+    sample = await call.db.one("sample_users", instance_id=call.instance.id, searched=text, most=SAMPLE)
+    assert sample is not None
+    if params.accountId is None:
+        query, ways = "search_users", _ways(sample, sorts, wanted)
+        values["accounts_first"] = ""
+    else:
         top = await find_position(call, params.accountId, params.treeId)
         place = {"instance_id": call.instance.id, "path": top["path"]}
-        beneath = await call.db.value("count_beneath", **place, most=FEW)
-        query, values = "search_downline", values | place
-        values |= {"tree_id": params.treeId, "is_small": beneath < FEW}
-    rows = await call.db.all(query, **values)
-    matches = [dict(row) for row in rows]
-    if not rows and params.pageNumber > 1:  # past the end there is no row to carry the total
-        rows = await call.db.all(query, **values | {"row_offset": 0, "row_limit": 1})
-    for match in matches:
-        del match["total"]
+        counted = await call.db.one(
+            "count_beneath", **place, positions=sample["positions"], most=FEW, lots=SAMPLE
+        )
+        assert counted is not None
+        beneath = counted["places"]
+        if beneath == FEW:
+            beneath = max(FEW, sample["positions"] * counted["sampled"] // SAMPLE)
+        query, ways = "search_downline", _ways_beneath(sample, beneath, sorts, wanted)
+        values |= place | {"tree_id": params.treeId}
+    for way in ways:
+        if way["way"] == "index":
+            way["way"] = "trigrams" if _LETTERS.search(text) else "bigrams"
+        rows, total, through = await _page(call, query, values | way)
+        exact = through or way["way"] in ("all", "trigrams", "bigrams")
+        if exact or total >= wanted:
+            break
     return {
-        "list": matches, "total": rows[0]["total"] if rows else 0, "perPage": params.perPage,
-        "pageNumber": params.pageNumber,
+        "list": [{name: row[name] for name in FoundUser.model_fields} for row in rows],
+        "total": total, "totalIsExact": exact, "perPage": params.perPage, "pageNumber": params.pageNumber,
     }  # fmt: skip
+
+
+# Which way is shortest follows from how many match: for a common text it is to go through everybody in the
+# order asked for, which soon has a page full; for a rare one to ask the index for all that match. The planner
+# of Postgres cannot know, as it plans before it sees the text. The weights are microseconds a row.
+
+
+def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
+    """The ways to search everybody, the likely shortest first; the last one always gets to the end."""
+    share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
+    index = {"way": "index", "walk_rows": 0}
+    walk = _walk(sorts)
+    if walk is None:
+        return [index]
+    if max(sample["users"], sample["accounts"]) <= FEW:
+        return [walk | {"walk_rows": FEW}, index]
+    rows = int(wanted / share)
+    by_walk = rows * (2.5 if "accounts_first" in walk else 0.8)
+    by_index = 300 + sample["users"] * share * 2
+    return [walk | {"walk_rows": 3 * rows}, index] if by_walk < by_index else [index]
+
+
+def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
+    """The same for those beneath a place, of whom there are so many."""
+    if beneath <= FEW // 10:
+        return [{"way": "all", "walk_rows": 0}]
+    share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
+    everybody = sample["users"] if sorts[0].lstrip("-") in ("email", "fullname") else sample["positions"]
+    rows = int(wanted / share * everybody / beneath)
+    ways = [(300 + sample["users"] * share * 3, {"way": "index", "walk_rows": 0})]
+    if beneath < FEW:
+        ways.append((beneath * 4.5, {"way": "all", "walk_rows": 0}))
+    ways.sort(key=lambda way: way[0])
+    walk = _walk_tree(sorts)
+    if walk and rows + 2 * wanted / share < ways[0][0]:
+        ways.insert(0, (0, walk | {"walk_rows": 3 * rows}))
+    return [way for _, way in ways]
+
+
+def _walk(sorts: list[str]) -> dict[str, Any] | None:
+    """How to go through everybody in this order; None where no index has it."""
+    if sorts[0].lstrip("-") == "id":
+        rest = _walk(sorts[1:] or ["user"])
+        return rest and rest | {"accounts_first": sorts[0]}
+    return _walk_tree(sorts)
+
+
+def _walk_tree(sorts: list[str]) -> dict[str, Any] | None:
+    way, tie = sorts[0], sorts[1] if len(sorts) > 1 else None
+    if way.lstrip("-") == "fullname" and (tie or "").lstrip("-") == "id":
+        return None
+    return {"way": way, "tie": tie}
+
+
+async def _page(call: Call, query: str, values: dict[str, Any]) -> tuple[list[Any], int, bool]:
+    """The rows of a page, how many there are on all of them, and whether that is all there are."""
+    rows = await call.db.all(query, **values)
+    first = rows[0] if rows else None
+    if first is None and values["row_offset"]:  # past the end there is no row to carry the total
+        first = await call.db.one(query, **values | {"row_offset": 0, "row_limit": 1})
+    return rows, first["total"] if first else 0, bool(first and first["through"])

@@ -2,7 +2,7 @@
 -- An account under its sponsor, with a place under the sponsor's in tree 0 unless places are made by hand.
 -- No row if the sponsor does not exist or should but does not stand in tree 0.
 WITH sponsor AS (
-    SELECT a.id, p.path
+    SELECT a.id, p.id AS position_id, p.path
     FROM accounts AS a
     LEFT JOIN positions AS p ON p.instance_id = :instance_id AND p.tree_id = 0 AND p.account_id = a.id
     WHERE
@@ -28,9 +28,10 @@ new_account AS (
 ),
 
 new_position AS (
-    INSERT INTO positions (instance_id, id, tree_id, account_id, path)
+    INSERT INTO positions (instance_id, id, tree_id, account_id, user_id, parent_id, path)
     SELECT
-        :instance_id, counter.position_id, 0, counter.account_id, sponsor.path || counter.position_id::text
+        :instance_id, counter.position_id, 0, counter.account_id, :user_id, sponsor.position_id,
+        sponsor.path || counter.position_id::text
     FROM counter
     CROSS JOIN sponsor
     WHERE :placed::boolean
@@ -56,9 +57,9 @@ new_account AS (
 ),
 
 new_position AS (
-    INSERT INTO positions (instance_id, id, tree_id, account_id, path)
+    INSERT INTO positions (instance_id, id, tree_id, account_id, user_id, path)
     SELECT
-        :instance_id, position_id, 0, account_id,
+        :instance_id, position_id, 0, account_id, :user_id,
         text2ltree('i' || :instance_id::bigint || '.t0.' || position_id)
     FROM counter
 )
@@ -94,8 +95,10 @@ counter AS (
     RETURNING positions AS position_id
 )
 
-INSERT INTO positions (instance_id, id, tree_id, account_id, path)
-SELECT :instance_id, counter.position_id, :tree_id, a.id, place.path || counter.position_id::text
+INSERT INTO positions (instance_id, id, tree_id, account_id, user_id, parent_id, path)
+SELECT
+    :instance_id, counter.position_id, :tree_id, a.id, a.user_id, :parent_id,
+    place.path || counter.position_id::text
 FROM counter
 CROSS JOIN place
 INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = :account_id AND a.deleted_at IS NULL
@@ -120,11 +123,15 @@ WITH moved AS (
 )
 
 UPDATE positions
-SET path = moved.new_parent || subpath(positions.path, nlevel(moved.old_path) - 1)
+SET
+    path = moved.new_parent || subpath(positions.path, nlevel(moved.old_path) - 1),
+    parent_id = CASE WHEN positions.id = :position_id THEN :parent_id ELSE positions.parent_id END
 FROM moved
 WHERE
     positions.instance_id = :instance_id AND positions.path <@ moved.old_path
-    AND subpath(positions.path, 0, 100) <@ subpath(moved.old_path, 0, 100) -- what the index knows
+    -- What the index knows; see search_downline.
+    AND subpath(positions.path, 0, 100) >= subpath(moved.old_path, 0, 100)
+    AND subpath(positions.path, 0, 100) < text2ltree(ltree2text(subpath(moved.old_path, 0, 100)) || '0')
 RETURNING positions.id;
 
 -- name: find_position(instance_id, account_id, tree_id)^
@@ -136,17 +143,34 @@ WHERE
     p.instance_id = :instance_id AND p.tree_id = :tree_id AND p.account_id = :account_id
     AND a.deleted_at IS NULL;
 
--- name: get_branch(instance_id, path, depth, row_limit)
--- The places beneath a place, level by level, down to a depth.
+-- name: get_branch(instance_id, position_id, depth, row_limit)
+-- The places beneath a place, level by level, down to a depth, and no further than asked. A closed account
+-- keeps its place, for those beneath it.
+WITH RECURSIVE branch AS (
+    SELECT id, parent_id, account_id, user_id, 1 AS level
+    FROM (
+        SELECT id, parent_id, account_id, user_id
+        FROM positions
+        WHERE instance_id = :instance_id AND parent_id = :position_id
+        ORDER BY id
+        LIMIT :row_limit
+    ) AS first_level
+    UNION ALL
+    SELECT p.id, p.parent_id, p.account_id, p.user_id, branch.level + 1
+    FROM branch
+    INNER JOIN positions AS p ON p.instance_id = :instance_id AND p.parent_id = branch.id
+    WHERE branch.level < :depth
+),
+
+shown AS (
+    SELECT id, parent_id, account_id, user_id, level
+    FROM branch
+    LIMIT :row_limit
+)
+
 SELECT
-    p.id AS "positionId", ltree2text(subpath(p.path, -2, 1)) AS parent, a.id AS "accountId", a.title,
-    a.user_id AS "userId", nlevel(p.path) - nlevel(:path::text::ltree) AS level
-FROM positions AS p
-INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = p.account_id
-WHERE
-    p.instance_id = :instance_id AND p.path <@ :path::text::ltree
-    AND subpath(p.path, 0, 100) <@ subpath(:path::text::ltree, 0, 100) -- what the index knows
-    AND nlevel(p.path) BETWEEN nlevel(:path::text::ltree) + 1 AND nlevel(:path::text::ltree) + :depth
-    AND a.deleted_at IS NULL
-ORDER BY level, p.id
-LIMIT :row_limit;
+    shown.id AS "positionId", shown.parent_id AS "parentPositionId", a.id AS "accountId", a.title,
+    CASE WHEN a.deleted_at IS NULL THEN a.user_id END AS "userId", shown.level
+FROM shown
+INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = shown.account_id
+ORDER BY shown.level, shown.id;
