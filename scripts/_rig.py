@@ -364,7 +364,8 @@ async def branch_sizes(database: str, wanted: list[int]) -> dict[int, int]:
     accounts = {row["id"]: row["account_id"] for row in rows}
 
     def nearest(size: int) -> int:
-        return min(beneath, key=lambda place: abs(beneath[place] - size))
+        place: int = min(beneath, key=lambda place: abs(beneath[place] - size))
+        return place
 
     return {accounts[place]: beneath[place] for place in map(nearest, wanted)}
 

@@ -42,9 +42,12 @@ SCOPES: dict[str, str] = {
     "keys:write": "create, rotate and revoke API keys",
     "instances:read": "look at instances",
     "instances:write": "create and change instances (operator keys)",
+    "jobs:read": "look at the queue (operator keys)",
+    "jobs:write": "try again what the queue gave up (operator keys)",
     "docs:read": "read the description of the service",
 }
-TENANT_SCOPES = tuple(scope for scope in SCOPES if scope != "instances:write")
+_OPERATORS_SCOPES = {"instances:write", "jobs:read", "jobs:write"}
+TENANT_SCOPES = tuple(scope for scope in SCOPES if scope not in _OPERATORS_SCOPES)
 
 
 class PasswordPolicy(BaseModel):
@@ -58,7 +61,7 @@ class PasswordPolicy(BaseModel):
     )
 
 
-Host = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|::1)$")]
 
 
 class GeneratedPasswords(BaseModel):
@@ -116,7 +119,7 @@ class Caller:
 OPERATOR = Caller(0, "command line", frozenset(SCOPES), True, None)
 """The caller behind the command line, which needs no key: it holds the database."""
 
-KEYLESS_READER_OF_FILES = Caller(0, "reader of files", frozenset({"files:read"}), False, None)
+KEYLESS_READER_OF_FILES = Caller(-1, "reader of files", frozenset({"files:read"}), False, None)
 """The caller behind /files, where nobody has a key: a file's unguessable name is the right to read it."""
 
 

@@ -33,9 +33,11 @@ cli = typer.Typer(
 instances = typer.Typer(no_args_is_help=True, help="Tenants.")
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 users = typer.Typer(no_args_is_help=True, help="Users of an instance.")
+jobs = typer.Typer(no_args_is_help=True, help="The queue of mails and other jobs.")
 cli.add_typer(instances, name="instances")
 cli.add_typer(keys, name="keys")
 cli.add_typer(users, name="users")
+cli.add_typer(jobs, name="jobs")
 
 out, err = Console(), Console(stderr=True)
 
@@ -358,6 +360,31 @@ def list_instances(as_json: AsJson = False) -> None:
 def get_instance(name: str, as_json: AsJson = False) -> None:
     """Look at one instance."""
     show(run(lambda session: session.call("getInstance", {"instance": name})), as_json)
+
+
+@jobs.command("list")
+def list_jobs(
+    state: Annotated[str, typer.Option(help="parked (given up), waiting or running.")] = "parked",
+    as_json: AsJson = False,
+) -> None:
+    """List jobs of the queue, by default those that were given up."""
+
+    async def work(session: Session) -> list[Any]:
+        found: list[Any] = []
+        while page := await session.call(
+            "listJobs", {"state": state, "after": found[-1]["id"] if found else 0}
+        ):
+            found += page
+        return found
+
+    show(run(work), as_json)
+
+
+@jobs.command("retry")
+def retry_job(job_id: int, as_json: AsJson = False) -> None:
+    """Put a job that was given up back into the queue."""
+    run(lambda session: session.call("retryJob", {"id": job_id}))
+    show({"retried": job_id}, as_json)
 
 
 @keys.command("create")

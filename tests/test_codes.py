@@ -304,7 +304,7 @@ async def test_a_transaction_that_rolls_back_mails_nothing(
 
 # --- where links lead -----------------------------------------------------------------------------------
 
-HOSTS = ["example.com", "xn--mller-kva.example"]
+HOSTS = ["example.com", "xn--mller-kva.example", "localhost", "127.0.0.1", "127.8.9.1", "::1"]
 
 
 @pytest.mark.parametrize(
@@ -377,6 +377,8 @@ BAD_LINKS = {
     "https://[::2]/{{code}}": "host",
     "http://[::1/{{code}}": "address",
     "http://192.168.0.1/{{code}}": "https",
+    "http://127.0.0.2/{{code}}": "host",
+    "https://127.0.0.2/{{code}}": "host",
     "http://0.0.0.0/{{code}}": "https",
     "http://localhost.evil.example/{{code}}": "https",
     "http://127.0.0.1.evil.example/{{code}}": "https",

@@ -10,9 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import FAST_HASHES, Log, database_named, until
-from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
-from pgqueuer.adapters.persistence.queries import Queries
+from conftest import FAST_HASHES, Client, Log, database_named, until
 
 from server import jobs
 from server.db import Database
@@ -185,6 +183,7 @@ def test_pauses_grow_to_a_limit() -> None:
 
 
 async def test_a_poison_job_is_parked(
+    operator: Client,
     services: Services,
     start: Start,
     note: Note,
@@ -209,11 +208,10 @@ async def test_a_poison_job_is_parked(
 
     # Mended and put back by an operator, it has all its tries again.
     note.act = None
-    connection = await asyncpg.connect(services.database._direct_url)
-    queue = Queries(AsyncpgDriver(connection))
-    (parked,) = await queue.list_failed_jobs()
-    await queue.requeue_jobs([parked.id])
-    await connection.close()
+    (parked,) = await operator.call("listJobs", {})
+    assert (parked["kind"], parked["state"]) == ("note", "parked")
+    assert await operator.call("retryJob", {"id": parked["id"]}) is True
+    assert (await operator.outcome("retryJob", {"id": parked["id"]}))[0] == 400
     await until(lambda: empty(db))
     assert len(note.seen) == 4
     assert [entry["tries"] for entry in logged.lines() if entry.get("outcome") == "done"] == [1]

@@ -1,16 +1,16 @@
 """Avatars: pictures sent in by the caller (seeds/001, "Loading avatar"), stored and served by this server."""
 
 import base64
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
 from server.auth import new_secret
 from server.db import Connection
 from server.errors import FieldError, Invalid, NotFound
-from server.methods.users import Line, UserRef, email_key, found
+from server.methods.users import Line, UserId, UserRef, email_key, found
 from server.pictures import Picture, avatar_url, picture_path
-from server.registry import Call, Example, Params, Result, TenantParams, method, validated
+from server.registry import Call, Example, Params, Result, method, validated
 
 # 142 bits: who knows a name may see the picture, so nobody must be able to guess one.
 _NAME_LENGTH = 24
@@ -160,12 +160,6 @@ async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
     return True
 
 
-class MemberRef(TenantParams):
-    """A user by id."""
-
-    id: Annotated[int, Field(ge=1, lt=2**63, description="The user's id.")]
-
-
 @method(
     "removeAvatar",
     result=Literal[True],
@@ -174,7 +168,7 @@ class MemberRef(TenantParams):
     errors=(NotFound,),
     examples=(Example("Remove", {"id": 2}, True),),
 )
-async def remove_avatar(call: Call, params: MemberRef) -> Any:
+async def remove_avatar(call: Call, params: UserId) -> Any:
     """Take a user's avatar away, as removeAvatarByEmail does, by id (user/remove-avatar)."""
     await _remove(call, params.id)
     return True

@@ -74,11 +74,10 @@ def _link_problem(url: str, hosts: Sequence[str]) -> str | None:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return "is not an address"
-    local = _is_local(host)
-    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_local(host)):
         return "must be an https address"
     bare = f"[{host}]" if ":" in host else host
-    if not host or parts.netloc.lower() not in (bare, f"{bare}:{port}") or not (local or host in hosts):
+    if not host or parts.netloc.lower() not in (bare, f"{bare}:{port}") or host not in hosts:
         return "leads to a host that is not on the instance's list (confirmationHosts)"
     return None
 

@@ -16,6 +16,7 @@ from server.methods.users import (
     Email,
     NewEmail,
     Password,
+    UserId,
     email_key,
     found,
     insert_user,
@@ -51,7 +52,7 @@ class Account(Result):
     """A member's account."""
 
     id: int
-    title: str
+    title: str = Field(description="The name of its user when it was opened.")
 
 
 class Member(Result):
@@ -87,12 +88,6 @@ def member_of(row: Any, settings: Settings) -> dict[str, Any]:
 async def _read_member(call: Call, user_id: int) -> dict[str, Any]:
     row = found(await call.db.one("get_member", instance_id=call.instance.id, user_id=user_id))
     return member_of(row, call.settings)
-
-
-class UserId(TenantParams):
-    """A user by its id."""
-
-    id: Id
 
 
 @method(
@@ -132,7 +127,10 @@ class Existence(Result):
     ),
 )
 async def user_exists(call: Call, params: LoginName) -> Any:
-    """Whether a login is taken by a living user (user/exists)."""
+    """Whether there is a living user with this login (user/exists).
+
+    The login of a deleted user is not shown, but stays taken until that user is purged: validateUser tells.
+    """
     row = await call.db.one(
         "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
     )

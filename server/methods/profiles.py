@@ -9,15 +9,17 @@ from server.errors import FieldError, Invalid, NotFound
 from server.jobs import Services, enqueue, job
 from server.methods._fields import SYSTEM_FIELDS, TYPES, ProfileField, checked, fields_of
 from server.methods.avatars import PreparedPicture, SentPicture, prepared_picture, store_picture
-from server.methods.members import Member, ProfileValues, UserId, member_of
-from server.methods.users import ABSENT, Line, found
+from server.methods.members import Member, ProfileValues, member_of
+from server.methods.users import ABSENT, Line, UserId, found
 from server.registry import Call, Example, Result, TenantParams, method
 
 
 class UpdateProfile(UserId):
     """What changes of a profile; the rest stays."""
 
-    profile: ProfileValues = Field(description="Alias -> value; null takes a value away. avatar: a picture.")
+    profile: ProfileValues = Field(
+        description="Alias -> value; null takes a value away. avatar: a picture, or null."
+    )
 
 
 class Queued(Result):
@@ -32,23 +34,25 @@ class PreparedProfile(NamedTuple):
 
     fields: dict[str, Any]
     picture: PreparedPicture | None
+    without_picture: bool
 
 
 async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile:
     profile = dict(params.profile)
-    sent = profile.pop("avatar", None)
+    without_picture = "avatar" in profile and not profile["avatar"]
+    sent = profile.pop("avatar", None) or None
     async with call.database.connection() as db:
         fields = await fields_of(db, call.instance.id)
         found(await db.one("get_member", instance_id=call.instance.id, user_id=params.id))
     values, failures = checked(fields, profile, complete=False)
-    if not values and sent is None and not failures:
+    if not values and sent is None and not without_picture and not failures:
         failures.append(FieldError("profile", "name at least one field to change"))
     if failures:
         raise Invalid.of(failures)
     picture = None
     if sent is not None:
         picture = await prepared_picture(call, SentPicture.read(sent, "profile.avatar"))
-    return PreparedProfile(values, picture)
+    return PreparedProfile(values, picture, without_picture)
 
 
 @method(
@@ -83,6 +87,8 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
     )
     if prepared.picture is not None:
         await store_picture(call.db, call.instance.id, params.id, prepared.picture)
+    if prepared.without_picture:
+        await call.db.value("remove_picture", instance_id=call.instance.id, user_id=params.id)
     await enqueue(call.db, "profile-update", {"instance_id": call.instance.id, "user_id": params.id})
     return {"queueRequest": True, "documentId": str(document_id)}
 
@@ -251,6 +257,7 @@ class FieldAlias(TenantParams):
     examples=(Example("A field", {"alias": "shoe_size"}, True),),
 )
 async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
-    """Take a field of the instance's own away; the values that users have of it stay, unseen."""
+    """Take a field of the instance's own away. The values that users have of it stay, unseen, and come back
+    with the field."""
     found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
     return True

@@ -377,6 +377,12 @@ class UserRef(TenantParams):
     email: Email
 
 
+class UserId(TenantParams):
+    """A user by its id."""
+
+    id: Annotated[int, Field(ge=1, lt=2**63)]
+
+
 @method(
     "getUserByEmail",
     result=User,

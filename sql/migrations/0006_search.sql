@@ -56,3 +56,7 @@ CREATE INDEX positions_parent ON positions (instance_id, parent_id, id);
 CREATE INDEX positions_order ON positions (instance_id, subpath(path, 0, 100));
 
 DROP INDEX positions_path;
+
+-- A field that was taken away hides the values that users have of it.
+ALTER TABLE profile_fields
+ADD COLUMN removed_at timestamptz;

@@ -14,3 +14,23 @@ WHERE
         (SELECT max(parked.id) FROM pgqueuer_log AS parked WHERE parked.job_id = :job_id AND parked.status = 'failed'),
         0
     );
+
+-- name: list_jobs(state, after, row_limit)
+-- Jobs of the queue, the oldest first. One that was given up has the status failed.
+SELECT
+    id, entrypoint AS kind, :state::text AS state,
+    floor(extract(EPOCH FROM created))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM execute_after))::bigint AS "dueAt"
+FROM pgqueuer
+WHERE
+    id > :after
+    AND status = CASE :state WHEN 'parked' THEN 'failed' WHEN 'waiting' THEN 'queued' ELSE 'picked' END::pgqueuer_status
+ORDER BY id
+LIMIT :row_limit;
+
+-- name: retry_job(job_id)$
+-- A parked job waits again. Its failed tries are no longer counted: see count_tries.
+UPDATE pgqueuer
+SET status = 'queued', execute_after = now(), updated = now(), attempts = 0
+WHERE id = :job_id AND status = 'failed'
+RETURNING id;

@@ -1,8 +1,13 @@
 -- name: get_member(instance_id, user_id)^
 -- A living user as the member platform shows it, by id.
 SELECT
-    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed, u.fields, u.avatar,
-    u.full_name, a.id AS account_id, a.title AS account_title
+    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed,
+    u.fields - array(
+        SELECT alias
+        FROM profile_fields
+        WHERE instance_id = :instance_id AND removed_at IS NOT NULL
+    ) AS fields,
+    u.avatar, u.full_name, a.id AS account_id, a.title AS account_title
 FROM users AS u
 LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
 WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL;
@@ -10,8 +15,13 @@ WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL;
 -- name: get_member_by_email(instance_id, email_key)^
 -- The same by e-mail.
 SELECT
-    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed, u.fields, u.avatar,
-    u.full_name, a.id AS account_id, a.title AS account_title
+    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed,
+    u.fields - array(
+        SELECT alias
+        FROM profile_fields
+        WHERE instance_id = :instance_id AND removed_at IS NOT NULL
+    ) AS fields,
+    u.avatar, u.full_name, a.id AS account_id, a.title AS account_title
 FROM users AS u
 LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
 WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
@@ -112,7 +122,7 @@ RETURNING id;
 -- An instance's own profile fields.
 SELECT alias, title, type, mandatory, choices
 FROM profile_fields
-WHERE instance_id = :instance_id
+WHERE instance_id = :instance_id AND removed_at IS NULL
 ORDER BY alias;
 
 -- name: define_field(instance_id, alias, title, type, mandatory, choices)!
@@ -121,12 +131,14 @@ INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
 VALUES (:instance_id, :alias, :title, :type, :mandatory, :choices)
 ON CONFLICT (instance_id, alias) DO UPDATE
 SET
-    title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices;
+    title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices,
+    removed_at = NULL;
 
 -- name: remove_field(instance_id, alias)$
 -- The values that users have of it stay where they are, unseen.
-DELETE FROM profile_fields
-WHERE instance_id = :instance_id AND alias = :alias
+UPDATE profile_fields
+SET removed_at = now()
+WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
 RETURNING alias;
 
 -- name: create_document(instance_id, document_id, entity, action, user_id, fields)!
