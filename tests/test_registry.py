@@ -53,6 +53,12 @@ async def test_examples_run(
     await db.execute(
         "INSERT INTO pgqueuer (id, priority, status, entrypoint) VALUES (1000, 0, 'failed', 'mail-code')"
     )
+    await db.execute(
+        "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
+        " SELECT 1, id, 'failed', 'Authorization_RequestDenied' FROM users WHERE email = 'one@example.com'"
+    )
+    graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
     needs_operator = METHODS[name].operator
     answer = await (operator if needs_operator else client).call(name, example.params)
     TypeAdapter(METHODS[name].result).validate_python(answer)
