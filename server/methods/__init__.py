@@ -9,9 +9,11 @@ from server.methods import (
     instances,
     keys,
     members,
+    plans,
     profiles,
     search,
     sessions,
+    store,
     users,
 )
 
@@ -24,8 +26,10 @@ __all__ = [
     "instances",
     "keys",
     "members",
+    "plans",
     "profiles",
     "search",
     "sessions",
+    "store",
     "users",
 ]
