@@ -489,6 +489,9 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             avatar=params.avatar,
         )
     )
+    if params.isActive is False:
+        # Again, of a login that the update waited for: its statement does not see that session.
+        await call.db.run("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
     await change_store_user(
         call.db,
         call.instance.id,
