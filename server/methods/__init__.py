@@ -10,10 +10,12 @@ from server.methods import (
     keys,
     members,
     office365,
+    plans,
     profiles,
     queue,
     search,
     sessions,
+    store,
     users,
 )
 
@@ -27,9 +29,11 @@ __all__ = [
     "keys",
     "members",
     "office365",
+    "plans",
     "profiles",
     "queue",
     "search",
     "sessions",
+    "store",
     "users",
 ]
