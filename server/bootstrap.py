@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from server.auth import OPERATOR, TENANT_SCOPES, digest, new_key
 from server.db import Database, load_migrations, migrate, migration_lock
 from server.dispatch import Dispatcher
+from server.registry import Circumstances
 from server.settings import Settings
 
 
@@ -39,7 +40,7 @@ async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatch
                     OPERATOR,
                     "createInstance",
                     {"name": settings.bootstrap_instance, "admin": admin},
-                    "bootstrap",
+                    Circumstances("bootstrap"),
                 )
             if not missing:
                 return FirstStart(migrations, None)

@@ -90,8 +90,9 @@ class Session:
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """A registered method, called by the operator."""
         from server.auth import OPERATOR
+        from server.registry import Circumstances
 
-        return await self.dispatcher.call(OPERATOR, method, params, "command-line")
+        return await self.dispatcher.call(OPERATOR, method, params, Circumstances("command-line"))
 
 
 def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:

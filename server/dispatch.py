@@ -21,10 +21,11 @@ from server.errors import (
     Unavailable,
     UnknownMethod,
 )
+from server.events import Change, redacted
 from server.metrics import CallFact, Metrics
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
-from server.registry import Call, Method, TenantParams, validated
+from server.registry import Call, Circumstances, Method, TenantParams, validated
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -62,14 +63,14 @@ class Dispatcher:
         self._check_results = check_results
         self._deadlines = Deadlines(settings.call_timeout)
 
-    async def call(self, caller: Caller, name: object, params: object, request_id: str) -> Any:
+    async def call(self, caller: Caller, name: object, params: object, circumstances: Circumstances) -> Any:
         """Run one method for a caller.
 
         Args:
             caller: who calls.
             name: the method, as it came.
             params: its params as parsed from JSON, not yet validated; None for none.
-            request_id: what the caller can quote.
+            circumstances: what else is known of it, such as what the caller can quote.
 
         Returns:
             the result, ready to be rendered as JSON.
@@ -101,7 +102,7 @@ class Dispatcher:
                 self._hasher,
                 self.pictures,
                 self.keys,
-                request_id,
+                circumstances,
                 self.methods,
             )
             with Deadline(self._deadlines):
@@ -123,7 +124,7 @@ class Dispatcher:
                     known,
                     code,
                     time.perf_counter() - started,
-                    request_id,
+                    circumstances.request_id,
                     caller.key_id,
                     instance.name if instance else None,
                     cause,
@@ -152,9 +153,12 @@ class Dispatcher:
     async def _write(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
         for attempt in range(1, _ATTEMPTS + 1):
             call.after_commit.clear()
+            call.changes.clear()
             try:
                 async with self._database.transaction() as call.db:
-                    return await method.handler(*arguments)
+                    result = await method.handler(*arguments)
+                    await self._write_down(method, call, arguments[1])
+                    return result
             except (Contention, NotBegun):
                 # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
                 # transaction again, after a jittered pause. Nothing of it has been done.
@@ -162,3 +166,24 @@ class Dispatcher:
                     raise
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
         raise AssertionError("unreachable")
+
+    async def _write_down(self, method: Method, call: Call, params: BaseModel) -> None:
+        changes = call.changes
+        if not changes:
+            given = params.model_dump(mode="json", exclude_unset=True, exclude={"instance"})
+            changes = [Change(method.name, None, None, redacted(given))]
+        instance = getattr(call, "instance", None)
+        await call.db.run(
+            "insert_events",
+            instance_id=instance.id if instance else 0,
+            types=[change.type for change in changes],
+            user_ids=[change.user_id for change in changes],
+            befores=[change.before for change in changes],
+            afters=[change.after for change in changes],
+            method=method.name,
+            key_id=call.caller.key_id,
+            key_name=call.caller.key_name,
+            request_id=call.circumstances.request_id,
+            address=call.circumstances.address,
+            origin=call.circumstances.origin,
+        )

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
 from server.errors import FieldError, Invalid, ServiceError
+from server.events import EVENTS, Change, redacted
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.settings import Settings
@@ -36,6 +37,17 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Circumstances(NamedTuple):
+    """What is known of a call beside who calls and what for."""
+
+    request_id: str
+    address: str | None = None
+    # Makes a call that is sent twice one call.
+    idempotency_key: str | None = None
+    # What the caller calls itself, to know its own changes again.
+    origin: str | None = None
+
+
 @dataclass(slots=True)
 class Call:
     """One call on its way through its method."""
@@ -46,7 +58,7 @@ class Call:
     hasher: PasswordHasher
     pictures: Pictures
     keys: KeyRing
-    request_id: str
+    circumstances: Circumstances
     methods: "Mapping[str, Method]"
     # Set by dispatch as the call proceeds. instance: for methods with TenantParams.
     # db: within the method alone, a transaction where the method writes.
@@ -54,6 +66,28 @@ class Call:
     db: Connection = field(init=False)
     # Run after a commit, never after a rollback.
     after_commit: list[Callable[[], None]] = field(default_factory=list)
+    # What was changed, which dispatch writes down in the same transaction.
+    changes: list[Change] = field(default_factory=list)
+
+    def record(
+        self,
+        event: str,
+        user_id: int | None = None,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note a change. A call that notes none is written down by its method's name and params.
+
+        Args:
+            event: one of events.EVENTS.
+            user_id: whom it is about.
+            before, after: the members that changed; secrets in them are left out.
+        """
+        assert event in EVENTS, event
+        self.changes.append(
+            Change(event, user_id, redacted(before) if before else None, redacted(after) if after else None)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from server.fronts._http import DISPATCHER
 from server.methods.avatars import EXAMPLE_DOT, EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.registry import METHODS, Method
+from server.registry import METHODS, Circumstances, Method
 from server.settings import Settings
 
 # Cheap hashes: what the tests ask about is everything else. test_passwords.py uses the real ones.
@@ -157,7 +157,7 @@ def template_url(postgres_url: str) -> str:
             "admin": {"email": ADMIN},
             "settings": {"confirmationHosts": [LINK_HOST]},
         }
-        await app[DISPATCHER].call(OPERATOR, "createInstance", mine, "test")
+        await app[DISPATCHER].call(OPERATOR, "createInstance", mine, Circumstances("test"))
         await runner.cleanup()
 
     asyncio.run(make())

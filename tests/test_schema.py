@@ -59,7 +59,8 @@ async def test_tenant_tables_have_no_triggers_and_no_sequences(db: asyncpg.Conne
             "SELECT count(*) FROM pg_attribute WHERE attrelid = $1::text::regclass AND attidentity <> ''",
             table,
         )
-        assert (triggers, identities) == (0, 0), table
+        # But those that keep anybody from altering what happened.
+        assert (triggers, identities) == (2 if table == "events" else 0, 0), table
 
 
 @pytest.mark.parametrize("name", sorted(QUERIES))

@@ -30,6 +30,7 @@ from server.errors import (
 )  # fmt: skip
 from server.limits import RateLimiter
 from server.metrics import Metrics, RefusalFact
+from server.registry import Circumstances
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -130,7 +131,8 @@ def address_of(request: web.Request) -> str | None:
 async def run(request: web.Request, caller: Caller, name: object, params: object) -> Any:
     """Hand a call to the dispatcher, which observes it from here on."""
     request[CALLED] = True
-    return await request.app[DISPATCHER].call(caller, name, params, request[REQUEST_ID])
+    circumstances = Circumstances(request[REQUEST_ID], address_of(request))
+    return await request.app[DISPATCHER].call(caller, name, params, circumstances)
 
 
 def body_limit(settings: Settings, *, with_picture: bool) -> int:

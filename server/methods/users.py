@@ -306,6 +306,13 @@ async def insert_user(
         password_hash=password_hash or params.passwordHash,
     )
     row = dict(found(created))
+    shown = {"isActive", "isAdmin", "externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
+    call.record(
+        "user.created",
+        row["id"],
+        after={"email": row["email"], "displayName": row["displayName"]}
+        | params.model_dump(include=shown, exclude_defaults=True),
+    )
     await change_store_user(
         call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
     )
