@@ -17,7 +17,17 @@ from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
 from server.fronts import _http, files, online_office, publica, rpc, workspace365
-from server.fronts._http import DISPATCHER, KEYS, LIMITER, SETTINGS, Front, answer, safe_traceback
+from server.fronts._http import (
+    AT_ONCE,
+    DISPATCHER,
+    KEYS,
+    LARGE_BODIES,
+    LIMITER,
+    SETTINGS,
+    Front,
+    answer,
+    safe_traceback,
+)
 from server.jobs import Services, keep_purging, work
 from server.limits import RateLimiter
 from server.metrics import Metrics
@@ -73,6 +83,7 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
+    app[LARGE_BODIES] = asyncio.Semaphore(AT_ONCE)
     app[LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
     database, keys, hasher, dispatcher = build(
         settings, database_url, methods=methods, check_results=check_results

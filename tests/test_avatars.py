@@ -11,15 +11,17 @@ import threading
 import zlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from conftest import Client, Serve, insert_key
+from conftest import ADMIN, Client, Serve, insert_key
 from PIL import Image, PngImagePlugin
 
 from server import pictures
 from server.db import load_queries
 from server.errors import Invalid
+from server.fronts._http import AT_ONCE
 from server.methods.avatars import EXAMPLE_NAME, SentPicture
 from server.pictures import LARGE, SMALL, Pictures, avatar_url
 from server.settings import Settings
@@ -435,6 +437,30 @@ async def test_few_pictures_wait(client: Client, jane: dict[str, Any]) -> None:
     gate.set()
     assert await asyncio.gather(*waiting) == [True] * 9
     await give(client)
+
+
+async def test_few_large_bodies_are_read_at_once(serve: Serve) -> None:
+    """The others stay with their senders, whose time to send runs; calls of the usual size pass them by."""
+    client = await serve(body_timeout=1.5)
+    place = urlsplit(client.url)
+    data = b'{"method":"setAvatarByEmail","params":{"email":"' + b"x" * (2 * 2**20)
+
+    async def stall() -> int:
+        head = (
+            f"POST /rpc HTTP/1.1\r\nHost: x\r\nx-api-key: {client.key}\r\nContent-Type: application/json\r\n"
+        )
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        writer.write(head.encode() + b"Content-Length: 4000000\r\n\r\n" + data)
+        answer = await reader.readline()
+        writer.close()
+        return int(answer.split()[1])
+
+    stalled = [asyncio.create_task(stall()) for _ in range(AT_ONCE + 3)]
+    await asyncio.sleep(0.5)
+    assert (await client.outcome("getUserByEmail", {"email": ADMIN}))[0] == 200
+    assert await asyncio.gather(*stalled) == [408] * (AT_ONCE + 3)
+    await client.call("createUser", JANE)
+    assert await give(client)
 
 
 # --- what is stored -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What every front needs of HTTP: bodies, JSON, keys, answers."""
 
 import asyncio
+import contextlib
 import random
 import re
 import traceback
@@ -43,6 +44,9 @@ REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 CALLED = web.RequestKey("CALLED", bool)
 """Set once a request has become a call, which dispatch then observes."""
 
+LARGE_BODIES = web.AppKey("LARGE_BODIES", asyncio.Semaphore)
+AT_ONCE = 8
+"""Bodies larger than usual, which hold pictures, that are read at the same time."""
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 """Members and items of one body: more would keep the event loop from everybody else."""
@@ -160,10 +164,13 @@ async def read_body(request: web.Request, *, with_picture: bool = False) -> byte
         if len(body) > limit:
             raise TooLarge
         return body
-    chunks, size = [], 0
+    chunks, size, turns = [], 0, request.app[LARGE_BODIES]
     try:
-        async with asyncio.timeout(settings.body_timeout):
+        async with asyncio.timeout(settings.body_timeout), contextlib.AsyncExitStack() as held:
             async for chunk in request.content.iter_any():
+                if size <= settings.body_limit < size + len(chunk):
+                    # So many of the larger ones at once: the others stay with their senders.
+                    await held.enter_async_context(turns)
                 size += len(chunk)
                 if size > limit:
                     raise TooLarge
