@@ -29,6 +29,7 @@ from server.errors import (
     WrongVerb,
 )  # fmt: skip
 from server.metrics import Metrics, RefusalFact
+from server.openapi import Describe
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -54,6 +55,8 @@ class Front:
     add_routes: Callable[[web.UrlDispatcher], None]
     # From an error, or a bug of ours, to the answer.
     error_response: Callable[[web.Request, ServiceError], web.Response]
+    # For the OpenAPI document; None for a wire that is no REST, and where another front tells of it.
+    describe: Describe | None = None
 
 
 class Answer(web.Response):

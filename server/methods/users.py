@@ -65,10 +65,17 @@ def _picture_address(address: str) -> str:
     return address
 
 
-NewEmail = Annotated[str, Field(min_length=3, max_length=254), AfterValidator(_address)]
+# What a validator of ours keeps, in the words of JSON Schema.
+NO_CONTROLS = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
+
+NewEmail = Annotated[
+    str, Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}), AfterValidator(_address)
+]
 Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
-Line = Annotated[str, Field(max_length=200), AfterValidator(_line)]
-DisplayName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
+Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)]
+DisplayName = Annotated[
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)
+]
 Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
 PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable)]
 Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
