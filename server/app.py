@@ -17,7 +17,7 @@ from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
-from server.fronts import _http, files, online_office, rpc
+from server.fronts import _http, files, online_office, rpc, workspace365
 from server.fronts._http import DISPATCHER, KEYS, SETTINGS, Front, answer, safe_traceback
 from server.jobs import Services, keep_purging, work
 from server.metrics import Metrics
@@ -29,7 +29,7 @@ from server.settings import Settings
 
 log = structlog.get_logger()
 
-FRONTS: tuple[Front, ...] = (rpc.FRONT, files.FRONT, *online_office.FRONTS)
+FRONTS: tuple[Front, ...] = (rpc.FRONT, files.FRONT, *online_office.FRONTS, workspace365.FRONT)
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, SecretStr, field_serializer
 
 from server.db import Database
-from server.errors import FieldError, Forbidden, Invalid, ServiceError, Unauthenticated
+from server.errors import FieldError, Forbidden, Invalid, NotHeld, ServiceError, Unauthenticated
 
 log = structlog.get_logger()
 
@@ -71,6 +71,34 @@ class GeneratedPasswords(BaseModel):
     mixedCase: bool = Field(True, description="Whether there are small and capital letters in each.")
 
 
+WITH_SECRETS = "with secrets"
+"""Context for model_dump of what goes into the database: without it secrets are left out."""
+
+
+class Office365(BaseModel):
+    """Who an instance is at Microsoft: an application that may create users there (User.ReadWrite.All)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tenantId: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$", description="The directory: an id or one of its domains."
+    )
+    clientId: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$", description="The application.")
+    clientSecret: SecretStr | None = Field(
+        None, min_length=1, max_length=500, description="Never shown: null in every answer."
+    )
+    domain: Host | None = Field(
+        None, description="Instead of the e-mail's domain, where the directory does not have that one."
+    )
+    usageLocation: str | None = Field(
+        None, pattern=r"^[A-Z]{2}$", description="Country (ISO 3166-1) of new users, which licences need."
+    )
+
+    @field_serializer("clientSecret")
+    def _shown(self, secret: SecretStr | None, info: FieldSerializationInfo) -> str | None:
+        return secret.get_secret_value() if secret and info.context == WITH_SECRETS else None
+
+
 class InstanceSettings(BaseModel):
     """What can be set for each instance."""
 
@@ -87,6 +115,10 @@ class InstanceSettings(BaseModel):
     positionsByHand: bool = Field(
         False, description="True: a new account gets no place in tree 0 until addToTree gives it one."
     )
+    provisioningEnabled: bool = Field(
+        True, description="False refuses every request about its users in Workspace 365's format."
+    )
+    office365: Office365 | None = Field(None, description="For createInOffice365; null: not possible.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +240,8 @@ class KeyRing:
             name: as the call named it, a number meaning its digits; None for the key's default.
 
         Raises:
-            Forbidden: the key does not hold it, or it is suspended.
+            NotHeld: there is none of this name, or the key does not hold it.
+            Forbidden: it is suspended.
             Invalid: the call names none, and the key has no default.
         """
         default = caller.default_instance
@@ -254,7 +287,7 @@ class KeyRing:
             "find_key_instance", name=name, key_id=caller.key_id, is_operator=caller.is_operator
         )
         if row is None:
-            raise Forbidden
+            raise NotHeld
         instance = Instance(
             row["id"], row["name"], row["is_active"], InstanceSettings.model_validate(row["settings"])
         )

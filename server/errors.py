@@ -86,6 +86,12 @@ class Forbidden(ServiceError):
     code = "forbidden"
 
 
+class NotHeld(Forbidden):
+    """not-allowed"""
+
+    # An instance that does not exist, or that the key does not hold: nothing tells the two apart.
+
+
 class NotFound(ServiceError):
     """not found"""
 
@@ -114,6 +120,12 @@ class Conflict(ServiceError):
     """the change conflicts with what is stored"""
 
     code = "conflict"
+
+
+class LengthRequired(ServiceError):
+    """the header Content-Length is missing"""
+
+    code = "length_required"
 
 
 class TooLarge(ServiceError):

@@ -13,7 +13,7 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -28,6 +28,7 @@ from pgqueuer.domain.models import Job
 from pgqueuer.ports.driver import NotifyCallback
 
 from server.db import Connection, Database
+from server.graph import Graph
 from server.metrics import JobFact, Metrics
 from server.settings import Settings
 
@@ -63,25 +64,37 @@ class Services:
     settings: Settings
     database: Database
     metrics: Metrics
+    graph: Graph = field(default_factory=Graph)
 
 
 Handler: TypeAlias = Callable[[Services, dict[str, Any]], Awaitable[None]]
 
 JOBS: dict[str, Handler] = {}
 """Kind -> what does it."""
+PARKED: dict[str, Handler] = {}
+"""Kind -> what notes that it has been parked."""
 
 
 class Hopeless(Exception):
     """no further try will help: the job is parked at once"""
 
 
-def job(kind: str) -> Callable[[Handler], Handler]:
+class Later(Exception):
+    """another try may help, but no sooner than the other side said"""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__()
+
+
+def job(kind: str, *, parked: Handler | None = None) -> Callable[[Handler], Handler]:
     """Register `async def handler(services, payload)` for a kind of job.
 
     It may run more than once for one job, so what it does twice must come to the same.
 
     Args:
         kind: what enqueue calls it; jobs in the queue keep it across releases.
+        parked: run once it is parked, for whoever waits for its outcome. It may fail to run.
 
     Raises:
         ValueError: at import, for a kind that is taken.
@@ -91,6 +104,8 @@ def job(kind: str) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         JOBS[kind] = handler
+        if parked is not None:
+            PARKED[kind] = parked
         return handler
 
     return register
@@ -120,18 +135,21 @@ async def work(services: Services) -> None:
     logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
     loop = asyncio.get_running_loop()
     pause, away = 0.1, False
-    while True:
-        began = loop.time()
-        try:
-            await _work_until_lost(services)
-        except Exception as error:  # whatever it was: the driver's, the system's, a missing table
-            if loop.time() - began > HEARTBEAT:  # it had worked for a while
-                pause, away = 0.1, False
-            if not away:
-                log.warning("queue_waits_for_database", cause=_told(error))
-            away = True
-        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-        pause = min(pause * 2, 5.0)
+    try:
+        while True:
+            began = loop.time()
+            try:
+                await _work_until_lost(services)
+            except Exception as error:  # whatever it was: the driver's, the system's, a missing table
+                if loop.time() - began > HEARTBEAT:  # it had worked for a while
+                    pause, away = 0.1, False
+                if not away:
+                    log.warning("queue_waits_for_database", cause=_told(error))
+                away = True
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+            pause = min(pause * 2, 5.0)
+    finally:
+        await services.graph.close()
 
 
 async def _work_until_lost(services: Services) -> None:
@@ -189,13 +207,23 @@ async def _do(services: Services, handler: Handler, row: Job) -> None:
         cause = _told(error)
         if isinstance(error, Hopeless) or tries >= TRIES:
             outcome = "parked"
+            await _note_parked(services, row)
             raise Hopeless(cause) from None  # pgqueuer keeps the texts of exceptions: ours quotes nobody
         outcome = "retried"
-        raise RetryRequested(timedelta(seconds=pause_after(tries)), cause) from None
+        asked = min(error.seconds, LONGEST_PAUSE) if isinstance(error, Later) else 0.0
+        raise RetryRequested(timedelta(seconds=max(pause_after(tries), asked)), cause) from None
     finally:
         services.metrics.job(
             JobFact(row.entrypoint, outcome, time.perf_counter() - began, row.id, tries, cause)
         )
+
+
+async def _note_parked(services: Services, row: Job) -> None:
+    note = PARKED.get(row.entrypoint)
+    if note is not None:
+        with contextlib.suppress(Exception):  # it is parked and logged all the same
+            async with asyncio.timeout(TIME_LIMIT):
+                await note(services, orjson.loads(row.payload or b"{}"))
 
 
 def pause_after(tries: int) -> float:

@@ -1,6 +1,7 @@
 """Typed settings, read once from the environment (OFFICERPC_*)."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,6 +90,11 @@ class Settings(BaseSettings):
     picture_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Bytes of a picture that is sent in.")
     picture_pixels: int = Field(40_000_000, ge=1, description="Pixels of a picture that is sent in.")
 
+    graph_url: str = Field("https://graph.microsoft.com/v1.0", description="Microsoft Graph.")
+    graph_login_url: str = Field(
+        "https://login.microsoftonline.com", description="Where tokens for Microsoft Graph come from."
+    )
+
     bootstrap_instance: str = Field("MYINSTANCE", description="Instance created on first start.")
     bootstrap_admin_email: str = Field(
         "admin@example.com", description="Administrator of that instance, its first user."
@@ -115,6 +121,14 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("a database address begins with postgresql://")
         return value
+
+    @field_validator("graph_url", "graph_login_url")
+    @classmethod
+    def _encrypted(cls, value: str) -> str:
+        # Secrets go there. A stand-in on the same machine may do without.
+        if not re.match(r"https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/]", value + "/"):
+            raise ValueError("must be an https address")
+        return value.rstrip("/")
 
     @field_validator("bootstrap_api_key")
     @classmethod

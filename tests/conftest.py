@@ -35,6 +35,8 @@ from server.settings import Settings
 
 # Cheap hashes: what the tests ask about is everything else. test_passwords.py uses the real ones.
 FAST_HASHES = {"argon2_memory": 64, "argon2_time": 1}
+# Nobody listens there: what would go to Microsoft goes nowhere, unless a test has a stand-in.
+NO_GRAPH = {"graph_url": "http://127.0.0.1:9", "graph_login_url": "http://127.0.0.1:9"}
 ADMIN = "admin@example.com"
 LINK_HOST = "example.com"
 """The only host that links in MYINSTANCE's mails may lead to."""
@@ -242,7 +244,7 @@ async def serve(database_url: str, db: asyncpg.Connection, tmp_path: Path) -> As
     sessions: list[ClientSession] = []
 
     async def start(methods: dict[str, Method] = METHODS, url: str = database_url, **settings: Any) -> Client:
-        chosen = Settings(**FAST_HASHES | {"data_dir": tmp_path} | settings)
+        chosen = Settings(**FAST_HASHES | NO_GRAPH | {"data_dir": tmp_path} | settings)
         app = create_app(chosen, url, methods=methods, check_results=True)
         server = _LiveServer(app)
         await server.start_server()

@@ -50,6 +50,12 @@ async def test_examples_run(
         "INSERT INTO documents (instance_id, id, entity, action, user_id)"
         " VALUES (1, '00000000-0000-4000-8000-000000000001', 'user', 'profile-update', 2)"
     )
+    await db.execute(
+        "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
+        " SELECT 1, id, 'failed', 'Authorization_RequestDenied' FROM users WHERE email = 'one@example.com'"
+    )
+    graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
     needs_operator = METHODS[name].operator
     answer = await (operator if needs_operator else client).call(name, example.params)
     TypeAdapter(METHODS[name].result).validate_python(answer)

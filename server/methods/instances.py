@@ -1,11 +1,12 @@
 """Instances: the tenants, which operators make and keep."""
 
+import contextlib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from server.auth import Host, InstanceSettings
-from server.errors import Conflict, FieldError, Invalid
+from server.auth import WITH_SECRETS, Host, InstanceSettings, Office365
+from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
 from server.methods.users import (
     ABSENT,
     CreateUser,
@@ -13,14 +14,23 @@ from server.methods.users import (
     Line,
     NewEmail,
     Password,
+    Validation,
     from_cursor,
     insert_user,
     password_problem,
     to_cursor,
 )  # fmt: skip
-from server.registry import Call, Example, Params, Result, TenantParams, method
+from server.registry import Call, Example, Params, Result, TenantParams, method, validated
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+def _not_reserved(name: str) -> str:
+    # /Provisioning/Environment/ is an address of its own.
+    if name.lower() == "environment":
+        raise ValueError("is reserved")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"), AfterValidator(_not_reserved)]
 
 _SETTINGS = InstanceSettings().model_dump()
 _INSTANCE = {
@@ -32,8 +42,12 @@ class Administrator(Params):
     """The first user of an instance."""
 
     email: NewEmail
-    displayName: DisplayName = Field(ABSENT, description="Left out: the local part of the e-mail.")
+    displayName: DisplayName = Field(
+        ABSENT, description="Left out: first and last name, or else the local part of the e-mail."
+    )
     password: Password = Field(ABSENT, description="Left out: it cannot log in until one is set.")
+    firstName: Line = Field(ABSENT, description="The profile field firstname.")
+    lastName: Line = Field(ABSENT, description="The profile field lastname.")
 
 
 class CreateInstance(Params):
@@ -91,14 +105,13 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     The administrator has the first account, at the root of tree 0.
     """
     row = await call.db.one(
-        "create_instance", name=params.name, title=params.title, settings=params.settings.model_dump()
+        "create_instance",
+        name=params.name,
+        title=params.title,
+        settings=params.settings.model_dump(context=WITH_SECRETS),
     )
     assert row is not None
-    admin = (
-        CreateUser(email=params.admin.email, displayName=params.admin.displayName or ABSENT, isAdmin=True)
-        if params.admin.displayName
-        else CreateUser(email=params.admin.email, isAdmin=True)
-    )
+    admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
     user = await insert_user(call, row["id"], admin, password_hash)
     await call.db.one(
         "create_root_account", instance_id=row["id"], user_id=user["id"], title=user["displayName"]
@@ -107,6 +120,52 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
         "name": row["name"], "title": row["title"], "isActive": row["is_active"],
         "settings": params.settings.model_dump(), "createdAt": row["created_at"], "adminId": user["id"],
     }  # fmt: skip
+
+
+class ValidateInstance(Params):
+    """The params of createInstance, good or bad."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@method(
+    "validateInstance",
+    result=Validation,
+    scope="instances:write",
+    writes=False,
+    operator=True,
+    examples=(
+        Example(
+            "A taken name and no administrator",
+            {"name": "MYINSTANCE"},
+            {"valid": False, "failures": [
+                {"field": "admin", "message": "is required"},
+                {"field": "name", "message": CONSTRAINTS["instances_name"][2]},
+            ]},
+        ),
+    ),
+)  # fmt: skip
+async def validate_instance(call: Call, params: ValidateInstance) -> Any:
+    """Say everything that createInstance would refuse about its params, and write nothing."""
+    given = params.model_extra or {}
+    failures: list[FieldError] = []
+    settings = InstanceSettings()
+    try:
+        settings = validated(CreateInstance, given).settings
+    except Invalid as error:
+        failures += error.fields
+        with contextlib.suppress(ValidationError):
+            settings = InstanceSettings.model_validate(given.get("settings", {}))
+    bad = {failure.field for failure in failures}
+    admin, name = given.get("admin"), given.get("name")
+    password = admin.get("password") if isinstance(admin, dict) else None
+    if isinstance(password, str) and "admin.password" not in bad:
+        problem = password_problem(password, settings.passwordPolicy)
+        failures += [FieldError("admin.password", problem)] if problem else []
+    if isinstance(name, str) and "name" not in bad:
+        taken = await call.db.value("find_instance", name=name)
+        failures += [FieldError("name", CONSTRAINTS["instances_name"][2])] if taken is not None else []
+    return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
 
 
 class CountedInstance(InstanceInfo):
@@ -197,6 +256,11 @@ class SettingsChange(Params):
     generatedPasswords: GeneratedPasswordsChange = ABSENT
     confirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
     positionsByHand: bool = ABSENT
+    provisioningEnabled: bool = ABSENT
+    office365: Office365 | None = Field(
+        None,
+        description="Replaced as a whole; without clientSecret the stored one stays. null takes it away.",
+    )
 
 
 class UpdateInstance(TenantParams):
@@ -236,11 +300,13 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
     settings = None
     if params.settings is not None:
         stored = await call.db.value("lock_instance_settings", instance_id=call.instance.id)
-        settings = InstanceSettings.model_validate(stored).model_dump()
-        change = params.settings.model_dump(exclude_unset=True)
+        settings = InstanceSettings.model_validate(stored).model_dump(context=WITH_SECRETS)
+        change = params.settings.model_dump(exclude_unset=True, context=WITH_SECRETS)
         for nested in ("passwordPolicy", "generatedPasswords"):
             settings[nested] |= change.pop(nested, {})
-        settings = InstanceSettings.model_validate(settings | change).model_dump()
+        if (office := change.get("office365")) and not office.get("clientSecret") and settings["office365"]:
+            office["clientSecret"] = settings["office365"]["clientSecret"]
+        settings = InstanceSettings.model_validate(settings | change).model_dump(context=WITH_SECRETS)
     await call.db.value(
         "update_instance",
         instance_id=call.instance.id,
@@ -248,6 +314,33 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
         is_active=params.isActive,
         settings=settings,
     )
+    await call.db.run("announce_keys_changed")
+    call.after_commit.append(call.keys.forget)
+    return True
+
+
+class DeleteInstance(TenantParams):
+    """The instance that goes."""
+
+    instance: str | int = Field(description="By its name, which has to be given.", examples=["MYINSTANCE"])
+
+
+@method(
+    "deleteInstance",
+    result=Literal[True],
+    scope="instances:write",
+    writes=True,
+    operator=True,
+    examples=(Example("A tenant that left", {"instance": "MYINSTANCE"}, True),),
+)
+async def delete_instance(call: Call, params: DeleteInstance) -> Any:
+    """Delete an instance: no key reaches it any more, and its name is free for another one.
+
+    Its rows stay in the database until they are removed there by hand; nothing brings it back over the API.
+    Keys that hold other instances too keep those.
+    """
+    if await call.db.value("delete_instance", instance_id=call.instance.id) is None:
+        raise NotHeld  # somebody else was faster
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True

@@ -11,7 +11,8 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from server.auth import PasswordPolicy
-from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound
+from server.errors import CONSTRAINTS, Conflict, FieldError, Forbidden, Invalid, NotFound
+from server.methods import _office365
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
 from server.registry import Call, Example, Params, Result, TenantParams, method, validated
@@ -108,7 +109,9 @@ class CreateUser(TenantParams):
 
     email: NewEmail = Field(description="Unique in the instance, in any case.")
     # The document's order, for those who send params by position.
-    displayName: DisplayName = Field(ABSENT, description="Left out: the local part of the e-mail.")
+    displayName: DisplayName = Field(
+        ABSENT, description="Left out: first and last name, or else the local part of the e-mail."
+    )
     password: Password = Field(
         ABSENT, description="Left out, with passwordHash too: the user cannot log in until one is set."
     )
@@ -122,6 +125,11 @@ class CreateUser(TenantParams):
     settings: Numbers = Field(default=[84, 213, 10, 92])
     apps: Numbers = Field(default=[0, 0, 0])
     avatar: AvatarUrl = Field("", description="An https address, or empty.")
+    firstName: Line = Field(ABSENT, description="The profile field firstname.")
+    lastName: Line = Field(ABSENT, description="The profile field lastname.")
+    createInOffice365: bool = Field(
+        False, description="Create it in the instance's Microsoft directory too; see getOffice365State."
+    )
 
     @model_validator(mode="after")
     def _one_secret(self) -> "CreateUser":
@@ -220,7 +228,7 @@ def password_problem(password: str, policy: PasswordPolicy) -> str | None:
     return None
 
 
-async def hash_new_password(call: Call, params: "CreateUser | ResetPassword") -> str | None:
+async def hash_new_password(call: Call, params: "CreateUser | ResetPassword | ReplaceUser") -> str | None:
     """The hash of a password that the instance's policy accepts; None where there is no password."""
     if params.password is None:
         return None
@@ -238,6 +246,12 @@ def found(result: Any) -> Any:
     if result is None:
         raise NotFound
     return result
+
+
+def names_of(params: "CreateUser | ReplaceUser") -> dict[str, str | None]:
+    """The profile fields of the names that were given; null takes one away."""
+    given = {"firstname": params.firstName, "lastname": params.lastName}
+    return {alias: name if name.strip() else None for alias, name in given.items() if name is not None}
 
 
 async def insert_user(
@@ -258,12 +272,15 @@ async def insert_user(
         is_confirmed: False until the code of its mail is redeemed.
     """
     profile, values = params.profile.model_dump(), params.values.model_dump()
+    names = {alias: name for alias, name in names_of(params).items() if name is not None}
     row = await call.db.one(
         "create_user",
         instance_id=instance_id,
         email=params.email,
         email_key=params.email.lower(),
-        display_name=params.displayName or params.email.rpartition("@")[0],
+        display_name=params.displayName
+        or " ".join(names.values()).strip()[:200]
+        or params.email.rpartition("@")[0],
         is_active=params.isActive,
         is_admin=params.isAdmin,
         profile=profile,
@@ -271,7 +288,7 @@ async def insert_user(
         settings=params.settings,
         apps=params.apps,
         avatar=params.avatar,
-        fields=fields or {},
+        fields=names | (fields or {}),
         language=language,
         is_confirmed=is_confirmed,
         password_hash=password_hash or params.passwordHash,
@@ -306,7 +323,12 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
     taken until that user is purged.
     """
-    return await insert_user(call, call.instance.id, params, password_hash)
+    if params.createInOffice365 and _office365.credentials_of(call.instance.settings) is None:
+        raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
+    created = await insert_user(call, call.instance.id, params, password_hash)
+    if params.createInOffice365:
+        await _office365.begin(call.db, call.instance.id, created["id"])
+    return created
 
 
 class ValidateUser(TenantParams):
@@ -364,10 +386,10 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     except Invalid as error:
         failures += error.fields
     bad = {failure.field for failure in failures}
-    password, email = params.get("password"), params.get("email")
-    if "password" not in bad and isinstance(password, str):
-        problem = password_problem(password, call.instance.settings.passwordPolicy)
-        failures += [FieldError("password", problem)] if problem else []
+    email = params.get("email")
+    failures += _password_failures(call, params, bad)
+    if params.get("createInOffice365") is True and not _office365.credentials_of(call.instance.settings):
+        failures.append(FieldError("createInOffice365", _office365.NO_CREDENTIALS))
     if params.get("isAdmin") is True and "users:admin" not in call.caller.scopes:
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
@@ -376,6 +398,14 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
         )
         failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
     return failures
+
+
+def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
+    password = params.get("password")
+    if "password" in bad or not isinstance(password, str):
+        return []
+    problem = password_problem(password, call.instance.settings.passwordPolicy)
+    return [FieldError("password", problem)] if problem else []
 
 
 class UserRef(TenantParams):
@@ -525,6 +555,111 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
         )
     )
     return True
+
+
+class ReplaceUser(UserRef):
+    """What to change; at least one member beside the e-mail."""
+
+    newEmail: NewEmail = Field(ABSENT, description="Unique in the instance, in any case.")
+    firstName: Line = Field(ABSENT, description="The profile field firstname; empty for none.")
+    lastName: Line = Field(ABSENT, description="The profile field lastname; empty for none.")
+    isAdmin: bool = Field(ABSENT, description="Another value than before needs the scope users:admin.")
+    password: Password = Field(ABSENT, description="Ends the user's sessions.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "ReplaceUser":
+        if not self.model_fields_set - {"instance", "email"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+@method(
+    "replaceUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    prepare=hash_new_password,
+    errors=(NotFound, Conflict),
+    examples=(
+        Example(
+            "Marriage, and another password",
+            {"email": "jane@example.com", "newEmail": "jane.roe@example.com", "firstName": "Jane",
+             "lastName": "Roe", "isAdmin": False, "password": "onemoretime"},
+            True,
+        ),
+    ),
+)  # fmt: skip
+async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
+    """Change a user's e-mail, names, password and administration at once, all of it or nothing (seeds/002).
+
+    What is left out stays as it is. The display name follows the names.
+    """
+    # What the value is compared with is known here alone, so this scope cannot be left to dispatch.
+    may_administrate = "users:admin" in call.caller.scopes
+    key = email_key(params.email)
+    changed = await call.db.value(
+        "replace_user",
+        instance_id=call.instance.id,
+        email_key=key,
+        new_email=params.newEmail,
+        new_email_key=params.newEmail and params.newEmail.lower(),
+        names=names_of(params),
+        is_admin=params.isAdmin,
+        may_administrate=may_administrate,
+        password_hash=password_hash,
+    )
+    if changed is None:
+        found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
+        raise Forbidden
+    return True
+
+
+class ValidateReplacement(TenantParams):
+    """The params of replaceUserByEmail, good or bad."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@method(
+    "validateReplacement",
+    result=Validation,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "A taken e-mail",
+            {"email": "jane@example.com", "newEmail": "admin@example.com"},
+            {"valid": False, "failures": [
+                {"field": "newEmail", "message": CONSTRAINTS["users_email"][2]},
+            ]},
+        ),
+    ),
+)  # fmt: skip
+async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
+    """Say everything that replaceUserByEmail would refuse about its params, and write nothing."""
+    given = params.model_extra or {}
+    failures: list[FieldError] = []
+    try:
+        validated(ReplaceUser, given)
+    except Invalid as error:
+        failures += error.fields
+    bad = {failure.field for failure in failures}
+    failures += _password_failures(call, given, bad)
+    email, new_email, is_admin = given.get("email"), given.get("newEmail"), given.get("isAdmin")
+    if isinstance(email, str) and "email" not in bad:
+        key = email_key(email)
+        user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
+        if isinstance(is_admin, bool) and is_admin != user["is_admin"]:
+            may = "users:admin" in call.caller.scopes
+            failures += [] if may else [FieldError("isAdmin", "a change needs the scope users:admin")]
+        if isinstance(new_email, str) and "newEmail" not in bad:
+            new_key = _address(new_email).lower()
+            is_taken = new_key != key and (
+                await call.db.value("find_email", instance_id=call.instance.id, email_key=new_key) is not None
+            )
+            failures += [FieldError("newEmail", CONSTRAINTS["users_email"][2])] if is_taken else []
+    return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
 
 
 @method(

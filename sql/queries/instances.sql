@@ -32,7 +32,7 @@ SELECT
     name, title, is_active AS "isActive", settings,
     floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM instances
-WHERE name > :after
+WHERE name > :after AND deleted_at IS NULL
 ORDER BY name
 LIMIT :row_limit;
 
@@ -52,6 +52,20 @@ SELECT settings
 FROM instances
 WHERE id = :instance_id
 FOR NO KEY UPDATE;
+
+-- name: find_instance(name)$
+-- Whether a name is taken.
+SELECT id
+FROM instances
+WHERE name = :name;
+
+-- name: delete_instance(instance_id)$
+-- Soft: nothing of its data goes, but no call gets there any more. Its name is free again: the new one has
+-- characters that no name can have.
+UPDATE instances
+SET is_active = false, deleted_at = now(), name = '~' || id || '~' || name
+WHERE id = :instance_id AND deleted_at IS NULL
+RETURNING id;
 
 -- name: has_instances()$
 -- Whether there is any instance yet, for the first start.

@@ -14,7 +14,7 @@ WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k
 SELECT i.id, i.name, i.is_active, i.settings
 FROM instances AS i
 WHERE
-    i.name = :name
+    i.name = :name AND i.deleted_at IS NULL
     AND (
         :is_operator::boolean
         OR EXISTS (

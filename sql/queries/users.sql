@@ -219,6 +219,74 @@ void AS (
 SELECT id
 FROM target;
 
+-- name: find_user(instance_id, email_key)^
+-- Whether there is such a living user, and an administrator or not.
+SELECT id, is_admin
+FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
+
+-- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, may_administrate, password_hash)$
+-- Several changes of a living user at once; null leaves what is there. names are profile fields, {} for none.
+-- A new password ends every session; codes that went to another address, or that would set the password
+-- again, are void. No row where isAdmin would change and may not.
+WITH changed AS (
+    UPDATE users
+    SET
+        email = coalesce(:new_email, email),
+        email_key = coalesce(:new_email_key, email_key),
+        fields = jsonb_strip_nulls(fields || :names::jsonb),
+        display_name = CASE
+            WHEN :names::jsonb = '{}' THEN display_name
+            ELSE left(
+                coalesce(
+                    nullif(
+                        btrim(
+                            coalesce((fields || :names::jsonb) ->> 'firstname', '') || ' '
+                            || coalesce((fields || :names::jsonb) ->> 'lastname', '')
+                        ),
+                        ''
+                    ),
+                    display_name
+                ),
+                200
+            )
+        END,
+        is_admin = coalesce(:is_admin, is_admin),
+        updated_at = now()
+    WHERE
+        instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+        AND (:may_administrate::boolean OR is_admin = coalesce(:is_admin, is_admin))
+    RETURNING id
+),
+
+stored AS (
+    INSERT INTO credentials (instance_id, user_id, password_hash)
+    SELECT :instance_id, id, :password_hash::text
+    FROM changed
+    WHERE :password_hash::text IS NOT NULL
+    ON CONFLICT (instance_id, user_id) DO UPDATE
+    SET password_hash = excluded.password_hash, changed_at = now()
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING changed
+    WHERE
+        sessions.instance_id = :instance_id AND sessions.user_id = changed.id
+        AND :password_hash::text IS NOT NULL
+),
+
+void AS (
+    DELETE FROM codes
+    USING changed
+    WHERE
+        codes.instance_id = :instance_id AND codes.user_id = changed.id
+        AND (:new_email_key <> :email_key OR (:password_hash::text IS NOT NULL AND codes.purpose = 'reset'))
+)
+
+SELECT id
+FROM changed;
+
 -- name: delete_user(instance_id, email_key)$
 -- Soft: the user is hidden and loses its sessions; purging takes the rows.
 WITH gone AS (

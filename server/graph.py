@@ -1,0 +1,193 @@
+"""Microsoft Graph, as far as creating users in an instance's directory goes.
+
+Sources: the client credentials flow of the Microsoft identity platform; "Create user" and "Throttling" of
+Graph v1.0.
+"""
+
+import re
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from server.auth import Office365, digest, new_secret
+from server.settings import Settings
+
+TIMEOUT = 20.0
+"""Seconds that each request may take."""
+EARLY = 60.0
+"""Seconds before its end from which on a token is not used any more."""
+MAX_TOKENS = 1000
+
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+# What may stand in a user principal name, and so in a nickname made of one.
+_NOT_IN_NICKNAME = re.compile(r"[^A-Za-z0-9'._!#^~-]")
+
+
+class Refused(Exception):
+    """Graph will not create this user, now or later, unless somebody mends something"""
+
+    def __init__(self, code: str, message: str = "") -> None:
+        self.code = code
+        self.told = f"{code}: {message}" if message else code
+        super().__init__(code)
+
+
+class Busy(Refused):
+    """Graph cannot be reached, or asks to come back later"""
+
+    def __init__(self, code: str, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        super().__init__(code)
+
+
+class Graph:
+    """Creates users, with one session for all instances and a token for each."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self._tokens: dict[tuple[str, ...], tuple[float, str]] = {}
+
+    async def close(self) -> None:
+        """Close the connections; the next request would open others."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def create_user(
+        self,
+        settings: Settings,
+        credentials: Office365,
+        *,
+        email: str,
+        display_name: str,
+        first_name: str | None,
+        last_name: str | None,
+        is_active: bool,
+    ) -> str | None:
+        """Create a user, whom nobody can be before an administrator there has given it a password.
+
+        The password that Graph asks for is random, to be changed at the first sign-in, and kept nowhere: ours
+        cannot be read back from its hash, and must not wait in clear in a queue.
+
+        Returns:
+            Graph's id of the user; None where there was one of this name already.
+
+        Raises:
+            Busy: another try may succeed.
+            Refused: it will not.
+        """
+        name, _, domain = email.rpartition("@")
+        body: dict[str, Any] = {
+            "accountEnabled": is_active,
+            "displayName": display_name,
+            "mailNickname": _NOT_IN_NICKNAME.sub("", name)[:64] or "user",
+            "userPrincipalName": f"{name}@{credentials.domain or domain}",
+            "passwordProfile": {"forceChangePasswordNextSignIn": True, "password": new_secret(28) + "aA9!"},
+        }
+        optional = {"givenName": first_name, "surname": last_name, "usageLocation": credentials.usageLocation}
+        body |= {member: value for member, value in optional.items() if value}
+        status, answer, retry_after = await self._created(settings, credentials, body)
+        if status == 401:  # the token was withdrawn before its time
+            self._tokens.pop(_token_key(settings, credentials), None)
+            status, answer, retry_after = await self._created(settings, credentials, body)
+        if 200 <= status < 300:
+            object_id = answer.get("id")
+            return object_id[:100] if isinstance(object_id, str) else None
+        if _exists_already(status, answer):
+            return None
+        raise _failure(status, answer.get("error"), retry_after)
+
+    async def _created(
+        self, settings: Settings, credentials: Office365, body: dict[str, Any]
+    ) -> tuple[int, dict[str, Any], float]:
+        headers = {"Authorization": f"Bearer {await self._token(settings, credentials)}"}
+        return await self._post(f"{settings.graph_url}/users", json=body, headers=headers)
+
+    async def _token(self, settings: Settings, credentials: Office365) -> str:
+        """A token that is good for a while (RFC 6749, section 4.4)."""
+        key = _token_key(settings, credentials)
+        until, token = self._tokens.get(key, (0.0, ""))
+        if until > time.monotonic():
+            return token
+        assert credentials.clientSecret is not None
+        parts = urlsplit(settings.graph_url)
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": credentials.clientId,
+            "client_secret": credentials.clientSecret.get_secret_value(),
+            "scope": f"{parts.scheme}://{parts.netloc}/.default",
+        }
+        url = f"{settings.graph_login_url}/{credentials.tenantId}/oauth2/v2.0/token"
+        asked = time.monotonic()
+        status, answer, retry_after = await self._post(url, data=form)
+        if status != 200:
+            described = {"code": answer.get("error"), "message": answer.get("error_description")}
+            raise _failure(status, described, retry_after)
+        token = answer.get("access_token", "")
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise Busy("no_token")
+        try:
+            lifetime = float(answer.get("expires_in") or 0)
+        except (TypeError, ValueError):
+            lifetime = 0.0
+        if len(self._tokens) >= MAX_TOKENS:
+            self._tokens.clear()
+        self._tokens[key] = (asked + lifetime - EARLY, token)
+        return token
+
+    async def _post(self, url: str, **content: Any) -> tuple[int, dict[str, Any], float]:
+        """Status, the JSON object of the answer ({} where there is none), and seconds of Retry-After."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=TIMEOUT),
+                json_serialize=lambda value: orjson.dumps(value).decode(),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        try:
+            # Whoever answers with a redirect is not to get a secret sent on.
+            async with self._session.post(url, allow_redirects=False, **content) as response:
+                text = await response.read()
+                seconds = response.headers.get("Retry-After", "")
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Busy("unreachable") from error
+        try:
+            answer = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            answer = {}
+        retry_after = float(seconds) if re.fullmatch(r"[0-9]{1,6}", seconds) else 0.0
+        return status, answer if isinstance(answer, dict) else {}, retry_after
+
+
+def _token_key(settings: Settings, credentials: Office365) -> tuple[str, ...]:
+    secret = credentials.clientSecret.get_secret_value() if credentials.clientSecret else ""
+    return (settings.graph_login_url, credentials.tenantId, credentials.clientId, digest(secret).hex())
+
+
+def _exists_already(status: int, answer: dict[str, Any]) -> bool:
+    """Whether there is a user of this name: perhaps ours, by a worker that died before it could note it."""
+    if status == 409:
+        return True
+    error = answer.get("error")
+    if status != 400 or not isinstance(error, dict):
+        return False
+    details = error.get("details")
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict) and detail.get("code") == "ObjectConflict":
+            return detail.get("target") in (None, "userPrincipalName")
+    # Not every answer has details; this is how Graph has worded it for years.
+    message = str(error.get("message"))
+    return "userPrincipalName already exists" in message
+
+
+def _failure(status: int, error: Any, retry_after: float) -> Refused:
+    code, message = "", ""
+    if isinstance(error, dict):
+        code = re.sub(r"[^A-Za-z0-9_.-]", "", str(error.get("code") or ""))[:64]
+        message = " ".join(str(error.get("message") or "").split())[:400]
+    if status in _PASSING or status >= 500:
+        return Busy(f"http_{status}", retry_after)
+    return Refused(code or f"http_{status}", "".join(char for char in message if char.isprintable()))

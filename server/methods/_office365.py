@@ -1,0 +1,82 @@
+"""The queue's work of creating users in an instance's Microsoft directory, and how it is asked for."""
+
+from typing import Any
+
+from server import graph
+from server.auth import InstanceSettings, Office365
+from server.db import Connection
+from server.jobs import Hopeless, Later, Services, enqueue, job
+
+NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentials (office365)"
+
+
+def credentials_of(settings: InstanceSettings) -> Office365 | None:
+    """An instance's credentials, where it has all of them."""
+    found = settings.office365
+    return found if found is not None and found.clientSecret is not None else None
+
+
+async def begin(db: Connection, instance_id: int, user_id: int) -> bool:
+    """Have a user created there once this transaction commits; False where that is under way or done."""
+    begun = await db.value("begin_office365", instance_id=instance_id, user_id=user_id)
+    if begun is not None:
+        await enqueue(db, "office365", {"instance_id": instance_id, "user_id": user_id})
+    return begun is not None
+
+
+async def _note(
+    services: Services,
+    payload: dict[str, Any],
+    state: str,
+    *,
+    object_id: str | None = None,
+    error: str | None = None,
+) -> None:
+    async with services.database.connection() as db:
+        await db.run(
+            "note_office365",
+            instance_id=payload["instance_id"],
+            user_id=payload["user_id"],
+            state=state,
+            object_id=object_id,
+            error=error,
+        )
+
+
+async def _give_up(services: Services, payload: dict[str, Any]) -> None:
+    await _note(services, payload, "failed")
+
+
+@job("office365", parked=_give_up)
+async def create_in_office365(services: Services, payload: dict[str, Any]) -> None:
+    """One try. A user that is there already, perhaps since the last try, counts as created."""
+    async with services.database.connection() as db:
+        user = await db.one(
+            "get_office365_user", instance_id=payload["instance_id"], user_id=payload["user_id"]
+        )
+    if user is None or user["is_done"]:
+        return
+    if user["is_gone"]:
+        await _note(services, payload, "failed", error="deleted")
+        return
+    credentials = credentials_of(InstanceSettings.model_validate(user["settings"]))
+    if credentials is None:
+        await _note(services, payload, "failed", error="no_credentials")
+        raise Hopeless
+    try:
+        object_id = await services.graph.create_user(
+            services.settings,
+            credentials,
+            email=user["email"],
+            display_name=user["display_name"],
+            first_name=user["fields"].get("firstname"),
+            last_name=user["fields"].get("lastname"),
+            is_active=user["is_active"],
+        )
+    except graph.Busy as error:
+        await _note(services, payload, "pending", error=error.told)
+        raise Later(error.seconds) from error
+    except graph.Refused as error:
+        await _note(services, payload, "failed", error=error.told)
+        raise Hopeless from error
+    await _note(services, payload, "done", object_id=object_id)

@@ -1,0 +1,67 @@
+"""Users that are also created in their instance's Microsoft directory (CreateInOffice365 of seeds/002)."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from server.errors import Conflict, NotFound
+from server.methods import _office365
+from server.methods.users import UserRef, email_key, found
+from server.registry import Call, Example, Result, method
+
+
+class Office365State(Result):
+    """What came of creating a user in the Microsoft directory."""
+
+    state: Literal["pending", "done", "failed"]
+    objectId: str | None = Field(description="Microsoft's id; null where the user was there already.")
+    error: str | None = Field(description="What the last try met, in Microsoft's words.")
+    updatedAt: int = Field(description="Unix seconds.")
+
+
+@method(
+    "getOffice365State",
+    result=Office365State,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "It failed",
+            {"email": "one@example.com"},
+            {"state": "failed", "objectId": None, "error": "Authorization_RequestDenied",
+             "updatedAt": 1683471262},
+        ),
+    ),
+)  # fmt: skip
+async def get_office365_state(call: Call, params: UserRef) -> Any:
+    """Look how creating a user in the Microsoft directory went (createUser with createInOffice365).
+
+    pending while it is tried, again and again for five hours; then done or failed. A user for whom it was
+    never asked is not found.
+    """
+    key = email_key(params.email)
+    return dict(found(await call.db.one("get_office365_state", instance_id=call.instance.id, email_key=key)))
+
+
+@method(
+    "createInOffice365",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(Example("Once more, after a failure", {"email": "one@example.com"}, True),),
+)
+async def create_in_office365(call: Call, params: UserRef) -> Any:
+    """Have an existing user created in the Microsoft directory, for the first time or after a failure.
+
+    The user gets a random password there, which nobody knows: an administrator of the directory, or its
+    self-service, gives it one.
+    """
+    key = email_key(params.email)
+    user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
+    if _office365.credentials_of(call.instance.settings) is None:
+        raise Conflict("the instance has no Microsoft Graph credentials (office365)", code="no_credentials")
+    if not await _office365.begin(call.db, call.instance.id, user["id"]):
+        raise Conflict("this is under way or done already", code="already_asked")
+    return True

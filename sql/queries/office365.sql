@@ -1,0 +1,37 @@
+-- name: begin_office365(instance_id, user_id)$
+-- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already.
+INSERT INTO office365_accounts (instance_id, user_id, state)
+VALUES (:instance_id, :user_id, 'pending')
+ON CONFLICT (instance_id, user_id) DO UPDATE
+SET state = 'pending', error = NULL, updated_at = now()
+WHERE office365_accounts.state = 'failed'
+RETURNING user_id;
+
+-- name: get_office365_state(instance_id, email_key)^
+-- What came of it for a living user.
+SELECT
+    o.state, o.object_id AS "objectId", o.error,
+    floor(extract(EPOCH FROM o.updated_at))::bigint AS "updatedAt"
+FROM users AS u
+INNER JOIN office365_accounts AS o ON o.instance_id = :instance_id AND o.user_id = u.id
+WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
+
+-- name: get_office365_user(instance_id, user_id)^
+-- Who is to be created, by which credentials (in the settings), and whether that still is to be done.
+SELECT
+    u.email, u.display_name, u.fields, u.is_active, i.settings, o.state = 'done' AS is_done,
+    u.deleted_at IS NOT NULL OR i.deleted_at IS NOT NULL AS is_gone
+FROM office365_accounts AS o
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = o.user_id
+INNER JOIN instances AS i ON i.id = :instance_id
+WHERE o.instance_id = :instance_id AND o.user_id = :user_id;
+
+-- name: note_office365(instance_id, user_id, state, object_id, error)!
+-- What a try came to; without an error the last one stays. What is done stays done.
+UPDATE office365_accounts
+SET
+    state = :state,
+    object_id = :object_id,
+    error = CASE WHEN :state <> 'done' THEN coalesce(:error, error) END,
+    updated_at = now()
+WHERE instance_id = :instance_id AND user_id = :user_id AND state <> 'done';
