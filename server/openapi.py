@@ -136,7 +136,14 @@ def written(schema: Schema) -> Schema:
     return branches[0] | rest if len(branches) == 1 else {**rest, "anyOf": branches}
 
 
-def body(members: Mapping[str, Schema], required: Iterable[str]) -> Schema:
+def nullable(schema: Schema) -> Schema:
+    """The same or null."""
+    inner = {name: part for name, part in schema.items() if name != "description"}
+    outer = {name: part for name, part in schema.items() if name == "description"}
+    return outer | {"anyOf": [inner, {"type": "null"}]}
+
+
+def json_object(members: Mapping[str, Schema], required: Iterable[str]) -> Schema:
     """An object with these members and no others."""
     return {
         "type": "object",

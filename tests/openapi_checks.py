@@ -17,22 +17,41 @@ EXCUSED = {
     "is no account with a place in tree 0",
     "is not a field of this instance",
     "leads to a host that is not on the instance's list (confirmationHosts)",
+    "is not what a page gave as next",
+    "is taken by another user",
+    "is taken by another environment",
+    "has no Microsoft Graph credentials (office365)",
+    "name at least one member to change",  # all of them null
 }
 EXCUSED |= {RUSSIAN[message] for message in EXCUSED & RUSSIAN.keys()}
 
 
+def _refusal(answer: Any) -> tuple[int, list[tuple[str, str]]] | None:
+    """Status and reasons, a field and a message each, as a wire tells them; None for other bodies."""
+    match answer:
+        case {"errorCode": 0}:
+            return None
+        case {"errorCode": code, "primary": {"errors": []}, "errorMessage": message}:
+            return code, [("", message)]
+        case {"errorCode": code, "primary": {"errors": errors}}:
+            return code, [(error["field"], error["message"]) for error in errors]
+        case [{"MemberNames": _, "ErrorMessage": _}, *_]:
+            return 400, [("".join(one["MemberNames"]), one["ErrorMessage"]) for one in answer]
+    return None
+
+
 def _told(response: Any, case: Any) -> Any:
-    """The response with the status that it tells: the member platform has it in the body's errorCode."""
+    """The response with the status that its body tells, and 404 where what is refused is excused."""
     try:
-        envelope = json.loads(response.content)
-        code, errors = envelope["errorCode"], envelope["primary"]["errors"]
-    except (ValueError, TypeError, KeyError):
+        refusal = _refusal(json.loads(response.content))
+    except ValueError:
+        refusal = None
+    if refusal is None:
         return response
     told = copy.copy(response)
-    told.status_code = code or response.status_code
-    messages = {error["field"]: error["message"] for error in errors} or {"": envelope["errorMessage"]}
-    if all(message in EXCUSED or _is_whole(case.body, field) for field, message in messages.items()):
-        told.status_code = 404 if code else response.status_code
+    told.status_code, reasons = refusal
+    if all(message.endswith(tuple(EXCUSED)) or _is_whole(case.body, field) for field, message in reasons):
+        told.status_code = 404
     return told
 
 

@@ -37,7 +37,7 @@ from server.openapi import (
     Schema,
     Schemas,
     Wire,
-    body,
+    json_object,
     operation_id,
     refusals,
     written,
@@ -496,10 +496,10 @@ def _succeeded(payload: Schema) -> Schema:
         "errors": {"type": "array", "maxItems": 0},
     }  # fmt: skip
     members = {
-        "errorCode": {"const": 0}, "errorMessage": empty, "primary": body(primary, primary),
+        "errorCode": {"const": 0}, "errorMessage": empty, "primary": json_object(primary, primary),
         "secondary": {"type": "array", "maxItems": 0}, "locale": _LOCALE,
     }  # fmt: skip
-    return body(members, members)
+    return json_object(members, members)
 
 
 class Form(NamedTuple):
@@ -541,7 +541,7 @@ def _forms(route: Route, schemas: Schemas, typed_by_gateway: bool) -> Iterator[F
                 }
                 for example in schemas.methods[method].examples
             }
-            yield Form(body(members, required), examples)
+            yield Form(json_object(members, required), examples)
 
 
 def _operation(
@@ -563,7 +563,7 @@ def _operation(
             examples |= form.examples
     payload = schemas.result(PAYLOADS.get(route.payload, schemas.methods[route.method].result))
     if route.payload is _as_list:
-        payload = body({"list": payload}, ["list"])
+        payload = json_object({"list": payload}, ["list"])
     told = {"anyOf": [_succeeded(payload), refused[200].schema]}
     done = Answer(f"Done; or, with a non-zero errorCode: {refused[200].description}", told)
     return Operation(
