@@ -7,7 +7,7 @@ our choice.
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,8 +235,8 @@ def _handler(route: Route) -> Callable[[web.Request], Any]:
                 environment = await request.app[KEYS].instance(caller, params["instance"])
                 if not environment.settings.provisioningEnabled:
                     raise Forbidden("provisioning is switched off", code="provisioning_disabled")
-            failures = await _add_body(request, route, params)
-            result = await _outcome(request, caller, route, params | dict(route.fixed), failures)
+            unknown = await _add_body(request, route, params)
+            result = await _outcome(request, caller, route, params | dict(route.fixed), unknown)
         except NotHeld as error:
             raise NotFound from error
         body = None if route.result is None else orjson.dumps(route.result(result, params))
@@ -283,11 +283,16 @@ async def _add_body(request: web.Request, route: Route, params: dict[str, Any]) 
 
 
 async def _outcome(
-    request: web.Request, caller: Caller, route: Route, params: dict[str, Any], failures: list[FieldError]
+    request: web.Request, caller: Caller, route: Route, params: dict[str, Any], unknown: list[FieldError]
 ) -> Any:
-    """The method's result. What it refuses, its validator is asked about, which names every reason."""
+    """The method's result. What it refuses, its validator is asked about, which names every reason.
+
+    Args:
+        unknown: what is wrong with the body already, in the document's names.
+    """
     refused: ServiceError | None = None
-    if not failures and route.method != route.validator:
+    failures: list[FieldError] = []
+    if not unknown and route.method != route.validator:
         try:
             return await run(request, caller, route.method, params)
         except (Invalid, Conflict) as error:
@@ -299,22 +304,20 @@ async def _outcome(
             if refused is None:
                 raise  # else a key that may change and not look: it is told of one reason
         else:
-            failures += [FieldError(failed["field"], failed["message"]) for failed in validation["failures"]]
+            failures = [FieldError(failed["field"], failed["message"]) for failed in validation["failures"]]
     if not failures and refused is not None:
-        if not refused.fields:
-            raise refused
         failures = list(refused.fields)
-    if failures:
-        raise _renamed(route, failures, from_path=not isinstance(refused, Conflict)) from refused
-    return None
-
-
-def _renamed(route: Route, failures: Sequence[FieldError], *, from_path: bool) -> ServiceError:
-    """The failures in the document's names. Where the path itself is refused, nothing stands there."""
-    if from_path and any(failed.field in route.in_path.values() for failed in failures):
-        return NotFound()
+        if not failures:
+            raise refused
+    # Where the path itself is refused, nothing stands there.
+    in_path = set() if isinstance(refused, Conflict) else set(route.in_path.values())
+    if any(failed.field in in_path for failed in failures):
+        raise NotFound from refused
     back = {target: name for names in (route.in_path, route.in_body or {}) for name, target in names.items()}
-    return Invalid.of([FieldError(back.get(name, name), message) for name, message in failures])
+    failures = [FieldError(back.get(name, name), message) for name, message in failures]
+    if unknown or failures:
+        raise Invalid.of(unknown + failures) from refused
+    return None
 
 
 def add_routes(router: web.UrlDispatcher) -> None:
