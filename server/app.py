@@ -17,9 +17,10 @@ from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
-from server.fronts import _http, files, online_office, rpc, workspace365
-from server.fronts._http import DISPATCHER, KEYS, SETTINGS, Front, answer, safe_traceback
+from server.fronts import _http, files, online_office, publica, rpc, workspace365
+from server.fronts._http import DISPATCHER, KEYS, LIMITER, SETTINGS, Front, answer, safe_traceback
 from server.jobs import Services, keep_purging, work
+from server.limits import RateLimiter
 from server.metrics import Metrics
 from server.openapi import document
 from server.passwords import PasswordHasher
@@ -29,7 +30,13 @@ from server.settings import Settings
 
 log = structlog.get_logger()
 
-FRONTS: tuple[Front, ...] = (rpc.FRONT, files.FRONT, *online_office.FRONTS, workspace365.FRONT)
+FRONTS: tuple[Front, ...] = (
+    rpc.FRONT,
+    files.FRONT,
+    *online_office.FRONTS,
+    workspace365.FRONT,
+    publica.FRONT,
+)
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
 
@@ -68,6 +75,7 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
+    app[LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
     database, keys, hasher, dispatcher = build(
         settings, database_url, methods=methods, check_results=check_results
     )

@@ -35,6 +35,8 @@ SCOPES: dict[str, str] = {
     "accounts:read": "look at accounts and trees",
     "accounts:write": "place accounts in trees",
     "fields:write": "define profile fields",
+    "plans:read": "look at plans",
+    "plans:write": "create and change plans",
     "files:read": "read files by their names, which nobody can guess",
     "sessions:read": "list login sessions",
     "sessions:write": "log users in and out",

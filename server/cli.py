@@ -547,7 +547,10 @@ def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _cell(name: str, value: str) -> Any:
     """CSV knows text alone; booleans, numbers' lists and objects are written as JSON there."""
-    if name in ("isActive", "isAdmin", "profile", "values", "settings", "apps"):
+    if name in (
+        "isActive", "isAdmin", "profile", "values", "settings", "apps", "sessionsLimit", "isPlanAdmin",
+        "onlySeesReadable", "planId",
+    ):  # fmt: skip
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(value)
     return value

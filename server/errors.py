@@ -146,6 +146,13 @@ class TooSlow(ServiceError):
     code = "request_timeout"
 
 
+class TooMany(ServiceError):
+    """too many calls, try again later"""
+
+    code = "too_many_calls"
+    retryable = True
+
+
 class Unavailable(ServiceError):
     """the service is busy or its database is away, try again"""
 
@@ -187,6 +194,7 @@ def _duplicate(name: str) -> str:
 # listed is a bug of ours and answered as one.
 CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     "users_email": (Conflict, "duplicate_email", _duplicate("users_email"), "email"),
+    "users_external_id": (Conflict, "duplicate_external_id", _duplicate("users_external_id"), "externalId"),
     "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
     "api_keys_digest": (Conflict, "duplicate_key", _duplicate("api_keys_digest"), "key"),
     "positions_account": (Conflict, "already_placed", "the account stands in this tree already", "accountId"),

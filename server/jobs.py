@@ -284,7 +284,7 @@ class _Driver(AsyncpgDriver):
 
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
     """Remove users whose retention is over, sessions and codes that have expired, old documents, the log of
-    the queue and what was parked in it long ago, batch by batch.
+    the queue and what was parked in it long ago, and end plans of users, batch by batch.
 
     Workers do not wait for one another: rows that another one holds are skipped.
     """
@@ -292,6 +292,7 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
     for what, query, values in (
         ("users", "purge_retained_users", {"default_days": settings.retention_days}),
         ("sessions", "purge_expired_sessions", {}),
+        ("plans", "end_expired_plans", {}),
         ("codes", "purge_expired_codes", {}),
         ("documents", "purge_old_documents", {}),
         ("jobs", "purge_parked_jobs", {}),

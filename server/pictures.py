@@ -177,7 +177,4 @@ def avatar_url(settings: Settings, stored: str) -> str:
 
     The address is never taken from a request, whose Host header may name anybody's.
     """
-    if not stored.startswith("/"):
-        return stored
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return (settings.public_url.rstrip("/") or f"http://{host}:{settings.port}") + stored
+    return settings.own_address() + stored if stored.startswith("/") else stored

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         30, ge=0, le=3650, description="Days a deleted user is kept, unless its instance says otherwise."
     )
     key_cache_size: int = Field(10_000, ge=1, description="API keys a worker remembers.")
+    rate_limit: int = Field(
+        100,
+        ge=0,
+        description="Calls a minute that each key may make on the publica.la wire, in each worker; 0: any.",
+    )
 
     run_jobs: bool = Field(
         True, description="Whether serve also works the queue; false where officerpc work does it apart."
@@ -142,6 +147,11 @@ class Settings(BaseSettings):
     def threads_for_hashing(self) -> int:
         """Hashing threads of one worker, so that all workers together use each core once."""
         return self.hash_threads or max(1, available_cores() // self.workers)
+
+    def own_address(self) -> str:
+        """Where clients reach this server, without a slash at the end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.public_url.rstrip("/") or f"http://{host}:{self.port}"
 
     def shown(self) -> dict[str, Any]:
         """Every setting by its environment name, with secrets hidden, ready for JSON."""

@@ -160,7 +160,10 @@ def test_every_query_is_used_and_every_used_query_exists() -> None:
 
 
 async def test_every_mapped_constraint_exists(db: asyncpg.Connection) -> None:
-    rows = await db.fetch("SELECT conname FROM pg_constraint")
+    rows = await db.fetch(
+        "SELECT conname FROM pg_constraint UNION"
+        " SELECT c.relname FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid WHERE i.indisunique"
+    )
     assert set(CONSTRAINTS) <= {row["conname"] for row in rows}
 
 

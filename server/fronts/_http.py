@@ -28,6 +28,7 @@ from server.errors import (
     WrongType,
     WrongVerb,
 )  # fmt: skip
+from server.limits import RateLimiter
 from server.metrics import Metrics, RefusalFact
 from server.openapi import Describe
 from server.settings import Settings
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
 KEYS = web.AppKey("KEYS", KeyRing)
 SETTINGS = web.AppKey("SETTINGS", Settings)
+LIMITER = web.AppKey("LIMITER", RateLimiter)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 CALLED = web.RequestKey("CALLED", bool)
 """Set once a request has become a call, which dispatch then observes."""

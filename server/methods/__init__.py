@@ -10,9 +10,11 @@ from server.methods import (
     keys,
     members,
     office365,
+    plans,
     profiles,
     search,
     sessions,
+    store,
     users,
 )
 
@@ -26,8 +28,10 @@ __all__ = [
     "keys",
     "members",
     "office365",
+    "plans",
     "profiles",
     "search",
     "sessions",
+    "store",
     "users",
 ]

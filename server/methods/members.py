@@ -166,7 +166,7 @@ async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
     row = await call.db.one(
         "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
     )
-    if row is None:
+    if row is None or not row["is_active"]:  # deleted or suspended while we verified
         raise WrongLogin
     return member_of(row, call.settings)
 

@@ -76,10 +76,11 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
 async def login(call: Call, params: Login, verified: Verified) -> Any:
     """Log a user in: the user as getUserByEmail shows it, with a session token.
 
-    The token is shown here once; tokenExpiresAt is in Unix seconds.
+    The token is shown here once; tokenExpiresAt is in Unix seconds. Where the user has a sessionsLimit, its
+    oldest sessions beyond that end.
     """
     token = new_secret(TOKEN_LENGTH)
-    expires_at = await call.db.value(
+    session = await call.db.one(
         "create_session",
         instance_id=call.instance.id,
         user_id=verified.user_id,
@@ -89,9 +90,17 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
         lifetime=call.settings.session_hours * 3600,
     )
     user = await read_user(call, email_key(params.email))
-    if expires_at is None or user is None:
+    if session is None or user is None:
         raise WrongLogin  # suspended, deleted or given another password while we verified
-    return dict(user) | {"token": token, "tokenExpiresAt": expires_at}
+    if session["sessions_limit"] is not None:
+        # A statement of its own: that of the session does not see those of logins that it waited for.
+        await call.db.run(
+            "end_excess_sessions",
+            instance_id=call.instance.id,
+            user_id=verified.user_id,
+            sessions_limit=session["sessions_limit"],
+        )
+    return dict(user) | {"token": token, "tokenExpiresAt": session["expires_at"]}
 
 
 class TokenRef(TenantParams):

@@ -8,11 +8,22 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from server.auth import PasswordPolicy
 from server.errors import CONSTRAINTS, Conflict, FieldError, Forbidden, Invalid, NotFound
 from server.methods import _office365
+from server.methods._store import (
+    STORE_MEMBERS,
+    ExternalId,
+    LastDay,
+    PlanId,
+    SessionsLimit,
+    assign_plan,
+    change_store_user,
+    needs_plan,
+    store_failures,
+)  # fmt: skip
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
 from server.registry import Call, Example, Params, Result, TenantParams, method, validated
@@ -130,6 +141,14 @@ class CreateUser(TenantParams):
     createInOffice365: bool = Field(
         False, description="Create it in the instance's Microsoft directory too; see getOffice365State."
     )
+    externalId: ExternalId | None = None
+    sessionsLimit: SessionsLimit | None = None
+    isPlanAdmin: bool = Field(False, description="Whether the user may manage plans in the store.")
+    onlySeesReadable: bool = Field(False, description="Whether the store shows it only what it may read.")
+    planId: PlanId | None = Field(None, description="A plan that it is assigned.")
+    planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
+
+    _plan_end = field_validator("planValidTo")(needs_plan)
 
     @model_validator(mode="after")
     def _one_secret(self) -> "CreateUser":
@@ -273,7 +292,7 @@ async def insert_user(
     """
     profile, values = params.profile.model_dump(), params.values.model_dump()
     names = {alias: name for alias, name in names_of(params).items() if name is not None}
-    row = await call.db.one(
+    created = await call.db.one(
         "create_user",
         instance_id=instance_id,
         email=params.email,
@@ -293,8 +312,14 @@ async def insert_user(
         is_confirmed=is_confirmed,
         password_hash=password_hash or params.passwordHash,
     )
+    row = dict(found(created))
+    await change_store_user(
+        call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
+    )
+    if params.planId is not None:
+        await assign_plan(call.db, instance_id, row["id"], params.planId, params.planValidTo)
     # Stored as jsonb the members would come back in another order than the document's.
-    return dict(found(row)) | {"profile": profile, "values": values}
+    return row | {"profile": profile, "values": values}
 
 
 @method(
@@ -321,7 +346,7 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
     and its two file folders (root, trash) are made together or not at all. A taken e-mail answers
     `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
-    taken until that user is purged.
+    taken until that user is purged. So does its externalId.
     """
     if params.createInOffice365 and _office365.credentials_of(call.instance.settings) is None:
         raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
@@ -397,7 +422,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
             "find_email", instance_id=call.instance.id, email_key=_address(email).lower()
         )
         failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
-    return failures
+    return failures + await store_failures(call.db, call.instance.id, params, bad)
 
 
 def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
@@ -450,6 +475,10 @@ class UpdateUser(UserRef):
     settings: Numbers = ABSENT
     apps: Numbers = ABSENT
     avatar: AvatarUrl = Field(ABSENT, description="An https address, or empty for none.")
+    externalId: ExternalId | None = Field(None, description="Null takes it away.")
+    sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit.")
+    isPlanAdmin: bool = ABSENT
+    onlySeesReadable: bool = ABSENT
 
     @model_validator(mode="after")
     def _something(self) -> "UpdateUser":
@@ -469,7 +498,7 @@ def _given(model: BaseModel | None) -> dict[str, Any] | None:
     writes=True,
     extension=False,
     member_scopes={"isAdmin": "users:admin"},
-    errors=(NotFound,),
+    errors=(NotFound, Conflict),
     examples=(
         Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),
         Example("Reactivate", {"email": "jane@example.com", "isActive": True}, True),
@@ -482,7 +511,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
     ends every session of the user in the same transaction.
     """
-    found(
+    user_id = found(
         await call.db.value(
             "update_user",
             instance_id=call.instance.id,
@@ -496,6 +525,15 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             apps=params.apps,
             avatar=params.avatar,
         )
+    )
+    if params.isActive is False:
+        # Again, of a login that the update waited for: its statement does not see that session.
+        await call.db.run("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
+    await change_store_user(
+        call.db,
+        call.instance.id,
+        user_id,
+        params.model_dump(include=STORE_MEMBERS & params.model_fields_set),
     )
     return True
 

@@ -5,11 +5,11 @@ FROM users AS u
 INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
 WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL;
 
--- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)$
+-- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)^
 -- Only while the user may log in and the password that was verified is still the stored one.
 -- A stored hash made with older parameters is replaced on the way. The lifetime is in seconds.
 WITH verified AS (
-    SELECT c.user_id
+    SELECT c.user_id, u.sessions_limit
     FROM credentials AS c
     INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = c.user_id
     WHERE
@@ -32,14 +32,20 @@ counter AS (
     SET sessions = sessions + 1
     WHERE instance_id = :instance_id AND EXISTS (SELECT FROM verified)
     RETURNING sessions AS id
+),
+
+new_session AS (
+    INSERT INTO sessions (instance_id, id, user_id, token_digest, expires_at)
+    SELECT
+        :instance_id, counter.id, verified.user_id, :token_digest, now() + make_interval(secs => :lifetime)
+    FROM verified
+    CROSS JOIN counter
+    RETURNING expires_at
 )
 
-INSERT INTO sessions (instance_id, id, user_id, token_digest, expires_at)
-SELECT
-    :instance_id, counter.id, verified.user_id, :token_digest, now() + make_interval(secs => :lifetime)
-FROM verified
-CROSS JOIN counter
-RETURNING floor(extract(EPOCH FROM expires_at))::bigint AS expires_at;
+SELECT floor(extract(EPOCH FROM new_session.expires_at))::bigint AS expires_at, verified.sessions_limit
+FROM new_session
+CROSS JOIN verified;
 
 -- name: find_session(instance_id, token_digest)^
 -- A living session of a user who may log in.

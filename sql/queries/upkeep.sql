@@ -147,6 +147,21 @@ USING (
 WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
 RETURNING sessions.id;
 
+-- name: end_expired_plans(row_limit)
+-- Ends plans of users whose last day, of UTC, is over, a bounded number at a time.
+UPDATE user_plans
+SET ended_at = now()
+FROM (
+    SELECT instance_id, id
+    FROM user_plans
+    WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
+    ORDER BY valid_to
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
+RETURNING user_plans.id;
+
 -- name: purge_expired_codes(row_limit)
 -- Takes codes that have expired, a bounded number at a time.
 DELETE FROM codes

@@ -15,12 +15,12 @@ WITH counter AS (
 new_user AS (
     INSERT INTO users (
         instance_id, id, email, email_key, display_name, is_active, is_admin,
-        profile, app_values, settings, apps, avatar, fields, language, confirmed_at
+        profile, app_values, settings, apps, avatar, fields, language, confirmed_at, suspended_at
     )
     SELECT
         :instance_id, user_id, :email, :email_key, :display_name, :is_active, :is_admin,
         :profile, :app_values, :settings, :apps, :avatar, :fields, :language,
-        CASE WHEN :is_confirmed::boolean THEN now() END
+        CASE WHEN :is_confirmed::boolean THEN now() END, CASE WHEN NOT :is_active::boolean THEN now() END
     FROM counter
     RETURNING *
 ),
@@ -140,6 +140,7 @@ WITH changed AS (
     SET
         display_name = coalesce(:display_name, display_name),
         is_active = coalesce(:is_active, is_active),
+        suspended_at = CASE WHEN NOT coalesce(:is_active, is_active) THEN coalesce(suspended_at, now()) END,
         is_admin = coalesce(:is_admin, is_admin),
         profile = profile || coalesce(:profile, '{}'::jsonb),
         app_values = app_values || coalesce(:app_values, '{}'::jsonb),
@@ -415,7 +416,9 @@ LIMIT :row_limit;
 -- Stored pictures stay behind: their addresses lead here, and last no longer than the user.
 SELECT
     email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
-    app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar, email_key
+    app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar,
+    external_id AS "externalId", sessions_limit AS "sessionsLimit", is_plan_admin AS "isPlanAdmin",
+    only_sees_readable AS "onlySeesReadable", email_key
 FROM users
 WHERE instance_id = :instance_id AND deleted_at IS NULL AND email_key > :after
 ORDER BY email_key

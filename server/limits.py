@@ -1,0 +1,64 @@
+"""How many calls a key may make: a fixed window for each, counted in this process's memory.
+
+Each worker counts for itself, so that a key gets up to the limit from every one of them. What is counted and
+what an answer says about it is the front's affair.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What is left to a key after a call."""
+
+    granted: bool
+    limit: int
+    remaining: int
+    # Seconds until the window ends and the limit holds anew.
+    resets_in: int
+
+
+class RateLimiter:
+    """Counts the calls of each key in windows that begin with its first call."""
+
+    def __init__(
+        self, limit: int, *, window: float = 60.0, keys: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """
+        Args:
+            limit: calls in a window; 0 for no limit.
+            window: seconds.
+            keys: how many are remembered at most. One that has to make room begins anew, so that a
+                flood of keys costs accuracy and not memory.
+            clock: seconds from anywhere.
+        """
+        self._limit = limit
+        self._window = window
+        self._keys = keys
+        self._clock = clock
+        # Key -> end of its window and calls in it, in the order in which the windows end.
+        self._counts: OrderedDict[int, list[float]] = OrderedDict()
+
+    def spend(self, key_id: int) -> Allowance | None:
+        """Count a call of a key.
+
+        Returns:
+            whether it is granted and what is left; None where there is no limit.
+        """
+        if not self._limit:
+            return None
+        now = self._clock()
+        while self._counts and next(iter(self._counts.values()))[0] <= now:
+            self._counts.popitem(last=False)
+        count = self._counts.get(key_id)
+        if count is None:
+            if len(self._counts) >= self._keys:
+                self._counts.popitem(last=False)
+            count = self._counts[key_id] = [now + self._window, 0]
+        granted = count[1] < self._limit
+        count[1] += granted
+        return Allowance(granted, self._limit, int(self._limit - count[1]), math.ceil(count[0] - now))

@@ -1,0 +1,262 @@
+"""Plans of a store (seeds/003) and who has them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from server.errors import FieldError, Invalid, NotFound
+from server.methods._store import LastDay, PlanId, PlanName, assign_plan
+from server.methods.accounts import Id
+from server.methods.users import ABSENT, Line, found
+from server.registry import Call, Example, Params, Result, TenantParams, method
+
+
+def _currencies(prices: dict[str, int]) -> dict[str, int]:
+    if any(not (len(code) == 3 and code.isascii() and code.isupper()) for code in prices):
+        raise ValueError("must map codes of ISO 4217, such as USD, to amounts")
+    return prices
+
+
+Months = Annotated[int, Field(ge=1, le=1200)]
+Prices = Annotated[
+    dict[str, Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=200), AfterValidator(_currencies)
+]
+Details = Annotated[str, Field(max_length=20_000)]
+
+
+class PlanOptions(Params):
+    """What belongs to reading and sales: kept, given back, and acted on by others."""
+
+    recommended: bool = False
+    private: bool = Field(False, description="Offered by direct link alone.")
+    assignsCollections: bool = False
+    concurrencyLimit: Annotated[int, Field(ge=1, le=999_999)] | None = None
+    collections: Annotated[list[Line], Field(max_length=1000)] = Field(default_factory=list)
+    downloadFiles: bool = False
+    prices: Prices = Field(default_factory=dict, description="Currency -> cents.")
+    freeTrial: bool = False
+    freeTrialDays: Annotated[int, Field(ge=1, le=3650)] | None = Field(
+        None, description="Needed where freeTrial is true."
+    )
+
+
+class CreatePlan(TenantParams, PlanOptions):
+    """A new plan."""
+
+    type: Literal["recurring", "prepaid"]
+    name: PlanName
+    details: Details = Field("", description="HTML, which nothing here renders.")
+    duration: Months | None = Field(None, description="Months: of a prepaid plan, null for a recurring one.")
+
+
+class Plan(Result):
+    """A plan."""
+
+    id: int
+    type: str
+    name: str
+    details: str
+    duration: int | None
+    recommended: bool
+    private: bool
+    assignsCollections: bool
+    concurrencyLimit: int | None
+    collections: list[str]
+    downloadFiles: bool
+    prices: dict[str, int]
+    freeTrial: bool
+    freeTrialDays: int | None
+    createdAt: int = Field(description="Unix seconds.")
+    updatedAt: int = Field(description="Unix seconds.")
+
+
+_OPTIONS: dict[str, Any] = {
+    "recommended": False, "private": False, "assignsCollections": False, "concurrencyLimit": None,
+    "collections": [], "downloadFiles": False, "prices": {}, "freeTrial": False, "freeTrialDays": None,
+}  # fmt: skip
+_PLAN = {
+    "id": 1, "type": "prepaid", "name": "A year", "details": "", "duration": 12, **_OPTIONS,
+    "createdAt": 1683471262, "updatedAt": 1683471262,
+}  # fmt: skip
+_COLUMNS = ("type", "name", "details", "duration")
+
+
+def _shown(row: Any) -> dict[str, Any]:
+    """A row of a plan as its result; options have the document's order whatever order they come in."""
+    plan = dict(row)
+    options, times = plan.pop("options"), {name: plan.pop(name) for name in ("createdAt", "updatedAt")}
+    return plan | {name: options[name] for name in PlanOptions.model_fields} | times
+
+
+def _checked(plan: BaseModel) -> dict[str, Any]:
+    """The columns of a plan.
+
+    Raises:
+        Invalid: members that do not go with each other.
+    """
+    given: dict[str, Any] = plan.model_dump()
+    failures = []
+    if given["type"] == "prepaid" and given["duration"] is None:
+        failures.append(FieldError("duration", "is required for a prepaid plan"))
+    if given["type"] == "recurring" and given["duration"] is not None:
+        failures.append(FieldError("duration", "must be null for a recurring plan"))
+    if given["freeTrial"] and given["freeTrialDays"] is None:
+        failures.append(FieldError("freeTrialDays", "is required for a free trial"))
+    if failures:
+        raise Invalid.of(failures)
+    columns = {name: given[name] for name in _COLUMNS}
+    return columns | {"options": {name: given[name] for name in PlanOptions.model_fields}}
+
+
+@method(
+    "createPlan",
+    result=Plan,
+    scope="plans:write",
+    writes=True,
+    examples=(
+        Example(
+            "A year, paid in advance",
+            {"type": "prepaid", "name": "A year", "duration": 12, "prices": {"USD": 9900}},
+            _PLAN | {"prices": {"USD": 9900}},
+        ),
+    ),
+)
+async def create_plan(call: Call, params: CreatePlan) -> Any:
+    """Create a plan that users can be assigned."""
+    row = await call.db.one("create_plan", instance_id=call.instance.id, **_checked(params))
+    return _shown(found(row))
+
+
+class PlanRef(TenantParams):
+    """A plan by its id."""
+
+    id: PlanId
+
+
+@method(
+    "getPlan",
+    result=Plan,
+    scope="plans:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(Example("A plan", {"id": 1}, _PLAN),),
+)
+async def get_plan(call: Call, params: PlanRef) -> Any:
+    """Look at a plan."""
+    return _shown(found(await call.db.one("get_plan", instance_id=call.instance.id, plan_id=params.id)))
+
+
+class ListPlans(TenantParams):
+    """Which plans, and which page of them."""
+
+    query: Annotated[str, Field(max_length=200)] = Field("", description="Part of the name, in any case.")
+    page: Annotated[int, Field(ge=1, le=10_000)] = 1
+    perPage: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class PlanPage(Result):
+    """A page of plans in the order of their ids."""
+
+    plans: list[Plan]
+    page: int
+    perPage: int
+    total: int
+
+
+@method(
+    "listPlans",
+    result=PlanPage,
+    scope="plans:read",
+    writes=False,
+    examples=(
+        Example(
+            "Part of a name", {"query": "year"}, {"plans": [_PLAN], "page": 1, "perPage": 10, "total": 1}
+        ),
+    ),
+)
+async def list_plans(call: Call, params: ListPlans) -> Any:
+    """List the plans of an instance, page by page."""
+    which = {"instance_id": call.instance.id, "name_part": params.query}
+    rows = await call.db.all(
+        "list_plans", **which, row_offset=(params.page - 1) * params.perPage, row_limit=params.perPage
+    )
+    total = await call.db.value("count_plans", **which)
+    plans = [_shown(row) for row in rows]
+    return {"plans": plans, "page": params.page, "perPage": params.perPage, "total": total}
+
+
+class UpdatePlan(PlanRef):
+    """What to change of a plan; what is left out stays as it is."""
+
+    type: Literal["recurring", "prepaid"] = ABSENT
+    name: PlanName = ABSENT
+    details: Details = ABSENT
+    duration: Months | None = None
+    recommended: bool = ABSENT
+    private: bool = ABSENT
+    assignsCollections: bool = ABSENT
+    concurrencyLimit: Annotated[int, Field(ge=1, le=999_999)] | None = None
+    collections: Annotated[list[Line], Field(max_length=1000)] = ABSENT
+    downloadFiles: bool = ABSENT
+    prices: Prices = ABSENT
+    freeTrial: bool = ABSENT
+    freeTrialDays: Annotated[int, Field(ge=1, le=3650)] | None = None
+
+
+@method(
+    "updatePlan",
+    result=Literal[True],
+    scope="plans:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Another name", {"id": 1, "name": "Twelve months"}, True),),
+)
+async def update_plan(call: Call, params: UpdatePlan) -> Any:
+    """Change a plan. Those who have it keep the days that they were given."""
+    ref = {"instance_id": call.instance.id, "plan_id": params.id}
+    stored = dict(found(await call.db.one("hold_plan", **ref)))
+    stored |= stored.pop("options")
+    given = params.model_dump(exclude_unset=True, exclude={"id", "instance"})
+    await call.db.run("change_plan", **ref, **_checked(CreatePlan(**stored | given)))
+    return True
+
+
+class AssignPlan(TenantParams):
+    """Who gets which plan, and for how long."""
+
+    userId: Id
+    planId: PlanId
+    planValidTo: LastDay | None = Field(
+        None, description="The last day, YYYY-MM-DD in UTC; null: by the plan's duration, if it has one."
+    )
+    planName: PlanName | None = Field(None, description="What it is called for this user; null: as the plan.")
+
+
+class AssignedPlan(Result):
+    """A user's plan."""
+
+    id: int = Field(description="Of the assignment.")
+
+
+@method(
+    "assignPlan",
+    result=AssignedPlan,
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(
+        Example("Until a day", {"userId": 2, "planId": 1, "planValidTo": "2099-12-31"}, {"id": 1}),
+    ),
+)  # fmt: skip
+async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
+    """Assign a plan to a user, from today on.
+
+    A user who has the plan already keeps it, with the new end, so that the same call can be sent again.
+    When its last day is over a plan ends by itself.
+    """
+    ref = {"instance_id": call.instance.id, "user_id": params.userId}
+    found(await call.db.one("hold_store_user", **ref))
+    assigned = await assign_plan(
+        call.db, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
+    )
+    return {"id": assigned}

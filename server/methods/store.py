@@ -1,0 +1,470 @@
+"""Users as a store (seeds/003) knows them: by id or external id, in pages, deactivated, logged out."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.methods._store import (
+    ExternalId,
+    LastDay,
+    PlanId,
+    PlanName,
+    SessionsLimit,
+    assign_plan,
+    change_store_user,
+    needs_plan,
+)
+from server.methods.accounts import Id
+from server.methods.members import UserId
+from server.methods.users import (
+    ABSENT,
+    CreateUser,
+    Email,
+    NewEmail,
+    email_key,
+    found,
+    from_cursor,
+    insert_user,
+    password_problem,
+    to_cursor,
+)  # fmt: skip
+from server.pictures import avatar_url
+from server.registry import Call, Example, Result, TenantParams, method
+
+DEEPEST = 1_000_000
+"""How many users a list can be turned over, page by page: a page is counted off from the first user on."""
+
+NewPassword = Annotated[str, Field(min_length=8, max_length=255)]
+
+
+class HeldPlan(Result):
+    """A plan that a user has or had."""
+
+    id: int = Field(description="Of the assignment.")
+    planId: int
+    name: str
+    validFrom: str = Field(description="YYYY-MM-DD, UTC.")
+    validTo: str | None = Field(description="The last day; null: no end.")
+    state: Literal["active", "ended"]
+
+
+class StoreUser(Result):
+    """A user as the store shows it."""
+
+    id: int
+    uuid: str
+    email: str
+    externalId: str | None
+    displayName: str
+    picture: str = Field(description="The address of its avatar; empty for none.")
+    isAdmin: bool
+    isPlanAdmin: bool
+    onlySeesReadable: bool
+    sessionsLimit: int | None
+    createdAt: int = Field(description="Unix seconds.")
+    updatedAt: int = Field(description="Unix seconds.")
+    deactivatedAt: int | None = Field(description="Unix seconds; since when isActive is false.")
+    plansCount: int
+    plans: list[HeldPlan] = Field(description="The newest hundred.")
+
+
+_USER = {
+    "id": 2, "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "email": "jane@example.com", "externalId": None,
+    "displayName": "Jane Doe", "picture": "", "isAdmin": False, "isPlanAdmin": False,
+    "onlySeesReadable": False, "sessionsLimit": None, "createdAt": 1683471262, "updatedAt": 1683471262,
+    "deactivatedAt": None, "plansCount": 0, "plans": [],
+}  # fmt: skip
+_HELD = ("id", "planId", "name", "validFrom", "validTo", "state")
+
+
+async def _read(call: Call, ids: list[int]) -> list[dict[str, Any]]:
+    """Users by their ids, in the order of these; those who are gone are left out."""
+    rows = await call.db.all("read_store_users", instance_id=call.instance.id, ids=ids)
+    return [
+        dict(row)
+        | {
+            "picture": avatar_url(call.settings, row["picture"]),
+            "plans": [{name: plan[name] for name in _HELD} for plan in row["plans"]],
+        }
+        for row in rows
+    ]
+
+
+async def _find(call: Call, params: "StoreUserRef") -> int:
+    user_id: int = found(
+        await call.db.value(
+            "find_store_user",
+            instance_id=call.instance.id,
+            user_id=params.id,
+            email_key=email_key(params.email) if params.email is not None else None,
+            external_id=params.externalId,
+        )
+    )
+    return user_id
+
+
+async def _hold(call: Call, user_id: int) -> Any:
+    return found(await call.db.one("hold_store_user", instance_id=call.instance.id, user_id=user_id))
+
+
+class StoreUserRef(TenantParams):
+    """A user by whichever is given; the id goes before the e-mail, and that before the external id."""
+
+    id: Id | None = None
+    email: Email | None = None
+    externalId: ExternalId | None = None
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> "StoreUserRef":
+        if self.id is None and self.email is None and self.externalId is None:
+            raise ValueError("give id, email or externalId")
+        return self
+
+
+@method(
+    "getStoreUser",
+    result=StoreUser,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example("By id", {"id": 2}, _USER),
+        Example("By e-mail", {"email": "jane@example.com"}, _USER),
+    ),
+)
+async def get_store_user(call: Call, params: StoreUserRef) -> Any:
+    """A user, deactivated or not, as the store shows it."""
+    users = await _read(call, [await _find(call, params)])
+    return found(users[0] if users else None)
+
+
+class ListStoreUsers(TenantParams):
+    """Which users, and which page of them."""
+
+    query: Annotated[str, Field(max_length=254)] | None = Field(
+        None,
+        description="deactivated, admins, or an e-mail; null: all who are not deactivated.",
+        examples=["deactivated"],
+    )
+    page: Annotated[int, Field(ge=1, le=DEEPEST)] = 1
+    perPage: Annotated[int, Field(ge=1, le=100)] = 10
+
+    @field_validator("query")
+    @classmethod
+    def _known(cls, query: str | None) -> str | None:
+        if query is not None and query not in _PAGES and "@" not in query:
+            raise ValueError("must be deactivated, admins or an e-mail")
+        return query
+
+
+_PAGES: dict[str | None, str] = {
+    None: "page_active_users",
+    "deactivated": "page_deactivated_users",
+    "admins": "page_active_admins",
+}
+
+
+class StoreUserPage(Result):
+    """A page of users in the order of their ids."""
+
+    users: list[StoreUser]
+    page: int
+    perPage: int
+    total: int = Field(description="Of all pages.")
+
+
+@method(
+    "listStoreUsers",
+    result=StoreUserPage,
+    scope="users:read",
+    writes=False,
+    examples=(
+        Example(
+            "Nobody is deactivated",
+            {"query": "deactivated"},
+            {"users": [], "page": 1, "perPage": 10, "total": 0},
+        ),
+    ),
+)
+async def list_store_users(call: Call, params: ListStoreUsers) -> Any:
+    """List users by number of page, in the order of their ids; deactivated ones only if asked for.
+
+    A page past the end is empty. Pages begin within the first million users: listUsers goes further, and
+    costs the same on every page.
+    """
+    offset = (params.page - 1) * params.perPage
+    if offset >= DEEPEST:
+        raise Invalid.of([FieldError("page", f"lies beyond the first {DEEPEST} users")])
+    shown = {"page": params.page, "perPage": params.perPage}
+    if params.query in _PAGES:
+        page = found(
+            await call.db.one(
+                _PAGES[params.query],
+                instance_id=call.instance.id,
+                row_offset=offset,
+                row_limit=params.perPage,
+            )
+        )
+        return shown | {"users": await _read(call, page["ids"]), "total": page["total"]}
+    user_id = await call.db.value(
+        "find_store_user",
+        instance_id=call.instance.id,
+        user_id=None,
+        email_key=email_key(params.query or ""),
+        external_id=None,
+    )
+    users = [] if user_id is None else await _read(call, [user_id])
+    return shown | {"users": users if offset == 0 else [], "total": len(users)}
+
+
+class StoreUserMembers(TenantParams):
+    """What createStoreUser and updateStoreUser both take."""
+
+    email: NewEmail
+    externalId: ExternalId
+    newPassword: NewPassword = ABSENT
+    planId: PlanId | None = Field(None, description="A plan to assign.")
+    planValidTo: LastDay | None = Field(None, description="Its last day, instead of its duration.")
+
+    _plan_end = field_validator("planValidTo")(needs_plan)
+
+
+async def _hash_new(call: Call, params: StoreUserMembers) -> str | None:
+    if params.newPassword is None:
+        return None
+    if problem := password_problem(params.newPassword, call.instance.settings.passwordPolicy):
+        raise Invalid.of([FieldError("newPassword", problem)])
+    return await call.hasher.hash(params.newPassword)
+
+
+class CreateStoreUser(StoreUserMembers):
+    """A new user of a store; without newPassword it cannot log in until it gets one."""
+
+    sessionsLimit: SessionsLimit | None = None
+    isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
+    isPlanAdmin: bool = False
+    onlySeesReadable: bool = False
+
+
+@method(
+    "createStoreUser",
+    result=StoreUser,
+    scope="users:write",
+    writes=True,
+    prepare=_hash_new,
+    member_scopes={"isAdmin": "users:admin"},
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "With a password",
+            {"email": "ann@example.com", "externalId": "shop-1", "newPassword": "Abcd1234"},
+            _USER | {"id": 6, "email": "ann@example.com", "externalId": "shop-1", "displayName": "ann"},
+        ),
+    ),
+)
+async def create_store_user(call: Call, params: CreateStoreUser, password_hash: str | None) -> Any:
+    """Create a user, as createUser does, that another system knows by an id of its own."""
+    user = CreateUser(
+        email=params.email, isAdmin=params.isAdmin, externalId=params.externalId,
+        sessionsLimit=params.sessionsLimit, isPlanAdmin=params.isPlanAdmin,
+        onlySeesReadable=params.onlySeesReadable, planId=params.planId, planValidTo=params.planValidTo,
+    )  # fmt: skip
+    created = await insert_user(call, call.instance.id, user, password_hash)
+    return (await _read(call, [created["id"]]))[0]
+
+
+class UpdateStoreUser(StoreUserMembers):
+    """What a user is to be; of what is not required, the rest stays as it is."""
+
+    id: Id
+    onlySeesReadable: bool
+    sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit; left out: as it is.")
+    isAdmin: bool = Field(ABSENT, description="Needs the scope users:admin.")
+    isPlanAdmin: bool = ABSENT
+    planName: PlanName | None = Field(
+        None, description="What its newest plan, which may be that of planId, is called for this user."
+    )
+
+
+@method(
+    "updateStoreUser",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    prepare=_hash_new,
+    member_scopes={"isAdmin": "users:admin"},
+    errors=(NotFound, Conflict),
+    examples=(
+        Example(
+            "Another e-mail",
+            {"id": 2, "email": "jane.roe@example.com", "externalId": "shop-2", "onlySeesReadable": True},
+            True,
+        ),
+    ),
+)
+async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Any:
+    """Change a user, deactivated or not.
+
+    A new password ends its sessions. A lower sessionsLimit shows at its next login.
+    """
+    user = {"instance_id": call.instance.id, "user_id": params.id}
+    held = await _hold(call, params.id)
+    if params.email != held["email"]:
+        await call.db.value(
+            "rename_user",
+            instance_id=call.instance.id,
+            email_key=held["email_key"],
+            new_email=params.email,
+            new_email_key=params.email.lower(),
+        )
+    members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
+    given = params.model_dump(include=members & params.model_fields_set)
+    await change_store_user(call.db, call.instance.id, params.id, given)
+    if password_hash is not None:
+        await call.db.value("set_password_by_id", **user, password_hash=password_hash)
+    if params.planId is not None:
+        await assign_plan(call.db, call.instance.id, params.id, params.planId, params.planValidTo)
+    if params.planName is not None:
+        await call.db.run("name_newest_plan", **user, name=params.planName)
+    return True
+
+
+async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True]:
+    await _hold(call, user_id)  # a login that is under way has its session by now, which ends too
+    await call.db.run("set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active)
+    return True
+
+
+@method(
+    "deactivateUserById",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Deactivate", {"id": 2}, True),),
+)
+async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
+    """Suspend a user, as isActive false does: it cannot log in and its sessions end."""
+    return await _set_active(call, params.id, False)
+
+
+@method(
+    "reactivateUserById",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Re-activate", {"id": 2}, True),),
+)
+async def reactivate_user_by_id(call: Call, params: UserId) -> Any:
+    """Let a suspended user log in again."""
+    return await _set_active(call, params.id, True)
+
+
+@method(
+    "forceLogoutById",
+    result=Literal[True],
+    scope="sessions:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("End all sessions", {"id": 2}, True),),
+)
+async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
+    """End every session of a user, whether or not there is any."""
+    user_id = await _find(call, params)
+    await _hold(call, user_id)
+    await call.db.run("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
+    return True
+
+
+class ListAuthSessions(TenantParams):
+    """Whose sessions, and from where on."""
+
+    userId: Id | None = Field(None, description="Only this user's.")
+    externalId: ExternalId | None = Field(None, description="Only this user's, by its external id.")
+    after: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="The next of the page before; null for the first page."
+    )
+    limit: Annotated[int, Field(ge=1, le=200)] = 100
+
+
+class AuthSession(Result):
+    """A session, and whose it is."""
+
+    id: int
+    userId: int
+    email: str
+    externalId: str | None
+    createdAt: int = Field(description="Unix seconds.")
+    expiresAt: int = Field(description="Unix seconds.")
+
+
+class AuthSessionPage(Result):
+    """A page of sessions, the newest first."""
+
+    sessions: list[AuthSession]
+    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+
+
+@method(
+    "listAuthSessions",
+    result=AuthSessionPage,
+    scope="sessions:read",
+    writes=False,
+    examples=(
+        Example(
+            "One living session", {"userId": 2},
+            {"sessions": [{"id": 1, "userId": 2, "email": "jane@example.com", "externalId": None,
+                           "createdAt": 1683471262, "expiresAt": 1683557662}],
+             "next": None},
+        ),
+    ),
+)  # fmt: skip
+async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
+    """List the living sessions of an instance, or of one user; of nobody, where there is no such user."""
+    key = from_cursor(params.after) or str(2**63 - 1)
+    if not (key.isascii() and key.isdigit() and int(key) < 2**63):
+        raise Invalid.of([FieldError("after", "is not what a page gave as next")])
+    # One more than is shown tells whether there is a next page.
+    page = {"instance_id": call.instance.id, "before": int(key), "row_limit": params.limit + 1}
+    user_id = params.userId
+    if params.externalId is not None:
+        by_external_id = await call.db.value(
+            "find_store_user",
+            instance_id=call.instance.id,
+            user_id=None,
+            email_key=None,
+            external_id=params.externalId,
+        )
+        if by_external_id is None or user_id not in (None, by_external_id):
+            return {"sessions": [], "next": None}
+        user_id = by_external_id
+    rows = (
+        await call.db.all("list_auth_sessions", **page)
+        if user_id is None
+        else await call.db.all("list_auth_sessions_of", **page, user_id=user_id)
+    )
+    sessions = [dict(row) for row in rows[: params.limit]]
+    more = len(rows) > params.limit
+    return {"sessions": sessions, "next": to_cursor(str(sessions[-1]["id"])) if more else None}
+
+
+class SessionId(TenantParams):
+    """A session by its id."""
+
+    id: Id
+
+
+@method(
+    "endSession",
+    result=Literal[True],
+    scope="sessions:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("End a session", {"id": 1}, True),),
+)
+async def end_session(call: Call, params: SessionId) -> Any:
+    """End one session by its id."""
+    found(await call.db.value("end_session_by_id", instance_id=call.instance.id, session_id=params.id))
+    return True
