@@ -56,7 +56,7 @@ class Schemas:
         Raises:
             ValueError: another one has that name.
         """
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_")
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # as pydantic does
         if self.components.setdefault(name, schema) != schema:
             raise ValueError(f"two schemas are called {name}")
         return {"$ref": _REFERENCE + name}
@@ -174,8 +174,9 @@ class Answer:
     schema: Schema | None = None
     # What the body is instead of JSON: the bytes of one of these.
     media_types: tuple[str, ...] = ()
-    # Those of this answer alone, by their names; each is always there.
+    # Those of this answer alone, by their names: what it always has, and what it may have.
     headers: Mapping[str, Schema] = field(default_factory=dict)
+    at_times: Mapping[str, Schema] = field(default_factory=dict)
 
 
 def refusals(
@@ -209,12 +210,14 @@ class Operation:
     body: Schema | None = None
     # Bodies that work, by what they are.
     examples: Mapping[str, Any] = field(default_factory=dict)
+    body_required: bool = True
     # Beneath which prefixes the path is served.
     servers: tuple[str, ...] = ("/",)
     # Whether it takes one of the wire's keys.
     keyed: bool = True
-    # Links to other operations, by the status of the answer (OpenAPI's Link Objects by their names).
-    links: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    # Where what a success tells can be used: by the status, and by the other operation's id, its
+    # parameters as runtime expressions (OpenAPI 3.1.1, 4.8.20.4).
+    links: Mapping[int, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,17 +267,23 @@ def document(methods: Iterable[Method], descriptions: Iterable[Describe]) -> dic
 
     Raises:
         KeyError: a front names a method that there is not.
-        ValueError: two schemas, or two operations, have the same name.
+        ValueError: two schemas, or two operations, have the same name, or two paths differ in nothing
+            but the names of their parts.
     """
     schemas = Schemas({method.name: method for method in methods})
     wires = [describe(schemas) for describe in descriptions]
     paths: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, str] = {}
+    refused: dict[str, Any] = {}
     for wire in wires:
         for operation in wire.operations:
+            shape = re.sub(r"{\w+}", "{}", operation.path)
+            if shapes.setdefault(shape, operation.path) != operation.path:
+                raise ValueError(f"{operation.path} and {shapes[shape]} are one and the same")
             item = paths.setdefault(operation.path, {})
             if operation.verb.lower() in item:
                 raise ValueError(f"two operations are {operation.verb} {operation.path}")
-            item[operation.verb.lower()] = _operation(operation, wire, schemas)
+            item[operation.verb.lower()] = _operation(operation, wire, schemas, refused)
             if operation.servers != ("/",):
                 item["servers"] = [{"url": server} for server in operation.servers]
     headers = {header: None for wire in wires for header in wire.key_headers}
@@ -293,6 +302,7 @@ def document(methods: Iterable[Method], descriptions: Iterable[Describe]) -> dic
         "components": {
             "schemas": schemas.components,
             "headers": _HEADERS,
+            "responses": refused,
             "securitySchemes": {
                 header: {
                     "type": "apiKey",
@@ -306,7 +316,8 @@ def document(methods: Iterable[Method], descriptions: Iterable[Describe]) -> dic
     }
 
 
-def _operation(operation: Operation, wire: Wire, schemas: Schemas) -> dict[str, Any]:
+def _operation(operation: Operation, wire: Wire, schemas: Schemas, refused: dict[str, Any]) -> dict[str, Any]:
+    """An Operation Object; what a wire refuses in one way everywhere is put into `refused`, and named."""
     method = schemas.methods[operation.methods[0]]
     others = [schemas.methods[name] for name in operation.methods[1:]]
     described = [method.description, *(other.summary for other in others)]
@@ -321,14 +332,17 @@ def _operation(operation: Operation, wire: Wire, schemas: Schemas) -> dict[str, 
         "x-method": list(operation.methods),
         "security": [{header: []} for header in wire.key_headers] if operation.keyed else [],
         "parameters": [_parameter(parameter) for parameter in operation.parameters],
-        "responses": {
-            str(status): _answer(status, answer, operation.links.get(status))
-            for status, answer in sorted(operation.answers.items())
-        },
+        "responses": {},
     }
+    for status, answer in sorted(operation.answers.items()):
+        response = _answer(status, answer, operation.links.get(status))
+        name = f"{wire.name}-{status}"
+        if status >= 400 and refused.setdefault(name, response) == response:
+            response = {"$ref": f"#/components/responses/{name}"}
+        whole["responses"][str(status)] = response
     if operation.body is not None:
         whole["requestBody"] = {
-            "required": True,
+            "required": operation.body_required,
             "content": {"application/json": {"schema": operation.body, **_examples(operation.examples)}},
         }
     return whole
@@ -351,15 +365,18 @@ def _examples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"examples": {name: {"value": value} for name, value in values.items()}} if values else {}
 
 
-def _answer(status: int, answer: Answer, links: Mapping[str, Any] | None) -> dict[str, Any]:
+def _answer(status: int, answer: Answer, links: Mapping[str, Mapping[str, str]] | None) -> dict[str, Any]:
     names = ["X-Request-Id", "X-Error-Code"] + (["Retry-After"] if status in (429, 503) else [])
     headers: dict[str, Any] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     headers |= {name: {"required": True, "schema": schema} for name, schema in answer.headers.items()}
+    headers |= {name: {"schema": schema} for name, schema in answer.at_times.items()}
     whole: dict[str, Any] = {"description": answer.description, "headers": headers}
     if answer.schema is not None:
         whole["content"] = {"application/json": {"schema": answer.schema}}
     elif answer.media_types:
         whole["content"] = {media_type: {} for media_type in answer.media_types}
     if links:
-        whole["links"] = dict(links)
+        whole["links"] = {
+            target: {"operationId": target, "parameters": dict(values)} for target, values in links.items()
+        }
     return whole

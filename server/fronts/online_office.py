@@ -573,16 +573,12 @@ def _operation(
     )  # fmt: skip
 
 
-def _links(route: Route, gateway: str) -> dict[str, Any]:
+def _links(route: Route, gateway: str) -> dict[str, dict[str, str]]:
     if route.path not in LINKS:
         return {}
     target, parameter, place = LINKS[route.path]
-    return {
-        target.replace("/", "-"): {
-            "operationId": operation_id("GET", f"/{gateway}/{target}"),
-            "parameters": {f"query.{parameter}": f"$response.body#/primary/payload/{place}"},
-        }
-    }
+    operation = operation_id("GET", f"/{gateway}/{target}")
+    return {operation: {f"query.{parameter}": f"$response.body#/primary/payload/{place}"}}
 
 
 # Where the id of what a function made can be used: the function, its parameter, where the id stands.

@@ -55,6 +55,7 @@ from server.openapi import (
     Wire,
     json_object,
     nullable,
+    operation_id,
     refusals,
     written,
 )  # fmt: skip
@@ -342,7 +343,7 @@ _RESULT = json_object(
 # Of a new environment: `sanitized` makes it one, as long as there is something left of it.
 _NEW_NAME: Schema = {
     "type": "string",
-    "pattern": "[A-Za-z0-9]",
+    "pattern": r"^[^\u0000]*[A-Za-z0-9][^\u0000]*$",
     "description": "Kept in lower case; what is no letter, digit, dot, dash or underscore becomes a dash.",
 }
 
@@ -394,8 +395,25 @@ def _operation(route: Route, schemas: Schemas, refused: Mapping[int, Answer]) ->
     }
     return Operation(
         route.verb, PREFIX + route.path, (route.method,), answers | {route.status: done}, tuple(parameters),
-        sent, examples,
+        sent, examples, links={route.status: _links(route)},
     )  # fmt: skip
+
+
+def _links(route: Route) -> dict[str, dict[str, str]]:
+    """What can be done with what has been created."""
+    values = {
+        "createUser": {
+            "path.EnvironmentName": "$request.path.EnvironmentName",
+            "path.EmailAddress": "$request.body#/EmailAddress",
+        },
+        "createInstance": {"path.EnvironmentName": "$response.body"},
+    }.get(route.method, {})
+    part = "{EmailAddress}/" if route.method == "createUser" else "{EnvironmentName}/"
+    return {
+        operation_id(other.verb, PREFIX + other.path): values
+        for other in ROUTES
+        if values and other.path.startswith(route.path + part)
+    }
 
 
 def describe(schemas: Schemas) -> Wire:

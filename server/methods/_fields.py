@@ -10,7 +10,7 @@ import phonenumbers
 
 from server.db import Connection
 from server.errors import FieldError
-from server.methods.users import NO_CONTROLS
+from server.registry import NO_CONTROLS
 
 TYPES = ("string", "text", "date", "number", "choice")
 """What a custom field can be; the system fields also have a phone."""

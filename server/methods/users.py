@@ -26,7 +26,7 @@ from server.methods._store import (
 )  # fmt: skip
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
-from server.registry import Call, Example, Params, Result, TenantParams, method, validated
+from server.registry import NO_CONTROLS, Call, Example, Params, Result, TenantParams, method, validated
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""
@@ -76,9 +76,6 @@ def _picture_address(address: str) -> str:
         raise ValueError("must be an https address, or empty")
     return address
 
-
-# What a validator of ours keeps, in the words of JSON Schema.
-NO_CONTROLS = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
 
 NewEmail = Annotated[
     str, Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}), AfterValidator(_address)
