@@ -90,6 +90,7 @@ class NotHeld(Forbidden):
     """not-allowed"""
 
     # An instance that does not exist, or that the key does not hold: nothing tells the two apart.
+    code = "not_held"
 
 
 class NotFound(ServiceError):
