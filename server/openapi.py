@@ -46,9 +46,7 @@ class Schemas:
         schema = TypeAdapter(kind).json_schema(mode="serialization", ref_template=_REFERENCE + "{model}")
         for name, definition in schema.pop("$defs", {}).items():
             self.component(name, _tidy(definition))
-        if name := schema.get("title") if schema.get("type") == "object" else None:
-            return self.component(name, _tidy(schema))
-        return _tidy(schema)
+        return self.component(schema["title"], _tidy(schema)) if "title" in schema else _tidy(schema)
 
     def component(self, name: str, schema: Schema) -> Schema:
         """A reference to a schema under a name of its own.

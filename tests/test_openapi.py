@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,45 @@ def test_the_document_tells_who_serves(described: Any) -> None:
         assert operation["summary"] and operation["responses"], path
         if verb in ("POST", "PUT") and "requestBody" in operation:
             assert operation["requestBody"]["content"]["application/json"]["examples"], path
+
+
+WIRES = ("rpc", "online_office", "workspace365", "publica")
+PREFIXES = {
+    "/online-office/": "online_office",
+    "/Provisioning/": "workspace365",
+    "/integration-api/v1/": "publica",
+}
+
+
+def test_the_readme_has_every_function(described: Any) -> None:
+    """Each in a row of its wire, with the method that serves it, and nothing that there is not."""
+    served: dict[tuple[str, str], set[str]] = {
+        ("rpc", name): {name} for name, registered in METHODS.items() if not registered.extension
+    }
+    for (verb, path), operation in operations(described).items():
+        for prefix, wire in PREFIXES.items():
+            if path.startswith(prefix):
+                served[wire, f"{verb} {shape(path.removeprefix(prefix))}"] = set(operation["x-method"])
+    text = (HERE.parent / "README.md").read_text()
+    found: dict[tuple[str, str], set[str]] = {}
+    section = text.split("## Function by function")[1].split("\n## ")[0]
+    for row in [line for line in section.splitlines() if line.startswith("|")][2:]:
+        cells = [re.findall("`([^`]+)`", cell) for cell in row.split("|")[2:7]]
+        functions = [(wire, shape(name)) for wire, names in zip(WIRES, cells, strict=False) for name in names]
+        methods = set(cells[4])
+        assert functions and methods <= set(METHODS), row
+        assert methods <= {method for one in functions for method in served[one]}, row
+        for one in functions:
+            found.setdefault(one, set()).update(methods)
+    assert set(found) == set(served)
+    for one, methods in served.items():
+        assert methods <= found[one], one
+
+
+def test_the_document_can_be_printed(described: Any) -> None:
+    command = [sys.executable, "-c", "from server.cli import main; main()", "openapi"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert json.loads(done.stdout) == described
 
 
 async def test_the_document_is_served_without_a_key(client: Client, described: Any) -> None:
