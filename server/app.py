@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 import orjson
@@ -31,6 +32,7 @@ from server.fronts._http import (
 from server.jobs import Services, keep_purging, work
 from server.limits import RateLimiter
 from server.metrics import Metrics
+from server.openapi import document
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.registry import METHODS, Method
@@ -116,10 +118,24 @@ def create_app(
     app.on_shutdown.append(stop_working)
     for front in FRONTS:
         front.add_routes(app.router)
+    app.router.add_route("GET", "/openapi.json", _openapi)
     app.router.add_route("GET", "/livez", _alive)
     app.router.add_route("GET", "/readyz", _ready)
     app.router.add_route("GET", "/metrics", _metrics)
     return app
+
+
+@lru_cache(maxsize=1)
+def openapi(methods: tuple[Method, ...] = tuple(METHODS.values())) -> bytes:
+    """The OpenAPI document of the REST fronts, as JSON."""
+    descriptions = [front.describe for front in FRONTS if front.describe is not None]
+    return orjson.dumps(document(methods, descriptions))
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    """The OpenAPI document, for everybody: it holds nothing that is not published."""
+    methods = tuple(request.app[DISPATCHER].methods.values())
+    return answer(200, await asyncio.to_thread(openapi, methods), {"Cache-Control": "public, max-age=300"})
 
 
 async def _alive(request: web.Request) -> web.Response:

@@ -301,6 +301,14 @@ def openrpc() -> None:
 
 
 @cli.command()
+def openapi() -> None:
+    """The OpenAPI document of the REST wires."""
+    from server.app import openapi
+
+    sys.stdout.write(orjson.dumps(orjson.loads(openapi()), option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+@cli.command()
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Give each user what it lacks.")] = False,
     as_json: AsJson = False,

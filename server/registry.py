@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from server.auth import SCOPES, Caller, Instance, KeyRing
@@ -21,6 +21,10 @@ class Params(BaseModel):
     """What every params model is: strict about types, and unknown members are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
+"""For a type that a validator of ours keeps free of control characters: the same in JSON Schema."""
 
 
 class TenantParams(Params):

@@ -31,6 +31,7 @@ from server.errors import (
 )  # fmt: skip
 from server.limits import RateLimiter
 from server.metrics import Metrics, RefusalFact
+from server.openapi import Describe
 from server.registry import Circumstances
 from server.settings import Settings
 
@@ -61,6 +62,8 @@ class Front:
     add_routes: Callable[[web.UrlDispatcher], None]
     # From an error, or a bug of ours, to the answer.
     error_response: Callable[[web.Request, ServiceError], web.Response]
+    # For the OpenAPI document; None for a wire that is no REST, and where another front tells of it.
+    describe: Describe | None = None
 
 
 class Answer(web.Response):

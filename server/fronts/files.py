@@ -8,6 +8,7 @@ from aiohttp import ETag, web
 from server.auth import KEYLESS_READER_OF_FILES
 from server.errors import BadExpectation, Invalid, NoRoute, NotFound, ServiceError, Unavailable, WrongVerb
 from server.fronts._http import Front, answer, run
+from server.openapi import Answer, Operation, Parameter, Schema, Schemas, Wire, refusals
 
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -46,9 +47,33 @@ async def handle(request: web.Request) -> web.Response:
     return response
 
 
+def describe(schemas: Schemas) -> Wire:
+    """The wire for the OpenAPI document."""
+    method = schemas.methods["getPicture"]
+    of_picture = {
+        name: {"type": "string"}
+        for name in ("ETag", "Cache-Control", "Content-Disposition", "Content-Security-Policy")
+    }
+    answers = refusals(STATUS, lambda status: {"type": "string", "minLength": 1}) | {
+        200: Answer("The picture.", None, ("image/jpeg", "image/png"), of_picture),
+        304: Answer("The caller has it already.", headers=of_picture),
+    }
+    del answers[405]
+    tag: Schema = {"type": "string", "description": "What the caller has, by the ETag of an earlier answer."}
+    parameters = (
+        Parameter(
+            "name", "path", schemas.members("getPicture")["name"],
+            examples={example.name: example.params["name"] for example in method.examples},
+        ),
+        Parameter("If-None-Match", "header", tag),
+    )  # fmt: skip
+    operation = Operation("GET", "/files/{name}", ("getPicture",), answers, parameters, keyed=False)
+    return Wire("files", "Pictures, for everybody who knows a name.", (), (operation,))
+
+
 def add_routes(router: web.UrlDispatcher) -> None:
     """GET and HEAD."""
     router.add_get("/files/{name}", handle)
 
 
-FRONT = Front("files", "/files/", add_routes, error_response)
+FRONT = Front("files", "/files/", add_routes, error_response, describe)

@@ -46,6 +46,19 @@ from server.fronts._http import (
     require_json,
     run,
 )  # fmt: skip
+from server.openapi import (
+    Answer,
+    Operation,
+    Parameter,
+    Schema,
+    Schemas,
+    Wire,
+    json_object,
+    nullable,
+    operation_id,
+    refusals,
+    written,
+)  # fmt: skip
 
 PREFIX = "/Provisioning"
 
@@ -116,6 +129,8 @@ class Route:
     needs_length: bool = False
     # The same for the query. Where there is more to come, the answer has a Link to it (RFC 8288).
     in_query: Mapping[str, str] = field(default_factory=dict)
+    # The method whose params these are, where `method` takes good ones and bad.
+    like: str | None = None
 
 
 def sanitized(name: Any) -> Any:
@@ -159,7 +174,7 @@ ROUTES = (
     ),
     Route(
         "POST", "/{EnvironmentName}/User/Validate/", "validateUser", _IN_ENVIRONMENT, _NEW_USER,
-        validator="validateUser", result=lambda result, params: 0, schema=_NUMBER,
+        validator="validateUser", result=lambda result, params: 0, schema=_NUMBER, like="createUser",
     ),
     Route(
         "PUT", "/{EnvironmentName}/User/{EmailAddress}/", "replaceUserByEmail", _USER, _CHANGED_USER,
@@ -167,7 +182,7 @@ ROUTES = (
     ),
     Route(
         "PUT", "/{EnvironmentName}/User/{EmailAddress}/Validate/", "validateReplacement", _USER,
-        _CHANGED_USER, validator="validateReplacement",
+        _CHANGED_USER, validator="validateReplacement", like="replaceUserByEmail",
     ),
     Route(
         "PUT", "/{EnvironmentName}/User/{EmailAddress}/Activate/", "updateUserByEmail", _USER,
@@ -185,6 +200,7 @@ ROUTES = (
     Route(
         "POST", "/Environment/Validate/", "validateInstance", in_body=_NEW_ENVIRONMENT,
         validator="validateInstance", result=lambda result, params: params["name"], schema=_NAME,
+        like="createInstance",
     ),
     Route(
         "GET", "/Environment/", "listInstances", fixed={"limit": 1000}, in_query={"after": "after"},
@@ -309,8 +325,110 @@ def add_routes(router: web.UrlDispatcher) -> None:
     """Every operation, with its trailing slash and without."""
     for route in ROUTES:
         handle = _handler(route)
-        router.add_route(route.verb, PREFIX + route.path, handle)
-        router.add_route(route.verb, PREFIX + route.path.rstrip("/"), handle)
+        # Validate stands where names stand: it is none, so that it takes POST alone.
+        path = PREFIX + re.sub(r"/{(\w+)}/$", r"/{\1:(?!Validate/?$)[^/]+}/", route.path)
+        router.add_route(route.verb, path, handle)
+        router.add_route(route.verb, path.rstrip("/"), handle)
 
 
-FRONT = Front("workspace365", PREFIX + "/", add_routes, error_response)
+# --- the wire described -------------------------------------------------------------------------------
+
+_RESULT = json_object(
+    {
+        "MemberNames": {"type": "array", "items": {"type": "string"}},
+        "ErrorMessage": {"type": "string", "minLength": 1},
+    },
+    ("MemberNames", "ErrorMessage"),
+)
+# Of a new environment: `sanitized` makes it one, as long as there is something left of it.
+_NEW_NAME: Schema = {
+    "type": "string",
+    "pattern": r"^[^\u0000]*[A-Za-z0-9][^\u0000]*$",
+    "description": "Kept in lower case; what is no letter, digit, dot, dash or underscore becomes a dash.",
+}
+
+
+def _sent(route: Route, names: Mapping[str, str], schemas: Schemas) -> tuple[Schema, dict[str, Any]]:
+    """The body of an operation, and examples of it. Null stands for what is left out."""
+    method = route.like or route.method
+    members, required = schemas.members(method), set(schemas.required(method))
+    for head in [head for head, schema in members.items() if "properties" in schema]:
+        nested = members.pop(head)
+        members |= {f"{head}.{name}": schema for name, schema in nested["properties"].items()}
+        required |= {f"{head}.{name}" for name in nested.get("required", ())}
+    needed = [name for name, target in names.items() if target in required]
+    properties = {
+        name: _NEW_NAME if name == "EnvironmentName" else members[target] for name, target in names.items()
+    }
+    properties = {name: schema if name in needed else nullable(schema) for name, schema in properties.items()}
+    examples = {}
+    for example in schemas.methods[method].examples:
+        given = dict(example.params)
+        for head, value in example.params.items():
+            if isinstance(value, dict):
+                given |= {f"{head}.{name}": part for name, part in value.items()}
+        examples[example.name] = {name: given[target] for name, target in names.items() if target in given}
+    schema = json_object(properties, needed)
+    return (schema if needed else schema | {"minProperties": 1}), examples
+
+
+def _operation(route: Route, schemas: Schemas, refused: Mapping[int, Answer]) -> Operation:
+    method = schemas.methods[route.like or route.method]
+    parameters = []
+    for name, target in route.in_path.items():
+        examples = {
+            example.name: example.params.get(target, "MYINSTANCE")
+            for example in method.examples
+            if target == "instance" or target in example.params
+        }
+        parameters.append(Parameter(name, "path", {"type": "string"}, examples=examples))
+    members = schemas.members(method.name)
+    parameters += [
+        Parameter(name, "query", written(members[target])) for name, target in route.in_query.items()
+    ]
+    sent, examples = _sent(route, route.in_body, schemas) if route.in_body is not None else (None, {})
+    done = Answer("Done.", dict(route.schema) if route.schema is not None else None)
+    answers = {
+        status: told
+        for status, told in refused.items()
+        if status != STATUS[LengthRequired] or route.needs_length
+    }
+    return Operation(
+        route.verb, PREFIX + route.path, (route.method,), answers | {route.status: done}, tuple(parameters),
+        sent, examples, links={route.status: _links(route)},
+    )  # fmt: skip
+
+
+def _links(route: Route) -> dict[str, dict[str, str]]:
+    """What can be done with what has been created."""
+    values = {
+        "createUser": {
+            "path.EnvironmentName": "$request.path.EnvironmentName",
+            "path.EmailAddress": "$request.body#/EmailAddress",
+        },
+        "createInstance": {"path.EnvironmentName": "$response.body"},
+    }.get(route.method, {})
+    part = "{EmailAddress}/" if route.method == "createUser" else "{EnvironmentName}/"
+    return {
+        operation_id(other.verb, PREFIX + other.path): values
+        for other in ROUTES
+        if values and other.path.startswith(route.path + part)
+    }
+
+
+def describe(schemas: Schemas) -> Wire:
+    """The wire for the OpenAPI document."""
+    results: Schema = {
+        "type": "array", "items": schemas.component("ValidationResult", _RESULT), "minItems": 1,
+    }  # fmt: skip
+    statuses = {kind: status for kind, status in STATUS.items() if kind is not WrongVerb}
+    refused = refusals(statuses, lambda status: results if status in TELLING else None)
+    return Wire(
+        "workspace365",
+        "Workspace 365: environments and their users. Operators' keys alone reach /Environment/.",
+        ("ProvisioningKey", "x-api-key"),
+        tuple(_operation(route, schemas, refused) for route in ROUTES),
+    )
+
+
+FRONT = Front("workspace365", PREFIX + "/", add_routes, error_response, describe)

@@ -10,6 +10,7 @@ import phonenumbers
 
 from server.db import Connection
 from server.errors import FieldError
+from server.registry import NO_CONTROLS
 
 TYPES = ("string", "text", "date", "number", "choice")
 """What a custom field can be; the system fields also have a phone."""
@@ -41,6 +42,51 @@ SYSTEM_FIELDS = (
 )
 PHONE_E164 = "phone_e164"
 """Kept beside a phone as it was given; nobody sends it."""
+
+# What `checked` keeps, in the words of JSON Schema.
+_NO_VALUE = {"anyOf": [{"type": "string", "pattern": r"^[ \t]*$"}, {"type": "null"}]}
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "string": {"type": ["string", "null"], "maxLength": 200, **NO_CONTROLS},
+    "text": {"type": ["string", "null"], "maxLength": 4000},
+    "date": {"anyOf": [{"type": "string", "format": "date"}, *_NO_VALUE["anyOf"]]},
+    "phone": {
+        "anyOf": [
+            {"type": "string", "maxLength": 40, "format": "phone", "description": "With its country code."},
+            *_NO_VALUE["anyOf"],
+        ]
+    },
+}
+_MANDATORY = {
+    "type": "string",
+    "maxLength": 200,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f]"
+    r"[^\u0000-\u001f\u007f-\u009f]*$",
+}
+ALIAS = r"^[a-z][a-z0-9_]{0,39}$"
+"""What fields are called."""
+OWN_VALUE = {"type": ["string", "number", "null"]}
+"""What a field of an instance's own can hold at all."""
+
+
+def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a profile that is sent.
+
+    Args:
+        complete: whether every mandatory field must be there.
+        others: what else it may hold.
+    """
+    properties: dict[str, Any] = {}
+    for field in SYSTEM_FIELDS:
+        properties[field.alias] = _MANDATORY if field.mandatory else _SCHEMAS.get(field.type)
+        if field.type == "choice":
+            properties[field.alias] = {"anyOf": [{"enum": list(field.choices)}, *_NO_VALUE["anyOf"]]}
+    schema: dict[str, Any] = {
+        "type": "object", "properties": properties | others, "additionalProperties": OWN_VALUE,
+        "propertyNames": {"pattern": ALIAS}, "maxProperties": 100,
+    }  # fmt: skip
+    if complete:
+        return schema | {"required": [field.alias for field in SYSTEM_FIELDS if field.mandatory]}
+    return schema | {"minProperties": 1}
 
 
 async def fields_of(db: Connection, instance_id: int) -> dict[str, ProfileField]:

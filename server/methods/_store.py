@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.db import Connection
 from server.errors import CONSTRAINTS, FieldError, Invalid
+from server.registry import NO_CONTROLS
 
 STORE_MEMBERS = {"externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
 """Members of createUser and updateUserByEmail that change_store_user writes."""
@@ -34,7 +35,10 @@ def _day(text: str) -> str:
 ExternalId = Annotated[
     str,
     Field(
-        min_length=1, max_length=64, description="What another system calls the user; unique in the instance."
+        min_length=1,
+        max_length=64,
+        description="What another system calls the user; unique in the instance.",
+        json_schema_extra=NO_CONTROLS,
     ),
     AfterValidator(_external_id),
 ]
@@ -42,8 +46,10 @@ SessionsLimit = Annotated[
     int, Field(ge=1, le=999_999, description="Sessions at a time; a login beyond it ends the oldest one.")
 ]
 PlanId = Annotated[int, Field(ge=1, lt=2**63)]
-LastDay = Annotated[str, Field(max_length=10), AfterValidator(_day)]
-PlanName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_external_id)]
+LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
+PlanName = Annotated[
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_external_id)
+]
 
 
 def needs_plan(day: str | None, info: ValidationInfo) -> str | None:

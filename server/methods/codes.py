@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from pydantic import JsonValue
+
 from server import mail
 from server.auth import digest, new_secret
 from server.db import Connection
@@ -30,6 +32,11 @@ EXAMPLE_CODES: dict[Purpose, str] = {
 _URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]*")
 # {{code}}, or {code}} as the document of the member platform (seeds/001) has it once.
 _PLACEHOLDER = re.compile(r"\{?\{code\}\}")
+# Of what checked_link takes, as a pattern: whose host it may be is the instance's matter.
+LINK_SCHEMA: dict[str, JsonValue] = {
+    "pattern": r"^(https://[A-Za-z0-9.-]+|http://(localhost|127\.0\.0\.1))(:[1-9][0-9]{0,3})?[/?#]"
+    r"[A-Za-z0-9._~:/?#\[\]!$&'()*+,;=%-]*\{?\{code\}\}[A-Za-z0-9._~:/?#\[\]!$&'()*+,;=%-]*$"
+}
 
 
 class WrongCode(Invalid):

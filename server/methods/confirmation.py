@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.errors import FieldError, Invalid, NotFound
-from server.methods.codes import EXAMPLE_CODES, MAX_URL, WrongCode, checked_link, mail_code, redeem
+from server.methods.codes import (
+    EXAMPLE_CODES,
+    LINK_SCHEMA,
+    MAX_URL,
+    WrongCode,
+    checked_link,
+    mail_code,
+    redeem,
+)
 from server.methods.users import Password, UserRef, email_key, found, password_problem
 from server.registry import Call, Example, TenantParams, method
 
@@ -15,7 +23,7 @@ Code = Annotated[str, Field(min_length=1, max_length=200, description="As the ma
 class RequestPasswordReset(UserRef):
     """Who has forgotten a password."""
 
-    confirmationUrl: Annotated[str, Field(max_length=MAX_URL)] = Field(
+    confirmationUrl: Annotated[str, Field(max_length=MAX_URL, json_schema_extra=LINK_SCHEMA)] = Field(
         description="Where the link in the mail leads, with {{code}} in the code's place: https, and on a "
         "host of the instance's confirmationHosts."
     )

@@ -7,9 +7,9 @@ from pydantic import AfterValidator, Field
 
 from server.auth import GeneratedPasswords
 from server.errors import Conflict, FieldError, Invalid, NotFound
-from server.methods._fields import checked, fields_of
+from server.methods._fields import checked, fields_of, profile_schema
 from server.methods.accounts import Id, insert_account
-from server.methods.codes import checked_link, mail_code
+from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.sessions import Login, WrongLogin, verify_password
 from server.methods.users import (
     CreateUser,
@@ -44,7 +44,9 @@ def _language(code: str) -> str:
     return code
 
 
-Language = Annotated[str, Field(max_length=8), AfterValidator(_language)]
+Language = Annotated[
+    str, Field(max_length=8, json_schema_extra={"enum": sorted(LANGUAGES)}), AfterValidator(_language)
+]
 ProfileValues = Annotated[dict[str, Any], Field(max_length=100)]
 
 
@@ -172,11 +174,14 @@ class CreateMember(TenantParams):
 
     login: NewEmail = Field(description="Its e-mail, unique in the instance.")
     sponsorId: Id = Field(description="The account above its own.")
-    profile: ProfileValues = Field(description="Alias -> value, every mandatory field among them.")
+    profile: ProfileValues = Field(
+        description="Alias -> value, every mandatory field among them.",
+        json_schema_extra=profile_schema(complete=True),
+    )
     password: Annotated[str, Field(max_length=1024)] | None = Field(
         None, description="Null or empty: one is made by the instance's settings and returned."
     )
-    confirmationUrl: Annotated[str, Field(max_length=2000)] | None = Field(
+    confirmationUrl: Annotated[str, Field(max_length=2000, json_schema_extra=LINK_SCHEMA)] | None = Field(
         None, description="Where the mail's link leads, with one {{code}}; null: nothing is to be confirmed."
     )
     language: Language = "en"

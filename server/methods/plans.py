@@ -19,7 +19,9 @@ def _currencies(prices: dict[str, int]) -> dict[str, int]:
 
 Months = Annotated[int, Field(ge=1, le=1200)]
 Prices = Annotated[
-    dict[str, Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=200), AfterValidator(_currencies)
+    dict[str, Annotated[int, Field(ge=0, lt=2**53)]],
+    Field(max_length=200, json_schema_extra={"propertyNames": {"pattern": "^[A-Z]{3}$"}}),
+    AfterValidator(_currencies),
 ]
 Details = Annotated[str, Field(max_length=20_000)]
 

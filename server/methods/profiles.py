@@ -7,7 +7,15 @@ from pydantic import Field
 
 from server.errors import FieldError, Invalid, NotFound
 from server.jobs import Services, enqueue, job
-from server.methods._fields import SYSTEM_FIELDS, TYPES, ProfileField, checked, fields_of
+from server.methods._fields import (
+    ALIAS,
+    SYSTEM_FIELDS,
+    TYPES,
+    ProfileField,
+    checked,
+    fields_of,
+    profile_schema,
+)
 from server.methods.avatars import PreparedPicture, SentPicture, prepared_picture, store_picture
 from server.methods.members import Member, ProfileValues, member_of
 from server.methods.users import ABSENT, Line, UserId, found
@@ -18,7 +26,10 @@ class UpdateProfile(UserId):
     """What changes of a profile; the rest stays."""
 
     profile: ProfileValues = Field(
-        description="Alias -> value; null takes a value away. avatar: a picture, or null."
+        description="Alias -> value; null takes a value away. avatar: a picture, or null.",
+        json_schema_extra=profile_schema(
+            complete=False, avatar={"anyOf": [SentPicture.model_json_schema(), {"enum": [None, ""]}]}
+        ),
     )
 
 
@@ -39,18 +50,20 @@ class PreparedProfile(NamedTuple):
 
 async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile:
     profile = dict(params.profile)
-    without_picture = "avatar" in profile and not profile["avatar"]
-    sent = profile.pop("avatar", None) or None
+    without_picture = "avatar" in profile and profile["avatar"] in (None, "")
+    sent = None if without_picture else profile.get("avatar")
+    with_picture = "avatar" in profile and not without_picture
+    profile.pop("avatar", None)
     async with call.database.connection() as db:
         fields = await fields_of(db, call.instance.id)
         found(await db.one("get_member", instance_id=call.instance.id, user_id=params.id))
     values, failures = checked(fields, profile, complete=False)
-    if not values and sent is None and not without_picture and not failures:
+    if not values and not with_picture and not without_picture and not failures:
         failures.append(FieldError("profile", "name at least one field to change"))
     if failures:
         raise Invalid.of(failures)
     picture = None
-    if sent is not None:
+    if with_picture:
         picture = await prepared_picture(call, SentPicture.read(sent, "profile.avatar"))
     return PreparedProfile(values, picture, without_picture)
 
@@ -197,7 +210,7 @@ async def list_profile_fields(call: Call, params: TenantParams) -> Any:
     return [_field_info(field) for field in fields.values()]
 
 
-Alias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Alias = Annotated[str, Field(pattern=ALIAS)]
 RESERVED = {field.alias for field in SYSTEM_FIELDS} | {"avatar", "phone_e164"}
 
 

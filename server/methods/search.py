@@ -17,6 +17,10 @@ FEW = 10_000
 _LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII | re.IGNORECASE)
 """What the index of three letters in a row can find, whatever the locale of the database."""
 SORTS = frozenset({"id", "user", "email", "fullname", "-id", "-user", "-email", "-fullname"})
+_SORTS = {
+    "pattern": r"^(?!.*(id|user|email|fullname).*\1) *-?(id|user|email|fullname)"
+    r"( *, *-?(id|user|email|fullname)){0,3} *$"
+}
 
 
 def _sorts(given: str) -> str:
@@ -41,7 +45,7 @@ class SearchUsers(TenantParams):
     )
     accountId: Id | None = Field(None, description="Only beneath this account.")
     treeId: TreeId = Field(0, description="In this tree, where accountId is given.")
-    sortBy: Annotated[str, Field(max_length=100), AfterValidator(_sorts)] = Field(
+    sortBy: Annotated[str, Field(max_length=100, json_schema_extra=_SORTS), AfterValidator(_sorts)] = Field(
         "id",
         description="id (of the account), user, email, fullname, with - for the reverse, comma separated.",
     )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.methods._store import (
@@ -139,10 +139,13 @@ async def get_store_user(call: Call, params: StoreUserRef) -> Any:
     return found(users[0] if users else None)
 
 
+_QUERY: dict[str, JsonValue] = {"pattern": r"^(deactivated|admins|[^\u0000]*@[^\u0000]*)$"}
+
+
 class ListStoreUsers(TenantParams):
     """Which users, and which page of them."""
 
-    query: Annotated[str, Field(max_length=254)] | None = Field(
+    query: Annotated[str, Field(max_length=254, json_schema_extra=_QUERY)] | None = Field(
         None,
         description="deactivated, admins, or an e-mail; null: all who are not deactivated.",
         examples=["deactivated"],

@@ -26,7 +26,7 @@ from server.methods._store import (
 )  # fmt: skip
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
-from server.registry import Call, Example, Params, Result, TenantParams, method, validated
+from server.registry import NO_CONTROLS, Call, Example, Params, Result, TenantParams, method, validated
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""
@@ -77,10 +77,14 @@ def _picture_address(address: str) -> str:
     return address
 
 
-NewEmail = Annotated[str, Field(min_length=3, max_length=254), AfterValidator(_address)]
+NewEmail = Annotated[
+    str, Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}), AfterValidator(_address)
+]
 Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
-Line = Annotated[str, Field(max_length=200), AfterValidator(_line)]
-DisplayName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
+Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)]
+DisplayName = Annotated[
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)
+]
 Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
 PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable)]
 Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
