@@ -120,6 +120,8 @@ class Method:
     member_scopes: Mapping[str, str]
     # Not in the OneOffice document.
     extension: bool
+    # Its params may hold a picture, and be as much longer.
+    with_picture: bool
     summary: str
     description: str
     errors: tuple[type[ServiceError], ...]
@@ -141,6 +143,7 @@ def method(
     member_scopes: Mapping[str, str] | None = None,
     operator: bool = False,
     extension: bool = True,
+    with_picture: bool = False,
     registry: dict[str, Method] = METHODS,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
     """Register `async def handler(call, params)`; its docstring is the documentation.
@@ -157,6 +160,7 @@ def method(
         member_scopes: scopes that single members need.
         operator: only for operator keys.
         extension: not part of the OneOffice document.
+        with_picture: its params may hold a picture.
         registry: where to; tests have their own.
 
     Raises:
@@ -184,6 +188,7 @@ def method(
             prepare,
             member_scopes or {},
             extension,
+            with_picture,
             summary,
             rest.strip(),
             errors,

@@ -355,7 +355,7 @@ BAD: dict[str, tuple[str, str, Any, str]] = {
     "set-password with a type that is null": ("POST", "user/set-password", {"id": 2, "newPassword": "x", "type": None}, "type: must be member"),
     "get with an integer beyond all": ("GET", "user/get", {"id": 2**63}, "id: must be less than 9223372036854775808"),
     "get with the last of integers": ("GET", "user/get", {"id": 2**63 - 1}, "not found"),
-    "profile-update with a picture that is none": ("POST", "user/profile-update", {"authId": 2, "profile": {"avatar": None}}, "profile.avatar: must be an object with data, baseName and extension"),
+    "profile-update with a picture that is none": ("POST", "user/profile-update", {"authId": 2, "profile": {"avatar": 7}}, "profile.avatar: must be an object with data, baseName and extension"),
     "profile-update without a profile": ("POST", "user/profile-update", {"authId": 2}, "profile: is required"),
     "profile-update with both ids": ("POST", "user/profile-update", {"authId": 2, "userId": 2, "profile": PROFILE}, "userId: stands for the same as authId"),
     "profile-update of nobody": ("POST", "user/profile-update", {"authId": 99, "profile": PROFILE}, "not found"),

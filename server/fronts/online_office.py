@@ -29,7 +29,16 @@ from server.errors import (
     WrongType,
     WrongVerb,
 )  # fmt: skip
-from server.fronts._http import Front, answer, authenticate, parse_json, read_body, require_json, run
+from server.fronts._http import (
+    DISPATCHER,
+    Front,
+    answer,
+    authenticate,
+    parse_json,
+    read_body,
+    require_json,
+    run,
+)  # fmt: skip
 from server.openapi import (
     Answer,
     Operation,
@@ -147,7 +156,6 @@ class Route:
     # Whether the caller says what type of user is meant, and the member without which it need not.
     typed: bool = False
     typed_with: str | None = None
-    with_picture: bool = False
     other: Other | None = None
 
 
@@ -223,7 +231,7 @@ ROUTES = (
     ),
     Route(
         ("POST",), "user/profile-update", "updateProfile",
-        {"authId": "id", "userId": "id", "profile": "profile"}, _as_is, with_picture=True,
+        {"authId": "id", "userId": "id", "profile": "profile"}, _as_is,
     ),
     Route(
         ("DELETE",), "user/remove-avatar", "removeAvatar", {"id": "id"}, _nothing,
@@ -267,7 +275,9 @@ async def _given(request: web.Request, route: Route) -> dict[str, Any]:
         given[name] = int(value) if whole else value
     if request.body_exists:
         require_json(request)
-        body = parse_json(await read_body(request, with_picture=route.with_picture))
+        body = parse_json(
+            await read_body(request, with_picture=request.app[DISPATCHER].methods[route.method].with_picture)
+        )
         if not isinstance(body, dict):
             raise Invalid("the body must be an object", code="invalid_params")
         given |= body

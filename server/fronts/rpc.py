@@ -1,6 +1,5 @@
 """/rpc: the plain envelope of the OneOffice document (seeds/000) and JSON-RPC 2.0, on one URL."""
 
-import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -33,6 +32,7 @@ from server.errors import (
     WrongVerb,
 )  # fmt: skip
 from server.fronts._http import (
+    DISPATCHER,
     REQUEST_ID,
     SETTINGS,
     Front,
@@ -50,10 +50,6 @@ from server.openrpc import rpc_code
 log = structlog.get_logger()
 
 MAX_BATCH = 100
-WITH_PICTURE = frozenset({"setAvatarByEmail", "updateProfile"})
-"""Methods whose params may hold a picture, and be as much longer."""
-_NAMES_ONE = re.compile(b"|".join(name.encode() for name in WITH_PICTURE))
-
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
     Invalid: 400,
@@ -86,7 +82,8 @@ async def handle(request: web.Request) -> web.Response:
     require_json(request)
     body = await read_body(request, with_picture="users:write" in caller.scopes)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
-    if len(body) > usual and not _NAMES_ONE.search(body):
+    large = [method for method in request.app[DISPATCHER].methods.values() if method.with_picture]
+    if len(body) > usual and not any(method.name.encode() in body for method in large):
         raise TooLarge
     try:
         parsed = parse_json(body)
@@ -95,7 +92,9 @@ async def handle(request: web.Request) -> web.Response:
         if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
             return _rendered(_error_object(request, error, None))
         raise
-    if len(body) > usual and not (isinstance(parsed, dict) and str(parsed.get("method")) in WITH_PICTURE):
+    if len(body) > usual and not (
+        isinstance(parsed, dict) and parsed.get("method") in [method.name for method in large]
+    ):
         raise TooLarge
     if isinstance(parsed, list):
         return await _batch(request, caller, parsed)

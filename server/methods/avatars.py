@@ -124,6 +124,7 @@ async def _prepare(call: Call, params: SetAvatar) -> PreparedPicture:
     scope="users:write",
     writes=True,
     prepare=_prepare,
+    with_picture=True,
     errors=(NotFound,),
     examples=(
         Example(

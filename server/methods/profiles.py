@@ -74,6 +74,7 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     scope="users:write",
     writes=True,
     prepare=_prepare_profile,
+    with_picture=True,
     errors=(NotFound,),
     examples=(
         Example(
