@@ -82,10 +82,13 @@ place AS (
     SELECT text2ltree('i' || :instance_id::bigint || '.t' || :tree_id::integer)
     WHERE
         :parent_id::bigint IS NULL
-        AND NOT EXISTS (
-            SELECT FROM positions AS taken
+        AND (
+            SELECT taken.account_id
+            FROM positions AS taken
             WHERE taken.instance_id = :instance_id AND taken.tree_id = :tree_id
-        )
+            ORDER BY taken.account_id -- by the index, which tells at once of an empty tree
+            LIMIT 1
+        ) IS NULL
 ),
 
 counter AS (
