@@ -148,8 +148,8 @@ async def schemathesis(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()",
         "--config-file", str(HERE / "data" / "schemathesis.toml"),
-        "run", location, "--url", client.url, "--include-path-regex", paths, "--max-examples", "50" if phases == "stateful" else "10",
-        "--header", f"x-api-key: {client.key}", "--phases", phases,
+        "run", location, "--url", client.url, "--include-path-regex", paths, "--phases", phases,
+        "--max-examples", "50" if phases == "stateful" else "10", "--header", f"x-api-key: {client.key}",
         env=os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "NO_COLOR": "1"},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=directory,
     )  # fmt: skip
@@ -165,16 +165,16 @@ ONE_BY_ONE = "examples,coverage,fuzzing"
 RUNS = {
     "online_office": (r"^/online-office/", ONE_BY_ONE),
     "online_office, by its links": (r"^/online-office/", "stateful"),
-    # The same functions again; where they differ, it is in what functions such as these take.
+    # The same functions again, but for the type of user, which has to be told here.
     "main_app": (r"^/main-app/user/(check-auth|exists|set-password)$", ONE_BY_ONE),
     "files": (r"^/files/", ONE_BY_ONE),
     "workspace365": (r"^/Provisioning/{", ONE_BY_ONE),
     "workspace365, by its links": (r"^/Provisioning/{", "stateful"),
+    "workspace365, environments": (r"^/Provisioning/Environment/", ONE_BY_ONE),
     "workspace365, environments by their links": (r"^/Provisioning/Environment/", "stateful"),
     "publica": (r"^/integration-api/", ONE_BY_ONE),
     "publica, users by their links": (r"^/integration-api/v1/dashboard/users", "stateful"),
     "publica, plans by their links": (r"^/integration-api/v1/dashboard/plans", "stateful"),
-    "workspace365, environments": (r"^/Provisioning/Environment/", ONE_BY_ONE),
 }
 
 
