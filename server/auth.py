@@ -9,7 +9,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import structlog
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, Secre
 
 from server.db import Database
 from server.errors import FieldError, Forbidden, Invalid, NotHeld, ServiceError, Unauthenticated
+from server.idempotency import caller_secret
 
 log = structlog.get_logger()
 
@@ -148,6 +149,8 @@ class Caller:
     # What its key is bound to, and the seconds it had to live when it was looked up; None: no end.
     networks: tuple[str, ...] = ()
     seconds_left: float | None = None
+    # Seals the answers that are kept for its retries.
+    secret: bytes = field(default=b"", repr=False)
 
 
 OPERATOR = Caller(0, "command line", frozenset(SCOPES), True, None)
@@ -231,7 +234,7 @@ class KeyRing:
         if known is None or known[0] < time.monotonic():
             if not looks_like_key(key):
                 raise Unauthenticated
-            known = await self._look_up(key_digest)
+            known = await self._look_up(key, key_digest)
         _, caller, networks = known
         if networks and not _within(address, networks):
             raise Unauthenticated
@@ -264,7 +267,7 @@ class KeyRing:
             raise Forbidden
         return instance
 
-    async def _look_up(self, key_digest: bytes) -> tuple[float, Caller, Sequence[Any]]:
+    async def _look_up(self, key: str, key_digest: bytes) -> tuple[float, Caller, Sequence[Any]]:
         generation, now = self._generation, time.monotonic()
         row = await self._database.look_up("find_key", digest=key_digest)
         if row is None:
@@ -277,7 +280,7 @@ class KeyRing:
         )
         caller = Caller(
             row["id"], row["name"], frozenset(row["scopes"]), row["is_operator"], default,
-            tuple(row["networks"]), row["seconds_left"],
+            tuple(row["networks"]), row["seconds_left"], caller_secret(key),
         )  # fmt: skip
         networks = [ipaddress.ip_network(network) for network in row["networks"]]
         # The database said how long the key has to live; only differences of our clock are used.

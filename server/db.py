@@ -244,8 +244,12 @@ class Database:
             raise Unavailable(retry_after=1) from error
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self, *, dry_run: bool = False) -> AsyncIterator[Connection]:
         """A connection in a transaction that commits at the end of the block, or rolls back on any error.
+
+        Args:
+            dry_run: roll back at the end too. Constraints are checked statement by statement: none waits for
+                the commit.
 
         Raises:
             NotBegun: the connection had been lost before the transaction began.
@@ -265,6 +269,9 @@ class Database:
                 with contextlib.suppress(*DRIVER_ERRORS):
                     await transaction.rollback()
                 raise
+            if dry_run:
+                await transaction.rollback()
+                return
             try:
                 await transaction.commit()
             except (OSError, pg.InterfaceError, pg.PostgresConnectionError, asyncio.CancelledError) as error:

@@ -4,8 +4,9 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 import structlog
 from pydantic import BaseModel, TypeAdapter
 
@@ -15,22 +16,42 @@ from server.deadlines import Deadline, Deadlines
 from server.errors import (
     ConnectionLost,
     Contention,
+    FieldError,
     Forbidden,
     NotBegun,
     ServiceError,
+    StillRunning,
     Unavailable,
     UnknownMethod,
 )
 from server.events import Change, redacted
+from server.idempotency import Repeatable
 from server.metrics import CallFact, Metrics
-from server.passwords import PasswordHasher
+from server.passwords import DryHasher, PasswordHasher
 from server.pictures import Pictures
-from server.registry import Call, Circumstances, Method, TenantParams, validated
+from server.registry import (
+    DRY_RUN,
+    Call,
+    Circumstances,
+    Method,
+    TenantParams,
+    validated,
+    without_dry_run,
+)  # fmt: skip
 from server.settings import Settings
 
 log = structlog.get_logger()
 
 _ATTEMPTS = 4
+
+
+class Answered(NamedTuple):
+    """What a call answers."""
+
+    # Ready to be rendered as JSON.
+    result: Any
+    # Whether it is the stored answer to the same call, sent before under the same idempotency key.
+    replayed: bool = False
 
 
 class Dispatcher:
@@ -60,11 +81,23 @@ class Dispatcher:
         self._settings = settings
         self._database = database
         self._hasher = hasher
+        self._dry_hasher = DryHasher(hasher)
         self._check_results = check_results
         self._deadlines = Deadlines(settings.call_timeout)
 
     async def call(self, caller: Caller, name: object, params: object, circumstances: Circumstances) -> Any:
+        """The result of answer alone."""
+        return (await self.answer(caller, name, params, circumstances)).result
+
+    async def answer(
+        self, caller: Caller, name: object, params: object, circumstances: Circumstances
+    ) -> Answered:
         """Run one method for a caller.
+
+        With an idempotency key, a method that writes does its work once: whoever sends the same call again
+        within 24 hours gets the answer of the first. Only work that was committed is kept: a call that was
+        refused has changed nothing, and may be sent again, mended or not, under its key. A dry run goes the
+        whole way and is rolled back.
 
         Args:
             caller: who calls.
@@ -73,9 +106,11 @@ class Dispatcher:
             circumstances: what else is known of it, such as what the caller can quote.
 
         Returns:
-            the result, ready to be rendered as JSON.
+            the result, and whether the work had been done before.
 
         Raises:
+            IdempotencyConflict: the idempotency key was used for another request.
+            StillRunning: the same call is being done at this moment.
             ServiceError: whatever the caller can mend or try again.
             Exception: a bug of ours; the front answers 500 and logs it.
         """
@@ -90,7 +125,14 @@ class Dispatcher:
             known = method.name
             if method.scope not in caller.scopes or (method.operator and not caller.is_operator):
                 raise Forbidden
-            model = validated(method.params, params)
+            bad = []
+            if method.writes:
+                params, dry_run = without_dry_run(params)
+                if not isinstance(dry_run, bool):
+                    bad.append(FieldError(DRY_RUN, "must be true or false"))
+                elif dry_run:
+                    circumstances = circumstances._replace(dry_run=True)
+            model = validated(method.params, params, bad)
             for member, scope in method.member_scopes.items():
                 given = getattr(model, member)
                 if given != type(model).model_fields[member].default and scope not in caller.scopes:
@@ -99,18 +141,21 @@ class Dispatcher:
                 caller,
                 self._settings,
                 self._database,
-                self._hasher,
+                self._dry_hasher if circumstances.dry_run else self._hasher,
                 self.pictures,
                 self.keys,
                 circumstances,
                 self.methods,
             )
             with Deadline(self._deadlines):
-                if isinstance(model, TenantParams):
-                    call.instance = await self.keys.instance(caller, model.instance)
-                result = await self._run(method, call, model)
+                repeatable = _repeatable(method, call, params)
+                answered = await self._replay(call, model, repeatable) if repeatable else None
+                if answered is None:
+                    if isinstance(model, TenantParams):
+                        call.instance = await self.keys.instance(caller, model.instance)
+                    answered = await self._run(method, call, model, repeatable)
             code = "ok"
-            return result
+            return answered
         except TimeoutError as error:
             code, cause = "unavailable", "call_timeout"
             raise Unavailable("the call took too long, try again", retry_after=1) from error
@@ -131,16 +176,31 @@ class Dispatcher:
                 )
             )
 
-    async def _run(self, method: Method, call: Call, params: BaseModel) -> Any:
+    async def _replay(self, call: Call, params: BaseModel, repeatable: Repeatable) -> Answered | None:
+        """The stored answer, before anything is prepared; None where there is none."""
+        row = await self._database.look_up("find_answer", **_where(repeatable))
+        if row is None:
+            return None
+        if not call.caller.is_operator:  # whose call may have taken the instance itself away
+            call.instance = await self.keys.instance(call.caller, getattr(params, "instance", None))
+        return Answered(repeatable.opened(row["request"], row["answer"]), replayed=True)
+
+    async def _run(
+        self, method: Method, call: Call, params: BaseModel, repeatable: Repeatable | None
+    ) -> Answered:
         arguments: tuple[Any, ...] = (call, params)
         if method.prepare is not None:
             arguments = (call, params, await method.prepare(call, params))
-        result = await (self._write if method.writes else self._read)(method, call, arguments)
-        for then in call.after_commit:
-            then()
+        if method.writes:
+            answered = await self._write(method, call, arguments, repeatable)
+        else:
+            answered = Answered(await self._read(method, call, arguments))
+        if not call.circumstances.dry_run:
+            for then in call.after_commit:
+                then()
         if self._check_results:
-            TypeAdapter(method.result).validate_python(result)
-        return result
+            TypeAdapter(method.result).validate_python(answered.result)
+        return answered
 
     async def _read(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
         try:
@@ -150,15 +210,22 @@ class Dispatcher:
             async with self._database.connection() as call.db:
                 return await method.handler(*arguments)
 
-    async def _write(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
+    async def _write(
+        self, method: Method, call: Call, arguments: tuple[Any, ...], repeatable: Repeatable | None
+    ) -> Answered:
+        dry_run = call.circumstances.dry_run
         for attempt in range(1, _ATTEMPTS + 1):
             call.after_commit.clear()
             call.changes.clear()
             try:
-                async with self._database.transaction() as call.db:
+                async with self._database.transaction(dry_run=dry_run) as call.db:
+                    if repeatable and not dry_run and (done := await self._claim(call, repeatable)):
+                        return done
                     result = await method.handler(*arguments)
                     await self._write_down(method, call, arguments[1])
-                    return result
+                    if repeatable and not dry_run:
+                        result = await self._keep(call, repeatable, result)
+                    return Answered(result)
             except (Contention, NotBegun):
                 # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
                 # transaction again, after a jittered pause. Nothing of it has been done.
@@ -166,6 +233,28 @@ class Dispatcher:
                     raise
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
         raise AssertionError("unreachable")
+
+    async def _claim(self, call: Call, repeatable: Repeatable) -> Answered | None:
+        """Take the idempotency key for this transaction; the stored answer if somebody was faster."""
+        request, lock_id = repeatable.request, repeatable.lock_id()
+        row = await call.db.one(
+            "claim_idempotency_key", **_where(repeatable), request=request, lock_id=lock_id
+        )
+        assert row is not None
+        if not row["is_free"]:
+            raise StillRunning(retry_after=1)
+        if row["is_claimed"]:
+            return None
+        stored = await call.db.one("find_answer", **_where(repeatable))
+        if stored is None:  # it has had its time in between
+            raise StillRunning(retry_after=1)
+        return Answered(repeatable.opened(stored["request"], stored["answer"]), replayed=True)
+
+    async def _keep(self, call: Call, repeatable: Repeatable, result: Any) -> Any:
+        """Store the answer. It is given from the stored bytes, as it will be the next time."""
+        answer = orjson.dumps(result)
+        await call.db.run("keep_answer", **_where(repeatable), answer=repeatable.sealed(answer))
+        return orjson.loads(answer)
 
     async def _write_down(self, method: Method, call: Call, params: BaseModel) -> None:
         changes = call.changes
@@ -187,3 +276,17 @@ class Dispatcher:
             address=call.circumstances.address,
             origin=call.circumstances.origin,
         )
+
+
+def _repeatable(method: Method, call: Call, params: object) -> Repeatable | None:
+    caller, key = call.caller, call.circumstances.idempotency_key
+    if key is None or not method.writes:
+        return None
+    instance_id = caller.default_instance.id if caller.default_instance else 0
+    return Repeatable(caller.secret, instance_id, caller.key_id, key, method.name, params)
+
+
+def _where(repeatable: Repeatable) -> dict[str, Any]:
+    return {
+        "instance_id": repeatable.instance_id, "key_id": repeatable.key_id, "name": repeatable.name,
+    }  # fmt: skip

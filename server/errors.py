@@ -123,6 +123,19 @@ class Conflict(ServiceError):
     code = "conflict"
 
 
+class IdempotencyConflict(ServiceError):
+    """this idempotency key was used for another request"""
+
+    code = "idempotency_conflict"
+
+
+class StillRunning(ServiceError):
+    """a call with this idempotency key is still running, try again"""
+
+    code = "still_running"
+    retryable = True
+
+
 class LengthRequired(ServiceError):
     """the header Content-Length is missing"""
 

@@ -10,17 +10,22 @@ from pydantic.json_schema import models_json_schema
 from server.errors import (
     Contention,
     Forbidden,
+    IdempotencyConflict,
     Invalid,
     OutcomeUnknown,
     ServiceError,
+    StillRunning,
     Unauthenticated,
     Unavailable,
     UnknownMethod,
 )  # fmt: skip
-from server.registry import Method, positions
+from server.registry import DRY_RUN, Method, positions
 
 ANY_CALL = (Invalid, Unauthenticated, Forbidden, Contention, Unavailable, OutcomeUnknown)
 """What every method can answer beside its own errors."""
+
+REPEATED = (IdempotencyConflict, StillRunning)
+"""What a method that writes can answer beside those."""
 
 RPC_CODES: dict[str, int] = {
     "malformed_json": -32700,
@@ -32,6 +37,8 @@ RPC_CODES: dict[str, int] = {
     "forbidden": -32003,
     "not_found": -32004,
     "conflict": -32009,
+    "still_running": -32010,
+    "idempotency_conflict": -32022,
     "unavailable": -32053,
 }
 """Kind of error -> JSON-RPC 2.0 code; those above -32100 are this server's own."""
@@ -44,6 +51,14 @@ def rpc_code(error: ServiceError | type[ServiceError]) -> int:
         if (code := RPC_CODES.get(getattr(ancestor, "code", ""))) is not None:
             return code
     return RPC_CODES["internal"]
+
+
+_DRY_RUN = {
+    "name": DRY_RUN,
+    "required": False,
+    "schema": {"type": "boolean", "default": False},
+    "description": "By name alone. True: check everything and answer as usual, and write nothing.",
+}
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +78,9 @@ def document(methods: tuple[Method, ...]) -> dict[str, Any]:
         "info": {
             "title": "officerpc",
             "version": version("officerpc"),
-            "description": "Users of office suites: provision, change, suspend and look them up.",
+            "description": "Users of office suites: provision, change, suspend and look them up. "
+            "A call that writes takes an Idempotency-Key: as an HTTP header, or as idempotencyKey beside "
+            "method. Sent again with it within 24 hours, it is answered as the first time and does nothing.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "methods": described,
@@ -76,7 +93,10 @@ def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str,
     required = model.get("required", [])
     result = TypeAdapter(method.result).json_schema(mode="serialization", ref_template=template)
     schemas.update(result.pop("$defs", {}))
-    kinds: dict[type[ServiceError], None] = dict.fromkeys((*ANY_CALL, UnknownMethod, *method.errors))
+    of_writing = REPEATED if method.writes else ()
+    kinds: dict[type[ServiceError], None] = dict.fromkeys(
+        (*ANY_CALL, UnknownMethod, *of_writing, *method.errors)
+    )
     needs = [f"Needs the scope `{method.scope}`" + (" on an operator's key." if method.operator else ".")]
     needs += [f"`{member}` needs `{scope}`." for member, scope in method.member_scopes.items()]
     return {
@@ -93,7 +113,8 @@ def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str,
                 **({"description": text} if (text := model["properties"][name].get("description")) else {}),
             }
             for name in positions(method.params)
-        ],
+        ]
+        + ([_DRY_RUN] if method.writes else []),
         "result": {"name": f"{method.name}Result", "schema": result},
         "errors": [{"code": rpc_code(kind), "message": (kind.__doc__ or "").strip()} for kind in kinds],
         "examples": [

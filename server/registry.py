@@ -1,7 +1,7 @@
 """The registry: every method by its name, with its models, scope and documentation."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_type_hints
 
@@ -50,6 +50,8 @@ class Circumstances(NamedTuple):
     idempotency_key: str | None = None
     # What the caller calls itself, to know its own changes again.
     origin: str | None = None
+    # Check everything and answer, and write nothing.
+    dry_run: bool = False
 
 
 @dataclass(slots=True)
@@ -199,6 +201,17 @@ def method(
     return register
 
 
+DRY_RUN = "dryRun"
+"""The member of the params that turns a call that writes into a rehearsal."""
+
+
+def without_dry_run(params: object) -> tuple[object, object]:
+    """The params without the member that asks for a dry run, and its value: False without it."""
+    if not isinstance(params, dict) or DRY_RUN not in params:
+        return params, False
+    return {name: value for name, value in params.items() if name != DRY_RUN}, params[DRY_RUN]
+
+
 MAX_MEMBERS = 200
 """Of params; no method has as many."""
 
@@ -208,12 +221,13 @@ def positions(model: type[BaseModel]) -> list[str]:
     return sorted(model.model_fields, key=lambda name: not model.model_fields[name].is_required())
 
 
-def validated(model: type[BaseModel], params: object) -> Any:
+def validated(model: type[BaseModel], params: object, known_bad: Sequence[FieldError] = ()) -> Any:
     """Params as an instance of their model.
 
     Args:
         model: a registered params model.
         params: parsed JSON: an object, a list (members by position) or None.
+        known_bad: what is wrong with them already.
 
     Raises:
         Invalid: naming every bad member.
@@ -230,9 +244,12 @@ def validated(model: type[BaseModel], params: object) -> Any:
     if len(params) > MAX_MEMBERS:
         raise Invalid(f"params: at most {MAX_MEMBERS} members")
     try:
-        return model.model_validate(params)
+        valid = model.model_validate(params)
     except ValidationError as error:
-        raise Invalid.of(field_errors(error)) from error
+        raise Invalid.of([*field_errors(error), *known_bad]) from error
+    if known_bad:
+        raise Invalid.of(known_bad)
+    return valid
 
 
 MAX_FAILURES = 100

@@ -349,6 +349,19 @@ async def footprint(db: asyncpg.Connection) -> dict[str, int]:
     return {table: await db.fetchval(f"SELECT count(*) FROM {table}") for (table,) in tables}
 
 
+async def contents(db: asyncpg.Connection) -> dict[str, str]:
+    """What stands in every table, but for the queue's, which is worked on meanwhile."""
+    tables = await db.fetch(
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^pgqueuer' ORDER BY 1"
+    )
+    return {
+        table: await db.fetchval(
+            f"SELECT md5(coalesce(string_agg(t::text, '\n' ORDER BY t::text), '')) FROM {table} AS t"
+        )
+        for (table,) in tables
+    }
+
+
 async def until(met: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
     """What met() answers as soon as it is true. The deadline is there for tests that fail."""
     async with asyncio.timeout(seconds):

@@ -40,8 +40,8 @@ async def test_a_call_is_one_line_of_the_log(client: Client, logged: Log) -> Non
 async def test_what_has_had_its_time_is_purged(
     client: Client, serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:
-    """Users by the retention of their instance, or the server's; sessions and codes by their expiry; and
-    what the queue leaves: documents and its log after a week, parked jobs after a month."""
+    """Users by the retention of their instance, or the server's; sessions and codes by their expiry; answers
+    kept for retries after a day; and what the queue leaves: documents and its log after a week, parked jobs after a month."""
     for name in ("old", "recent", "living"):
         await client.call("createUser", {"email": f"{name}@example.com", "password": "demo1234"})
         await client.call("login", {"email": f"{name}@example.com", "password": "demo1234"})
@@ -60,6 +60,8 @@ async def test_what_has_had_its_time_is_purged(
             " VALUES (1, $1::text::bytea, 1, 'reset', now() + make_interval(days => 2 - $2))),"
             " document AS (INSERT INTO documents (instance_id, id, entity, action, user_id, created_at)"
             " VALUES (1, gen_random_uuid(), 'user', 'x', 1, now() - make_interval(days => $2))),"
+            " answer AS (INSERT INTO idempotency_keys (instance_id, key_id, name, request, created_at)"
+            " VALUES (1, 1, $1::text::bytea, '', now() - make_interval(days => $2, mins => -1))),"
             " noted AS (INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint, created)"
             " VALUES (1, 'picked', 0, 'x', now() - make_interval(days => $2)))"
             " INSERT INTO pgqueuer (priority, entrypoint, status, updated)"
@@ -71,10 +73,12 @@ async def test_what_has_had_its_time_is_purged(
     settings = Settings()
     database = Database(settings, database_url)
     await database.open()
-    assert await purge_expired(database, settings) == {
-        "users": 1, "sessions": 1, "plans": 0, "codes": 2, "documents": 2, "jobs": 1, "job_log": 2,
+    gone = {
+        "users": 1, "sessions": 1, "plans": 0, "codes": 2, "answers": 2, "documents": 2,
+        "jobs": 1, "job_log": 2,
     }  # fmt: skip
-    nothing = {"users": 0, "sessions": 0, "plans": 0, "codes": 0, "documents": 0, "jobs": 0, "job_log": 0}
+    assert await purge_expired(database, settings) == gone
+    nothing = dict.fromkeys(gone, 0)
     assert await purge_expired(database, settings) == nothing
     assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 5
     await db.execute("""UPDATE instances SET settings = settings || '{"retentionDays": 7}'""")

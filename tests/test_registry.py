@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import Client, Serve, insert_key
+from conftest import Client, Serve, contents, insert_key
 from jsonschema import Draft7Validator
 from pydantic import TypeAdapter
 from referencing import Registry, Resource
@@ -39,7 +39,7 @@ async def test_examples_run(
     jane: dict[str, Any],
     db: asyncpg.Connection,
 ) -> None:
-    """Each on an instance with Jane, who is logged in, and a deleted user."""
+    """Each on an instance with Jane, who is logged in, and a deleted user; what writes, dry before."""
     await client.call("createUser", {"email": "gone@example.com"})
     await client.call("deleteUserByEmail", {"email": "gone@example.com"})
     for login in ("one@example.com", "two@example.com"):
@@ -60,8 +60,14 @@ async def test_examples_run(
     )
     graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
-    needs_operator = METHODS[name].operator
-    answer = await (operator if needs_operator else client).call(name, example.params)
+    caller = operator if METHODS[name].operator else client
+    rehearsed = None
+    if METHODS[name].writes:
+        before = await contents(db)
+        rehearsed = await caller.call(name, example.params | {"dryRun": True})
+        assert await contents(db) == before, "a dry run has written something"
+    answer = await caller.call(name, example.params)
+    assert not METHODS[name].writes or _shape(rehearsed) == _shape(answer)
     TypeAdapter(METHODS[name].result).validate_python(answer)
     if name == "rpc.discover":
         assert answer["openrpc"] == example.result["openrpc"]

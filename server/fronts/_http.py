@@ -29,10 +29,11 @@ from server.errors import (
     WrongType,
     WrongVerb,
 )  # fmt: skip
+from server.idempotency import checked_key
 from server.limits import RateLimiter
 from server.metrics import Metrics, RefusalFact
 from server.openapi import Describe
-from server.registry import Circumstances
+from server.registry import Circumstances, without_dry_run
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -42,7 +43,30 @@ KEYS = web.AppKey("KEYS", KeyRing)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 LIMITER = web.AppKey("LIMITER", RateLimiter)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
-CALLED = web.RequestKey("CALLED", bool)
+
+
+@dataclass(slots=True)
+class Calls:
+    """The calls that a request has become, and what its answer has to say of them beside its body."""
+
+    begun: int = 0
+    replayed: int = 0
+    dry: int = 0
+    retry_after: int = 0
+
+    def headers(self) -> dict[str, str]:
+        """What holds for all of them: a batch that did any new work does not say that it was replayed."""
+        told = {}
+        if self.replayed == self.begun:
+            told["Idempotency-Replayed"] = "true"
+        if self.dry == self.begun:
+            told["Dry-Run"] = "true"
+        if self.retry_after:
+            told["Retry-After"] = str(self.retry_after)
+        return told
+
+
+CALLED = web.RequestKey("CALLED", Calls)
 """Set once a request has become a call, which dispatch then observes."""
 
 LARGE_BODIES = web.AppKey("LARGE_BODIES", asyncio.Semaphore)
@@ -135,11 +159,63 @@ def address_of(request: web.Request) -> str | None:
     return address
 
 
-async def run(request: web.Request, caller: Caller, name: object, params: object) -> Any:
-    """Hand a call to the dispatcher, which observes it from here on."""
-    request[CALLED] = True
-    circumstances = Circumstances(request[REQUEST_ID], address_of(request))
-    return await request.app[DISPATCHER].call(caller, name, params, circumstances)
+async def run(
+    request: web.Request,
+    caller: Caller,
+    name: object,
+    params: object,
+    *,
+    idempotency_key: object = None,
+    place: int | None = None,
+) -> Any:
+    """Hand a call to the dispatcher, which observes it from here on.
+
+    Args:
+        idempotency_key: as the envelope has it, where it can have one; null is none.
+        place: which of several calls in one request it is.
+
+    Raises:
+        Invalid: what the headers Idempotency-Key and Dry-Run say cannot be, beside all that dispatch raises.
+    """
+    key = _idempotency_key(request, idempotency_key, place)
+    dry_run = _dry_run(request)
+    circumstances = Circumstances(request[REQUEST_ID], address_of(request), key, dry_run=dry_run)
+    calls = request.get(CALLED)
+    if calls is None:
+        calls = request[CALLED] = Calls()
+    calls.begun += 1
+    if dry_run or without_dry_run(params)[1] is True:
+        calls.dry += 1
+    try:
+        answered = await request.app[DISPATCHER].answer(caller, name, params, circumstances)
+    except ServiceError as error:
+        calls.retry_after = max(calls.retry_after, error.retry_after or 0)
+        raise
+    calls.replayed += answered.replayed
+    return answered.result
+
+
+def _idempotency_key(request: web.Request, given: object, place: int | None) -> str | None:
+    if given is None and "Idempotency-Key" not in request.headers:
+        return None
+    sent = request.headers.getall("Idempotency-Key", ())
+    keys = {checked_key(key) for key in (given, *sent) if key is not None}
+    if given is not None and place is not None:
+        return checked_key(given)  # in a batch the header is for those without their own
+    if len(keys) > 1 or len(sent) > 1:
+        raise Invalid("send one idempotency key", code="bad_idempotency_key")
+    # The calls of a batch share the header: each is told from the others by its place, behind a character
+    # that no key has.
+    return keys.pop() if place is None else f"{keys.pop()}\n{place}"
+
+
+def _dry_run(request: web.Request) -> bool:
+    if "Dry-Run" not in request.headers:
+        return False
+    values = {value.lower() for value in request.headers.getall("Dry-Run")}
+    if not values <= {"true", "false"}:
+        raise Invalid("the header Dry-Run must be true or false", code="bad_dry_run")
+    return "true" in values
 
 
 def body_limit(settings: Settings, *, with_picture: bool) -> int:
@@ -288,6 +364,8 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
                 metrics.refusal(
                     RefusalFact(front.name, error.code, response.status, request_id, error.cause())
                 )
+        if CALLED in request:
+            response.headers.update(request[CALLED].headers())
         response.headers["X-Request-Id"] = request_id
         return response
 

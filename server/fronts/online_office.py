@@ -16,11 +16,13 @@ from server.errors import (
     Conflict,
     FieldError,
     Forbidden,
+    IdempotencyConflict,
     Invalid,
     Malformed,
     NoRoute,
     NotFound,
     ServiceError,
+    StillRunning,
     TooLarge,
     TooSlow,
     Unauthenticated,
@@ -66,11 +68,15 @@ ERROR_CODES: dict[type[ServiceError], int] = {
     BadExpectation: 417,
     TooSlow: 408,
     Conflict: 409,
+    StillRunning: 409,
     TooLarge: 413,
     WrongType: 415,
+    IdempotencyConflict: 422,
     Unavailable: 503,
 }
 """Kind of error -> errorCode; the HTTP status is 200 but for keys, addresses and a service that is away."""
+AS_STATUS = (NoRoute, StillRunning)
+"""Kinds whose errorCode is the HTTP status although others with the same one are answered with 200."""
 STATUSES = {400: 200, 403: 200, 404: 200, 409: 200}
 
 LOCALES = {"en": "en_US", "ru": "ru_RU"}
@@ -126,7 +132,7 @@ def envelope(
 def error_response(request: web.Request, error: ServiceError) -> web.Response:
     """An error in the envelope."""
     code = next(ERROR_CODES[kind] for kind in type(error).__mro__ if kind in ERROR_CODES)
-    status = 404 if isinstance(error, NoRoute) else STATUSES.get(code, code)
+    status = code if isinstance(error, AS_STATUS) else STATUSES.get(code, code)
     return answer(status, orjson.dumps(envelope(_locale(request), error=error, code=code)))
 
 

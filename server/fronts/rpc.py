@@ -18,11 +18,13 @@ from server.errors import (
     Conflict,
     FieldError,
     Forbidden,
+    IdempotencyConflict,
     Invalid,
     Malformed,
     NoRoute,
     NotFound,
     ServiceError,
+    StillRunning,
     TooLarge,
     TooSlow,
     Unauthenticated,
@@ -63,8 +65,10 @@ STATUS: dict[type[ServiceError], int] = {
     NoRoute: 404,
     WrongVerb: 405,
     TooSlow: 408,
+    StillRunning: 409,
     TooLarge: 413,
     WrongType: 415,
+    IdempotencyConflict: 422,
     Unavailable: 503,
 }
 """Kind of error -> status in the plain envelope; a kind that is not here has that of its parent."""
@@ -102,7 +106,8 @@ async def handle(request: web.Request) -> web.Response:
         raise Invalid("the body must be an object with method and params, or a list of such")
     if "jsonrpc" in parsed:
         return _rendered(await _item(request, caller, parsed))
-    result = await run(request, caller, parsed.get("method"), parsed.get("params"))
+    key = parsed.get("idempotencyKey")
+    result = await run(request, caller, parsed.get("method"), parsed.get("params"), idempotency_key=key)
     return answer(200, orjson.dumps(result))
 
 
@@ -114,11 +119,15 @@ async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.
         return _rendered(
             _error_object(request, Invalid(message, code="invalid_request", fields=fields), None)
         )
-    answers = [answered for item in items if (answered := await _item(request, caller, item)) is not None]
+    answers = [
+        answered
+        for place, item in enumerate(items)
+        if (answered := await _item(request, caller, item, place)) is not None
+    ]
     return _rendered(answers or None)
 
 
-async def _item(request: web.Request, caller: Caller, item: Any) -> Any:
+async def _item(request: web.Request, caller: Caller, item: Any, place: int | None = None) -> Any:
     """The response object of one JSON-RPC 2.0 request; None for a notification."""
     if not _is_request(item):
         return _error_object(request, Invalid("Invalid Request", code="invalid_request"), None)
@@ -126,7 +135,7 @@ async def _item(request: web.Request, caller: Caller, item: Any) -> Any:
         deserializer=lambda parsed: parsed,
         validator=lambda parsed: parsed,  # checked above, a tenth of the time of its JSON Schema
         methods=_EveryMethod(),
-        context=(request, caller),
+        context=(request, caller, item.get("idempotencyKey"), place),
         post_process=to_serializable,
         request=item,
     )
@@ -149,11 +158,13 @@ class _EveryMethod(dict[str, Callable[..., Awaitable[Any]]]):
         return partial(_invoke, name)
 
 
-async def _invoke(name: str, context: tuple[web.Request, Caller], /, *args: Any, **kwargs: Any) -> Any:
+async def _invoke(
+    name: str, context: tuple[web.Request, Caller, Any, int | None], /, *args: Any, **kwargs: Any
+) -> Any:
     # Nothing but JsonRpcError leaves this function: jsonrpcserver would tell the caller str(exception).
-    request, caller = context
+    request, caller, key, place = context
     try:
-        result = await run(request, caller, name, list(args) or kwargs)
+        result = await run(request, caller, name, list(args) or kwargs, idempotency_key=key, place=place)
         return Success(orjson.Fragment(orjson.dumps(result)))
     except ServiceError as error:
         caught = error

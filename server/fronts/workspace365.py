@@ -21,6 +21,7 @@ from server.errors import (
     Conflict,
     FieldError,
     Forbidden,
+    IdempotencyConflict,
     Invalid,
     LengthRequired,
     Malformed,
@@ -28,6 +29,7 @@ from server.errors import (
     NotFound,
     NotHeld,
     ServiceError,
+    StillRunning,
     TooLarge,
     TooSlow,
     Unauthenticated,
@@ -74,15 +76,17 @@ STATUS: dict[type[ServiceError], int] = {
     NoRoute: 404,
     WrongVerb: 405,
     TooSlow: 408,
+    StillRunning: 409,
     LengthRequired: 411,
     TooLarge: 413,
     WrongType: 415,
     BadExpectation: 417,
+    IdempotencyConflict: 422,
     Unavailable: 503,
 }
 """Kind of error -> status; a kind that is not here has that of its parent."""
 
-TELLING = frozenset({400, 408, 413, 415})
+TELLING = frozenset({400, 408, 409, 413, 415, 422})
 """Statuses whose answers say what to mend; all others have no body."""
 
 WORDS = {

@@ -176,6 +176,22 @@ USING (
 WHERE codes.instance_id = due.instance_id AND codes.digest = due.digest
 RETURNING codes.user_id;
 
+-- name: purge_old_answers(row_limit)
+-- Takes idempotency keys and their answers after 24 hours, a bounded number at a time.
+DELETE FROM idempotency_keys
+USING (
+    SELECT instance_id, key_id, name
+    FROM idempotency_keys
+    WHERE created_at <= now() - interval '24 hours'
+    ORDER BY created_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE
+    idempotency_keys.instance_id = due.instance_id AND idempotency_keys.key_id = due.key_id
+    AND idempotency_keys.name = due.name
+RETURNING idempotency_keys.key_id;
+
 -- name: purge_old_documents(row_limit)
 -- Takes documents a week after they were asked for, a bounded number at a time.
 DELETE FROM documents

@@ -1,0 +1,34 @@
+-- name: find_answer(instance_id, key_id, name)^
+-- What was asked and answered under an idempotency key in the last 24 hours.
+SELECT request, answer
+FROM idempotency_keys
+WHERE
+    instance_id = :instance_id AND key_id = :key_id AND name = :name
+    AND created_at > now() - interval '24 hours';
+
+-- name: claim_idempotency_key(instance_id, key_id, name, request, lock_id)^
+-- Takes an idempotency key for this transaction. is_free is false at once, without waiting, while another one
+-- has it; is_claimed is false where there is an answer.
+WITH attempt AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock(:lock_id::bigint) AS is_free
+),
+
+claimed AS (
+    INSERT INTO idempotency_keys AS known (instance_id, key_id, name, request)
+    SELECT :instance_id::bigint, :key_id::bigint, :name::bytea, :request::bytea
+    FROM attempt
+    WHERE is_free
+    ON CONFLICT (instance_id, key_id, name) DO UPDATE
+    SET request = excluded.request, answer = NULL, created_at = now()
+    WHERE known.created_at <= now() - interval '24 hours'
+    RETURNING 1
+)
+
+SELECT is_free, EXISTS (SELECT FROM claimed) AS is_claimed
+FROM attempt;
+
+-- name: keep_answer(instance_id, key_id, name, answer)!
+-- What the call that has claimed the key answers, for those who ask again.
+UPDATE idempotency_keys
+SET answer = :answer
+WHERE instance_id = :instance_id AND key_id = :key_id AND name = :name;
