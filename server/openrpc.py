@@ -13,13 +13,14 @@ from server.errors import (
     Invalid,
     OutcomeUnknown,
     ServiceError,
+    TooMany,
     Unauthenticated,
     Unavailable,
     UnknownMethod,
 )  # fmt: skip
 from server.registry import Method, positions
 
-ANY_CALL = (Invalid, Unauthenticated, Forbidden, Contention, Unavailable, OutcomeUnknown)
+ANY_CALL = (Invalid, Unauthenticated, Forbidden, TooMany, Contention, Unavailable, OutcomeUnknown)
 """What every method can answer beside its own errors."""
 
 RPC_CODES: dict[str, int] = {
@@ -32,6 +33,7 @@ RPC_CODES: dict[str, int] = {
     "forbidden": -32003,
     "not_found": -32004,
     "conflict": -32009,
+    "too_many_calls": -32029,
     "unavailable": -32053,
 }
 """Kind of error -> JSON-RPC 2.0 code; those above -32100 are this server's own."""

@@ -20,6 +20,7 @@ from server.errors import (
     NotFound,
     ServiceError,
     TooLarge,
+    TooMany,
     TooSlow,
     Unauthenticated,
     Unavailable,
@@ -44,9 +45,10 @@ ERROR_CODES: dict[type[ServiceError], int] = {
     Conflict: 409,
     TooLarge: 413,
     WrongType: 415,
+    TooMany: 429,
     Unavailable: 503,
 }
-"""Kind of error -> errorCode; the HTTP status is 200 but for keys, addresses and a service that is away."""
+"""Kind of error -> errorCode; the HTTP status is 200 but for keys, addresses, limits and a service away."""
 STATUSES = {400: 200, 403: 200, 404: 200, 409: 200}
 
 LOCALES = {"en": "en_US", "ru": "ru_RU"}
@@ -62,6 +64,9 @@ RUSSIAN = {
     "the account has no position in this tree": "У аккаунта нет позиции в этом дереве",
     "is no account with a place in tree 0": "не является аккаунтом с позицией в дереве 0",
     "the code is not valid or has expired": "Код неверен или просрочен",
+    "too many calls, try again later": "Слишком много запросов, попробуйте позже",
+    "too many failed logins, try again later": "Слишком много неудачных попыток входа, попробуйте позже",
+    "the instance has no seat left (maxUsers)": "Достигнуто максимальное число пользователей",
     "the service is busy or its database is away, try again": "Сервис занят, попробуйте ещё раз",
 }
 

@@ -29,6 +29,7 @@ from server.errors import (
     NotHeld,
     ServiceError,
     TooLarge,
+    TooMany,
     TooSlow,
     Unauthenticated,
     Unavailable,
@@ -65,6 +66,7 @@ STATUS: dict[type[ServiceError], int] = {
     TooLarge: 413,
     WrongType: 415,
     BadExpectation: 417,
+    TooMany: 429,
     Unavailable: 503,
 }
 """Kind of error -> status; a kind that is not here has that of its parent."""
