@@ -33,7 +33,7 @@ def normalized(password: str) -> str:
 def _common_passwords() -> frozenset[str]:
     # A millisecond, once, when the first password is held against them.
     path = Path(__file__).parent / "data" / "common-passwords.txt"
-    return frozenset(path.read_text(encoding="utf-8").split("\n"))
+    return frozenset(path.read_text(encoding="utf-8").splitlines())
 
 
 def is_common(password: str) -> bool:
