@@ -86,7 +86,8 @@ def create_app(
     app = web.Application()
     app[SETTINGS] = settings
     app[LARGE_BODIES] = asyncio.Semaphore(AT_ONCE)
-    app[LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
+    app[LIMITER] = RateLimiter(settings.key_rate_limit, keys=settings.key_cache_size)
+    app[publica.LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
     database, keys, hasher, dispatcher = build(
         settings, database_url, methods=methods, check_results=check_results
     )

@@ -38,6 +38,8 @@ SCOPES: dict[str, str] = {
     "fields:write": "define profile fields",
     "plans:read": "look at plans",
     "plans:write": "create and change plans",
+    "groups:read": "look at groups and their members",
+    "groups:write": "create and change groups and who is in them",
     "files:read": "read files by their names, which nobody can guess",
     "sessions:read": "list login sessions",
     "sessions:write": "log users in and out",
@@ -61,6 +63,9 @@ class PasswordPolicy(BaseModel):
     minLength: int = Field(1, ge=1, le=128, description="Fewest characters.")
     minClasses: int = Field(
         1, ge=1, le=4, description="How many of lower case, upper case, digits and others must occur."
+    )
+    refuseCommon: bool = Field(
+        False, description="True refuses the 10,000 most common passwords, in any case."
     )
 
 
@@ -105,6 +110,18 @@ class Office365(BaseModel):
         return secret.get_secret_value() if secret and info.context == WITH_SECRETS else None
 
 
+Mebibytes = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class DefaultQuotas(BaseModel):
+    """What users may store who have no quota of their own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    mail: Mebibytes | None = Field(None, description="MiB of mail; null: any.")
+    files: Mebibytes | None = Field(None, description="MiB of files; null: any.")
+
+
 class InstanceSettings(BaseModel):
     """What can be set for each instance."""
 
@@ -125,6 +142,10 @@ class InstanceSettings(BaseModel):
         True, description="False refuses every request about its users in Workspace 365's format."
     )
     office365: Office365 | None = Field(None, description="For createInOffice365; null: not possible.")
+    maxUsers: int | None = Field(
+        None, ge=1, lt=2**53, description="Seats: users that are not deleted, suspended ones too; null: any."
+    )
+    defaultQuotas: DefaultQuotas = Field(default_factory=DefaultQuotas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +172,8 @@ class Caller:
     seconds_left: float | None = None
     # Seals the answers that are kept for its retries.
     secret: bytes = field(default=b"", repr=False)
+    # Calls a minute; 0: any, None: the server's setting.
+    rate_per_minute: int | None = None
 
 
 OPERATOR = Caller(0, "command line", frozenset(SCOPES), True, None)
@@ -280,7 +303,7 @@ class KeyRing:
         )
         caller = Caller(
             row["id"], row["name"], frozenset(row["scopes"]), row["is_operator"], default,
-            tuple(row["networks"]), row["seconds_left"], caller_secret(key),
+            tuple(row["networks"]), row["seconds_left"], caller_secret(key), row["rate_per_minute"],
         )  # fmt: skip
         networks = [ipaddress.ip_network(network) for network in row["networks"]]
         # The database said how long the key has to live; only differences of our clock are used.

@@ -209,12 +209,19 @@ def _duplicate(name: str) -> str:
 CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     "users_email": (Conflict, "duplicate_email", _duplicate("users_email"), "email"),
     "users_external_id": (Conflict, "duplicate_external_id", _duplicate("users_external_id"), "externalId"),
+    "instance_counters_seats": (
+        Conflict, "seats_exhausted", "the instance has no seat left (maxUsers)", "params",
+    ),
+    "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
+    # Gone while somebody was put into it, or it into something.
+    "group_members_group": (NotFound, "not_found", "not found", "name"),
+    "group_members_user": (NotFound, "not_found", "not found", "email"),
     "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
     "api_keys_digest": (Conflict, "duplicate_key", _duplicate("api_keys_digest"), "key"),
     "positions_account": (Conflict, "already_placed", "the account stands in this tree already", "accountId"),
     "positions_depth": (Invalid, "too_deep", "the tree has 1000 levels already", "sponsorId"),
     "users_instance": (NotFound, "not_found", "not found", "instance"),
-}
+}  # fmt: skip
 
 _NAME_IN_MESSAGE = re.compile(r'constraint "([^"]+)"')
 _SHARD_SUFFIX = re.compile(r"_\d+$")

@@ -284,7 +284,8 @@ class _Driver(AsyncpgDriver):
 
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
     """Remove users whose retention is over, sessions and codes that have expired, answers kept for
-    retries, old documents, the log of the queue and what was parked in it long ago, and end plans of users,
+    retries, failed logins that are forgiven, old documents, the log of the queue and what was parked in it
+    long ago, and end plans of users,
     batch by batch.
 
     Workers do not wait for one another: rows that another one holds are skipped.
@@ -296,6 +297,7 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
         ("plans", "end_expired_plans", {}),
         ("codes", "purge_expired_codes", {}),
         ("answers", "purge_old_answers", {}),
+        ("login_failures", "purge_login_failures", {}),
         ("documents", "purge_old_documents", {}),
         ("jobs", "purge_parked_jobs", {}),
         ("job_log", "purge_job_log", {}),

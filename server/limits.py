@@ -20,6 +20,8 @@ class Allowance:
     remaining: int
     # Seconds until the window ends and the limit holds anew.
     resets_in: int
+    # Seconds of a whole window.
+    window: int
 
 
 class RateLimiter:
@@ -43,13 +45,17 @@ class RateLimiter:
         # Key -> end of its window and calls in it, in the order in which the windows end.
         self._counts: OrderedDict[int, list[float]] = OrderedDict()
 
-    def spend(self, key_id: int) -> Allowance | None:
+    def spend(self, key_id: int, own_limit: int | None = None) -> Allowance | None:
         """Count a call of a key.
+
+        Args:
+            own_limit: the key's, instead of everybody's; 0 for no limit.
 
         Returns:
             whether it is granted and what is left; None where there is no limit.
         """
-        if not self._limit:
+        limit = self._limit if own_limit is None else own_limit
+        if not limit:
             return None
         now = self._clock()
         while self._counts and next(iter(self._counts.values()))[0] <= now:
@@ -59,6 +65,7 @@ class RateLimiter:
             if len(self._counts) >= self._keys:
                 self._counts.popitem(last=False)
             count = self._counts[key_id] = [now + self._window, 0]
-        granted = count[1] < self._limit
+        granted = count[1] < limit
         count[1] += granted
-        return Allowance(granted, self._limit, int(self._limit - count[1]), math.ceil(count[0] - now))
+        left = max(0, int(limit - count[1]))  # a limit may have been lowered in its window
+        return Allowance(granted, limit, left, math.ceil(count[0] - now), math.ceil(self._window))

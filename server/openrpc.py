@@ -15,13 +15,14 @@ from server.errors import (
     OutcomeUnknown,
     ServiceError,
     StillRunning,
+    TooMany,
     Unauthenticated,
     Unavailable,
     UnknownMethod,
 )  # fmt: skip
 from server.registry import DRY_RUN, Method, positions
 
-ANY_CALL = (Invalid, Unauthenticated, Forbidden, Contention, Unavailable, OutcomeUnknown)
+ANY_CALL = (Invalid, Unauthenticated, Forbidden, TooMany, Contention, Unavailable, OutcomeUnknown)
 """What every method can answer beside its own errors."""
 
 REPEATED = (IdempotencyConflict, StillRunning)
@@ -39,6 +40,7 @@ RPC_CODES: dict[str, int] = {
     "conflict": -32009,
     "still_running": -32010,
     "idempotency_conflict": -32022,
+    "too_many_calls": -32029,
     "unavailable": -32053,
 }
 """Kind of error -> JSON-RPC 2.0 code; those above -32100 are this server's own."""

@@ -1,9 +1,11 @@
 """Password hashing off the event loop, in a bounded pool with a bounded queue."""
 
 import contextlib
+import functools
 import re
 import secrets
 import unicodedata
+from pathlib import Path
 
 import argon2
 from argon2.exceptions import VerificationError
@@ -25,6 +27,18 @@ _PHC = re.compile(
 def normalized(password: str) -> str:
     """The form that is hashed: NFKC, so that one password typed on two keyboards is one (SP 800-63B)."""
     return unicodedata.normalize("NFKC", password)
+
+
+@functools.cache
+def _common_passwords() -> frozenset[str]:
+    # A millisecond, once, when the first password is held against them.
+    path = Path(__file__).parent / "data" / "common-passwords.txt"
+    return frozenset(path.read_text(encoding="utf-8").splitlines())
+
+
+def is_common(password: str) -> bool:
+    """Whether a password is one of the 10,000 most common ones, in any case (SP 800-63B, 3.1.1.2)."""
+    return normalized(password).lower() in _common_passwords()
 
 
 def hash_problem(password_hash: str) -> str | None:

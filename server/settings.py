@@ -77,6 +77,13 @@ class Settings(BaseSettings):
         description="Calls a minute that each key may make on the publica.la wire, in each worker; 0: any.",
     )
 
+    key_rate_limit: int = Field(
+        0,
+        ge=0,
+        description="Calls a minute that each key without a rate of its own may make on all wires together, "
+        "in each worker; 0: any.",
+    )
+
     run_jobs: bool = Field(
         True, description="Whether serve also works the queue; false where officerpc work does it apart."
     )

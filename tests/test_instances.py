@@ -85,7 +85,7 @@ async def test_settings_are_merged(operator: Client) -> None:
     assert found["title"] == "Mine"
     untouched = InstanceSettings(confirmationHosts=[LINK_HOST]).model_dump()
     assert found["settings"] == untouched | {
-        "passwordPolicy": {"minLength": 12, "minClasses": 3}, "retentionDays": 5,
+        "passwordPolicy": {"minLength": 12, "minClasses": 3, "refuseCommon": False}, "retentionDays": 5,
     }  # fmt: skip
     await operator.call("updateInstance", mine | {"settings": {"retentionDays": None}})
     assert (await operator.call("getInstance", mine))["settings"]["retentionDays"] is None

@@ -1,6 +1,24 @@
-"""Windows of calls, by a clock of the test's own."""
+"""Limits: calls of a key, seats of an instance, quotas of its users, failed logins and common passwords."""
 
+import asyncio
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from conftest import ADMIN, Client, Serve, footprint, insert_key
+
+from server.auth import digest
+from server.jobs import purge_expired
 from server.limits import RateLimiter
+from server.passwords import is_common
+from server.settings import Settings
+
+LOOK_UP = {"email": ADMIN}
+MINE = {"instance": "MYINSTANCE"}
+
+
+# --- windows of calls, by a clock of the test's own -----------------------------------------------------
 
 
 class Clock:
@@ -40,3 +58,498 @@ def test_memory_is_bounded() -> None:
 
 def test_no_limit() -> None:
     assert RateLimiter(0, keys=1).spend(1) is None
+    assert RateLimiter(5, keys=1).spend(1, 0) is None
+
+
+def test_a_limit_of_its_own() -> None:
+    limiter = RateLimiter(5, keys=9, clock=Clock())
+    for own, granted in ((2, True), (2, True), (2, False), (3, True), (1, False)):
+        allowance = limiter.spend(1, own)
+        assert allowance is not None
+        assert (allowance.granted, allowance.limit) == (granted, own)
+        assert allowance.remaining >= 0
+
+
+# --- rates of keys on every wire ------------------------------------------------------------------------
+
+CALLS: dict[str, tuple[str, str, str, Any]] = {
+    # Wire -> verb, address, header of the key, body.
+    "plain": ("POST", "/rpc", "x-api-key", {"method": "getUserByEmail", "params": LOOK_UP}),
+    "2.0": (
+        "POST", "/rpc", "x-api-key",
+        {"jsonrpc": "2.0", "method": "getUserByEmail", "params": LOOK_UP, "id": "a"},
+    ),
+    "online-office": ("GET", f"/online-office/user/exists?login={ADMIN}", "Token", None),
+    "workspace365": (
+        "PUT", f"/Provisioning/MYINSTANCE/User/{ADMIN}/Validate/", "ProvisioningKey", {"FirstName": "A"},
+    ),
+    "publica": ("GET", "/integration-api/v1/dashboard/users", "X-User-Token", None),
+}  # fmt: skip
+MESSAGE = "too many calls, try again later"
+REFUSALS: dict[str, Any] = {
+    "plain": MESSAGE,
+    "online-office": {
+        "errorCode": 429, "errorMessage": MESSAGE,
+        "primary": {"success": False, "message": MESSAGE, "payload": {}, "errors": []},
+        "secondary": [], "locale": "en_US",
+    },
+    "workspace365": None,
+    "publica": {"message": "Too Many Attempts."},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wire", CALLS)
+async def test_rates_on_every_wire(wire: str, serve: Serve, db: asyncpg.Connection) -> None:
+    """Two calls a minute; the third is a 429 in the wire's own form. A key with another rate goes by that."""
+    client = await serve(key_rate_limit=2)
+    verb, address, header, body = CALLS[wire]
+
+    async def call(key: str) -> tuple[int, dict[str, str], Any]:
+        async with client.http.request(
+            verb, client.url + address, headers={header: key}, json=body
+        ) as response:
+            text = await response.read()
+            return response.status, dict(response.headers), orjson.loads(text) if text else None
+
+    for left in (1, 0):
+        status, headers, _ = await call(client.key)
+        assert status == 200
+        assert headers["RateLimit-Policy"].startswith('"key";q=2;w=60')
+        assert headers["RateLimit"].startswith(f'"key";r={left};t=')
+        assert ('"publica";q=100;w=60' in headers["RateLimit-Policy"]) == (wire == "publica")
+    status, headers, answered = await call(client.key)
+    assert (status, headers["X-Error-Code"]) == (429, "too_many_calls")
+    assert 0 < int(headers["Retry-After"]) <= 60
+    assert headers["RateLimit"] == f'"key";r=0;t={headers["Retry-After"]}'
+    if wire == "2.0":
+        assert answered["id"] == "a" and answered["error"]["code"] == -32029
+        assert answered["error"]["data"]["retryable"] is True
+        assert answered["error"]["data"]["retryAfter"] == int(headers["Retry-After"])
+    else:
+        assert answered == REFUSALS[wire]
+    unlimited = await insert_key(db)
+    await db.execute("UPDATE api_keys SET rate_per_minute = 0 WHERE digest = $1", digest(unlimited))
+    for _ in range(4):
+        status, headers, _ = await call(unlimited)
+        assert status == 200 and "key" not in headers.get("RateLimit", "")
+
+
+async def test_wires_share_the_rate(serve: Serve) -> None:
+    client = await serve(key_rate_limit=2)
+    await client.call("getUserByEmail", LOOK_UP)
+    async with client.http.get(
+        f"{client.url}/main-app/user/exists?login={ADMIN}", headers={"Token": client.key}
+    ) as response:
+        assert response.status == 200
+    before_bad_json = await client.post(b"{")
+    assert before_bad_json.status == 429  # broken JSON counts too
+
+
+async def test_no_rate_and_no_headers_by_default(client: Client) -> None:
+    for _ in range(3):
+        async with await client.post({"method": "getUserByEmail", "params": LOOK_UP}) as response:
+            assert response.status == 200 and "RateLimit" not in response.headers
+
+
+async def test_what_is_refused_does_nothing(serve: Serve, db: asyncpg.Connection) -> None:
+    client = await serve(key_rate_limit=1)
+    await client.call("getUserByEmail", LOOK_UP)
+    before = await footprint(db)
+    assert await client.outcome("createUser", {"email": "x@example.com"}) == (429, MESSAGE)
+    assert await footprint(db) == before
+
+
+async def test_each_item_of_a_batch_is_a_call(serve: Serve, db: asyncpg.Connection) -> None:
+    """Those beyond the rate are refused; with nothing left, the whole batch is."""
+    client = await serve(key_rate_limit=3)
+    look_up = {"jsonrpc": "2.0", "method": "getUserByEmail", "params": LOOK_UP}
+    create = {"jsonrpc": "2.0", "method": "createUser", "params": {"email": "x@example.com"}, "id": 4}
+    batch = [look_up | {"id": 1}, look_up, look_up | {"id": 3}, create, create | {"id": 5}, look_up, 7]
+    async with await client.post(batch) as response:
+        assert response.status == 200
+        answers = await response.json()
+        assert response.headers["RateLimit"].startswith('"key";r=0;')
+    assert [(answer["id"], "error" in answer) for answer in answers] == [
+        (1, False), (3, False), (4, True), (5, True), (None, True),
+    ]  # fmt: skip
+    assert {answer["error"]["code"] for answer in answers[2:]} == {-32029}
+    async with await client.post(batch) as response:
+        assert (response.status, response.headers["X-Error-Code"]) == (429, "too_many_calls")
+        assert (await response.json())["id"] is None
+    assert await db.fetchval("SELECT count(*) FROM users") == 1
+
+
+async def test_rates_of_keys_are_kept_and_changed(
+    serve: Serve, db: asyncpg.Connection, database_url: str
+) -> None:
+    """A key makes none that may call more often than itself; an operator does, and rotation keeps it."""
+    client = await serve(key_rate_limit=100)
+    operator = client.using(await insert_key(db, operator=True))
+    shop = {"name": "shop", "scopes": ["users:read", "keys:read", "keys:write"]}
+    denied = (403, "not-allowed")
+    assert (await client.call("createApiKey", shop))["ratePerMinute"] is None
+    for rate in (0, 101):
+        assert await client.outcome("createApiKey", shop | {"ratePerMinute": rate}) == denied
+    made = await client.call("createApiKey", shop | {"ratePerMinute": 50})
+    child = await client.using(made["key"]).call("createApiKey", shop)
+    assert (made["ratePerMinute"], child["ratePerMinute"]) == (50, 50)
+    listed = {key["id"]: key["ratePerMinute"] for key in await client.call("listApiKeys")}
+    assert (listed[made["id"]], listed[child["id"]]) == (50, 50)
+    change = {"id": made["id"]}
+    assert await client.call("updateApiKey", change | {"ratePerMinute": 20, "name": "small shop"}) is True
+    for rate in (None, 0, 21):
+        assert await client.outcome("updateApiKey", change | {"ratePerMinute": rate}) == denied
+    assert await client.outcome("updateApiKey", {"id": 999, "name": "x"}) == (400, "not found")
+    assert (await client.outcome("updateApiKey", change))[0] == 400
+    rotated = await client.call("rotateApiKey", change)
+    assert (rotated["ratePerMinute"], rotated["name"]) == (20, "small shop")
+    await operator.call("updateApiKey", {"id": rotated["id"], "ratePerMinute": 500})
+    async with await client.using(rotated["key"]).post(
+        {"method": "getUserByEmail", "params": LOOK_UP}
+    ) as response:
+        assert response.headers["RateLimit-Policy"] == '"key";q=500;w=60'
+
+
+# --- seats ----------------------------------------------------------------------------------------------
+
+FULL = (400, "the instance has no seat left (maxUsers)")
+
+
+async def test_seats(client: Client, operator: Client, db: asyncpg.Connection) -> None:
+    """Suspended users have one, deleted ones do not; every way of making a user is bound by them."""
+    await operator.call("updateInstance", MINE | {"settings": {"maxUsers": 3}})
+    for name in ("one", "two"):
+        await client.call("createUser", {"email": f"{name}@example.com"})
+    await client.call("updateUserByEmail", {"email": "one@example.com", "isActive": False})
+    shown = await client.call("getInstance")
+    assert (shown["users"], shown["maxUsers"], shown["settings"]["maxUsers"]) == (3, 3, 3)
+    member = {"login": "x@example.com", "sponsorId": 1, "profile": {"firstname": "X", "lastname": "Y"}}
+    before = await footprint(db)
+    assert await client.outcome("createUser", {"email": "x@example.com"}) == FULL
+    assert await client.outcome("createMember", member) == FULL
+    assert await client.outcome("createStoreUser", {"email": "x@example.com", "externalId": "x"}) == FULL
+    assert await client.call("validateUser", {"email": "x@example.com"}) == {
+        "valid": False, "failures": [{"field": "params", "message": FULL[1]}],
+    }  # fmt: skip
+    assert await footprint(db) == before
+    await client.call("deleteUserByEmail", {"email": "two@example.com"})
+    await client.call("createUser", {"email": "x@example.com"})
+    assert await client.outcome("restoreUserByEmail", {"email": "two@example.com"}) == FULL
+    lower = await operator.outcome("updateInstance", MINE | {"settings": {"maxUsers": 2}})
+    assert lower == (400, "settings.maxUsers: must not be less than the 3 users that there are")
+    await operator.call("updateInstance", MINE | {"settings": {"maxUsers": 4}})
+    await operator.call("updateInstance", MINE | {"title": "Mine"})
+    await client.call("restoreUserByEmail", {"email": "two@example.com"})
+    assert await client.outcome("createUser", {"email": "y@example.com"}) == FULL
+    await operator.call("updateInstance", MINE | {"settings": {"maxUsers": None}})
+    await client.call("createUser", {"email": "y@example.com"})
+
+
+async def test_seats_on_other_wires(client: Client, operator: Client) -> None:
+    await operator.call("updateInstance", MINE | {"settings": {"maxUsers": 1}})
+    async with client.http.post(
+        client.url + "/Provisioning/MYINSTANCE/User/",
+        json={"EmailAddress": "x@example.com", "Password": "x"},
+        headers={"ProvisioningKey": client.key},
+    ) as response:
+        assert response.status == 400
+        assert await response.json() == [{"MemberNames": [], "ErrorMessage": FULL[1]}]
+    async with client.http.post(
+        client.url + "/integration-api/v1/dashboard/users",
+        json={"email": "x@example.com", "external_id": "x"},
+        headers={"X-User-Token": client.key},
+    ) as response:
+        assert response.status == 422
+        assert (await response.json())["errors"] == {"params": [FULL[1] + "."]}
+
+
+async def test_twenty_parallel_creations_at_the_last_seat(
+    client: Client, operator: Client, db: asyncpg.Connection
+) -> None:
+    await operator.call("updateInstance", MINE | {"settings": {"maxUsers": 2}})
+    outcomes = await asyncio.gather(
+        *(client.outcome("createUser", {"email": f"u{n}@example.com"}) for n in range(20))
+    )
+    assert sorted(status for status, _ in outcomes) == [200] + [400] * 19
+    assert [outcome for outcome in outcomes if outcome[0] != 200] == [FULL] * 19
+    assert await db.fetchval("SELECT count(*) FROM users") == 2
+    assert await db.fetchval("SELECT count(*) FROM mailboxes") == 12
+
+
+async def test_an_instance_is_made_with_seats(operator: Client) -> None:
+    made = {"name": "SMALL", "admin": {"email": "boss@small.example"}, "settings": {"maxUsers": 1}}
+    await operator.call("createInstance", made)
+    assert await operator.outcome("createUser", {"instance": "SMALL", "email": "x@small.example"}) == FULL
+    for seats in (0, -1, 2**53, "3", 1.5):
+        assert (await operator.outcome("createInstance", made | {"settings": {"maxUsers": seats}}))[0] == 400
+
+
+# --- quotas ---------------------------------------------------------------------------------------------
+
+
+def quotas(mail: int | None, files: int | None, *, mail_own: bool, files_own: bool) -> dict[str, Any]:
+    return {
+        "mail": {"limit": mail, "isDefault": not mail_own}, "files": {"limit": files, "isDefault": not files_own},
+    }  # fmt: skip
+
+
+async def test_quotas(client: Client, operator: Client) -> None:
+    """A user's own, or the instance's; one is changed without the other."""
+    jane = {"email": "jane@example.com"}
+    await client.call("createUser", jane | {"quotas": {"mail": 2048}})
+    assert await client.call("getQuotasByEmail", jane) == quotas(2048, None, mail_own=True, files_own=False)
+    await operator.call("updateInstance", MINE | {"settings": {"defaultQuotas": {"mail": 1, "files": 500}}})
+    assert await client.call("getQuotasByEmail", jane) == quotas(2048, 500, mail_own=True, files_own=False)
+    await client.call("updateUserByEmail", jane | {"quotas": {"files": 0}})
+    assert await client.call("getQuotasByEmail", jane) == quotas(2048, 0, mail_own=True, files_own=True)
+    await client.call("updateUserByEmail", jane | {"quotas": {"mail": None}})
+    await operator.call("updateInstance", MINE | {"settings": {"defaultQuotas": {"mail": None}}})
+    assert await client.call("getQuotasByEmail", jane) == quotas(None, 0, mail_own=False, files_own=True)
+    assert await client.outcome("getQuotasByEmail", {"email": "nobody@example.com"}) == (400, "not found")
+    assert "quotas" not in await client.call("getUserByEmail", jane)
+
+
+@pytest.mark.parametrize("bad", [{"mail": -1}, {"mail": 2**31}, {"files": "1"}, {"disk": 1}, 5, None])
+async def test_bad_quotas(bad: Any, client: Client, db: asyncpg.Connection) -> None:
+    before = await footprint(db)
+    assert (await client.outcome("createUser", {"email": "x@example.com", "quotas": bad}))[0] == 400
+    assert (await client.outcome("updateUserByEmail", LOOK_UP | {"quotas": bad}))[0] == 400
+    assert await footprint(db) == before
+
+
+# --- failed logins --------------------------------------------------------------------------------------
+
+WRONG = (400, "Login or password is incorrect")
+DELAYED = (429, "too many failed logins, try again later")
+
+
+async def wait_over(db: asyncpg.Connection, seconds: int) -> None:
+    """As if so many seconds had gone by."""
+    await db.execute(
+        "UPDATE login_failures SET forgiven_at = forgiven_at - make_interval(secs => $1),"
+        " delayed_until = delayed_until - make_interval(secs => $1)",
+        seconds,
+    )
+
+
+LONG = 600
+
+
+async def stretch(db: asyncpg.Connection, seconds: int = LONG) -> None:
+    """Make delays longer, so that a slow machine does not outlast them."""
+    await db.execute(
+        "UPDATE login_failures SET delayed_until = delayed_until + make_interval(secs => $1)", seconds
+    )
+
+
+async def check_delay(
+    client: Client, db: asyncpg.Connection, method: str, params: dict[str, Any], seconds: int
+) -> None:
+    """A login is told to wait for so many seconds, or a few less that have gone by."""
+    await stretch(db)
+    async with await client.post({"method": method, "params": params}) as response:
+        assert (response.status, await response.json()) == DELAYED
+        assert response.headers["X-Error-Code"] == "login_delayed"
+        assert seconds - 10 < int(response.headers["Retry-After"]) - LONG <= seconds
+    await stretch(db, -LONG)
+
+
+@pytest.mark.parametrize("login", ["jane@example.com", "nobody@example.com"])
+async def test_delays_grow_for_an_account(
+    login: str, client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """From the fifth failure on, the same for an account that is none; checkAuth counts with login."""
+    for _ in range(4):
+        assert await client.outcome("login", {"email": login, "password": "wrong"}) == WRONG
+    assert await client.outcome("checkAuth", {"login": login.upper(), "password": "wrong"}) == WRONG
+    for seconds in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900):
+        await check_delay(client, db, "checkAuth", {"login": login, "password": "demo1234"}, seconds)
+        await wait_over(db, seconds)
+        await db.execute(
+            "UPDATE login_failures SET forgiven_at = forgiven_at + make_interval(secs => $1)", seconds
+        )
+        assert await client.outcome("login", {"email": login, "password": "wrong"}) == WRONG
+    assert login.encode() not in b"".join(await db.fetchval("SELECT array_agg(subject) FROM login_failures"))
+
+
+async def test_a_right_password_is_refused_meanwhile_and_forgiving_afterwards(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    right = {"email": "jane@example.com", "password": "demo1234"}
+    for _ in range(5):
+        await client.outcome("login", right | {"password": "wrong"})
+    sessions = await db.fetchval("SELECT count(*) FROM sessions")
+    await check_delay(client, db, "login", right, 1)
+    assert await db.fetchval("SELECT count(*) FROM sessions") == sessions
+    await wait_over(db, 1)
+    await client.call("login", right)
+    for _ in range(4):
+        assert await client.outcome("login", right | {"password": "wrong"}) == WRONG
+    await client.call("login", right)
+
+
+async def test_failures_are_forgiven_with_time(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """One every quarter of an hour; nobody is locked out for good."""
+    wrong = {"email": "jane@example.com", "password": "wrong"}
+    for _ in range(4):
+        await client.outcome("login", wrong)
+    await wait_over(db, 2 * 900)
+    for _ in range(2):
+        assert await client.outcome("login", wrong) == WRONG
+    assert await client.outcome("login", wrong) == WRONG
+    await check_delay(client, db, "login", wrong, 1)
+    await wait_over(db, 6 * 900)
+    for _ in range(4):
+        assert await client.outcome("login", wrong) == WRONG
+    await client.call("login", wrong | {"password": "demo1234"})
+
+
+async def test_guesses_sent_at_once_count_like_one_after_the_other(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """Of forty, one is told that it is wrong; the right one is not told either, once a delay has begun."""
+    wrong = {"email": "jane@example.com", "password": "wrong"}
+    await client.outcome("login", wrong)
+    await db.execute("UPDATE login_failures SET forgiven_at = now() + interval '3 hours'")
+    outcomes = await asyncio.gather(*(client.outcome("login", wrong) for _ in range(40)))
+    assert sorted(status for status, _ in outcomes) == [400] + [429] * 39
+    assert await client.outcome("login", wrong | {"password": "demo1234"}) == DELAYED
+
+
+async def test_right_logins_at_once_are_no_failures(client: Client, jane: dict[str, Any]) -> None:
+    right = {"email": "jane@example.com", "password": "demo1234"}
+    outcomes = await asyncio.gather(*(client.outcome("login", right) for _ in range(20)))
+    assert {status for status, _ in outcomes} == {200}
+
+
+async def test_failures_from_an_address(client: Client, jane: dict[str, Any], db: asyncpg.Connection) -> None:
+    """Of any account; IPv6 by its /64. A right password of one account forgives nothing of the address."""
+    right = {"login": "jane@example.com", "password": "demo1234"}
+    for n in range(20):
+        there = {"clientAddress": f"2001:db8:0:1::{n:x}"}
+        guess = {"login": f"u{n}@example.com", "password": "x"} | there
+        assert await client.outcome("checkAuth", guess) == WRONG
+        if n == 10:
+            await client.call("checkAuth", right | there)
+    await check_delay(client, db, "checkAuth", right | {"clientAddress": "2001:db8:0:1:ffff::"}, 1)
+    await stretch(db)
+    token = {"token": "x" * 40, "clientAddress": "2001:db8:0:1::1"}
+    assert await client.outcome("loginWithToken", token) == DELAYED
+    for elsewhere in ({"clientAddress": "2001:db8:0:2::"}, {"clientAddress": "192.0.2.7"}, {}):
+        await client.call("checkAuth", right | elsewhere)
+    await wait_over(db, LONG + 1)
+    await client.call("checkAuth", right | {"clientAddress": "2001:db8:0:1::"})
+
+
+async def test_guessed_tokens_count_for_their_address(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    guess = {"token": "x" * 40, "clientAddress": "192.0.2.7"}
+    right = {"email": "jane@example.com", "password": "demo1234"}
+    token = (await client.call("login", right))["token"]
+    for _ in range(20):
+        assert await client.outcome("loginWithToken", guess) == WRONG
+    mapped = {"clientAddress": "::ffff:192.0.2.7"}
+    await check_delay(client, db, "loginWithToken", mapped | {"token": token}, 1)
+    await stretch(db)
+    assert await client.outcome("login", right | mapped) == DELAYED
+    await client.call("loginWithToken", {"token": token})
+
+
+async def test_the_callers_own_address_counts_where_none_is_given(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """With room for all the users behind it."""
+    guesses = [{"token": f"{n:040}"} for n in range(101)]
+    outcomes = [await client.outcome("loginWithToken", guess) for guess in guesses]
+    assert outcomes.count(WRONG) >= 100
+    await db.execute("UPDATE login_failures SET delayed_until = now() + interval '9 seconds'")
+    right = {"email": "jane@example.com", "password": "demo1234"}
+    await check_delay(client, db, "login", right, 9)
+    await stretch(db)
+    await client.call("login", right | {"clientAddress": "192.0.2.7"})
+
+
+async def test_another_tenant_has_failures_of_its_own(
+    client: Client, other: Client, jane: dict[str, Any]
+) -> None:
+    for _ in range(6):
+        await other.outcome("login", {"email": "jane@example.com", "password": "wrong"})
+    await client.call("login", {"email": "jane@example.com", "password": "demo1234"})
+
+
+@pytest.mark.parametrize("bad", ["here", "", "192.0.2.7/24", 5, "1" * 60])
+async def test_bad_addresses(bad: Any, client: Client, db: asyncpg.Connection) -> None:
+    login = {"email": ADMIN, "password": "x", "clientAddress": bad}
+    assert (await client.outcome("login", login))[0] == 400
+    assert await db.fetchval("SELECT count(*) FROM login_failures") == 0
+
+
+async def test_a_delay_on_the_member_platforms_wire(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    guess = {"login": "jane@example.com", "password": "wrong"}
+    for _ in range(6):
+        await stretch(db)
+        async with client.http.get(
+            client.url + "/online-office/user/check-auth", params=guess,
+            headers={"Token": client.key, "Locale": "ru_RU"},
+        ) as response:  # fmt: skip
+            status, answered = response.status, await response.json()
+            retry = response.headers.get("Retry-After")
+    assert (status, answered["errorCode"]) == (429, 429) and retry is not None
+    assert answered["errorMessage"] == "Слишком много неудачных попыток входа, попробуйте позже"
+
+
+async def test_failures_are_purged(client: Client, db: asyncpg.Connection, database_url: str) -> None:
+    for _ in range(6):
+        await client.outcome("login", {"email": ADMIN, "password": "x"})
+    database = client.dispatcher._database
+    assert (await purge_expired(database, Settings()))["login_failures"] == 0
+    await wait_over(db, 7 * 900)
+    assert (await purge_expired(database, Settings()))["login_failures"] == 2
+
+
+# --- common passwords -----------------------------------------------------------------------------------
+
+
+def test_the_most_common_passwords() -> None:
+    """Ten thousand, in any case and any spelling that NFKC makes one."""
+    for common in ("123456", "password", "PassWord", "qwerty", "iloveyou", "\uff51werty"):
+        assert is_common(common), common
+    for rare in ("", "demo1234", "correct horse battery staple", "password "):
+        assert not is_common(rare), rare
+
+
+async def test_common_passwords_are_refused_where_the_policy_says_so(
+    client: Client, operator: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """By every method that sets one."""
+    await client.call("resetPasswordByEmail", {"email": "jane@example.com", "password": "qwerty"})
+    policy = {"settings": {"passwordPolicy": {"refuseCommon": True}}}
+    await operator.call("updateInstance", MINE | policy)
+    before, stored = await footprint(db), await db.fetch("SELECT * FROM credentials")
+    profile = {"firstname": "X", "lastname": "Y"}
+    created = {"name": "SAFE", "admin": {"email": "boss@safe.example", "password": "Password1"}}
+    for who, method, params, member in (
+        (client, "createUser", {"email": "x@example.com", "password": "Qwerty"}, "password"),
+        (client, "resetPasswordByEmail", {"email": "jane@example.com", "password": "QWERTY"}, "password"),
+        (client, "replaceUserByEmail", {"email": "jane@example.com", "password": "qwerty"}, "password"),
+        (client, "setPassword", {"id": 2, "newPassword": "qwerty"}, "newPassword"),
+        (client, "resetPasswordWithCode", {"code": "x", "newPassword": "qwerty"}, "newPassword"),
+        (client, "createMember",
+         {"login": "x@example.com", "sponsorId": 1, "profile": profile, "password": "qwerty"}, "password"),
+        (client, "createStoreUser",
+         {"email": "x@example.com", "externalId": "x", "newPassword": "password1"}, "newPassword"),
+        (client, "updateStoreUser",
+         {"id": 2, "email": "jane@example.com", "externalId": "x", "onlySeesReadable": True,
+          "newPassword": "password1"}, "newPassword"),
+        (operator, "createInstance", created | policy, "admin.password"),
+    ):  # fmt: skip
+        told = f"{member}: is one of the 10,000 most common passwords"
+        assert await who.outcome(method, params) == (400, told), method
+    assert await footprint(db) == before
+    assert await db.fetch("SELECT * FROM credentials") == stored
+    await client.call("createUser", {"email": "x@example.com", "password": "quite a rare one"})

@@ -74,7 +74,7 @@ async def test_what_has_had_its_time_is_purged(
     database = Database(settings, database_url)
     await database.open()
     gone = {
-        "users": 1, "sessions": 1, "plans": 0, "codes": 2, "answers": 2, "documents": 2,
+        "users": 1, "sessions": 1, "plans": 0, "codes": 2, "answers": 2, "login_failures": 0, "documents": 2,
         "jobs": 1, "job_log": 2,
     }  # fmt: skip
     assert await purge_expired(database, settings) == gone

@@ -24,13 +24,14 @@ from server.errors import (
     NoRoute,
     ServiceError,
     TooLarge,
+    TooMany,
     TooSlow,
     Unauthenticated,
     WrongType,
     WrongVerb,
 )  # fmt: skip
 from server.idempotency import checked_key
-from server.limits import RateLimiter
+from server.limits import Allowance, RateLimiter
 from server.metrics import Metrics, RefusalFact
 from server.openapi import Describe
 from server.registry import Circumstances, without_dry_run
@@ -42,6 +43,7 @@ DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
 KEYS = web.AppKey("KEYS", KeyRing)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 LIMITER = web.AppKey("LIMITER", RateLimiter)
+"""Of all wires together; one that has a limit of its own counts for itself too."""
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 
@@ -72,6 +74,9 @@ CALLED = web.RequestKey("CALLED", Calls)
 LARGE_BODIES = web.AppKey("LARGE_BODIES", asyncio.Semaphore)
 AT_ONCE = 8
 """Bodies larger than usual, which hold pictures, that are read at the same time."""
+ALLOWANCES = web.RequestKey("ALLOWANCES", dict[str, Allowance])
+"""What is left to the caller by each limit that it is under, by the limit's name."""
+
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 """Members and items of one body: more would keep the event loop from everybody else."""
@@ -124,22 +129,57 @@ def request_id_of(given: str | None) -> str:
     return f"{random.getrandbits(96):024x}"  # a name, no secret
 
 
-async def authenticate(request: web.Request, *headers: str) -> Caller:
-    """Who calls.
+async def authenticate(request: web.Request, *headers: str, counted: bool = True) -> Caller:
+    """Who calls; the call counts towards the rate of its key.
 
     Args:
         headers: where this wire looks for the key.
+        counted: False where the wire calls count itself.
 
     Raises:
         Unauthenticated: no key, or one that is unknown, revoked or expired.
         Invalid: more than one key.
+        TooMany: the key has made as many calls as it may.
     """
     given = [value for header in headers for value in request.headers.getall(header, ())]
     if len(given) > 1:
         raise Invalid("send one API key", code="several_keys")
     if not given or not given[0]:
         raise Unauthenticated
-    return await request.app[KEYS].caller(given[0], address_of(request))
+    caller = await request.app[KEYS].caller(given[0], address_of(request))
+    if counted:
+        count(request, caller)
+    return caller
+
+
+def count(request: web.Request, caller: Caller) -> None:
+    """Count a call towards the rate of its key.
+
+    Raises:
+        TooMany: the key has made as many calls as it may.
+    """
+    allowance = request.app[LIMITER].spend(caller.key_id, caller.rate_per_minute)
+    if allowance is not None:
+        abide(request, "key", allowance)
+
+
+def abide(request: web.Request, limit: str, allowance: Allowance) -> None:
+    """Have the answer tell what a limit leaves.
+
+    Raises:
+        TooMany: nothing any more.
+    """
+    request.setdefault(ALLOWANCES, {})[limit] = allowance
+    if not allowance.granted:
+        raise TooMany(retry_after=allowance.resets_in)
+
+
+def _limit_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
+    # draft-ietf-httpapi-ratelimit-headers-10: q calls in a window of w seconds; r are left, for t seconds.
+    return {
+        "RateLimit-Policy": ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in allowances.items()),
+        "RateLimit": ", ".join(f'"{name}";r={a.remaining};t={a.resets_in}' for name, a in allowances.items()),
+    }
 
 
 def address_of(request: web.Request) -> str | None:
@@ -367,6 +407,8 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
         if CALLED in request:
             response.headers.update(request[CALLED].headers())
         response.headers["X-Request-Id"] = request_id
+        if (allowances := request.get(ALLOWANCES)) is not None:
+            response.headers.update(_limit_headers(allowances))
         return response
 
     return handle

@@ -6,7 +6,16 @@ import orjson
 from aiohttp import ETag, web
 
 from server.auth import KEYLESS_READER_OF_FILES
-from server.errors import BadExpectation, Invalid, NoRoute, NotFound, ServiceError, Unavailable, WrongVerb
+from server.errors import (
+    BadExpectation,
+    Invalid,
+    NoRoute,
+    NotFound,
+    ServiceError,
+    TooMany,
+    Unavailable,
+    WrongVerb,
+)  # fmt: skip
 from server.fronts._http import Front, answer, run
 from server.openapi import Answer, Operation, Parameter, Schema, Schemas, Wire, refusals
 
@@ -17,6 +26,7 @@ STATUS: dict[type[ServiceError], int] = {
     NoRoute: 404,
     WrongVerb: 405,
     BadExpectation: 417,
+    TooMany: 429,
     Unavailable: 503,
 }
 """Kind of error -> status; a kind that is not here has that of its parent."""

@@ -24,6 +24,7 @@ from server.errors import (
     ServiceError,
     StillRunning,
     TooLarge,
+    TooMany,
     TooSlow,
     Unauthenticated,
     Unavailable,
@@ -72,9 +73,10 @@ ERROR_CODES: dict[type[ServiceError], int] = {
     TooLarge: 413,
     WrongType: 415,
     IdempotencyConflict: 422,
+    TooMany: 429,
     Unavailable: 503,
 }
-"""Kind of error -> errorCode; the HTTP status is 200 but for keys, addresses and a service that is away."""
+"""Kind of error -> errorCode; the HTTP status is 200 but for keys, addresses, limits and a service away."""
 AS_STATUS = (NoRoute, StillRunning)
 """Kinds whose errorCode is the HTTP status although others with the same one are answered with 200."""
 STATUSES = {400: 200, 403: 200, 404: 200, 409: 200}
@@ -92,6 +94,9 @@ RUSSIAN = {
     "the account has no position in this tree": "У аккаунта нет позиции в этом дереве",
     "is no account with a place in tree 0": "не является аккаунтом с позицией в дереве 0",
     "the code is not valid or has expired": "Код неверен или просрочен",
+    "too many calls, try again later": "Слишком много запросов, попробуйте позже",
+    "too many failed logins, try again later": "Слишком много неудачных попыток входа, попробуйте позже",
+    "the instance has no seat left (maxUsers)": "Достигнуто максимальное число пользователей",
     "the service is busy or its database is away, try again": "Сервис занят, попробуйте ещё раз",
 }
 

@@ -35,9 +35,9 @@ from server.errors import (
     WrongVerb,
 )  # fmt: skip
 from server.fronts._http import (
-    LIMITER,
     SETTINGS,
     Front,
+    abide,
     answer,
     authenticate,
     parse_json,
@@ -45,7 +45,7 @@ from server.fronts._http import (
     require_json,
     run,
 )  # fmt: skip
-from server.limits import Allowance
+from server.limits import Allowance, RateLimiter
 from server.openapi import (
     Answer,
     Operation,
@@ -83,6 +83,8 @@ ERRORS: dict[type[ServiceError], tuple[int, str | None]] = {
 INVALID = "The given data was invalid."
 TAKEN = {CONSTRAINTS[name][2] for name in ("users_email", "users_external_id")}
 
+LIMITER = web.AppKey("PUBLICA_LIMITER", RateLimiter)
+"""This wire's own limit, beside that of all wires."""
 ALLOWANCE = web.RequestKey("ALLOWANCE", Allowance)
 
 
@@ -106,7 +108,8 @@ def error_response(request: web.Request, error: ServiceError) -> web.Response:
         errors: dict[str, list[str]] = {}
         for name, told in error.fields:
             worded = "has already been taken" if told in TAKEN else told
-            errors.setdefault(name, []).append(f"The {re.sub('[_.]', ' ', name)} {worded}.")
+            what = "" if name == "params" else f"The {re.sub('[_.]', ' ', name)} "
+            errors.setdefault(name, []).append(f"{what}{worded}.")
         body = {"message": INVALID, "errors": errors}
     elif status == 422:
         status = 400  # nothing to name: it is about the request, not about its members
@@ -435,8 +438,7 @@ def _handler(route: Route) -> Callable[[web.Request], Any]:
         allowance = request.app[LIMITER].spend(caller.key_id)
         if allowance is not None:
             request[ALLOWANCE] = allowance
-            if not allowance.granted:
-                raise TooMany(retry_after=allowance.resets_in)
+            abide(request, "publica", allowance)
         params = _named(route.parts, request)
         if route.body:
             params |= _translated(route.body, (await _body(request)).items())

@@ -26,6 +26,7 @@ from server.errors import (
     ServiceError,
     StillRunning,
     TooLarge,
+    TooMany,
     TooSlow,
     Unauthenticated,
     Unavailable,
@@ -41,6 +42,7 @@ from server.fronts._http import (
     answer,
     authenticate,
     body_limit,
+    count,
     parse_json,
     read_body,
     require_json,
@@ -69,6 +71,7 @@ STATUS: dict[type[ServiceError], int] = {
     TooLarge: 413,
     WrongType: 415,
     IdempotencyConflict: 422,
+    TooMany: 429,
     Unavailable: 503,
 }
 """Kind of error -> status in the plain envelope; a kind that is not here has that of its parent."""
@@ -82,7 +85,7 @@ def error_response(request: web.Request, error: ServiceError) -> web.Response:
 
 async def handle(request: web.Request) -> web.Response:
     """One request: authenticate, parse, and answer in the envelope it came in."""
-    caller = await authenticate(request, "x-api-key")
+    caller = await authenticate(request, "x-api-key", counted=False)
     require_json(request)
     body = await read_body(request, with_picture="users:write" in caller.scopes)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
@@ -92,6 +95,7 @@ async def handle(request: web.Request) -> web.Response:
     try:
         parsed = parse_json(body)
     except Malformed as error:
+        count(request, caller)
         # Nothing says which envelope broken JSON was meant to be, but what these two open with.
         if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
             return _rendered(_error_object(request, error, None))
@@ -105,26 +109,53 @@ async def handle(request: web.Request) -> web.Response:
     if not isinstance(parsed, dict):
         raise Invalid("the body must be an object with method and params, or a list of such")
     if "jsonrpc" in parsed:
+        try:
+            count(request, caller)
+        except TooMany as error:
+            return _refused(request, error, parsed.get("id") if _is_request(parsed) else None)
         return _rendered(await _item(request, caller, parsed))
+    count(request, caller)
     key = parsed.get("idempotencyKey")
     result = await run(request, caller, parsed.get("method"), parsed.get("params"), idempotency_key=key)
     return answer(200, orjson.dumps(result))
 
 
 async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.Response:
-    """In order, one at a time; an item that is no request is answered as such and harms no other."""
+    """In order, one at a time; an item that is no request is answered as such and harms no other.
+
+    Each counts as a call: those beyond the rate of the key are refused one by one, or all of them with 429.
+    """
     if not items or len(items) > MAX_BATCH:
         message = f"a batch has 1 to {MAX_BATCH} items"
         fields = [FieldError("batch", message)]
         return _rendered(
             _error_object(request, Invalid(message, code="invalid_request", fields=fields), None)
         )
-    answers = [
-        answered
-        for place, item in enumerate(items)
-        if (answered := await _item(request, caller, item, place)) is not None
-    ]
+    answers = []
+    for place, item in enumerate(items):
+        try:
+            count(request, caller)
+        except TooMany as error:
+            if place == 0:
+                return _refused(request, error, None)
+            answered = _refusal(request, error, item)
+        else:
+            answered = await _item(request, caller, item, place)
+        if answered is not None:
+            answers.append(answered)
     return _rendered(answers or None)
+
+
+def _refusal(request: web.Request, error: TooMany, item: Any) -> Any:
+    """The response object of an item that is beyond the rate; None for a notification."""
+    if not _is_request(item):
+        return _error_object(request, error, None)
+    return _error_object(request, error, item["id"]) if "id" in item else None
+
+
+def _refused(request: web.Request, error: TooMany, identifier: Any) -> web.Response:
+    headers = {"X-Error-Code": error.code, "Retry-After": str(error.retry_after)}
+    return answer(429, orjson.dumps(_error_object(request, error, identifier)), headers)
 
 
 async def _item(request: web.Request, caller: Caller, item: Any, place: int | None = None) -> Any:
@@ -190,6 +221,7 @@ def _error_object(request: web.Request, error: ServiceError, identifier: Any) ->
                 "requestId": request[REQUEST_ID],
                 "retryable": error.retryable,
                 "fields": [field._asdict() for field in error.fields],
+                **({"retryAfter": error.retry_after} if isinstance(error, TooMany) else {}),
             },
         },
         "id": identifier,

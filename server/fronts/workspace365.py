@@ -31,6 +31,7 @@ from server.errors import (
     ServiceError,
     StillRunning,
     TooLarge,
+    TooMany,
     TooSlow,
     Unauthenticated,
     Unavailable,
@@ -82,6 +83,7 @@ STATUS: dict[type[ServiceError], int] = {
     WrongType: 415,
     BadExpectation: 417,
     IdempotencyConflict: 422,
+    TooMany: 429,
     Unavailable: 503,
 }
 """Kind of error -> status; a kind that is not here has that of its parent."""

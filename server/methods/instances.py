@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from server.auth import WITH_SECRETS, Host, InstanceSettings, Office365
+from server.auth import WITH_SECRETS, Host, InstanceSettings, Mebibytes, Office365
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
 from server.methods.users import (
     ABSENT,
@@ -172,6 +172,7 @@ class CountedInstance(InstanceInfo):
     """An instance with its numbers."""
 
     users: int = Field(description="Users that are not deleted.")
+    maxUsers: int | None = Field(description="How many there may be; null: any.")
 
 
 @method(
@@ -182,7 +183,7 @@ class CountedInstance(InstanceInfo):
     examples=(
         Example(
             "The key's own", {"instance": "MYINSTANCE"},
-            _INSTANCE | {"name": "MYINSTANCE", "title": "", "users": 2},
+            _INSTANCE | {"name": "MYINSTANCE", "title": "", "users": 2, "maxUsers": None},
         ),
     ),
 )  # fmt: skip
@@ -238,6 +239,7 @@ class PolicyChange(Params):
 
     minLength: Annotated[int, Field(ge=1, le=128)] = ABSENT
     minClasses: Annotated[int, Field(ge=1, le=4)] = ABSENT
+    refuseCommon: bool = ABSENT
 
 
 class GeneratedPasswordsChange(Params):
@@ -246,6 +248,13 @@ class GeneratedPasswordsChange(Params):
     length: Annotated[int, Field(ge=8, le=128)] = ABSENT
     specialSymbols: bool = ABSENT
     mixedCase: bool = ABSENT
+
+
+class DefaultQuotasChange(Params):
+    """Members of what users may store to change."""
+
+    mail: Mebibytes | None = Field(None, description="MiB; null: any.")
+    files: Mebibytes | None = Field(None, description="MiB; null: any.")
 
 
 class SettingsChange(Params):
@@ -261,6 +270,10 @@ class SettingsChange(Params):
         None,
         description="Replaced as a whole; without clientSecret the stored one stays. null takes it away.",
     )
+    maxUsers: Annotated[int, Field(ge=1, lt=2**53)] | None = Field(
+        None, description="Seats; not fewer than there are users. null: any number."
+    )
+    defaultQuotas: DefaultQuotasChange = ABSENT
 
 
 class UpdateInstance(TenantParams):
@@ -283,6 +296,7 @@ class UpdateInstance(TenantParams):
     scope="instances:write",
     writes=True,
     operator=True,
+    errors=(Conflict,),
     examples=(
         Example(
             "Ask for longer passwords",
@@ -302,11 +316,17 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
         stored = await call.db.value("lock_instance_settings", instance_id=call.instance.id)
         settings = InstanceSettings.model_validate(stored).model_dump(context=WITH_SECRETS)
         change = params.settings.model_dump(exclude_unset=True, context=WITH_SECRETS)
-        for nested in ("passwordPolicy", "generatedPasswords"):
+        for nested in ("passwordPolicy", "generatedPasswords", "defaultQuotas"):
             settings[nested] |= change.pop(nested, {})
         if (office := change.get("office365")) and not office.get("clientSecret") and settings["office365"]:
             office["clientSecret"] = settings["office365"]["clientSecret"]
         settings = InstanceSettings.model_validate(settings | change).model_dump(context=WITH_SECRETS)
+        if (seats := params.settings.maxUsers) is not None:
+            counted = await call.db.one("get_instance", instance_id=call.instance.id)
+            if counted is not None and counted["users"] > seats:
+                problem = f"must not be less than the {counted['users']} users that there are"
+                fields = [FieldError("settings.maxUsers", problem)]
+                raise Conflict(f"settings.maxUsers: {problem}", code="seats_taken", fields=fields)
     await call.db.value(
         "update_instance",
         instance_id=call.instance.id,

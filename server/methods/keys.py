@@ -28,12 +28,14 @@ def _network(network: str) -> str:
 ScopeName = Annotated[str, Field(max_length=40), AfterValidator(_scope)]
 Network = Annotated[str, Field(max_length=50), AfterValidator(_network)]
 Seconds = Annotated[int, Field(ge=1, le=10 * 366 * 86400)]
+Rate = Annotated[int, Field(ge=0, lt=2**31)]
+RATE = "Calls a minute, on each worker; 0: any, null: the server's setting (OFFICERPC_KEY_RATE_LIMIT)."
 
 _KEY = "orpc_0123456789abcdefghijklmnopqrstuvJ3lRbb"
 _LISTED = {
     "id": 1, "name": "shop", "prefix": "orpc_012345", "scopes": ["users:read", "users:write"],
     "isOperator": False, "instances": ["MYINSTANCE"], "networks": [], "createdAt": 1683471262,
-    "expiresAt": None, "revokedAt": None,
+    "ratePerMinute": None, "expiresAt": None, "revokedAt": None,
 }  # fmt: skip
 
 
@@ -66,6 +68,7 @@ class CreateApiKey(KeyParams):
     networks: Annotated[list[Network], Field(max_length=100)] = Field(
         default_factory=list, description="Where it may be used from; empty: anywhere."
     )
+    ratePerMinute: Rate | None = Field(None, description=RATE)
 
     @model_validator(mode="after")
     def _belongs(self) -> "CreateApiKey":
@@ -84,6 +87,7 @@ class CreatedApiKey(Result):
     isOperator: bool
     instances: list[str]
     networks: list[str]
+    ratePerMinute: int | None = Field(description=RATE)
     createdAt: int = Field(description="Unix seconds.")
     expiresAt: int | None = Field(description="Unix seconds; null: never.")
 
@@ -99,18 +103,44 @@ async def _insert_key(call: Call, key: str, **values: Any) -> Any:
         instance_names=values["instances"],
         networks=values["networks"],
         lifetime=values["lifetime"],
+        rate_per_minute=values["rate_per_minute"],
     )
     assert row is not None
     return {
         "id": row["id"], "key": key, "name": values["name"], "scopes": values["scopes"],
         "isOperator": values["is_operator"], "instances": values["instances"],
-        "networks": values["networks"], "createdAt": row["createdAt"], "expiresAt": row["expiresAt"],
+        "networks": values["networks"], "ratePerMinute": values["rate_per_minute"],
+        "createdAt": row["createdAt"], "expiresAt": row["expiresAt"],
     }  # fmt: skip
 
 
 _CREATED = {name: value for name, value in _LISTED.items() if name not in ("prefix", "revokedAt")} | {
     "key": _KEY
 }
+
+
+def held_rate(call: Call, rate: int | None, least: int | None = None) -> int | None:
+    """The rate that the caller may give a key.
+
+    Args:
+        rate: the one asked for; None for what the caller's own key has.
+        least: what the key has already.
+
+    Raises:
+        Forbidden: it would be higher than that of the caller's key, or of the key itself, and the caller is
+            no operator.
+    """
+    server, own = call.settings.key_rate_limit, call.caller.rate_per_minute
+    if call.caller.is_operator:
+        return rate
+    rate = own if rate is None else rate
+
+    def calls(limit: int | None) -> float:
+        return (server if limit is None else limit) or float("inf")
+
+    if calls(rate) > min(calls(own), calls(least)):
+        raise Forbidden("not-allowed", code="rate_not_held")
+    return rate
 
 
 async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
@@ -159,13 +189,13 @@ async def create_api_key(call: Call, params: CreateApiKey, instances: list[str])
     """Make a key for an instance, for several, or for the operator.
 
     The key is in this answer and nowhere else. It can have no scope that the caller's key lacks, lives no
-    longer, and works from no other networks.
+    longer, makes no more calls a minute, and works from no other networks.
     """
     lives = [seconds for seconds in (params.expiresIn, call.caller.seconds_left) if seconds is not None]
     return await _insert_key(
         call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
         instances=instances, networks=params.networks or list(call.caller.networks),
-        lifetime=min(lives, default=None),
+        lifetime=min(lives, default=None), rate_per_minute=held_rate(call, params.ratePerMinute),
     )  # fmt: skip
 
 
@@ -188,6 +218,7 @@ class ApiKeyInfo(Result):
     isOperator: bool
     instances: list[str]
     networks: list[str]
+    ratePerMinute: int | None = Field(description=RATE)
     createdAt: int = Field(description="Unix seconds.")
     expiresAt: int | None = Field(description="Unix seconds; null: never.")
     revokedAt: int | None = Field(description="Unix seconds; null: not revoked.")
@@ -259,7 +290,44 @@ async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | No
     return await _insert_key(
         call, new_key(), name=row["name"], scopes=row["scopes"], is_operator=row["is_operator"],
         instances=row["instances"], networks=row["networks"], lifetime=row["seconds_left"],
+        rate_per_minute=row["rate_per_minute"],
     )  # fmt: skip
+
+
+class UpdateApiKey(ApiKeyRef):
+    """What to change of a key; at least one member beside its id."""
+
+    name: DisplayName = ABSENT
+    ratePerMinute: Rate | None = Field(None, description=RATE)
+
+    @model_validator(mode="after")
+    def _something(self) -> "UpdateApiKey":
+        if not self.model_fields_set - {"instance", "id"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+@method(
+    "updateApiKey",
+    result=Literal[True],
+    scope="keys:write",
+    writes=True,
+    prepare=managed_instance,
+    errors=(NotFound,),
+    examples=(Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),),
+)
+async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | None) -> Any:
+    """Change a key's name, or how many calls a minute it may make.
+
+    Only an operator's key can raise that again.
+    """
+    row = await _locked_key(call, params.id, instance_id)
+    given = [name for name in ("ratePerMinute",) if name in params.model_fields_set]
+    rate = held_rate(call, params.ratePerMinute, row["rate_per_minute"]) if given else None
+    await call.db.run(
+        "change_key", key_id=params.id, name=params.name, given=given, rate_per_minute=rate
+    )  # fmt: skip
+    return True
 
 
 @method(

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 
 from server.auth import GeneratedPasswords
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.methods._fields import checked, fields_of, profile_schema
+from server.methods._logins import ClientAddress
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.sessions import Login, WrongLogin, verify_password
@@ -144,10 +145,19 @@ class CheckAuth(TenantParams):
 
     login: Email
     password: Annotated[str, Field(min_length=1, max_length=1024)]
+    clientAddress: ClientAddress | None = None
 
 
 async def _verify(call: Call, params: CheckAuth) -> None:
-    await verify_password(call, Login(instance=params.instance, email=params.login, password=params.password))
+    await verify_password(
+        call,
+        Login(
+            instance=params.instance,
+            email=params.login,
+            password=params.password,
+            clientAddress=params.clientAddress,
+        ),
+    )
 
 
 @method(
@@ -156,11 +166,14 @@ async def _verify(call: Call, params: CheckAuth) -> None:
     scope="sessions:write",
     writes=False,
     prepare=_verify,
-    errors=(WrongLogin,),
+    errors=(WrongLogin, TooMany),
     examples=(Example("Right", {"login": "jane@example.com", "password": "demo1234"}, MEMBER),),
 )
 async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
-    """The user behind a login and password, without a session (user/check-auth)."""
+    """The user behind a login and password, without a session (user/check-auth).
+
+    Failures are limited together with those of login.
+    """
     row = await call.db.one(
         "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
     )

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from server.auth import digest, new_secret
-from server.errors import Invalid, NotFound
+from server.errors import Invalid, NotFound, TooMany
+from server.methods import _logins
 from server.methods.users import USER, Email, User, UserRef, email_key, found, read_user
 from server.passwords import MAX_PASSWORD
 from server.registry import Call, Example, Result, TenantParams, method
@@ -28,6 +29,7 @@ class Login(TenantParams):
 
     email: Email
     password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+    clientAddress: _logins.ClientAddress | None = None
 
 
 class Verified(NamedTuple):
@@ -44,13 +46,17 @@ async def verify_password(call: Call, params: Login) -> Verified:
     Raises:
         WrongLogin: wrong password, or a user who is unknown, suspended, deleted or without a password;
             all of them take the time of one verification.
+        TooMany: too many have failed for this account, or from this address, whatever the password is.
     """
-    row = await call.database.look_up(
-        "get_credential", instance_id=call.instance.id, email_key=email_key(params.email)
-    )
+    key = email_key(params.email)
+    subjects = [_logins.account(key), *_logins.address(call, params.clientAddress)]
+    await _logins.check(call.database.look_up, call.instance.id, subjects)
+    row = await call.database.look_up("get_credential", instance_id=call.instance.id, email_key=key)
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
+        await _logins.note_failure(call.database.look_up, call.instance.id, subjects)
         raise WrongLogin
+    await _logins.note_success(call.database.look_up, call.instance.id, subjects)
     return Verified(row["user_id"], row["password_hash"], None)
 
 
@@ -68,7 +74,7 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
     scope="sessions:write",
     writes=True,
     prepare=verify_and_renew,
-    errors=(WrongLogin,),
+    errors=(WrongLogin, TooMany),
     examples=(
         Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),
     ),
@@ -78,6 +84,12 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
 
     The token is shown here once; tokenExpiresAt is in Unix seconds. Where the user has a sessionsLimit, its
     oldest sessions beyond that end.
+
+    After five failures of an account, known or not, further logins are refused for a second, with 429 and
+    Retry-After, then for two, four and so on up to a quarter of an hour; one failure is forgiven every
+    quarter of an hour, and all of them by a right password. The same goes for twenty failures from a
+    clientAddress, one of which is forgiven every minute, or a hundred from the caller's own where that is not
+    given, forgiven every two seconds. While a login is refused the right password is too.
     """
     token = new_secret(TOKEN_LENGTH)
     session = await call.db.one(
@@ -109,21 +121,33 @@ class TokenRef(TenantParams):
     token: Token
 
 
+class LoginWithToken(TokenRef):
+    """A session by its token."""
+
+    clientAddress: _logins.ClientAddress | None = None
+
+
 @method(
     "loginWithToken",
     result=User,
     scope="sessions:write",
     writes=False,
-    errors=(WrongLogin,),
+    errors=(WrongLogin, TooMany),
     examples=(Example("A living session", {"token": EXAMPLE_TOKEN}, _LOGGED_IN),),
 )
-async def login_with_token(call: Call, params: TokenRef) -> Any:
-    """The user of a living session, as login answered it; the session is not prolonged."""
+async def login_with_token(call: Call, params: LoginWithToken) -> Any:
+    """The user of a living session, as login answered it; the session is not prolonged.
+
+    Wrong tokens count as failed logins of the address that they come from.
+    """
+    subjects = _logins.address(call, params.clientAddress)
+    await _logins.check(call.db.one, call.instance.id, subjects)
     session = await call.db.one(
         "find_session", instance_id=call.instance.id, token_digest=digest(params.token)
     )
     user = await read_user(call, session["email_key"]) if session else None
     if session is None or user is None:
+        await _logins.note_failure(call.db.one, call.instance.id, subjects)
         raise WrongLogin
     return dict(user) | {"token": params.token, "tokenExpiresAt": session["expires_at"]}
 

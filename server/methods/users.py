@@ -10,9 +10,18 @@ import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.auth import PasswordPolicy
+from server.auth import Mebibytes, PasswordPolicy
 from server.errors import CONSTRAINTS, Conflict, FieldError, Forbidden, Invalid, NotFound
 from server.methods import _office365
+from server.methods._groups import (
+    GroupNames,
+    group_ids,
+    hold_member,
+    is_admins,
+    may_administrate,
+    record_groups,
+    replace_groups,
+)  # fmt: skip
 from server.methods._store import (
     STORE_MEMBERS,
     ExternalId,
@@ -24,7 +33,7 @@ from server.methods._store import (
     needs_plan,
     store_failures,
 )  # fmt: skip
-from server.passwords import MAX_PASSWORD, hash_problem
+from server.passwords import MAX_PASSWORD, hash_problem, is_common
 from server.pictures import avatar_url
 from server.registry import NO_CONTROLS, Call, Example, Params, Result, TenantParams, method, validated
 
@@ -112,6 +121,13 @@ class Values(Params):
     editorTemplates: Annotated[Any, AfterValidator(_small_json)] = None
 
 
+class Quotas(Params):
+    """What a user may store. What is left out stays as it is; null is the instance's default."""
+
+    mail: Mebibytes | None = Field(None, description="MiB of mail.")
+    files: Mebibytes | None = Field(None, description="MiB of files.")
+
+
 class CreateUser(TenantParams):
     """A new user."""
 
@@ -144,6 +160,7 @@ class CreateUser(TenantParams):
     onlySeesReadable: bool = Field(False, description="Whether the store shows it only what it may read.")
     planId: PlanId | None = Field(None, description="A plan that it is assigned.")
     planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
+    quotas: Quotas = ABSENT
 
     _plan_end = field_validator("planValidTo")(needs_plan)
 
@@ -241,6 +258,8 @@ def password_problem(password: str, policy: PasswordPolicy) -> str | None:
     }
     if len(classes) < policy.minClasses:
         return f"must mix at least {policy.minClasses} of lower case, upper case, digits and other characters"
+    if policy.refuseCommon and is_common(password):
+        return "is one of the 10,000 most common passwords"
     return None
 
 
@@ -310,7 +329,9 @@ async def insert_user(
         password_hash=password_hash or params.passwordHash,
     )
     row = dict(found(created))
-    shown = {"isActive", "isAdmin", "externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
+    shown = {
+        "isActive", "isAdmin", "externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable", "quotas",
+    }  # fmt: skip
     call.record(
         "user.created",
         row["id"],
@@ -322,8 +343,22 @@ async def insert_user(
     )
     if params.planId is not None:
         await assign_plan(call.db, instance_id, row["id"], params.planId, params.planValidTo)
+    await set_quotas(call, instance_id, row["id"], params.quotas)
     # Stored as jsonb the members would come back in another order than the document's.
     return row | {"profile": profile, "values": values}
+
+
+async def set_quotas(call: Call, instance_id: int, user_id: int, quotas: Quotas | None) -> None:
+    """Write those quotas of a user that are given."""
+    if quotas is not None:
+        await call.db.run(
+            "set_quotas",
+            instance_id=instance_id,
+            user_id=user_id,
+            given=list(quotas.model_fields_set),
+            mail=quotas.mail,
+            files=quotas.files,
+        )
 
 
 @method(
@@ -350,7 +385,8 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
     and its two file folders (root, trash) are made together or not at all. A taken e-mail answers
     `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
-    taken until that user is purged. So does its externalId.
+    taken until that user is purged. So does its externalId. Where the instance has no seat left (maxUsers),
+    nobody is created.
     """
     if params.createInOffice365 and _office365.credentials_of(call.instance.settings) is None:
         raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
@@ -426,6 +462,8 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
             "find_email", instance_id=call.instance.id, email_key=_address(email).lower()
         )
         failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
+    if not await call.db.value("has_seat", instance_id=call.instance.id):
+        failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
     return failures + await store_failures(call.db, call.instance.id, params, bad)
 
 
@@ -489,12 +527,24 @@ class UpdateUser(UserRef):
     sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit.")
     isPlanAdmin: bool = ABSENT
     onlySeesReadable: bool = ABSENT
+    quotas: Quotas = ABSENT
+    groups: GroupNames = Field(
+        ABSENT,
+        description="All its groups, by name: it leaves every other one. Needs the scope groups:write, and "
+        "users:admin where it enters or leaves Admins.",
+    )
 
     @model_validator(mode="after")
     def _something(self) -> "UpdateUser":
         if not self.model_fields_set - {"instance", "email"}:
             raise ValueError("name at least one member to change")
+        if self.groups is not None and self.isAdmin not in (None, self.in_admins()):
+            raise ValueError("groups and isAdmin contradict each other: in Admins are those with isAdmin")
         return self
+
+    def in_admins(self) -> bool:
+        """Whether the reserved group is among the groups."""
+        return any(is_admins(name) for name in self.groups)
 
 
 def _given(model: BaseModel | None) -> dict[str, Any] | None:
@@ -507,7 +557,7 @@ def _given(model: BaseModel | None) -> dict[str, Any] | None:
     scope="users:write",
     writes=True,
     extension=False,
-    member_scopes={"isAdmin": "users:admin"},
+    member_scopes={"isAdmin": "users:admin", "groups": "groups:write"},
     errors=(NotFound, Conflict),
     examples=(
         Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),
@@ -521,14 +571,19 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
     ends every session of the user in the same transaction.
     """
+    key, is_admin, member = email_key(params.email), params.isAdmin, None
+    if params.groups is not None:
+        member, is_admin = await hold_member(call, key), params.in_admins()
+        may_administrate(call, member, is_admin)
+        ids = await group_ids(call, params.groups)
     user_id = found(
         await call.db.value(
             "update_user",
             instance_id=call.instance.id,
-            email_key=email_key(params.email),
+            email_key=key,
             display_name=params.displayName,
             is_active=params.isActive,
-            is_admin=params.isAdmin,
+            is_admin=is_admin,
             profile=_given(params.profile),
             app_values=_given(params.values),
             settings=params.settings,
@@ -545,6 +600,10 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
         user_id,
         params.model_dump(include=STORE_MEMBERS & params.model_fields_set),
     )
+    await set_quotas(call, call.instance.id, user_id, params.quotas)
+    if member is not None:
+        await replace_groups(call, member, ids)
+        await record_groups(call, key, member)
     return True
 
 

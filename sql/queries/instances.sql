@@ -7,8 +7,8 @@ WITH new_instance AS (
 ),
 
 counters AS (
-    INSERT INTO instance_counters (instance_id)
-    SELECT id
+    INSERT INTO instance_counters (instance_id, max_users)
+    SELECT id, (settings ->> 'maxUsers')::bigint
     FROM new_instance
 )
 
@@ -21,7 +21,7 @@ FROM new_instance;
 SELECT
     i.name, i.title, i.is_active AS "isActive", i.settings,
     floor(extract(EPOCH FROM i.created_at))::bigint AS "createdAt",
-    c.living_users AS users
+    c.living_users AS users, c.max_users AS "maxUsers"
 FROM instances AS i
 INNER JOIN instance_counters AS c ON c.instance_id = :instance_id
 WHERE i.id = :instance_id;
@@ -38,11 +38,19 @@ LIMIT :row_limit;
 
 -- name: update_instance(instance_id, title, is_active, settings)$
 -- Null leaves a column as it is; settings come whole, merged by the method that checked them.
+WITH seats AS (
+    UPDATE instance_counters
+    SET max_users = (:settings::jsonb ->> 'maxUsers')::bigint
+    WHERE
+        instance_id = :instance_id AND :settings::jsonb IS NOT NULL
+        AND max_users IS DISTINCT FROM (:settings::jsonb ->> 'maxUsers')::bigint
+)
+
 UPDATE instances
 SET
     title = coalesce(:title, title),
     is_active = coalesce(:is_active, is_active),
-    settings = coalesce(:settings, settings)
+    settings = coalesce(:settings::jsonb, settings)
 WHERE id = :instance_id
 RETURNING id;
 

@@ -1,7 +1,7 @@
 -- name: find_key(digest)^
 -- A key that is neither revoked nor expired, with its default instance. seconds_left is null without expiry.
 SELECT
-    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks,
+    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute,
     extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left,
     i.id AS instance_id, i.name AS instance_name, i.is_active AS instance_is_active,
     i.settings AS instance_settings
@@ -23,7 +23,7 @@ WHERE
         )
     );
 
--- name: create_key(name, digest, prefix, scopes, is_operator, instance_names, networks, lifetime)^
+-- name: create_key(name, digest, prefix, scopes, is_operator, instance_names, networks, lifetime, rate_per_minute)^
 -- A key for the named instances, the first being its default. The lifetime is in seconds, null for none.
 WITH held AS (
     SELECT i.id, n.place
@@ -33,11 +33,12 @@ WITH held AS (
 
 new_key AS (
     INSERT INTO api_keys (
-        name, digest, prefix, scopes, is_operator, default_instance_id, networks, expires_at
+        name, digest, prefix, scopes, is_operator, default_instance_id, networks, expires_at,
+        rate_per_minute
     )
     VALUES (
         :name, :digest, :prefix, :scopes, :is_operator, (SELECT id FROM held WHERE place = 1),
-        :networks::text[]::cidr[], now() + make_interval(secs => :lifetime)
+        :networks::text[]::cidr[], now() + make_interval(secs => :lifetime), :rate_per_minute
     )
     RETURNING id, created_at, expires_at
 ),
@@ -65,7 +66,7 @@ SELECT
         WHERE held.api_key_id = k.id
         ORDER BY held.instance_id <> k.default_instance_id, i.name
     ) AS instances,
-    k.networks::text[] AS networks,
+    k.networks::text[] AS networks, k.rate_per_minute AS "ratePerMinute",
     floor(extract(EPOCH FROM k.created_at))::bigint AS "createdAt",
     floor(extract(EPOCH FROM k.expires_at))::bigint AS "expiresAt",
     floor(extract(EPOCH FROM k.revoked_at))::bigint AS "revokedAt"
@@ -88,7 +89,7 @@ LIMIT :row_limit;
 -- name: lock_key(key_id, instance_id)^
 -- A living key that the caller may manage (the same rule as list_keys), held for the change.
 SELECT
-    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks,
+    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute,
     array(
         SELECT i.name
         FROM api_key_instances AS held
@@ -116,6 +117,17 @@ FOR UPDATE OF k;
 -- Ends a rotated key after the overlap in seconds, never later than it would have ended.
 UPDATE api_keys
 SET expires_at = least(expires_at, now() + make_interval(secs => :overlap))
+WHERE id = :key_id;
+
+-- name: change_key(key_id, name, given, rate_per_minute)!
+-- Null leaves the name as it is; the rate is changed where given names it.
+UPDATE api_keys
+SET
+    name = coalesce(:name, name),
+    rate_per_minute = CASE
+        WHEN 'ratePerMinute' = any(:given::text[]) THEN :rate_per_minute
+        ELSE rate_per_minute
+    END
 WHERE id = :key_id;
 
 -- name: revoke_key(key_id)!

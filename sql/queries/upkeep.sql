@@ -192,6 +192,20 @@ WHERE
     AND idempotency_keys.name = due.name
 RETURNING idempotency_keys.key_id;
 
+-- name: purge_login_failures(row_limit)
+-- Takes failed logins that are forgiven, a bounded number at a time.
+DELETE FROM login_failures
+USING (
+    SELECT instance_id, subject
+    FROM login_failures
+    WHERE forgiven_at < now() AND delayed_until < now()
+    ORDER BY forgiven_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE login_failures.instance_id = due.instance_id AND login_failures.subject = due.subject
+RETURNING login_failures.instance_id;
+
 -- name: purge_old_documents(row_limit)
 -- Takes documents a week after they were asked for, a bounded number at a time.
 DELETE FROM documents

@@ -82,7 +82,13 @@ SELECT
     :instance_name::text AS instance,
     u.email,
     u.avatar,
-    '{}'::text[] AS "groups",
+    CASE WHEN u.is_admin THEN '{Admins}'::text[] ELSE '{}' END || array(
+        SELECT g.name
+        FROM group_members AS gm
+        INNER JOIN groups AS g ON g.instance_id = :instance_id AND g.id = gm.group_id
+        WHERE gm.instance_id = :instance_id AND gm.user_id = u.id
+        ORDER BY g.name_key
+    ) AS "groups",
     u.settings,
     u.apps,
     u.app_values AS "values",
@@ -418,7 +424,8 @@ SELECT
     email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
     app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar,
     external_id AS "externalId", sessions_limit AS "sessionsLimit", is_plan_admin AS "isPlanAdmin",
-    only_sees_readable AS "onlySeesReadable", email_key
+    only_sees_readable AS "onlySeesReadable",
+    jsonb_build_object('mail', mail_quota, 'files', files_quota) AS quotas, email_key
 FROM users
 WHERE instance_id = :instance_id AND deleted_at IS NULL AND email_key > :after
 ORDER BY email_key

@@ -1,0 +1,275 @@
+"""Groups of users, and who is in them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from server.errors import Conflict, FieldError, NotFound
+from server.methods._groups import (
+    ADMINS,
+    GroupName,
+    group_key,
+    hold_member,
+    is_admins,
+    may_administrate,
+    record_groups,
+)  # fmt: skip
+from server.methods.users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
+from server.registry import Call, Example, Result, TenantParams, method
+
+_RESERVED = "Admins is a group of every instance: it stays as it is"
+
+
+def _own(name: str) -> str:
+    """The key of a group that may be changed.
+
+    Raises:
+        Conflict: it is the reserved one.
+    """
+    if is_admins(name):
+        raise Conflict(_RESERVED, code="reserved_group", fields=[FieldError("name", _RESERVED)])
+    return group_key(name)
+
+
+class GroupRef(TenantParams):
+    """A group by its name."""
+
+    name: GroupName
+
+
+class CreateGroup(GroupRef):
+    """A new group."""
+
+    description: Line = ""
+
+
+class Group(Result):
+    """A group."""
+
+    id: int = Field(description="0 for Admins.")
+    name: str
+    description: str
+    isReserved: bool = Field(description="True for Admins, which cannot be renamed or deleted.")
+    members: int = Field(description="Users that are not deleted.")
+    createdAt: int = Field(description="Unix seconds.")
+
+
+_SALES = {
+    "id": 1, "name": "Sales", "description": "", "isReserved": False, "members": 0, "createdAt": 1683471262,
+}  # fmt: skip
+_ADMINS = _SALES | {
+    "id": 0, "name": ADMINS, "description": "Administrators", "isReserved": True, "members": 1,
+}  # fmt: skip
+
+
+@method(
+    "createGroup",
+    result=Group,
+    scope="groups:write",
+    writes=True,
+    errors=(Conflict,),
+    examples=(Example("A group", {"name": "Support"}, _SALES | {"id": 2, "name": "Support"}),),
+)
+async def create_group(call: Call, params: CreateGroup) -> Any:
+    """Make a group without members. Its name is unique in the instance, in any case."""
+    row = await call.db.one(
+        "create_group",
+        instance_id=call.instance.id,
+        name=params.name,
+        name_key=_own(params.name),
+        description=params.description,
+    )
+    made = dict(found(row))
+    return {"id": made["id"], "name": made["name"], "description": made["description"], "isReserved": False,
+            "members": 0, "createdAt": made["createdAt"]}  # fmt: skip
+
+
+class UpdateGroup(GroupRef):
+    """What to change; at least one member beside the name."""
+
+    newName: GroupName = Field(ABSENT, description="Unique in the instance, in any case.")
+    description: Line = ABSENT
+
+    @model_validator(mode="after")
+    def _something(self) -> "UpdateGroup":
+        if not self.model_fields_set - {"instance", "name"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+@method(
+    "updateGroup",
+    result=Literal[True],
+    scope="groups:write",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(Example("Another name", {"name": "Sales", "newName": "Shop"}, True),),
+)
+async def update_group(call: Call, params: UpdateGroup) -> Any:
+    """Rename or describe a group; its members stay."""
+    key = _own(params.name)
+    found(
+        await call.db.value(
+            "update_group",
+            instance_id=call.instance.id,
+            name_key=key,
+            new_name=params.newName,
+            new_name_key=params.newName and _own(params.newName),
+            description=params.description,
+        )
+    )
+    return True
+
+
+@method(
+    "deleteGroup",
+    result=Literal[True],
+    scope="groups:write",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(Example("A group", {"name": "Sales"}, True),),
+)
+async def delete_group(call: Call, params: GroupRef) -> Any:
+    """Delete a group. Its members stay users."""
+    key = _own(params.name)
+    found(await call.db.value("delete_group", instance_id=call.instance.id, name_key=key))
+    return True
+
+
+class Membership(GroupRef):
+    """A user in a group."""
+
+    email: Email
+
+
+async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[True]:
+    key = email_key(params.email)
+    member = await hold_member(call, key)
+    user = {"instance_id": call.instance.id, "user_id": member["id"]}
+    if is_admins(params.name):
+        may_administrate(call, member, is_in)
+        if member["is_admin"] != is_in:
+            await call.db.run("set_admin", **user, is_admin=is_in)
+    else:
+        group_id = found(
+            await call.db.value(
+                "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
+            )
+        )  # fmt: skip
+        if is_in:
+            await call.db.run("join_groups", **user, group_ids=[group_id])
+        else:
+            await call.db.run("leave_group", **user, group_id=group_id)
+    await record_groups(call, key, member)
+    return True
+
+
+@method(
+    "addToGroup",
+    result=Literal[True],
+    scope="groups:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Jane", {"name": "Sales", "email": "jane@example.com"}, True),),
+)
+async def add_to_group(call: Call, params: Membership) -> Any:
+    """Put a user into a group; who is in it already stays so.
+
+    In Admins a user is an administrator: this needs the scope `users:admin` too.
+    """
+    return await _change(call, params, is_in=True)
+
+
+@method(
+    "removeFromGroup",
+    result=Literal[True],
+    scope="groups:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Jane", {"name": "Sales", "email": "jane@example.com"}, True),),
+)
+async def remove_from_group(call: Call, params: Membership) -> Any:
+    """Take a user out of a group, whether or not it is in it.
+
+    Out of Admins a user is no administrator any more: this needs the scope `users:admin` too.
+    """
+    return await _change(call, params, is_in=False)
+
+
+class ListGroups(TenantParams):
+    """From where on."""
+
+    after: Annotated[str, Field(max_length=2000)] | None = Field(
+        None, description="The next of the page before; null for the first page."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class GroupPage(Result):
+    """A page of groups in the order of their names."""
+
+    groups: list[Group]
+    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+
+
+@method(
+    "listGroups",
+    result=GroupPage,
+    scope="groups:read",
+    writes=False,
+    examples=(Example("All of them", {}, {"groups": [_ADMINS, _SALES], "next": None}),),
+)
+async def list_groups(call: Call, params: ListGroups) -> Any:
+    """List the groups of an instance with their numbers of members, Admins among them."""
+    rows = await call.db.all(
+        "list_groups",
+        instance_id=call.instance.id,
+        after=from_cursor(params.after),
+        row_limit=params.limit,
+    )
+    groups = [dict(row) for row in rows]
+    last = [group.pop("name_key") for group in groups][-1:]
+    return {"groups": groups, "next": to_cursor(last[0]) if len(groups) == params.limit else None}
+
+
+class ListGroupMembers(GroupRef):
+    """Of which group, and from where on."""
+
+    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="The id of the last member of the page before."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class GroupMember(Result):
+    """A user in a group."""
+
+    id: int
+    email: str
+    displayName: str
+    isActive: bool
+
+
+@method(
+    "listGroupMembers",
+    result=list[GroupMember],
+    scope="groups:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "Administrators", {"name": ADMINS},
+            [{"id": 1, "email": "admin@example.com", "displayName": "admin", "isActive": True}],
+        ),
+    ),
+)  # fmt: skip
+async def list_group_members(call: Call, params: ListGroupMembers) -> Any:
+    """List the members of a group in the order of their ids, suspended ones too."""
+    page = {"instance_id": call.instance.id, "after": params.after, "row_limit": params.limit}
+    if is_admins(params.name):
+        rows = await call.db.all("list_admins_by_id", **page)
+    else:
+        key = group_key(params.name)
+        group_id = found(await call.db.value("get_group", instance_id=call.instance.id, name_key=key))
+        rows = await call.db.all("list_group_members", **page, group_id=group_id)
+    return [dict(row) for row in rows]

@@ -1,0 +1,152 @@
+-- name: create_group(instance_id, name, name_key, description)^
+-- A group without members.
+WITH counter AS (
+    UPDATE instance_counters
+    SET groups = groups + 1
+    WHERE instance_id = :instance_id
+    RETURNING groups AS id
+)
+
+INSERT INTO groups (instance_id, id, name, name_key, description)
+SELECT :instance_id, id, :name, :name_key, :description
+FROM counter
+RETURNING id, name, description, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
+
+-- name: update_group(instance_id, name_key, new_name, new_name_key, description)$
+-- Null leaves a column as it is.
+UPDATE groups
+SET
+    name = coalesce(:new_name, name),
+    name_key = coalesce(:new_name_key, name_key),
+    description = coalesce(:description, description)
+WHERE instance_id = :instance_id AND name_key = :name_key
+RETURNING id;
+
+-- name: delete_group(instance_id, name_key)$
+-- Its memberships go with it.
+DELETE FROM groups
+WHERE instance_id = :instance_id AND name_key = :name_key
+RETURNING id;
+
+-- name: find_group(instance_id, name_key)$
+-- The id of a group, which stays until the transaction ends.
+SELECT id
+FROM groups
+WHERE instance_id = :instance_id AND name_key = :name_key
+FOR KEY SHARE;
+
+-- name: get_group(instance_id, name_key)$
+-- The id of a group.
+SELECT id
+FROM groups
+WHERE instance_id = :instance_id AND name_key = :name_key;
+
+-- name: find_groups(instance_id, name_keys)
+-- Those of the named groups that exist; they stay until the transaction ends.
+SELECT id, name_key
+FROM groups
+WHERE instance_id = :instance_id AND name_key = any(:name_keys::text[])
+ORDER BY id
+FOR KEY SHARE;
+
+-- name: hold_member(instance_id, email_key)^
+-- A living user, held until the transaction ends, and the names of its groups but Admins.
+WITH held AS (
+    SELECT id, is_admin
+    FROM users
+    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+    FOR NO KEY UPDATE
+)
+
+SELECT
+    held.id, held.is_admin,
+    array(
+        SELECT g.name
+        FROM group_members AS gm
+        INNER JOIN groups AS g ON g.instance_id = :instance_id AND g.id = gm.group_id
+        WHERE gm.instance_id = :instance_id AND gm.user_id = held.id
+        ORDER BY g.name_key
+    ) AS names
+FROM held;
+
+-- name: join_groups(instance_id, user_id, group_ids)!
+-- A user, who is held, in groups that stay; it may be in some already.
+INSERT INTO group_members (instance_id, user_id, group_id)
+SELECT :instance_id, :user_id, named.group_id
+FROM unnest(:group_ids::bigint[]) AS named (group_id)
+ON CONFLICT DO NOTHING;
+
+-- name: leave_groups(instance_id, user_id, kept_ids)!
+-- A user, who is held, out of all other groups.
+DELETE FROM group_members
+WHERE instance_id = :instance_id AND user_id = :user_id AND group_id <> all(:kept_ids::bigint[]);
+
+-- name: leave_group(instance_id, user_id, group_id)!
+-- A user, who is held, out of one group.
+DELETE FROM group_members
+WHERE instance_id = :instance_id AND user_id = :user_id AND group_id = :group_id;
+
+-- name: set_admin(instance_id, user_id, is_admin)!
+-- In or out of the group Admins.
+UPDATE users
+SET is_admin = :is_admin, updated_at = now()
+WHERE instance_id = :instance_id AND id = :user_id;
+
+-- name: list_groups(instance_id, after, row_limit)
+-- A page of groups in the order of their names, Admins among them, with how many living members each has.
+-- Deleted members are few, so that they are counted apart.
+WITH page AS (
+    SELECT id, name, name_key, description, created_at
+    FROM groups
+    WHERE instance_id = :instance_id AND name_key > :after
+    ORDER BY name_key
+    LIMIT :row_limit
+)
+
+SELECT
+    page.id, page.name, page.description, false AS "isReserved",
+    (
+        SELECT count(*)
+        FROM group_members
+        WHERE instance_id = :instance_id AND group_id = page.id
+    ) - (
+        SELECT count(*)
+        FROM users AS u
+        INNER JOIN group_members AS gm
+            ON gm.instance_id = :instance_id AND gm.user_id = u.id AND gm.group_id = page.id
+        WHERE u.instance_id = :instance_id AND u.deleted_at IS NOT NULL
+    ) AS members,
+    floor(extract(EPOCH FROM page.created_at))::bigint AS "createdAt", page.name_key
+FROM page
+UNION ALL
+SELECT
+    0 AS id, 'Admins' AS name, 'Administrators' AS description, true AS "isReserved",
+    (
+        SELECT count(*)
+        FROM users
+        WHERE instance_id = :instance_id AND is_admin AND deleted_at IS NULL
+    ) AS members,
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt", 'admins' AS name_key
+FROM instances
+WHERE id = :instance_id AND 'admins' COLLATE "C" > :after
+ORDER BY name_key
+LIMIT :row_limit;
+
+-- name: list_group_members(instance_id, group_id, after, row_limit)
+-- A page of living members in the order of their ids.
+SELECT u.id, u.email, u.display_name AS "displayName", u.is_active AS "isActive"
+FROM group_members AS gm
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = gm.user_id
+WHERE
+    gm.instance_id = :instance_id AND gm.group_id = :group_id AND gm.user_id > :after
+    AND u.deleted_at IS NULL
+ORDER BY gm.user_id
+LIMIT :row_limit;
+
+-- name: list_admins_by_id(instance_id, after, row_limit)
+-- The same of the group Admins (index users_admin_ids).
+SELECT id, email, display_name AS "displayName", is_active AS "isActive"
+FROM users
+WHERE instance_id = :instance_id AND is_admin AND deleted_at IS NULL AND id > :after
+ORDER BY id
+LIMIT :row_limit;

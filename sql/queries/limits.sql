@@ -1,0 +1,69 @@
+-- name: get_login_delay(instance_id, subjects)^
+-- Seconds until another login may be tried; null where it may be now.
+SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
+FROM login_failures
+WHERE instance_id = :instance_id AND subject = any(:subjects::bytea[]) AND delayed_until > now();
+
+-- name: note_failed_login(instance_id, subject, allowed, forgiven_every, longest)^
+-- True once it is counted; nothing where others failed meanwhile, so that a delay has begun.
+-- Each failure is forgiven after so many seconds, one after the other. From the last allowed one on there is a
+-- delay, of a second at first, which doubles with each, up to the longest.
+INSERT INTO login_failures AS known (instance_id, subject, forgiven_at, delayed_until)
+VALUES (:instance_id, :subject, now() + make_interval(secs => :forgiven_every::integer), '-infinity')
+ON CONFLICT (instance_id, subject) DO UPDATE
+SET (forgiven_at, delayed_until) = (
+    SELECT
+        later.forgiven_at,
+        CASE
+            WHEN later.failures < :allowed::integer THEN '-infinity'
+            ELSE now() + make_interval(
+                secs => least(:longest::integer, power(2, least(20, later.failures - :allowed::integer)))
+            )
+        END
+    FROM (
+        SELECT
+            greatest(known.forgiven_at, now()) + make_interval(secs => :forgiven_every::integer) AS forgiven_at,
+            1 + ceil(
+                greatest(0, extract(EPOCH FROM known.forgiven_at - now())) / :forgiven_every::integer
+            ) AS failures
+    ) AS later
+)
+WHERE known.delayed_until <= now()
+RETURNING true AS counted;
+
+-- name: forget_failed_logins(instance_id, account, subjects)^
+-- After a right password: the account's failures are forgotten, unless others failed meanwhile, so that a delay
+-- has begun. Then its seconds.
+WITH delay AS (
+    SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
+    FROM login_failures
+    WHERE instance_id = :instance_id AND subject = any(:subjects::bytea[]) AND delayed_until > now()
+),
+
+forgotten AS (
+    DELETE FROM login_failures
+    WHERE instance_id = :instance_id AND subject = :account AND delayed_until <= now()
+)
+
+SELECT seconds
+FROM delay;
+
+-- name: set_quotas(instance_id, user_id, given, mail, files)!
+-- Those that given names; null: the instance's default.
+UPDATE users
+SET
+    mail_quota = CASE WHEN 'mail' = any(:given::text[]) THEN :mail ELSE mail_quota END,
+    files_quota = CASE WHEN 'files' = any(:given::text[]) THEN :files ELSE files_quota END
+WHERE instance_id = :instance_id AND id = :user_id;
+
+-- name: get_quotas(instance_id, email_key)^
+-- A living user's own quotas.
+SELECT mail_quota AS mail, files_quota AS files
+FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
+
+-- name: has_seat(instance_id)$
+-- Whether the instance may have one more living user.
+SELECT max_users IS NULL OR living_users < max_users AS has_seat
+FROM instance_counters
+WHERE instance_id = :instance_id;

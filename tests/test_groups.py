@@ -1,0 +1,232 @@
+"""Groups: who is in them, what they are called, and the reserved one."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from conftest import ADMIN, Client, footprint, insert_key
+
+JANE = {"email": "jane@example.com"}
+NOT_FOUND = (400, "not found")
+DUPLICATE = (400, 'duplicate key value violates unique constraint "groups_name"')
+RESERVED = (400, "Admins is a group of every instance: it stays as it is")
+FORBIDDEN = (403, "not-allowed")
+
+
+@pytest.fixture(autouse=True)
+async def _jane(jane: dict[str, Any], client: Client) -> None:
+    """Every test here starts with jane@example.com, user 2, and the groups Sales and Support."""
+    for name in ("Support", "Sales"):
+        await client.call("createGroup", {"name": name, "description": f"The {name} people"})
+
+
+async def groups_of(client: Client, email: str = JANE["email"]) -> list[str]:
+    return list((await client.call("getUserByEmail", {"email": email}))["groups"])
+
+
+async def sizes(client: Client) -> dict[str, int]:
+    page = await client.call("listGroups")
+    return {group["name"]: group["members"] for group in page["groups"]}
+
+
+async def test_groups_are_made_renamed_and_deleted(client: Client, db: asyncpg.Connection) -> None:
+    made = await client.call("createGroup", {"name": "Märkte"})
+    assert made == {
+        "id": 3, "name": "Märkte", "description": "", "isReserved": False, "members": 0,
+        "createdAt": made["createdAt"],
+    }  # fmt: skip
+    for name in ("MÄRKTE", "ma\u0308rkte", "Märkte"):
+        assert await client.outcome("createGroup", {"name": name}) == DUPLICATE
+    await client.call("addToGroup", JANE | {"name": "märkte"})
+    await client.call("updateGroup", {"name": "MÄRKTE", "newName": "Markets"})
+    await client.call("updateGroup", {"name": "Markets", "description": "All of them"})
+    await client.call("updateGroup", {"name": "Markets", "newName": "MARKETS"})
+    assert await groups_of(client) == ["MARKETS"]
+    assert await client.outcome("updateGroup", {"name": "MARKETS", "newName": "sales"}) == DUPLICATE
+    listed = (await client.call("listGroups"))["groups"]
+    assert [(group["id"], group["name"], group["description"], group["members"]) for group in listed] == [
+        (0, "Admins", "Administrators", 1), (3, "MARKETS", "All of them", 1),
+        (2, "Sales", "The Sales people", 0), (1, "Support", "The Support people", 0),
+    ]  # fmt: skip
+    await client.call("deleteGroup", {"name": "markets"})
+    assert await groups_of(client) == []
+    assert await db.fetchval("SELECT count(*) FROM group_members") == 0
+    assert (await client.call("createGroup", {"name": "Markets"}))["id"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("updateGroup", {"newName": "x"}),
+        ("deleteGroup", {}),
+        ("addToGroup", JANE),
+        ("removeFromGroup", JANE),
+        ("listGroupMembers", {}),
+    ],
+)
+async def test_no_such_group(
+    method: str, more: dict[str, Any], client: Client, db: asyncpg.Connection
+) -> None:
+    before = await footprint(db)
+    assert await client.outcome(method, {"name": "Nobody"} | more) == NOT_FOUND
+    assert await footprint(db) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "name: must have at least 1 character"),
+        (" Sales", "name: must not begin or end with a space"),
+        ("a\nb", "name: holds control characters"),
+        ("x" * 201, "name: must have at most 200 characters"),
+        (5, "name: must be a string"),
+    ],
+)
+async def test_bad_names(name: Any, message: str, client: Client) -> None:
+    assert await client.outcome("createGroup", {"name": name}) == (400, message)
+
+
+async def test_members(client: Client, db: asyncpg.Connection) -> None:
+    """Put in twice is in once; taking out whoever is not in changes nothing."""
+    await client.call("createUser", {"email": "ann@example.com"})
+    for _ in range(2):
+        await client.call("addToGroup", {"name": "sales", "email": "JANE@example.com"})
+    await client.call("addToGroup", {"name": "Sales", "email": ADMIN})
+    await client.call("addToGroup", {"name": "Support"} | JANE)
+    assert await groups_of(client) == ["Sales", "Support"]
+    assert await groups_of(client, ADMIN) == ["Admins", "Sales"]
+    assert await sizes(client) == {"Admins": 1, "Sales": 2, "Support": 1}
+    members = await client.call("listGroupMembers", {"name": "Sales"})
+    assert [(member["id"], member["email"]) for member in members] == [(1, ADMIN), (2, JANE["email"])]
+    page = await client.call("listGroupMembers", {"name": "Sales", "after": 1, "limit": 1})
+    assert page == [{"id": 2, "email": JANE["email"], "displayName": "Jane Doe", "isActive": True}]
+    for _ in range(2):
+        await client.call("removeFromGroup", {"name": "Sales"} | JANE)
+    assert await groups_of(client) == ["Support"]
+    login = await client.call("login", JANE | {"password": "demo1234"})
+    assert login["groups"] == ["Support"]
+    assert await client.outcome("addToGroup", {"name": "Sales", "email": "nobody@example.com"}) == NOT_FOUND
+
+
+async def test_pages_of_groups(client: Client) -> None:
+    names, after = [], None
+    while True:
+        page = await client.call("listGroups", {"limit": 1, "after": after})
+        names += [group["name"] for group in page["groups"]]
+        if (after := page["next"]) is None:
+            break
+    assert names == ["Admins", "Sales", "Support"]
+    assert (await client.outcome("listGroups", {"after": "?"}))[0] == 400
+
+
+async def test_the_reserved_group(client: Client, db: asyncpg.Connection) -> None:
+    """In it are those with isAdmin; it can be neither made, renamed nor deleted, under any spelling."""
+    for name in ("Admins", "ADMINS", "\uff21dmins"):
+        assert await client.outcome("createGroup", {"name": name}) == RESERVED
+        assert await client.outcome("updateGroup", {"name": name, "newName": "x"}) == RESERVED
+        assert await client.outcome("updateGroup", {"name": "Sales", "newName": name}) == RESERVED
+        assert await client.outcome("deleteGroup", {"name": name}) == RESERVED
+    await client.call("addToGroup", JANE | {"name": "admins"})
+    assert (await client.call("getUserByEmail", JANE))["isAdmin"] is True
+    members = await client.call("listGroupMembers", {"name": "Admins"})
+    assert [member["id"] for member in members] == [1, 2]
+    await client.call("updateUserByEmail", JANE | {"isAdmin": False})
+    assert await groups_of(client) == []
+    await client.call("updateUserByEmail", JANE | {"isAdmin": True})
+    await client.call("removeFromGroup", JANE | {"name": "Admins"})
+    assert (await client.call("getUserByEmail", JANE))["isAdmin"] is False
+
+
+async def test_administrators_need_a_scope_of_their_own(client: Client, db: asyncpg.Connection) -> None:
+    poor = client.using(await insert_key(db, scopes=("users:read", "users:write", "groups:write")))
+    assert await poor.outcome("addToGroup", JANE | {"name": "Admins"}) == FORBIDDEN
+    assert await poor.outcome("removeFromGroup", {"email": ADMIN, "name": "Admins"}) == FORBIDDEN
+    assert await poor.outcome("updateUserByEmail", JANE | {"groups": ["Admins"]}) == FORBIDDEN
+    assert await poor.outcome("updateUserByEmail", {"email": ADMIN, "groups": []}) == FORBIDDEN
+    assert await poor.outcome("updateUserByEmail", {"email": ADMIN, "groups": ["Admins", "Sales"]}) == (
+        200, True,
+    )  # fmt: skip
+    assert await groups_of(client, ADMIN) == ["Admins", "Sales"]
+    poorer = client.using(await insert_key(db, scopes=("users:read", "users:write", "users:admin")))
+    assert await poorer.outcome("updateUserByEmail", JANE | {"groups": ["Sales"]}) == FORBIDDEN
+    assert await poorer.outcome("updateUserByEmail", JANE | {"groups": []}) == FORBIDDEN
+
+
+async def test_updating_a_user_takes_the_whole_list(client: Client, db: asyncpg.Connection) -> None:
+    await client.call("updateUserByEmail", JANE | {"groups": ["support", "SALES", "Sales"]})
+    assert await groups_of(client) == ["Sales", "Support"]
+    await client.call("updateUserByEmail", JANE | {"groups": ["Support", "Admins"], "displayName": "J"})
+    user = await client.call("getUserByEmail", JANE)
+    assert (user["groups"], user["isAdmin"], user["displayName"]) == (["Admins", "Support"], True, "J")
+    before = await footprint(db)
+    assert await client.outcome(
+        "updateUserByEmail", JANE | {"displayName": "X", "groups": ["Sales", "Nobody", "Support", "x"]}
+    ) == (400, "groups.1: is no group of this instance; groups.3: is no group of this instance")
+    assert await client.outcome("updateUserByEmail", JANE | {"isAdmin": True, "groups": []}) == (
+        400, "params: groups and isAdmin contradict each other: in Admins are those with isAdmin",
+    )  # fmt: skip
+    for bad in (None, "Sales", [1], [""], ["x"] * 1001):
+        assert (await client.outcome("updateUserByEmail", JANE | {"groups": bad}))[0] == 400
+    assert await client.outcome(
+        "updateUserByEmail", {"email": "nobody@example.com", "groups": ["Sales"]}
+    ) == NOT_FOUND  # fmt: skip
+    assert await footprint(db) == before
+    assert (await client.call("getUserByEmail", JANE))["displayName"] == "J"
+    await client.call("updateUserByEmail", JANE | {"groups": [], "isAdmin": False})
+    assert await groups_of(client) == []
+
+
+async def test_deleted_users_keep_their_groups_unseen(client: Client, db: asyncpg.Connection) -> None:
+    await client.call("updateUserByEmail", JANE | {"groups": ["Sales", "Admins"]})
+    await client.call("deleteUserByEmail", JANE)
+    assert await sizes(client) == {"Admins": 1, "Sales": 0, "Support": 0}
+    assert await client.call("listGroupMembers", {"name": "Sales"}) == []
+    assert await client.outcome("addToGroup", JANE | {"name": "Support"}) == NOT_FOUND
+    await client.call("restoreUserByEmail", JANE)
+    assert await groups_of(client) == ["Admins", "Sales"]
+    await client.call("deleteUserByEmail", JANE)
+    await client.call("purgeUserByEmail", JANE)
+    assert await db.fetchval("SELECT count(*) FROM group_members") == 0
+
+
+async def test_changes_are_written_down(client: Client, db: asyncpg.Connection) -> None:
+    """Of memberships with what was before and after; of groups with what was asked."""
+
+    async def newest() -> Any:
+        return await db.fetchrow("SELECT * FROM events ORDER BY xid DESC, place DESC LIMIT 1")
+
+    await client.call("addToGroup", JANE | {"name": "sales"})
+    event = await newest()
+    assert (event["type"], event["user_id"], event["method"]) == ("user.updated", 2, "addToGroup")
+    assert (event["before"], event["after"]) == ('{"groups": []}', '{"groups": ["Sales"]}')
+    await client.call("updateUserByEmail", JANE | {"groups": ["Admins"]})
+    event = await newest()
+    assert (event["before"], event["after"]) == ('{"groups": ["Sales"]}', '{"groups": ["Admins"]}')
+    await client.call("deleteGroup", {"name": "Sales"})
+    event = await newest()
+    assert (event["type"], event["after"]) == ("deleteGroup", '{"name": "Sales"}')
+
+
+async def test_a_group_that_is_deleted_meanwhile(client: Client, db: asyncpg.Connection) -> None:
+    """Whoever is put into it just then is not found, or goes with it; nothing is left half done."""
+    for _ in range(10):
+        outcomes = await asyncio.gather(
+            *(client.outcome("addToGroup", JANE | {"name": "Sales"}) for _ in range(4)),
+            client.outcome("updateUserByEmail", {"email": ADMIN, "groups": ["Sales", "Admins"]}),
+            client.outcome("deleteGroup", {"name": "Sales"}),
+        )
+        assert outcomes[-1] == (200, True)
+        for outcome in outcomes[:-1]:
+            assert outcome in [(200, True), NOT_FOUND, (400, "groups.0: is no group of this instance")]
+        assert await db.fetchval("SELECT count(*) FROM group_members") == 0
+        await client.call("createGroup", {"name": "Sales"})
+
+
+async def test_another_tenant_has_groups_of_its_own(client: Client, other: Client) -> None:
+    assert await other.outcome("deleteGroup", {"name": "Sales"}) == NOT_FOUND
+    made = await other.call("createGroup", {"name": "Sales"})
+    assert made["id"] == 1
+    await other.call("addToGroup", {"name": "Sales", "email": "boss@other.example"})
+    assert await sizes(client) == {"Admins": 1, "Sales": 0, "Support": 0}
+    assert await sizes(other) == {"Admins": 1, "Sales": 1}
