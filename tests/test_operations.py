@@ -73,8 +73,23 @@ async def test_what_has_had_its_time_is_purged(
     await database.open()
     assert await purge_expired(database, settings) == {
         "users": 1, "sessions": 1, "plans": 0, "codes": 2, "documents": 2, "jobs": 1, "job_log": 2,
+        "events": 0, "deliveries": 0, "secrets": 0,
     }  # fmt: skip
-    nothing = {"users": 0, "sessions": 0, "plans": 0, "codes": 0, "documents": 0, "jobs": 0, "job_log": 0}
+    nothing = dict.fromkeys(
+        (
+            "users",
+            "sessions",
+            "plans",
+            "codes",
+            "documents",
+            "jobs",
+            "job_log",
+            "events",
+            "deliveries",
+            "secrets",
+        ),
+        0,
+    )
     assert await purge_expired(database, settings) == nothing
     assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 5
     await db.execute("""UPDATE instances SET settings = settings || '{"retentionDays": 7}'""")

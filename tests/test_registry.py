@@ -13,6 +13,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
 from server.methods.sessions import EXAMPLE_TOKEN
+from server.methods.webhooks import EXAMPLE_EVENT
 from server.openrpc import document
 from server.registry import METHODS, Call, Example, Params, method
 
@@ -57,6 +58,15 @@ async def test_examples_run(
     await db.execute(
         "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
         " SELECT 1, id, 'failed', 'Authorization_RequestDenied' FROM users WHERE email = 'one@example.com'"
+    )
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
+        " VALUES (1, 1, 'https://192.0.2.1/', '', '{}', 'whsec_' || encode(decode(repeat('ab', 32), 'hex'), 'base64'))"
+    )
+    await db.execute("UPDATE instance_counters SET webhooks = 1 WHERE instance_id = 1")
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, attempts, done_at)"
+        f" VALUES (1, 1, '{EXAMPLE_EVENT}', 'user.created', '', 'failed', 10, now())"
     )
     graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})

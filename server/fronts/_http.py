@@ -128,10 +128,22 @@ def address_of(request: web.Request) -> str | None:
     return address
 
 
+def origin_of(request: web.Request) -> str | None:
+    """What the caller calls itself, by which it knows its own changes again among events.
+
+    Raises:
+        Invalid: no short, plain name.
+    """
+    origin = request.headers.get("X-Origin")
+    if origin and not _GIVEN_ID.fullmatch(origin):
+        raise Invalid("X-Origin: must be 1 to 64 letters, digits, dots, colons, underscores or dashes")
+    return origin or None
+
+
 async def run(request: web.Request, caller: Caller, name: object, params: object) -> Any:
     """Hand a call to the dispatcher, which observes it from here on."""
     request[CALLED] = True
-    circumstances = Circumstances(request[REQUEST_ID], address_of(request))
+    circumstances = Circumstances(request[REQUEST_ID], address_of(request), origin=origin_of(request))
     return await request.app[DISPATCHER].call(caller, name, params, circumstances)
 
 

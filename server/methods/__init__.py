@@ -2,6 +2,7 @@
 
 from server.methods import (
     accounts,
+    audit,
     avatars,
     codes,
     confirmation,
@@ -17,10 +18,12 @@ from server.methods import (
     sessions,
     store,
     users,
+    webhooks,
 )
 
 __all__ = [
     "accounts",
+    "audit",
     "avatars",
     "codes",
     "confirmation",
@@ -36,4 +39,5 @@ __all__ = [
     "sessions",
     "store",
     "users",
+    "webhooks",
 ]
