@@ -24,6 +24,31 @@ EXAMPLES = [
 ]
 
 
+OF_ANOTHER_INSTANCE = {"retryJob": 0, "createInstance": 2}
+"""0: what belongs to none. A new instance knows of its making."""
+
+
+def _secrets(value: Any) -> list[str]:
+    """What must not be written down, of params or of an answer."""
+    if isinstance(value, list):
+        return [secret for item in value for secret in _secrets(item)]
+    if not isinstance(value, dict):
+        return []
+    found = [secret for item in value.values() for secret in _secrets(item)]
+    names = (
+        "password",
+        "newPassword",
+        "passwordHash",
+        "token",
+        "code",
+        "key",
+        "secret",
+        "clientSecret",
+        "data",
+    )
+    return found + [value[name] for name in names if isinstance(value.get(name), str) and value[name]]
+
+
 def _shape(value: Any) -> Any:
     """The members and types of a value, whatever it holds."""
     if isinstance(value, dict):
@@ -71,8 +96,16 @@ async def test_examples_run(
     graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
     needs_operator = METHODS[name].operator
+    written = await db.fetchval("SELECT count(*) FROM events")
     answer = await (operator if needs_operator else client).call(name, example.params)
     TypeAdapter(METHODS[name].result).validate_python(answer)
+    new = await db.fetch("SELECT * FROM events ORDER BY xid, place OFFSET $1", written)
+    assert bool(new) == METHODS[name].writes
+    for row in new:
+        told = str(dict(row))
+        assert row["method"] == name and row["instance_id"] == OF_ANOTHER_INSTANCE.get(name, 1)
+        for secret in {*_secrets(example.params), *_secrets(answer), "a secret"}:
+            assert secret not in told, f"{name} writes a secret down"
     if name == "rpc.discover":
         assert answer["openrpc"] == example.result["openrpc"]
     elif isinstance(answer, dict) and "tokenExpiresAt" not in answer and "key" not in answer:

@@ -144,7 +144,8 @@ WITH held AS (
 )
 
 INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
-VALUES (:instance_id, :alias, :title, :type, :mandatory, :choices)
+SELECT :instance_id, :alias, :title, :type, :mandatory, :choices
+FROM (SELECT count(*) FROM held) AS read_first
 ON CONFLICT (instance_id, alias) DO UPDATE
 SET
     title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices,
