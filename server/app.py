@@ -37,6 +37,7 @@ from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.registry import METHODS, Method
 from server.settings import Settings
+from server.webhooks import keep_delivering
 
 log = structlog.get_logger()
 
@@ -103,6 +104,7 @@ def create_app(
             services = Services(settings, database, metrics)
             working.append(asyncio.create_task(work(services)))
             tasks.append(asyncio.create_task(keep_purging(database, settings)))
+            tasks.append(asyncio.create_task(keep_delivering(settings, database, metrics)))
         yield
         for task in tasks:
             task.cancel()

@@ -49,6 +49,9 @@ SCOPES: dict[str, str] = {
     "instances:write": "create and change instances (operator keys)",
     "jobs:read": "look at the queue (operator keys)",
     "jobs:write": "try again what the queue gave up (operator keys)",
+    "audit:read": "read who changed what",
+    "webhooks:read": "look at webhooks and their deliveries, and read the feed of changes",
+    "webhooks:write": "create and change webhooks",
     "docs:read": "read the description of the service",
 }
 _OPERATORS_SCOPES = {"instances:write", "jobs:read", "jobs:write"}

@@ -228,7 +228,7 @@ def work() -> None:
     logs.configure(settings.log_level)
 
     async def working(url: str) -> None:
-        from server import jobs
+        from server import jobs, webhooks
 
         session = Session(settings, url)
         services = jobs.Services(settings, session.database, session.dispatcher.metrics)
@@ -236,6 +236,9 @@ def work() -> None:
         tasks = [
             asyncio.create_task(jobs.work(services)),
             asyncio.create_task(jobs.keep_purging(session.database, settings)),
+            asyncio.create_task(
+                webhooks.keep_delivering(settings, session.database, session.dispatcher.metrics)
+            ),
         ]
 
         def stop() -> None:

@@ -260,12 +260,12 @@ class Dispatcher:
         changes = call.changes
         if not changes:
             given = params.model_dump(mode="json", exclude_unset=True, exclude={"instance"})
-            changes = [Change(method.name, None, None, redacted(given))]
+            changes = [Change("", call.subject, None, redacted(given))]
         instance = getattr(call, "instance", None)
         await call.db.run(
             "insert_events",
             instance_id=instance.id if instance else 0,
-            types=[change.type for change in changes],
+            types=[change.type or method.name for change in changes],
             user_ids=[change.user_id for change in changes],
             befores=[change.before for change in changes],
             afters=[change.after for change in changes],

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
 from server.errors import FieldError, Invalid, ServiceError
-from server.events import EVENTS, Change, redacted
+from server.events import EVENTS, Change, redacted, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.settings import Settings
@@ -74,6 +74,8 @@ class Call:
     after_commit: list[Callable[[], None]] = field(default_factory=list)
     # What was changed, which dispatch writes down in the same transaction.
     changes: list[Change] = field(default_factory=list)
+    # Whom the call is about, for the audit of one that changed nothing.
+    subject: int | None = None
 
     def record(
         self,
@@ -93,6 +95,23 @@ class Call:
         assert event in EVENTS, event
         self.changes.append(
             Change(event, user_id, redacted(before) if before else None, redacted(after) if after else None)
+        )
+
+    def record_user(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Note what differs between two states of a user, as the SQL function user_state gives them."""
+        self.subject = user_id
+        self.changes += user_changes(user_id, before, after)
+
+    def note(
+        self,
+        user_id: int | None = None,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note a change that only the audit tells of, by the name of the method; see record."""
+        self.changes.append(
+            Change("", user_id, redacted(before) if before else None, redacted(after) if after else None)
         )
 
 
@@ -218,7 +237,8 @@ MAX_MEMBERS = 200
 
 def positions(model: type[BaseModel]) -> list[str]:
     """The members in the order in which they go by position: the required ones first."""
-    return sorted(model.model_fields, key=lambda name: not model.model_fields[name].is_required())
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    return sorted(fields, key=lambda name: not fields[name].is_required())
 
 
 def validated(model: type[BaseModel], params: object, known_bad: Sequence[FieldError] = ()) -> Any:

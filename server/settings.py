@@ -102,6 +102,10 @@ class Settings(BaseSettings):
     picture_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Bytes of a picture that is sent in.")
     picture_pixels: int = Field(40_000_000, ge=1, description="Pixels of a picture that is sent in.")
 
+    webhook_private_addresses: bool = Field(
+        False, description="Whether webhooks may lead to private addresses, and by http, as in development."
+    )
+
     graph_url: str = Field("https://graph.microsoft.com/v1.0", description="Microsoft Graph.")
     graph_login_url: str = Field(
         "https://login.microsoftonline.com", description="Where tokens for Microsoft Graph come from."

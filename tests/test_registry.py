@@ -13,6 +13,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
 from server.methods.sessions import EXAMPLE_TOKEN
+from server.methods.webhooks import EXAMPLE_EVENT
 from server.openrpc import document
 from server.registry import METHODS, Call, Example, Params, method
 
@@ -21,6 +22,31 @@ EXAMPLES = [
     for name, registered in METHODS.items()
     for example in registered.examples
 ]
+
+
+OF_ANOTHER_INSTANCE = {"retryJob": 0, "createInstance": 2}
+"""0: what belongs to none. A new instance knows of its making."""
+
+
+def _secrets(value: Any) -> list[str]:
+    """What must not be written down, of params or of an answer."""
+    if isinstance(value, list):
+        return [secret for item in value for secret in _secrets(item)]
+    if not isinstance(value, dict):
+        return []
+    found = [secret for item in value.values() for secret in _secrets(item)]
+    names = (
+        "password",
+        "newPassword",
+        "passwordHash",
+        "token",
+        "code",
+        "key",
+        "secret",
+        "clientSecret",
+        "data",
+    )
+    return found + [value[name] for name in names if isinstance(value.get(name), str) and value[name]]
 
 
 def _shape(value: Any) -> Any:
@@ -59,6 +85,15 @@ async def test_examples_run(
         "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
         " SELECT 1, id, 'failed', 'Authorization_RequestDenied' FROM users WHERE email = 'one@example.com'"
     )
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
+        " VALUES (1, 1, 'https://192.0.2.1/', '', '{}', 'whsec_' || encode(decode(repeat('ab', 32), 'hex'), 'base64'))"
+    )
+    await db.execute("UPDATE instance_counters SET webhooks = 1 WHERE instance_id = 1")
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, attempts, done_at)"
+        f" VALUES (1, 1, '{EXAMPLE_EVENT}', 'user.created', '', 'failed', 10, now())"
+    )
     graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
     caller = operator if METHODS[name].operator else client
@@ -67,9 +102,17 @@ async def test_examples_run(
         before = await contents(db)
         rehearsed = await caller.call(name, example.params | {"dryRun": True})
         assert await contents(db) == before, "a dry run has written something"
+    written = await db.fetchval("SELECT count(*) FROM events")
     answer = await caller.call(name, example.params)
     assert not METHODS[name].writes or _shape(rehearsed) == _shape(answer)
     TypeAdapter(METHODS[name].result).validate_python(answer)
+    new = await db.fetch("SELECT * FROM events ORDER BY xid, place OFFSET $1", written)
+    assert bool(new) == METHODS[name].writes
+    for row in new:
+        told = str(dict(row))
+        assert row["method"] == name and row["instance_id"] == OF_ANOTHER_INSTANCE.get(name, 1)
+        for secret in {*_secrets(example.params), *_secrets(answer), "a secret"}:
+            assert secret not in told, f"{name} writes a secret down"
     if name == "rpc.discover":
         assert answer["openrpc"] == example.result["openrpc"]
     elif isinstance(answer, dict) and "tokenExpiresAt" not in answer and "key" not in answer:

@@ -199,6 +199,18 @@ def address_of(request: web.Request) -> str | None:
     return address
 
 
+def origin_of(request: web.Request) -> str | None:
+    """What the caller calls itself, by which it knows its own changes again among events.
+
+    Raises:
+        Invalid: no short, plain name.
+    """
+    origin = request.headers.get("X-Origin")
+    if origin and not _GIVEN_ID.fullmatch(origin):
+        raise Invalid("X-Origin: must be 1 to 64 letters, digits, dots, colons, underscores or dashes")
+    return origin or None
+
+
 async def run(
     request: web.Request,
     caller: Caller,
@@ -215,11 +227,14 @@ async def run(
         place: which of several calls in one request it is.
 
     Raises:
-        Invalid: what the headers Idempotency-Key and Dry-Run say cannot be, beside all that dispatch raises.
+        Invalid: what the headers Idempotency-Key, Dry-Run and X-Origin say cannot be; beside all that
+            dispatch raises.
     """
     key = _idempotency_key(request, idempotency_key, place)
     dry_run = _dry_run(request)
-    circumstances = Circumstances(request[REQUEST_ID], address_of(request), key, dry_run=dry_run)
+    circumstances = Circumstances(
+        request[REQUEST_ID], address_of(request), key, origin_of(request), dry_run=dry_run
+    )
     calls = request.get(CALLED)
     if calls is None:
         calls = request[CALLED] = Calls()

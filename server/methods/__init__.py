@@ -2,6 +2,7 @@
 
 from server.methods import (
     accounts,
+    audit,
     avatars,
     codes,
     confirmation,
@@ -19,10 +20,12 @@ from server.methods import (
     sessions,
     store,
     users,
+    webhooks,
 )
 
 __all__ = [
     "accounts",
+    "audit",
     "avatars",
     "codes",
     "confirmation",
@@ -40,4 +43,5 @@ __all__ = [
     "sessions",
     "store",
     "users",
+    "webhooks",
 ]

@@ -4,8 +4,8 @@ from typing import Any
 
 from server import graph
 from server.auth import InstanceSettings, Office365
-from server.db import Connection
 from server.jobs import Hopeless, Later, Services, enqueue, job
+from server.registry import Call
 
 NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentials (office365)"
 
@@ -16,11 +16,13 @@ def credentials_of(settings: InstanceSettings) -> Office365 | None:
     return found if found is not None and found.clientSecret is not None else None
 
 
-async def begin(db: Connection, instance_id: int, user_id: int) -> bool:
+async def begin(call: Call, user_id: int) -> bool:
     """Have a user created there once this transaction commits; False where that is under way or done."""
-    begun = await db.value("begin_office365", instance_id=instance_id, user_id=user_id)
+    user = {"instance_id": call.instance.id, "user_id": user_id}
+    begun = await call.db.one("begin_office365", **user)
     if begun is not None:
-        await enqueue(db, "office365", {"instance_id": instance_id, "user_id": user_id})
+        await enqueue(call.db, "office365", user)
+        call.note(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
     return begun is not None
 
 

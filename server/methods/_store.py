@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.db import Connection
 from server.errors import CONSTRAINTS, FieldError, Invalid
-from server.registry import NO_CONTROLS
+from server.registry import NO_CONTROLS, Call
 
 STORE_MEMBERS = {"externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
 """Members of createUser and updateUserByEmail that change_store_user writes."""
@@ -59,11 +59,15 @@ def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
     return day
 
 
-async def change_store_user(db: Connection, instance_id: int, user_id: int, given: Mapping[str, Any]) -> None:
-    """Write those of STORE_MEMBERS, and isAdmin, that are given; null takes an id or a limit away."""
+async def change_store_user(db: Connection, instance_id: int, user_id: int, given: Mapping[str, Any]) -> Any:
+    """Write those of STORE_MEMBERS, and isAdmin, that are given; null takes an id or a limit away.
+
+    Returns:
+        id, before and after, of the user's states; None where nothing was given.
+    """
     if not given:
-        return
-    await db.run(
+        return None
+    return await db.one(
         "change_store_user",
         instance_id=instance_id,
         user_id=user_id,
@@ -77,7 +81,7 @@ async def change_store_user(db: Connection, instance_id: int, user_id: int, give
 
 
 async def assign_plan(
-    db: Connection,
+    call: Call,
     instance_id: int,
     user_id: int,
     plan_id: int,
@@ -96,7 +100,7 @@ async def assign_plan(
     Raises:
         Invalid: there is no such plan in the instance, or the day is over.
     """
-    assigned: int | None = await db.value(
+    assigned = await call.db.one(
         "assign_plan",
         instance_id=instance_id,
         user_id=user_id,
@@ -105,8 +109,11 @@ async def assign_plan(
         name=name,
     )
     if assigned is None:
-        raise Invalid.of([await _why_not(db, instance_id, plan_id)])
-    return assigned
+        raise Invalid.of([await _why_not(call.db, instance_id, plan_id)])
+    call.record(
+        "user.updated", user_id, before={"plan": assigned["before"]}, after={"plan": assigned["after"]}
+    )
+    return int(assigned["id"])
 
 
 async def _why_not(db: Connection, instance_id: int, plan_id: int) -> FieldError:

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, PrivateAttr
 
 from server.auth import new_secret
-from server.db import Connection
 from server.errors import FieldError, Invalid, NotFound
 from server.methods.users import Line, UserId, UserRef, email_key, found
 from server.pictures import Picture, avatar_url, picture_path
@@ -72,7 +71,7 @@ async def prepared_picture(call: Call, sent: SentPicture) -> PreparedPicture:
     return PreparedPicture(new_secret(_NAME_LENGTH), picture)
 
 
-async def store_picture(db: Connection, instance_id: int, user_id: int, prepared: PreparedPicture) -> str:
+async def store_picture(call: Call, user_id: int, prepared: PreparedPicture) -> str:
     """Make a picture a user's avatar; the one before is gone, and its address with it.
 
     Returns:
@@ -82,17 +81,18 @@ async def store_picture(db: Connection, instance_id: int, user_id: int, prepared
         NotFound: there is no such user.
     """
     name, picture = prepared
-    stored: str = found(
-        await db.value(
+    stored = found(
+        await call.db.one(
             "set_picture",
-            instance_id=instance_id,
+            instance_id=call.instance.id,
             user_id=user_id,
-            avatar=picture_path(instance_id, name),
+            avatar=picture_path(call.instance.id, name),
             name=name,
             **picture._asdict(),
         )
     )
-    return stored
+    call.record_user(user_id, stored["before"], stored["after"])
+    return str(stored["avatar"])
 
 
 async def _user_id(call: Call, params: UserRef) -> int:
@@ -143,7 +143,7 @@ async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedP
     either way), which needs no key; with `small` at its end instead of `large` it is that of the small one
     (128). Each picture has an address of its own: that of the one before is gone.
     """
-    stored = await store_picture(call.db, call.instance.id, await _user_id(call, params), prepared)
+    stored = await store_picture(call, await _user_id(call, params), prepared)
     return {"avatar": avatar_url(call.settings, stored)}
 
 
@@ -157,7 +157,7 @@ async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedP
 )
 async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
     """Take a user's avatar away, and the picture if this server has it."""
-    await _remove(call, await _user_id(call, params))
+    await remove_picture(call, await _user_id(call, params))
     return True
 
 
@@ -171,12 +171,18 @@ async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
 )
 async def remove_avatar(call: Call, params: UserId) -> Any:
     """Take a user's avatar away, as removeAvatarByEmail does, by id (user/remove-avatar)."""
-    await _remove(call, params.id)
+    await remove_picture(call, params.id)
     return True
 
 
-async def _remove(call: Call, user_id: int) -> None:
-    found(await call.db.value("remove_picture", instance_id=call.instance.id, user_id=user_id))
+async def remove_picture(call: Call, user_id: int) -> None:
+    """Take a user's avatar away.
+
+    Raises:
+        NotFound: there is no such user.
+    """
+    user = found(await call.db.one("remove_picture", instance_id=call.instance.id, user_id=user_id))
+    call.record_user(user_id, user["before"], user["after"])
 
 
 class PictureName(Params):

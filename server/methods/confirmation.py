@@ -14,7 +14,7 @@ from server.methods.codes import (
     mail_code,
     redeem,
 )
-from server.methods.users import Password, UserRef, email_key, found, password_problem
+from server.methods.users import Password, UserRef, email_key, found, password_problem, record_password
 from server.registry import Call, Example, TenantParams, method
 
 Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it.")]
@@ -96,14 +96,13 @@ async def reset_password_with_code(call: Call, params: ResetPasswordWithCode, pa
     A code works once. A password that the instance's policy refuses leaves it as it is.
     """
     user = await redeem(call.db, call.instance.id, params.code, "reset")
-    found(
-        await call.db.value(
-            "set_password_by_id",
-            instance_id=call.instance.id,
-            user_id=user.user_id,
-            password_hash=password_hash,
-        )
+    changed = await call.db.one(
+        "set_password_by_id",
+        instance_id=call.instance.id,
+        user_id=user.user_id,
+        password_hash=password_hash,
     )
+    await record_password(call, found(changed))
     return True
 
 
@@ -124,8 +123,13 @@ class ConfirmEmail(TenantParams):
 async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
     """Confirm the registration of the user who was mailed the code."""
     user = await redeem(call.db, call.instance.id, params.code, "confirm")
-    found(await call.db.value("confirm_user", instance_id=call.instance.id, user_id=user.user_id))
+    await _confirm(call, user.user_id)
     return True
+
+
+async def _confirm(call: Call, user_id: int) -> None:
+    user = found(await call.db.one("confirm_user", instance_id=call.instance.id, user_id=user_id))
+    call.record_user(user_id, user["before"], user["after"])
 
 
 @method(
@@ -143,5 +147,5 @@ async def force_confirm_email(call: Call, params: UserRef) -> Any:
     """
     key = email_key(params.email)
     user_id = found(await call.db.value("find_user_id", instance_id=call.instance.id, email_key=key))
-    found(await call.db.value("confirm_user", instance_id=call.instance.id, user_id=user_id))
+    await _confirm(call, user_id)
     return True

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
-from server.auth import WITH_SECRETS, Host, InstanceSettings, Mebibytes, Office365
+from server.auth import WITH_SECRETS, Host, Instance, InstanceSettings, Mebibytes, Office365
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
 from server.methods.users import (
     ABSENT,
@@ -15,6 +15,7 @@ from server.methods.users import (
     NewEmail,
     Password,
     Validation,
+    found,
     from_cursor,
     insert_user,
     password_problem,
@@ -111,6 +112,9 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
         settings=params.settings.model_dump(context=WITH_SECRETS),
     )
     assert row is not None
+    # So that what happens is written down there.
+    call.instance = Instance(row["id"], row["name"], row["is_active"], params.settings)
+    call.note(after=params.model_dump(exclude={"admin"}))
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
     user = await insert_user(call, row["id"], admin, password_hash)
     await call.db.one(
@@ -311,10 +315,10 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
 
     The keys of a suspended instance are answered with 403; its users and their data stay.
     """
+    stored = dict(found(await call.db.one("lock_instance", instance_id=call.instance.id)))
     settings = None
     if params.settings is not None:
-        stored = await call.db.value("lock_instance_settings", instance_id=call.instance.id)
-        settings = InstanceSettings.model_validate(stored).model_dump(context=WITH_SECRETS)
+        settings = InstanceSettings.model_validate(stored["settings"]).model_dump(context=WITH_SECRETS)
         change = params.settings.model_dump(exclude_unset=True, context=WITH_SECRETS)
         for nested in ("passwordPolicy", "generatedPasswords", "defaultQuotas"):
             settings[nested] |= change.pop(nested, {})
@@ -334,6 +338,10 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
         is_active=params.isActive,
         settings=settings,
     )
+    given = params.model_dump(include={"title", "isActive"}, exclude_unset=True)
+    if settings is not None:
+        given["settings"] = settings
+    call.note(before={name: stored[name] for name in given}, after=given)
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True
@@ -361,6 +369,7 @@ async def delete_instance(call: Call, params: DeleteInstance) -> Any:
     """
     if await call.db.value("delete_instance", instance_id=call.instance.id) is None:
         raise NotHeld  # somebody else was faster
+    call.note(before={"name": call.instance.name})
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True

@@ -192,11 +192,13 @@ async def create_api_key(call: Call, params: CreateApiKey, instances: list[str])
     longer, makes no more calls a minute, and works from no other networks.
     """
     lives = [seconds for seconds in (params.expiresIn, call.caller.seconds_left) if seconds is not None]
-    return await _insert_key(
+    created = await _insert_key(
         call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
         instances=instances, networks=params.networks or list(call.caller.networks),
         lifetime=min(lives, default=None), rate_per_minute=held_rate(call, params.ratePerMinute),
     )  # fmt: skip
+    call.note(after=created)
+    return created
 
 
 class ListApiKeys(KeyParams):
@@ -287,11 +289,20 @@ async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | No
     if not set(row["scopes"]) <= call.caller.scopes:
         raise Forbidden("not-allowed", code="scope_not_held")
     await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
-    return await _insert_key(
+    created = await _insert_key(
         call, new_key(), name=row["name"], scopes=row["scopes"], is_operator=row["is_operator"],
         instances=row["instances"], networks=row["networks"], lifetime=row["seconds_left"],
         rate_per_minute=row["rate_per_minute"],
     )  # fmt: skip
+    call.note(before=_held(row), after=created | {"overlap": params.overlap})
+    return created
+
+
+def _held(row: Any) -> dict[str, Any]:
+    return {
+        "id": row["id"], "name": row["name"], "scopes": row["scopes"], "isOperator": row["is_operator"],
+        "instances": row["instances"], "networks": row["networks"],
+    }  # fmt: skip
 
 
 class UpdateApiKey(ApiKeyRef):
@@ -341,6 +352,7 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
 )
 async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None) -> Any:
     """End a key now; its next request is refused."""
-    await _locked_key(call, params.id, instance_id)
+    row = await _locked_key(call, params.id, instance_id)
     await call.db.run("revoke_key", key_id=params.id)
+    call.note(before=_held(row))
     return True

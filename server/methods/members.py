@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from server.auth import GeneratedPasswords
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
+from server.events import identity
 from server.methods._fields import checked, fields_of, profile_schema
 from server.methods._logins import ClientAddress
 from server.methods.accounts import Id, insert_account
@@ -19,9 +20,11 @@ from server.methods.users import (
     Password,
     UserId,
     email_key,
+    end_sessions,
     found,
     insert_user,
     password_problem,
+    record_password,
 )  # fmt: skip
 from server.pictures import avatar_url
 from server.registry import Call, Example, Result, TenantParams, method
@@ -275,7 +278,8 @@ async def create_member(call: Call, params: CreateMember, prepared: Prepared) ->
         call, call.instance.id, user, prepared.password_hash, fields=values, language=params.language,
         is_confirmed=params.confirmationUrl is None,
     )  # fmt: skip
-    await insert_account(call, created["id"], params.sponsorId, name)
+    account = await insert_account(call, created["id"], params.sponsorId, name)
+    call.note(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
     if params.confirmationUrl is not None:
         await mail_code(
             call.db,
@@ -310,14 +314,13 @@ async def _hash_new(call: Call, params: SetPassword) -> str:
 )
 async def set_password(call: Call, params: SetPassword, password_hash: str) -> Any:
     """Set a user's password by id and end its sessions (user/set-password)."""
-    found(
-        await call.db.value(
-            "set_password_by_id",
-            instance_id=call.instance.id,
-            user_id=params.id,
-            password_hash=password_hash,
-        )
+    user = await call.db.one(
+        "set_password_by_id",
+        instance_id=call.instance.id,
+        user_id=params.id,
+        password_hash=password_hash,
     )
+    await record_password(call, found(user))
     return True
 
 
@@ -339,14 +342,17 @@ class DeleteUser(UserId):
 )
 async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
     """Delete a user by id, as deleteUserByEmail does, with or without its account (user/delete)."""
-    found(
-        await call.db.value(
+    user = found(
+        await call.db.one(
             "delete_member",
             instance_id=call.instance.id,
             user_id=params.id,
             with_account=params.withAccount,
         )
     )
+    closed = {"accountClosed": True} if params.withAccount else None
+    call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
+    await end_sessions(call, params.id)
     return True
 
 
@@ -366,9 +372,10 @@ class ChangeLanguage(UserId):
 )
 async def change_language(call: Call, params: ChangeLanguage) -> Any:
     """Change the language that a user gets its mails in (user/change-language)."""
-    found(
-        await call.db.value(
+    user = found(
+        await call.db.one(
             "set_language", instance_id=call.instance.id, user_id=params.id, language=params.language
         )
     )
+    call.record_user(params.id, user["before"], user["after"])
     return True

@@ -62,6 +62,6 @@ async def create_in_office365(call: Call, params: UserRef) -> Any:
     user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
     if _office365.credentials_of(call.instance.settings) is None:
         raise Conflict("the instance has no Microsoft Graph credentials (office365)", code="no_credentials")
-    if not await _office365.begin(call.db, call.instance.id, user["id"]):
+    if not await _office365.begin(call, user["id"]):
         raise Conflict("this is under way or done already", code="already_asked")
     return True

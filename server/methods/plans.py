@@ -126,7 +126,9 @@ def _checked(plan: BaseModel) -> dict[str, Any]:
 async def create_plan(call: Call, params: CreatePlan) -> Any:
     """Create a plan that users can be assigned."""
     row = await call.db.one("create_plan", instance_id=call.instance.id, **_checked(params))
-    return _shown(found(row))
+    plan = _shown(found(row))
+    call.note(after=plan)
+    return plan
 
 
 class PlanRef(TenantParams):
@@ -220,6 +222,8 @@ async def update_plan(call: Call, params: UpdatePlan) -> Any:
     stored |= stored.pop("options")
     given = params.model_dump(exclude_unset=True, exclude={"id", "instance"})
     await call.db.run("change_plan", **ref, **_checked(CreatePlan(**stored | given)))
+    plan = {"id": params.id}
+    call.note(before=plan | {name: stored[name] for name in given}, after=plan | given)
     return True
 
 
@@ -259,6 +263,6 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
     found(await call.db.one("hold_store_user", **ref))
     assigned = await assign_plan(
-        call.db, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
+        call, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
     )
     return {"id": assigned}

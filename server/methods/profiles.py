@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from server.db import Connection
 from server.errors import FieldError, Invalid, NotFound
+from server.events import Change, user_changes
 from server.jobs import Services, enqueue, job
 from server.methods._fields import (
     ALIAS,
@@ -16,7 +18,13 @@ from server.methods._fields import (
     fields_of,
     profile_schema,
 )
-from server.methods.avatars import PreparedPicture, SentPicture, prepared_picture, store_picture
+from server.methods.avatars import (
+    PreparedPicture,
+    SentPicture,
+    prepared_picture,
+    remove_picture,
+    store_picture,
+)  # fmt: skip
 from server.methods.members import Member, ProfileValues, member_of
 from server.methods.users import ABSENT, Line, UserId, found
 from server.registry import Call, Example, Result, TenantParams, method
@@ -98,11 +106,17 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         action="profile-update",
         user_id=params.id,
         fields=prepared.fields,
-    )
+        asked_by={
+            "key_id": call.caller.key_id, "key_name": call.caller.key_name,
+            "request_id": call.circumstances.request_id, "address": call.circumstances.address,
+            "origin": call.circumstances.origin,
+        },
+    )  # fmt: skip
+    call.subject = params.id
     if prepared.picture is not None:
-        await store_picture(call.db, call.instance.id, params.id, prepared.picture)
+        await store_picture(call, params.id, prepared.picture)
     if prepared.without_picture:
-        await call.db.value("remove_picture", instance_id=call.instance.id, user_id=params.id)
+        await remove_picture(call, params.id)
     await enqueue(call.db, "profile-update", {"instance_id": call.instance.id, "user_id": params.id})
     return {"queueRequest": True, "documentId": str(document_id)}
 
@@ -117,8 +131,12 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
     user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
     async with services.database.transaction() as db:
         await db.value("hold_user", **user)
+        changes: list[tuple[Change, dict[str, Any]]] = []
         for document in await db.all("list_unfinished", **user):
-            done = await db.value("merge_fields", **user, fields=document["fields"])
+            done = await db.one("merge_fields", **user, fields=document["fields"])
+            if done is not None:
+                found_changes = user_changes(done["id"], done["before"], done["after"])
+                changes += [(change, document["asked_by"]) for change in found_changes]
             row = await db.one("get_member", **user) if done else None
             result = {
                 "success": row is not None,
@@ -131,6 +149,26 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
                 document_id=document["id"],
                 result=result,
             )
+        await _write_down(db, user["instance_id"], changes)
+
+
+async def _write_down(db: Connection, instance_id: int, changes: list[tuple[Change, dict[str, Any]]]) -> None:
+    """What the queue changed, in the name of those who asked for it."""
+    if changes:
+        await db.run(
+            "insert_events_of_others",
+            instance_id=instance_id,
+            types=[change.type for change, _ in changes],
+            user_ids=[change.user_id for change, _ in changes],
+            befores=[change.before for change, _ in changes],
+            afters=[change.after for change, _ in changes],
+            method="updateProfile",
+            key_ids=[who.get("key_id", 0) for _, who in changes],
+            key_names=[who.get("key_name", "") for _, who in changes],
+            request_ids=[who.get("request_id", "") for _, who in changes],
+            addresses=[who.get("address") for _, who in changes],
+            origins=[who.get("origin") for _, who in changes],
+        )
 
 
 class DocumentId(TenantParams):
@@ -248,11 +286,13 @@ async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
         raise Invalid.of([FieldError("alias", "is a field of every instance")])
     if (params.type == "choice") != bool(params.choices):
         raise Invalid.of([FieldError("choices", "belong to the type choice, and to no other")])
-    await call.db.run(
-        "define_field",
-        instance_id=call.instance.id, alias=params.alias, title=params.title, type=params.type,
-        mandatory=params.mandatory, choices=params.choices or [],
-    )  # fmt: skip
+    values = {
+        "title": params.title, "type": params.type, "mandatory": params.mandatory,
+        "choices": params.choices or [],
+    }  # fmt: skip
+    before = await call.db.value("define_field", instance_id=call.instance.id, alias=params.alias, **values)
+    alias = {"alias": params.alias}
+    call.note(before=before and alias | before, after=alias | values)
     return True
 
 
@@ -273,5 +313,6 @@ class FieldAlias(TenantParams):
 async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
     """Take a field of the instance's own away. The values that users have of it stay, unseen, and come back
     with the field."""
-    found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
+    before = found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
+    call.note(before={"alias": params.alias} | before)
     return True

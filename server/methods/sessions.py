@@ -7,7 +7,7 @@ from pydantic import Field
 from server.auth import digest, new_secret
 from server.errors import Invalid, NotFound, TooMany
 from server.methods import _logins
-from server.methods.users import USER, Email, User, UserRef, email_key, found, read_user
+from server.methods.users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
 from server.passwords import MAX_PASSWORD
 from server.registry import Call, Example, Result, TenantParams, method
 
@@ -106,12 +106,21 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
         raise WrongLogin  # suspended, deleted or given another password while we verified
     if session["sessions_limit"] is not None:
         # A statement of its own: that of the session does not see those of logins that it waited for.
-        await call.db.run(
+        ended = await call.db.value(
             "end_excess_sessions",
             instance_id=call.instance.id,
             user_id=verified.user_id,
             sessions_limit=session["sessions_limit"],
         )
+        if ended:
+            call.record(
+                "session.revoked", verified.user_id, before={"sessions": ended}, after={"sessions": 0}
+            )
+    call.record(
+        "session.created",
+        verified.user_id,
+        after={"sessionId": session["id"], "expiresAt": session["expires_at"]},
+    )
     return dict(user) | {"token": token, "tokenExpiresAt": session["expires_at"]}
 
 
@@ -162,7 +171,10 @@ async def login_with_token(call: Call, params: LoginWithToken) -> Any:
 )
 async def logout(call: Call, params: TokenRef) -> Any:
     """End one session."""
-    found(await call.db.value("end_session", instance_id=call.instance.id, token_digest=digest(params.token)))
+    session = found(
+        await call.db.one("end_session", instance_id=call.instance.id, token_digest=digest(params.token))
+    )
+    call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True
 
 
@@ -218,5 +230,6 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
 async def force_logout_by_email(call: Call, params: UserRef) -> Any:
     """End every session of a user, whether or not there is any."""
     key = email_key(params.email)
-    found(await call.db.value("end_user_sessions", instance_id=call.instance.id, email_key=key))
+    user_id = found(await call.db.value("hold_user_by_email", instance_id=call.instance.id, email_key=key))
+    await end_sessions(call, user_id)
     return True

@@ -23,10 +23,12 @@ from server.methods.users import (
     NewEmail,
     UserId,
     email_key,
+    end_sessions,
     found,
     from_cursor,
     insert_user,
     password_problem,
+    record_password,
     to_cursor,
 )  # fmt: skip
 from server.pictures import avatar_url
@@ -313,29 +315,48 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     """
     user = {"instance_id": call.instance.id, "user_id": params.id}
     held = await _hold(call, params.id)
+    changes = []
     if params.email != held["email"]:
-        await call.db.value(
+        renamed = await call.db.one(
             "rename_user",
             instance_id=call.instance.id,
             email_key=held["email_key"],
             new_email=params.email,
             new_email_key=params.email.lower(),
         )
+        changes.append(found(renamed))
     members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
     given = params.model_dump(include=members & params.model_fields_set)
-    await change_store_user(call.db, call.instance.id, params.id, given)
+    changes.append(await change_store_user(call.db, call.instance.id, params.id, given))
+    call.record_user(params.id, changes[0]["before"], changes[-1]["after"])
     if password_hash is not None:
-        await call.db.value("set_password_by_id", **user, password_hash=password_hash)
+        await record_password(
+            call, found(await call.db.one("set_password_by_id", **user, password_hash=password_hash))
+        )
     if params.planId is not None:
-        await assign_plan(call.db, call.instance.id, params.id, params.planId, params.planValidTo)
+        await assign_plan(call, call.instance.id, params.id, params.planId, params.planValidTo)
     if params.planName is not None:
-        await call.db.run("name_newest_plan", **user, name=params.planName)
+        named = await call.db.one("name_newest_plan", **user, name=params.planName)
+        if named is not None and named["old_name"] != params.planName:
+            plan = {"planId": named["plan_id"]}
+            call.record(
+                "user.updated",
+                params.id,
+                before={"plan": plan | {"name": named["old_name"]}},
+                after={"plan": plan | {"name": params.planName}},
+            )
     return True
 
 
 async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True]:
-    await _hold(call, user_id)  # a login that is under way has its session by now, which ends too
-    await call.db.run("set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active)
+    user = found(
+        await call.db.one(
+            "set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active
+        )
+    )
+    call.record_user(user_id, user["before"], user["after"])
+    if not is_active:
+        await end_sessions(call, user_id)
     return True
 
 
@@ -377,7 +398,7 @@ async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
     """End every session of a user, whether or not there is any."""
     user_id = await _find(call, params)
     await _hold(call, user_id)
-    await call.db.run("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
+    await end_sessions(call, user_id)
     return True
 
 
@@ -469,5 +490,8 @@ class SessionId(TenantParams):
 )
 async def end_session(call: Call, params: SessionId) -> Any:
     """End one session by its id."""
-    found(await call.db.value("end_session_by_id", instance_id=call.instance.id, session_id=params.id))
+    session = found(
+        await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
+    )
+    call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True

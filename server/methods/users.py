@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from server.auth import Mebibytes, PasswordPolicy
 from server.errors import CONSTRAINTS, Conflict, FieldError, Forbidden, Invalid, NotFound
+from server.events import identity
 from server.methods import _office365
 from server.methods._groups import (
     GroupNames,
@@ -283,6 +284,30 @@ def found(result: Any) -> Any:
     return result
 
 
+async def end_sessions(call: Call, user_id: int) -> int:
+    """End every session of a user whose row this transaction holds; how many lived.
+
+    A statement of its own, after that which held the row: one that waited there for a login does not see the
+    session which that login made.
+    """
+    ended: int = await call.db.value("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
+    call.subject = user_id
+    if ended:
+        call.record("session.revoked", user_id, before={"sessions": ended}, after={"sessions": 0})
+    return ended
+
+
+async def record_password(call: Call, user: Any) -> None:
+    """Note that a user has another password, and end its sessions.
+
+    Args:
+        user: a row with id and had_password, of a statement that holds the user.
+    """
+    before = {"password": "set" if user["had_password"] else None}
+    call.record("user.password_changed", user["id"], before=before, after={"password": "set"})
+    await end_sessions(call, user["id"])
+
+
 def names_of(params: "CreateUser | ReplaceUser") -> dict[str, str | None]:
     """The profile fields of the names that were given; null takes one away."""
     given = {"firstname": params.firstName, "lastname": params.lastName}
@@ -329,20 +354,27 @@ async def insert_user(
         password_hash=password_hash or params.passwordHash,
     )
     row = dict(found(created))
-    shown = {
-        "isActive", "isAdmin", "externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable", "quotas",
+    # More than what was left to its default, so that nobody has to know the defaults of a day.
+    always = {
+        "email": row["email"], "displayName": row["displayName"], "isActive": params.isActive,
+        "isAdmin": params.isAdmin, "isConfirmed": is_confirmed, "language": language,
+        "fields": names | (fields or {}),
     }  # fmt: skip
     call.record(
         "user.created",
         row["id"],
-        after={"email": row["email"], "displayName": row["displayName"]}
-        | params.model_dump(include=shown, exclude_defaults=True),
+        after=always
+        | params.model_dump(
+            exclude_defaults=True,
+            exclude={"instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName"}
+            | set(always),
+        ),
     )
     await change_store_user(
         call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
     )
     if params.planId is not None:
-        await assign_plan(call.db, instance_id, row["id"], params.planId, params.planValidTo)
+        await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
     await set_quotas(call, instance_id, row["id"], params.quotas)
     # Stored as jsonb the members would come back in another order than the document's.
     return row | {"profile": profile, "values": values}
@@ -392,7 +424,7 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
         raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
     created = await insert_user(call, call.instance.id, params, password_hash)
     if params.createInOffice365:
-        await _office365.begin(call.db, call.instance.id, created["id"])
+        await _office365.begin(call, created["id"])
     return created
 
 
@@ -576,8 +608,8 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
         member, is_admin = await hold_member(call, key), params.in_admins()
         may_administrate(call, member, is_admin)
         ids = await group_ids(call, params.groups)
-    user_id = found(
-        await call.db.value(
+    user = found(
+        await call.db.one(
             "update_user",
             instance_id=call.instance.id,
             email_key=key,
@@ -591,19 +623,23 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             avatar=params.avatar,
         )
     )
-    if params.isActive is False:
-        # Again, of a login that the update waited for: its statement does not see that session.
-        await call.db.run("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
-    await change_store_user(
+    changed = await change_store_user(
         call.db,
         call.instance.id,
-        user_id,
+        user["id"],
         params.model_dump(include=STORE_MEMBERS & params.model_fields_set),
     )
-    await set_quotas(call, call.instance.id, user_id, params.quotas)
+    await set_quotas(call, call.instance.id, user["id"], params.quotas)
+    call.record_user(user["id"], user["before"], (changed or user)["after"])
+    if params.quotas is not None:
+        call.record(
+            "user.updated", user["id"], after={"quotas": params.quotas.model_dump(exclude_unset=True)}
+        )
     if member is not None:
         await replace_groups(call, member, ids)
         await record_groups(call, key, member)
+    if params.isActive is False:
+        await end_sessions(call, user["id"])
     return True
 
 
@@ -625,14 +661,15 @@ class ResetPassword(UserRef):
 )
 async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
     """Set a user's password and end its sessions."""
-    found(
-        await call.db.value(
+    user = found(
+        await call.db.one(
             "set_password",
             instance_id=call.instance.id,
             email_key=email_key(params.email),
             password_hash=password_hash,
         )
     )
+    await record_password(call, user)
     return True
 
 
@@ -652,8 +689,8 @@ class RenameUser(UserRef):
 )
 async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     """Give a user another e-mail; its sessions and everything it holds stay."""
-    found(
-        await call.db.value(
+    user = found(
+        await call.db.one(
             "rename_user",
             instance_id=call.instance.id,
             email_key=email_key(params.email),
@@ -661,6 +698,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
             new_email_key=params.newEmail.lower(),
         )
     )
+    call.record_user(user["id"], user["before"], user["after"])
     return True
 
 
@@ -704,7 +742,7 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     # What the value is compared with is known here alone, so this scope cannot be left to dispatch.
     may_administrate = "users:admin" in call.caller.scopes
     key = email_key(params.email)
-    changed = await call.db.value(
+    changed = await call.db.one(
         "replace_user",
         instance_id=call.instance.id,
         email_key=key,
@@ -718,6 +756,9 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     if changed is None:
         found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
         raise Forbidden
+    call.record_user(changed["id"], changed["before"], changed["after"])
+    if password_hash is not None:
+        await record_password(call, changed)
     return True
 
 
@@ -784,7 +825,9 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     the retention of the instance (or of the server) is over, it is purged.
     """
     key = email_key(params.email)
-    found(await call.db.value("delete_user", instance_id=call.instance.id, email_key=key))
+    user = found(await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
+    call.record("user.deleted", user["id"], before=identity(user["state"]))
+    await end_sessions(call, user["id"])
     return True
 
 
@@ -799,7 +842,8 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
 async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     """Bring a deleted user back with everything it had but its sessions."""
     key = email_key(params.email)
-    found(await call.db.value("restore_user", instance_id=call.instance.id, email_key=key))
+    user = found(await call.db.one("restore_user", instance_id=call.instance.id, email_key=key))
+    call.record("user.restored", user["id"], after=identity(user["state"]))
     return True
 
 
@@ -817,9 +861,11 @@ async def purge_user_by_email(call: Call, params: UserRef) -> Any:
     Only a deleted user can be purged; a living one is answered with a conflict.
     """
     user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
-    if await call.db.value("purge_user", **user) is None:
+    purged = await call.db.one("purge_user", **user)
+    if purged is None:
         found(await call.db.value("find_email", **user))
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
+    call.record("user.purged", purged["id"], before=identity(purged["state"]))
     return True
 
 

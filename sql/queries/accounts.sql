@@ -117,7 +117,7 @@ FOR NO KEY UPDATE;
 -- name: move_position(instance_id, position_id, parent_id)
 -- Puts a place with all beneath it under another place of its tree; no row if that lies beneath it itself.
 WITH moved AS (
-    SELECT p.path AS old_path, parent.path AS new_parent
+    SELECT p.path AS old_path, p.parent_id AS old_parent_id, parent.path AS new_parent
     FROM positions AS p
     INNER JOIN positions AS parent
         ON parent.instance_id = :instance_id AND p.tree_id = parent.tree_id
@@ -135,7 +135,7 @@ WHERE
     -- What the index knows; see search_downline.
     AND subpath(positions.path, 0, 100) >= subpath(moved.old_path, 0, 100)
     AND subpath(positions.path, 0, 100) < text2ltree(ltree2text(subpath(moved.old_path, 0, 100)) || '0')
-RETURNING positions.id;
+RETURNING positions.id, moved.old_parent_id;
 
 -- name: find_position(instance_id, account_id, tree_id)^
 -- Where an account stands in a tree.

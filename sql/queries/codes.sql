@@ -39,13 +39,21 @@ WHERE
     AND u.instance_id = :instance_id AND u.id = codes.user_id AND u.deleted_at IS NULL
 RETURNING u.id AS user_id, u.email_key;
 
--- name: confirm_user(instance_id, user_id)$
+-- name: confirm_user(instance_id, user_id)^
 -- A living user is confirmed, if it was not yet, and needs no code for it any more.
-WITH confirmed AS (
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
+),
+
+confirmed AS (
     UPDATE users
     SET confirmed_at = coalesce(confirmed_at, now()), updated_at = now()
-    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    RETURNING id
+    FROM held
+    WHERE users.instance_id = :instance_id AND users.id = held.id
+    RETURNING users.id, held.before, user_state(users) AS after
 ),
 
 spent AS (
@@ -55,5 +63,5 @@ spent AS (
         codes.instance_id = :instance_id AND codes.user_id = confirmed.id AND codes.purpose = 'confirm'
 )
 
-SELECT id
+SELECT id, before, after
 FROM confirmed;

@@ -8,3 +8,101 @@ SELECT
     :address, :origin
 FROM unnest(:types::text [], :user_ids::bigint [], :befores::jsonb [], :afters::jsonb [])
 WITH ORDINALITY AS change (type, user_id, before, after, place);
+
+-- name: insert_events_of_others(instance_id, types, user_ids, befores, afters, method, key_ids, key_names, request_ids, addresses, origins)!
+-- What a worker changed for those who had asked for it; once in a transaction.
+INSERT INTO events (
+    instance_id, place, type, user_id, before, after, method, key_id, key_name, request_id, address, origin
+)
+SELECT
+    :instance_id, change.place, change.type, change.user_id, change.before, change.after, :method, change.key_id,
+    change.key_name, change.request_id, change.address, change.origin
+FROM unnest(
+    :types::text [], :user_ids::bigint [], :befores::jsonb [], :afters::jsonb [], :key_ids::bigint [], :key_names::text [],
+    :request_ids::text [], :addresses::text [], :origins::text []
+) WITH ORDINALITY AS change (
+    type, user_id, before, after, key_id, key_name, request_id, address, origin, place
+);
+
+-- name: read_events(instance_id, xid, place, row_limit)
+-- Events after a place, in the order in which all can be read: no further than the oldest transaction that still
+-- runs, so that whatever commits later comes later.
+SELECT
+    xid::text AS xid, place, id::text AS id, type, user_id, before, after, origin,
+    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment
+FROM events
+WHERE
+    instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :place::integer)
+    AND xid < pg_snapshot_xmin(pg_current_snapshot())
+ORDER BY xid, place
+LIMIT :row_limit;
+
+-- name: find_feed_end()$
+-- Where somebody begins who wants what is to come alone.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xid;
+
+-- name: get_event(instance_id, event_id)^
+-- One event by its id.
+SELECT
+    id::text AS id, type, user_id, before, after, origin,
+    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment
+FROM events
+WHERE instance_id = :instance_id AND id = :event_id;
+
+-- name: find_event_users(instance_id, email_key)
+-- Whom an address may stand for: the user who has it, deleted or not, and those who had it when they were purged.
+SELECT id AS user_id
+FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key
+UNION
+SELECT user_id
+FROM events
+WHERE instance_id = :instance_id AND type = 'user.purged' AND lower(before ->> 'email') = :email_key;
+
+-- name: list_events(instance_id, type, method, since, until, before_time, before_xid, before_place, look, row_limit)
+-- A page of the audit, the newest first (index events_by_time); of no more events than look are type and method asked.
+SELECT
+    id::text AS id, type, user_id AS "userId", before, after, method, key_id AS "keyId", key_name AS "keyName",
+    request_id AS "requestId", address, origin,
+    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt",
+    created_at, xid::text AS xid, place
+FROM (
+    SELECT
+        id, type, user_id, before, after, method, key_id, key_name, request_id, address, origin, created_at, xid, place
+    FROM events
+    WHERE
+        instance_id = :instance_id AND created_at >= :since AND created_at < :until
+        AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
+    ORDER BY created_at DESC, xid DESC, place DESC
+    LIMIT :look
+) AS looked
+WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+ORDER BY created_at DESC, xid DESC, place DESC
+LIMIT :row_limit;
+
+-- name: skip_events(instance_id, since, until, before_time, before_xid, before_place, look)^
+-- The last event that list_events looked at, if there were as many.
+SELECT created_at, xid::text AS xid, place
+FROM events
+WHERE
+    instance_id = :instance_id AND created_at >= :since AND created_at < :until
+    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
+ORDER BY created_at DESC, xid DESC, place DESC
+OFFSET :look - 1
+LIMIT 1;
+
+-- name: list_user_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_place, row_limit)
+-- The same of some users (index events_by_user).
+SELECT
+    id::text AS id, type, user_id AS "userId", before, after, method, key_id AS "keyId", key_name AS "keyName",
+    request_id AS "requestId", address, origin,
+    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt",
+    created_at, xid::text AS xid, place
+FROM events
+WHERE
+    instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
+    AND created_at >= :since AND created_at < :until
+    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
+    AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+ORDER BY created_at DESC, xid DESC, place DESC
+LIMIT :row_limit;

@@ -54,9 +54,9 @@ SET
 WHERE id = :instance_id
 RETURNING id;
 
--- name: lock_instance_settings(instance_id)$
--- The stored settings, held until the transaction ends, so that two merges do not lose one another.
-SELECT settings
+-- name: lock_instance(instance_id)^
+-- What is stored, held until the transaction ends, so that two merges do not lose one another.
+SELECT title, is_active AS "isActive", settings
 FROM instances
 WHERE id = :instance_id
 FOR NO KEY UPDATE;

@@ -26,14 +26,22 @@ FROM users AS u
 LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
 WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
 
--- name: set_language(instance_id, user_id, language)$
+-- name: set_language(instance_id, user_id, language)^
 -- The language of a living user.
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
+)
+
 UPDATE users
 SET language = :language, updated_at = now()
-WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-RETURNING id;
+FROM held
+WHERE users.instance_id = :instance_id AND users.id = held.id
+RETURNING users.id, held.before, user_state(users) AS after;
 
--- name: set_password_by_id(instance_id, user_id, password_hash)$
+-- name: set_password_by_id(instance_id, user_id, password_hash)^
 -- As set_password, by id.
 WITH target AS (
     SELECT id
@@ -50,28 +58,27 @@ stored AS (
     SET password_hash = excluded.password_hash, changed_at = now()
 ),
 
-ended AS (
-    DELETE FROM sessions
-    USING target
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
-),
-
 void AS (
     DELETE FROM codes
     USING target
     WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
-SELECT id
+SELECT
+    id,
+    EXISTS (
+        SELECT FROM credentials AS c
+        WHERE c.instance_id = :instance_id AND c.user_id = target.id
+    ) AS had_password
 FROM target;
 
--- name: delete_member(instance_id, user_id, with_account)$
+-- name: delete_member(instance_id, user_id, with_account)^
 -- As delete_user, by id and, if asked, with the account, whose place stays for those beneath it.
 WITH gone AS (
     UPDATE users
     SET deleted_at = now(), updated_at = now()
     WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    RETURNING id
+    RETURNING id, user_state(users) AS state
 ),
 
 counted AS (
@@ -85,19 +92,20 @@ closed AS (
     SET deleted_at = now()
     FROM gone
     WHERE accounts.instance_id = :instance_id AND accounts.user_id = gone.id AND :with_account::boolean
-),
-
-ended AS (
-    DELETE FROM sessions
-    USING gone
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = gone.id
 )
 
-SELECT id
+SELECT id, state
 FROM gone;
 
--- name: merge_fields(instance_id, user_id, fields)$
+-- name: merge_fields(instance_id, user_id, fields)^
 -- New values of profile fields; a null takes a field away. The name that is shown follows.
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
+)
+
 UPDATE users
 SET
     fields = jsonb_strip_nulls(fields || :fields),
@@ -115,8 +123,9 @@ SET
         200
     ),
     updated_at = now()
-WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-RETURNING id;
+FROM held
+WHERE users.instance_id = :instance_id AND users.id = held.id
+RETURNING users.id, held.before, user_state(users) AS after;
 
 -- name: list_fields(instance_id)
 -- An instance's own profile fields.
@@ -125,23 +134,32 @@ FROM profile_fields
 WHERE instance_id = :instance_id AND removed_at IS NULL
 ORDER BY alias;
 
--- name: define_field(instance_id, alias, title, type, mandatory, choices)!
--- A new field, or another form of one.
+-- name: define_field(instance_id, alias, title, type, mandatory, choices)$
+-- A new field, or another form of one; what it was before.
+WITH held AS (
+    SELECT jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices) AS before
+    FROM profile_fields
+    WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
+    FOR NO KEY UPDATE
+)
+
 INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
-VALUES (:instance_id, :alias, :title, :type, :mandatory, :choices)
+SELECT :instance_id, :alias, :title, :type, :mandatory, :choices
+FROM (SELECT count(*) FROM held) AS read_first
 ON CONFLICT (instance_id, alias) DO UPDATE
 SET
     title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices,
-    removed_at = NULL;
+    removed_at = NULL
+RETURNING (SELECT before FROM held);
 
 -- name: remove_field(instance_id, alias)$
 -- The values that users have of it stay where they are, unseen.
 UPDATE profile_fields
 SET removed_at = now()
 WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
-RETURNING alias;
+RETURNING jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices);
 
--- name: create_document(instance_id, document_id, entity, action, user_id, fields)!
+-- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)!
 -- A note of what was asked of the queue. Holding the user puts those of one user in an order.
 WITH held AS (
     SELECT id
@@ -150,8 +168,8 @@ WITH held AS (
     FOR NO KEY UPDATE
 )
 
-INSERT INTO documents (instance_id, id, entity, action, user_id, fields, created_at)
-SELECT :instance_id, :document_id, :entity, :action, held.id, :fields, statement_timestamp()
+INSERT INTO documents (instance_id, id, entity, action, user_id, fields, asked_by, created_at)
+SELECT :instance_id, :document_id, :entity, :action, held.id, :fields, :asked_by, statement_timestamp()
 FROM held;
 
 -- name: hold_user(instance_id, user_id)$
@@ -163,7 +181,7 @@ FOR NO KEY UPDATE;
 
 -- name: list_unfinished(instance_id, user_id)
 -- What was asked about a user and is not done, in the order in which it was asked.
-SELECT id, fields
+SELECT id, fields, asked_by
 FROM documents
 WHERE instance_id = :instance_id AND user_id = :user_id AND result IS NULL
 ORDER BY created_at, id;

@@ -1,11 +1,17 @@
--- name: begin_office365(instance_id, user_id)$
+-- name: begin_office365(instance_id, user_id)^
 -- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already.
+WITH held AS (
+    SELECT state
+    FROM office365_accounts
+    WHERE instance_id = :instance_id AND user_id = :user_id
+)
+
 INSERT INTO office365_accounts (instance_id, user_id, state)
 VALUES (:instance_id, :user_id, 'pending')
 ON CONFLICT (instance_id, user_id) DO UPDATE
 SET state = 'pending', error = NULL, updated_at = now()
 WHERE office365_accounts.state = 'failed'
-RETURNING user_id;
+RETURNING user_id, (SELECT held.state FROM held) AS state_before;
 
 -- name: get_office365_state(instance_id, email_key)^
 -- What came of it for a living user.

@@ -4,13 +4,21 @@ SELECT id
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
--- name: set_picture(instance_id, user_id, avatar, name, media_type, small, large)$
+-- name: set_picture(instance_id, user_id, avatar, name, media_type, small, large)^
 -- The picture of a living user, in the place of the one before, and its path as the avatar.
-WITH changed AS (
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
+),
+
+changed AS (
     UPDATE users
     SET avatar = :avatar, updated_at = now()
-    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    RETURNING id, avatar
+    FROM held
+    WHERE users.instance_id = :instance_id AND users.id = held.id
+    RETURNING users.id, users.avatar, held.before, user_state(users) AS after
 ),
 
 stored AS (
@@ -23,16 +31,24 @@ stored AS (
         small = excluded.small, large = excluded.large, created_at = now()
 )
 
-SELECT avatar
+SELECT id, avatar, before, after
 FROM changed;
 
--- name: remove_picture(instance_id, user_id)$
+-- name: remove_picture(instance_id, user_id)^
 -- A living user's avatar, with the picture if it was one of ours; the user id, whether or not there was any.
-WITH changed AS (
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
+),
+
+changed AS (
     UPDATE users
     SET avatar = '', updated_at = now()
-    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    RETURNING id
+    FROM held
+    WHERE users.instance_id = :instance_id AND users.id = held.id
+    RETURNING users.id, held.before, user_state(users) AS after
 ),
 
 gone AS (
@@ -41,7 +57,7 @@ gone AS (
     WHERE pictures.instance_id = :instance_id AND pictures.user_id = changed.id
 )
 
-SELECT id
+SELECT id, before, after
 FROM changed;
 
 -- name: get_picture(instance_id, name, is_small)^

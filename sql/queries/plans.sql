@@ -54,13 +54,22 @@ SELECT count(*) AS total
 FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0;
 
--- name: assign_plan(instance_id, user_id, plan_id, valid_to, name)$
+-- name: assign_plan(instance_id, user_id, plan_id, valid_to, name)^
 -- From today until the given day, or for the plan's duration, or without an end. A user who has the plan
--- keeps it with the new end. Null where there is no such plan, or the day is over.
+-- keeps it with the new end. No row where there is no such plan, or the day is over.
 WITH plan AS (
     SELECT id, duration
     FROM plans
     WHERE instance_id = :instance_id AND id = :plan_id
+),
+
+before AS (
+    SELECT
+        jsonb_build_object(
+            'planId', plan_id, 'name', name, 'validFrom', valid_from, 'validTo', valid_to
+        ) AS held
+    FROM user_plans
+    WHERE instance_id = :instance_id AND user_id = :user_id AND plan_id = :plan_id AND ended_at IS NULL
 ),
 
 counter AS (
@@ -82,19 +91,28 @@ SET
     valid_from = CASE WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from ELSE held.valid_from END,
     valid_to = excluded.valid_to,
     name = coalesce(excluded.name, held.name)
-RETURNING held.id;
+RETURNING
+    held.id, (SELECT before.held FROM before) AS before,
+    jsonb_build_object(
+        'planId', held.plan_id, 'name', held.name, 'validFrom', held.valid_from, 'validTo', held.valid_to
+    ) AS after;
 
--- name: name_newest_plan(instance_id, user_id, name)!
--- What the newest of a user's plans that last is called for it.
+-- name: name_newest_plan(instance_id, user_id, name)^
+-- What the newest of a user's plans that last is called for it, and was before.
+WITH newest AS (
+    SELECT id, name
+    FROM user_plans
+    WHERE instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
+    ORDER BY id DESC
+    LIMIT 1
+    FOR NO KEY UPDATE
+)
+
 UPDATE user_plans
 SET name = :name
-WHERE
-    instance_id = :instance_id AND user_id = :user_id
-    AND id = (
-        SELECT max(id)
-        FROM user_plans
-        WHERE instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
-    );
+FROM newest
+WHERE user_plans.instance_id = :instance_id AND user_plans.id = newest.id
+RETURNING user_plans.plan_id, newest.name AS old_name;
 
 -- name: is_over(last_day)$
 -- Whether a day is over, in UTC and by this clock.

@@ -40,10 +40,12 @@ new_session AS (
         :instance_id, counter.id, verified.user_id, :token_digest, now() + make_interval(secs => :lifetime)
     FROM verified
     CROSS JOIN counter
-    RETURNING expires_at
+    RETURNING id, expires_at
 )
 
-SELECT floor(extract(EPOCH FROM new_session.expires_at))::bigint AS expires_at, verified.sessions_limit
+SELECT
+    new_session.id, floor(extract(EPOCH FROM new_session.expires_at))::bigint AS expires_at,
+    verified.sessions_limit
 FROM new_session
 CROSS JOIN verified;
 
@@ -56,11 +58,11 @@ WHERE
     s.instance_id = :instance_id AND s.token_digest = :token_digest AND s.expires_at > now()
     AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL;
 
--- name: end_session(instance_id, token_digest)$
--- Logout: true if there was such a session.
+-- name: end_session(instance_id, token_digest)^
+-- Logout; whose session it was, if there was such a one.
 DELETE FROM sessions
 WHERE instance_id = :instance_id AND token_digest = :token_digest
-RETURNING true AS ended;
+RETURNING id, user_id;
 
 -- name: list_sessions(instance_id, email_key, after, row_limit)
 -- Living sessions of one user, the oldest first.
@@ -76,19 +78,9 @@ WHERE
 ORDER BY s.id
 LIMIT :row_limit;
 
--- name: end_user_sessions(instance_id, email_key)$
--- Every session of one living user; the user id, whether or not there was any.
-WITH target AS (
-    SELECT id
-    FROM users
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-),
-
-ended AS (
-    DELETE FROM sessions
-    USING target
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
-)
-
+-- name: hold_user_by_email(instance_id, email_key)$
+-- Keeps others, logins too, from a living user until the transaction ends.
 SELECT id
-FROM target;
+FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+FOR NO KEY UPDATE;

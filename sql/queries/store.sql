@@ -116,8 +116,15 @@ FROM users
 WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
--- name: change_store_user(instance_id, user_id, given, external_id, sessions_limit, is_admin, is_plan_admin, only_sees_readable)!
+-- name: change_store_user(instance_id, user_id, given, external_id, sessions_limit, is_admin, is_plan_admin, only_sees_readable)^
 -- Null leaves a flag as it is; of the other two, those are changed that given names.
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id
+    FOR NO KEY UPDATE
+)
+
 UPDATE users
 SET
     external_id = CASE WHEN 'externalId' = any(:given::text[]) THEN :external_id ELSE external_id END,
@@ -126,46 +133,62 @@ SET
     is_plan_admin = coalesce(:is_plan_admin, is_plan_admin),
     only_sees_readable = coalesce(:only_sees_readable, only_sees_readable),
     updated_at = now()
-WHERE instance_id = :instance_id AND id = :user_id;
+FROM held
+WHERE users.instance_id = :instance_id AND users.id = held.id
+RETURNING users.id, held.before, user_state(users) AS after;
 
--- name: set_user_active(instance_id, user_id, is_active)!
--- Suspends a user, who has been held, and ends its sessions; or undoes that.
-WITH changed AS (
-    UPDATE users
-    SET
-        is_active = :is_active::boolean,
-        suspended_at = CASE WHEN NOT :is_active::boolean THEN coalesce(suspended_at, now()) END,
-        updated_at = now()
-    WHERE instance_id = :instance_id AND id = :user_id
-    RETURNING id, is_active
+-- name: set_user_active(instance_id, user_id, is_active)^
+-- Suspends a living user, or undoes that.
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
 )
 
-DELETE FROM sessions
-USING changed
-WHERE sessions.instance_id = :instance_id AND sessions.user_id = changed.id AND NOT changed.is_active;
+UPDATE users
+SET
+    is_active = :is_active::boolean,
+    suspended_at = CASE WHEN NOT :is_active::boolean THEN coalesce(suspended_at, now()) END,
+    updated_at = now()
+FROM held
+WHERE users.instance_id = :instance_id AND users.id = held.id
+RETURNING users.id, held.before, user_state(users) AS after;
 
--- name: end_sessions_of(instance_id, user_id)!
--- Every session of a user, who has been held.
-DELETE FROM sessions
-WHERE instance_id = :instance_id AND user_id = :user_id;
+-- name: end_sessions_of(instance_id, user_id)$
+-- Every session of a user, who has been held; how many lived.
+WITH ended AS (
+    DELETE FROM sessions
+    WHERE instance_id = :instance_id AND user_id = :user_id
+    RETURNING expires_at > now() AS lived
+)
 
--- name: end_excess_sessions(instance_id, user_id, sessions_limit)!
--- The living sessions of a user, who has been held, but for the newest so many.
-DELETE FROM sessions
-USING (
-    SELECT id
-    FROM sessions
-    WHERE instance_id = :instance_id AND user_id = :user_id AND expires_at > now()
-    ORDER BY id DESC
-    OFFSET :sessions_limit
-) AS excess
-WHERE sessions.instance_id = :instance_id AND sessions.id = excess.id;
+SELECT count(*) FILTER (WHERE lived) AS ended
+FROM ended;
 
--- name: end_session_by_id(instance_id, session_id)$
--- True if there was such a session, living.
+-- name: end_excess_sessions(instance_id, user_id, sessions_limit)$
+-- The living sessions of a user, who has been held, but for the newest so many; how many ended.
+WITH ended AS (
+    DELETE FROM sessions
+    USING (
+        SELECT id
+        FROM sessions
+        WHERE instance_id = :instance_id AND user_id = :user_id AND expires_at > now()
+        ORDER BY id DESC
+        OFFSET :sessions_limit
+    ) AS excess
+    WHERE sessions.instance_id = :instance_id AND sessions.id = excess.id
+    RETURNING sessions.id
+)
+
+SELECT count(*) AS ended
+FROM ended;
+
+-- name: end_session_by_id(instance_id, session_id)^
+-- A session, if it lived; whose it was.
 DELETE FROM sessions
 WHERE instance_id = :instance_id AND id = :session_id AND expires_at > now()
-RETURNING true AS ended;
+RETURNING id, user_id;
 
 -- name: list_auth_sessions(instance_id, before, row_limit)
 -- Living sessions of living users, the newest first.

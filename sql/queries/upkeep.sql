@@ -107,7 +107,7 @@ FROM counter
 CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
 
 -- name: purge_retained_users(default_days, row_limit)
--- Takes users whose retention is over, a bounded number at a time, as purge_user does.
+-- Takes users whose retention is over, a bounded number at a time, as purge_user does, and writes it down.
 WITH due AS (
     SELECT u.instance_id, u.id
     FROM users AS u
@@ -126,12 +126,26 @@ left_behind AS (
     SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, now())
     FROM due
     WHERE accounts.instance_id = due.instance_id AND accounts.user_id = due.id
+),
+
+purged AS (
+    DELETE FROM users
+    USING due
+    WHERE users.instance_id = due.instance_id AND users.id = due.id
+    RETURNING users.instance_id, users.id, users.email, users.display_name, users.external_id
+),
+
+noted AS (
+    INSERT INTO events (instance_id, place, type, user_id, before, method, key_id, key_name, request_id)
+    SELECT
+        instance_id, row_number() OVER (PARTITION BY instance_id ORDER BY id), 'user.purged', id,
+        jsonb_build_object('email', email, 'displayName', display_name, 'externalId', external_id),
+        'retention', 0, 'officerpc', 'retention'
+    FROM purged
 )
 
-DELETE FROM users
-USING due
-WHERE users.instance_id = due.instance_id AND users.id = due.id
-RETURNING users.instance_id, users.id;
+SELECT instance_id, id
+FROM purged;
 
 -- name: purge_expired_sessions(row_limit)
 -- Takes sessions that have expired, a bounded number at a time.
@@ -247,3 +261,98 @@ USING (
 ) AS due
 WHERE pgqueuer_log.id = due.id
 RETURNING pgqueuer_log.id;
+
+-- name: purge_old_events(row_limit)
+-- Takes events that have been kept for their time, a bounded number at a time.
+DELETE FROM events
+USING (
+    SELECT instance_id, xid, place
+    FROM events
+    WHERE created_at < now() - interval '365 days'
+    ORDER BY created_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE events.instance_id = due.instance_id AND events.xid = due.xid AND events.place = due.place
+RETURNING events.id;
+
+-- name: purge_old_deliveries(row_limit)
+-- Takes deliveries that came to an end, a month after they were made, a bounded number at a time.
+DELETE FROM deliveries
+USING (
+    SELECT instance_id, webhook_id, event_id
+    FROM deliveries
+    WHERE created_at < now() - interval '30 days' AND state <> 'pending'
+    ORDER BY created_at
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE
+    deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
+    AND deliveries.event_id = due.event_id
+RETURNING deliveries.event_id;
+
+-- name: forget_old_secrets(row_limit)
+-- Takes secrets of webhooks whose overlap is over.
+UPDATE webhooks
+SET old_secret = NULL, old_secret_until = NULL
+FROM (
+    SELECT instance_id, id
+    FROM webhooks
+    WHERE old_secret_until < now()
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+) AS due
+WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
+RETURNING webhooks.id;
+
+-- name: find_waiting_webhooks(row_limit)
+-- Webhooks with events that they have not read.
+SELECT w.instance_id, w.id
+FROM webhooks AS w
+INNER JOIN instances AS i ON w.instance_id = i.id
+WHERE
+    w.is_active AND i.deleted_at IS NULL
+    AND EXISTS (
+        SELECT FROM events AS e
+        WHERE
+            e.instance_id = w.instance_id AND (e.xid, e.place) > (w.read_xid, w.read_place)
+            AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
+    )
+LIMIT :row_limit;
+
+-- name: claim_deliveries(lease, each, row_limit, busy_instances, busy_webhooks)
+-- Deliveries that are due, the longest waiting first, at most so many of each webhook and none of those named; for
+-- lease seconds nobody else takes them.
+WITH due AS (
+    SELECT waiting.instance_id, waiting.webhook_id, waiting.event_id, w.url, w.secret,
+        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
+    FROM webhooks AS w
+    INNER JOIN instances AS i ON w.instance_id = i.id
+    CROSS JOIN LATERAL (
+        SELECT d.instance_id, d.webhook_id, d.event_id, d.due_at
+        FROM deliveries AS d
+        WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id AND d.state = 'pending' AND d.due_at <= now()
+        ORDER BY d.due_at
+        LIMIT :each
+        FOR UPDATE SKIP LOCKED
+    ) AS waiting
+    WHERE
+        w.is_active AND i.deleted_at IS NULL
+        AND NOT EXISTS (
+            SELECT FROM unnest(:busy_instances::bigint[], :busy_webhooks::bigint[]) AS busy (instance_id, id)
+            WHERE busy.instance_id = w.instance_id AND busy.id = w.id
+        )
+    ORDER BY waiting.due_at
+    LIMIT :row_limit
+)
+
+UPDATE deliveries
+SET attempts = deliveries.attempts + 1, due_at = now() + make_interval(secs => :lease)
+FROM due
+WHERE
+    deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
+    AND deliveries.event_id = due.event_id
+RETURNING
+    deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts, deliveries.body,
+    due.url, due.secret, due.old_secret;

@@ -138,10 +138,17 @@ SELECT deleted_at IS NOT NULL AS is_deleted
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key;
 
--- name: update_user(instance_id, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar)$
--- Null leaves a column as it is; profile and values are merged. A suspended user loses its sessions here, and
--- one with another avatar its stored picture, unless that is what the other address leads to.
-WITH changed AS (
+-- name: update_user(instance_id, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar)^
+-- Null leaves a column as it is; profile and values are merged. One with another avatar loses its stored picture,
+-- unless that is what the other address leads to.
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE
+),
+
+changed AS (
     UPDATE users
     SET
         display_name = coalesce(:display_name, display_name),
@@ -154,14 +161,9 @@ WITH changed AS (
         apps = coalesce(:apps, apps),
         avatar = coalesce(:avatar, avatar),
         updated_at = now()
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-    RETURNING id, is_active
-),
-
-ended AS (
-    DELETE FROM sessions
-    USING changed
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = changed.id AND NOT changed.is_active
+    FROM held
+    WHERE users.instance_id = :instance_id AND users.id = held.id
+    RETURNING users.id, held.before, user_state(users) AS after
 ),
 
 replaced AS (
@@ -172,17 +174,25 @@ replaced AS (
         AND :avatar NOT LIKE '%' || pictures.name || '%'
 )
 
-SELECT id
+SELECT id, before, after
 FROM changed;
 
--- name: rename_user(instance_id, email_key, new_email, new_email_key)$
+-- name: rename_user(instance_id, email_key, new_email, new_email_key)^
 -- Another address for a living user.
 -- Codes that went to the old one are void.
-WITH renamed AS (
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
+    FOR UPDATE
+),
+
+renamed AS (
     UPDATE users
     SET email = :new_email, email_key = :new_email_key, updated_at = now()
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-    RETURNING id
+    FROM held
+    WHERE users.instance_id = :instance_id AND users.id = held.id
+    RETURNING users.id, held.before, user_state(users) AS after
 ),
 
 void AS (
@@ -191,11 +201,11 @@ void AS (
     WHERE codes.instance_id = :instance_id AND codes.user_id = renamed.id
 )
 
-SELECT id
+SELECT id, before, after
 FROM renamed;
 
--- name: set_password(instance_id, email_key, password_hash)$
--- A new password ends every session of its user.
+-- name: set_password(instance_id, email_key, password_hash)^
+-- A new password. The sessions end by a statement after it: this one does not see that of a login it waited for.
 WITH target AS (
     SELECT id
     FROM users
@@ -211,19 +221,18 @@ stored AS (
     SET password_hash = excluded.password_hash, changed_at = now()
 ),
 
-ended AS (
-    DELETE FROM sessions
-    USING target
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = target.id
-),
-
 void AS (
     DELETE FROM codes
     USING target
     WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
-SELECT id
+SELECT
+    id,
+    EXISTS (
+        SELECT FROM credentials AS c
+        WHERE c.instance_id = :instance_id AND c.user_id = target.id
+    ) AS had_password
 FROM target;
 
 -- name: find_user(instance_id, email_key)^
@@ -232,11 +241,20 @@ SELECT id, is_admin
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
--- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, may_administrate, password_hash)$
+-- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, may_administrate, password_hash)^
 -- Several changes of a living user at once; null leaves what is there. names are profile fields, {} for none.
--- A new password ends every session; codes that went to another address, or that would set the password
+-- Codes that went to another address, or that would set the password
 -- again, are void. No row where isAdmin would change and may not.
-WITH changed AS (
+WITH held AS (
+    SELECT u.id, user_state(u) AS before
+    FROM users AS u
+    WHERE
+        u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
+        AND (:may_administrate::boolean OR u.is_admin = coalesce(:is_admin, u.is_admin))
+    FOR UPDATE
+),
+
+changed AS (
     UPDATE users
     SET
         email = coalesce(:new_email, email),
@@ -260,10 +278,9 @@ WITH changed AS (
         END,
         is_admin = coalesce(:is_admin, is_admin),
         updated_at = now()
-    WHERE
-        instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-        AND (:may_administrate::boolean OR is_admin = coalesce(:is_admin, is_admin))
-    RETURNING id
+    FROM held
+    WHERE users.instance_id = :instance_id AND users.id = held.id
+    RETURNING users.id, held.before, user_state(users) AS after
 ),
 
 stored AS (
@@ -275,14 +292,6 @@ stored AS (
     SET password_hash = excluded.password_hash, changed_at = now()
 ),
 
-ended AS (
-    DELETE FROM sessions
-    USING changed
-    WHERE
-        sessions.instance_id = :instance_id AND sessions.user_id = changed.id
-        AND :password_hash::text IS NOT NULL
-),
-
 void AS (
     DELETE FROM codes
     USING changed
@@ -291,40 +300,39 @@ void AS (
         AND (:new_email_key <> :email_key OR (:password_hash::text IS NOT NULL AND codes.purpose = 'reset'))
 )
 
-SELECT id
+SELECT
+    id, before, after,
+    EXISTS (
+        SELECT FROM credentials AS c
+        WHERE c.instance_id = :instance_id AND c.user_id = changed.id
+    ) AS had_password
 FROM changed;
 
--- name: delete_user(instance_id, email_key)$
--- Soft: the user is hidden and loses its sessions; purging takes the rows.
+-- name: delete_user(instance_id, email_key)^
+-- Soft: the user is hidden; purging takes the rows. Its sessions end as those of set_password do.
 WITH gone AS (
     UPDATE users
     SET deleted_at = now(), updated_at = now()
     WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-    RETURNING id
+    RETURNING id, user_state(users) AS state
 ),
 
 counted AS (
     UPDATE instance_counters
     SET living_users = living_users - 1
     WHERE instance_id = :instance_id AND EXISTS (SELECT FROM gone)
-),
-
-ended AS (
-    DELETE FROM sessions
-    USING gone
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = gone.id
 )
 
-SELECT id
+SELECT id, state
 FROM gone;
 
--- name: restore_user(instance_id, email_key)$
+-- name: restore_user(instance_id, email_key)^
 -- Undoes delete_user while the rows are there.
 WITH back AS (
     UPDATE users
     SET deleted_at = NULL, updated_at = now()
     WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
-    RETURNING id
+    RETURNING id, user_state(users) AS state
 ),
 
 counted AS (
@@ -340,10 +348,10 @@ reopened AS (
     WHERE accounts.instance_id = :instance_id AND accounts.user_id = back.id
 )
 
-SELECT id
+SELECT id, state
 FROM back;
 
--- name: purge_user(instance_id, email_key)$
+-- name: purge_user(instance_id, email_key)^
 -- Takes a deleted user with all that was provisioned for it, for good. Its account keeps its place for
 -- those beneath it, without a name.
 WITH target AS (
@@ -363,7 +371,7 @@ left_behind AS (
 DELETE FROM users
 USING target
 WHERE users.instance_id = :instance_id AND users.id = target.id
-RETURNING users.id;
+RETURNING users.id, user_state(users) AS state;
 
 -- name: list_users(instance_id, after, starts_with, row_limit)
 -- A page of living users in the order of their addresses.

@@ -1,0 +1,515 @@
+"""Webhooks: who is told of what changes, and what came of telling; and the same events as a feed."""
+
+import base64
+import binascii
+import re
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from server import webhooks
+from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.events import EVENTS, payload
+from server.methods.users import ABSENT, Line, found, from_cursor, to_cursor
+from server.registry import Call, Example, Result, TenantParams, method
+
+MOST = 50
+"""Webhooks of one instance."""
+
+
+def _type(name: str) -> str:
+    if name not in EVENTS:
+        raise ValueError(f"must be one of {', '.join(EVENTS)}")
+    return name
+
+
+EventType = Annotated[str, Field(max_length=40), AfterValidator(_type)]
+EventTypes = Annotated[list[EventType], Field(max_length=len(EVENTS))]
+Url = Annotated[str, Field(min_length=1, max_length=2000)]
+Origin = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+EventId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+class CreateWebhook(TenantParams):
+    """Where to, and for what."""
+
+    url: Url = Field(description="An https address that answers a POST with 200 to 299 within 15 seconds.")
+    types: EventTypes = Field(default_factory=list, description=f"Of {', '.join(EVENTS)}; empty: all.")
+    skipOrigin: Origin | None = Field(
+        None, description="Nothing is sent of calls with this X-Origin: the receiver's own."
+    )
+    description: Line = ""
+
+
+class Webhook(Result):
+    """A webhook without its secret."""
+
+    id: int
+    url: str
+    description: str
+    types: list[str] = Field(description="Empty: all.")
+    skipOrigin: str | None
+    isActive: bool
+    disabledBecause: str | None = Field(description="Why it was switched off by itself.")
+    createdAt: int = Field(description="Unix seconds.")
+
+
+class CreatedWebhook(Webhook):
+    """A new webhook."""
+
+    secret: str = Field(description="What its deliveries are signed with; shown here alone.")
+
+
+_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="  # noqa: S105
+_WEBHOOK = {
+    "id": 1, "url": "https://hooks.example.com/officerpc", "description": "", "types": [], "skipOrigin": None,
+    "isActive": True, "disabledBecause": None, "createdAt": 1683471262,
+}  # fmt: skip
+EXAMPLE_EVENT = "00000000-0000-4000-8000-000000000002"
+"""An event of the examples' world, which tests put there."""
+
+
+def _checked_url(call: Call, url: str) -> str:
+    if problem := webhooks.url_problem(call.settings, url):
+        raise Invalid.of([FieldError("url", problem)])
+    return url
+
+
+@method(
+    "createWebhook",
+    result=CreatedWebhook,
+    scope="webhooks:write",
+    writes=True,
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "For new users, but not one's own",
+            {"url": "https://hooks.example.com/officerpc", "types": ["user.created"], "skipOrigin": "shop"},
+            _WEBHOOK | {"id": 2, "types": ["user.created"], "skipOrigin": "shop", "secret": _SECRET},
+        ),
+    ),
+)
+async def create_webhook(call: Call, params: CreateWebhook) -> Any:
+    """Have an address told of what changes from now on.
+
+    Each event is a POST of {type, timestamp, data} with the headers webhook-id, webhook-timestamp and
+    webhook-signature of Standard Webhooks. It is tried ten times within three days until the answer is 200
+    to 299; 410 switches the webhook off. Redirects are not followed, and names that lead to private addresses
+    are refused. An event may come twice, and one that failed comes after later ones: its webhook-id stays.
+    """
+    secret = webhooks.new_secret()
+    row = await call.db.one(
+        "create_webhook",
+        instance_id=call.instance.id,
+        url=_checked_url(call, params.url),
+        description=params.description,
+        types=params.types,
+        skip_origin=params.skipOrigin,
+        secret=secret,
+        most=MOST,
+    )
+    if row is None:
+        raise Conflict(f"the instance has {MOST} webhooks already", code="too_many_webhooks")
+    call.note(after=dict(row))
+    return dict(row) | {"secret": secret}
+
+
+@method(
+    "listWebhooks",
+    result=list[Webhook],
+    scope="webhooks:read",
+    writes=False,
+    examples=(Example("All of them", {}, [_WEBHOOK]),),
+)
+async def list_webhooks(call: Call, params: TenantParams) -> Any:
+    """List the webhooks of an instance, at most fifty, without their secrets."""
+    return [dict(row) for row in await call.db.all("list_webhooks", instance_id=call.instance.id)]
+
+
+class WebhookRef(TenantParams):
+    """A webhook by its id."""
+
+    id: Annotated[int, Field(ge=1, lt=2**63)]
+
+
+@method(
+    "getWebhook",
+    result=Webhook,
+    scope="webhooks:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(Example("One", {"id": 1}, _WEBHOOK),),
+)
+async def get_webhook(call: Call, params: WebhookRef) -> Any:
+    """Look at a webhook."""
+    return dict(found(await call.db.one("get_webhook", instance_id=call.instance.id, webhook_id=params.id)))
+
+
+class UpdateWebhook(WebhookRef):
+    """What to change; at least one member beside the id."""
+
+    url: Url = ABSENT
+    types: EventTypes = Field(ABSENT, description="Empty: all.")
+    skipOrigin: Origin | None = Field(None, description="Null: nothing is skipped.")
+    description: Line = ABSENT
+    isActive: bool = Field(ABSENT, description="True goes on where it stopped, with all that happened since.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "UpdateWebhook":
+        if not self.model_fields_set - {"instance", "id"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+@method(
+    "updateWebhook",
+    result=Literal[True],
+    scope="webhooks:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Switch it off", {"id": 1, "isActive": False}, True),),
+)
+async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
+    """Change a webhook, or switch it off or on.
+
+    While it is off nothing is sent to it; switched on, it gets what it missed. Deliveries that wait go to the
+    new address.
+    """
+    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    stored = dict(found(await call.db.one("hold_webhook", **ref)))
+    given = params.model_dump(exclude_unset=True, exclude={"instance", "id"})
+    if "url" in given:
+        _checked_url(call, given["url"])
+    changed = stored | given
+    await call.db.run(
+        "update_webhook",
+        **ref,
+        url=changed["url"],
+        description=changed["description"],
+        types=changed["types"],
+        skip_origin=changed["skipOrigin"],
+        is_active=changed["isActive"],
+    )
+    webhook = {"id": params.id}
+    call.note(before=webhook | {name: stored[name] for name in given}, after=webhook | given)
+    return True
+
+
+@method(
+    "deleteWebhook",
+    result=Literal[True],
+    scope="webhooks:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Away with it", {"id": 1}, True),),
+)
+async def delete_webhook(call: Call, params: WebhookRef) -> Any:
+    """Delete a webhook with the log of its deliveries; what waits is not sent any more."""
+    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    call.note(before=dict(found(await call.db.one("delete_webhook", **ref))))
+    return True
+
+
+class RotateWebhookSecret(WebhookRef):
+    """Whose secret, and for how long both are good."""
+
+    overlap: Annotated[int, Field(ge=0, le=7 * 86400)] = Field(
+        86400, description="Seconds for which deliveries are signed with the old secret too."
+    )
+
+
+class RotatedSecret(Result):
+    """Another secret."""
+
+    id: int
+    secret: str = Field(description="Shown here alone.")
+    oldSecretUntil: int | None = Field(description="Unix seconds; null: the old one is good no more.")
+
+
+@method(
+    "rotateWebhookSecret",
+    result=RotatedSecret,
+    scope="webhooks:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "With a day's overlap", {"id": 1}, {"id": 1, "secret": _SECRET, "oldSecretUntil": 1683557662}
+        ),
+    ),
+)  # fmt: skip
+async def rotate_webhook_secret(call: Call, params: RotateWebhookSecret) -> Any:
+    """Give a webhook another secret; during the overlap webhook-signature holds a signature by each.
+
+    Rotated again before that, only the two newest sign.
+    """
+    secret = webhooks.new_secret()
+    row = await call.db.one(
+        "rotate_webhook_secret",
+        instance_id=call.instance.id,
+        webhook_id=params.id,
+        secret=secret,
+        overlap=params.overlap,
+    )
+    rotated = dict(found(row))
+    call.note(after=rotated)
+    return rotated | {"secret": secret}
+
+
+class TestedWebhook(Result):
+    """What came of it."""
+
+    delivered: bool
+    status: int | None = Field(description="Of the answer; null: there was none.")
+    error: str | None
+    milliseconds: int
+
+
+async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
+    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    row = found(await call.database.look_up("get_webhook_secrets", **ref))
+    event_id = str(uuid.uuid4())
+    event = {
+        "id": event_id, "type": "webhook.test", "user_id": None, "before": None, "after": None,
+        "origin": call.circumstances.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }  # fmt: skip
+    body = webhooks.body_of(event, call.instance.name)
+    headers = webhooks.headers_of(event_id, body, row["secret"], row["old_secret"], int(time.time()))
+    async with webhooks.Sender(call.settings) as sender:
+        outcome = await sender.send(row["url"], body, headers)
+    return {
+        "delivered": outcome.error is None, "status": outcome.status, "error": outcome.error,
+        "milliseconds": round(outcome.seconds * 1000),
+    }  # fmt: skip
+
+
+@method(
+    "testWebhook",
+    result=TestedWebhook,
+    scope="webhooks:write",
+    writes=False,
+    prepare=_send_test,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "It answers", {"id": 1}, {"delivered": True, "status": 204, "error": None, "milliseconds": 12}
+        ),
+    ),
+)  # fmt: skip
+async def test_webhook(call: Call, params: WebhookRef, outcome: dict[str, Any]) -> Any:
+    """Send a webhook an event of the type webhook.test, signed as all are, and say what came of it.
+
+    It is sent once, whether or not the webhook is switched on, and is in no log.
+    """
+    return outcome
+
+
+class DeliveryRef(WebhookRef):
+    """One event for one webhook."""
+
+    eventId: EventId = Field(description="The delivery's webhook-id.")
+
+
+@method(
+    "redeliverWebhook",
+    result=Literal[True],
+    scope="webhooks:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Once more", {"id": 1, "eventId": EXAMPLE_EVENT}, True),),
+)
+async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
+    """Send an event to a webhook again, whatever came of it before, with the same webhook-id.
+
+    Any event of the instance can be sent, of whatever type, for as long as events are kept.
+    """
+    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    event_id = uuid.UUID(params.eventId)
+    found(await call.db.one("hold_webhook", **ref))
+    if not await call.db.value("redeliver", **ref, event_id=event_id):
+        event = found(await call.db.one("get_event", instance_id=call.instance.id, event_id=event_id))
+        if event["type"] not in EVENTS:
+            raise NotFound
+        body = webhooks.body_of(event, call.instance.name)
+        await call.db.run(
+            "insert_deliveries", **ref, event_ids=[event_id], types=[event["type"]], bodies=[body]
+        )
+    call.note(after={"id": params.id, "eventId": params.eventId})
+    return True
+
+
+class ListDeliveries(WebhookRef):
+    """Which deliveries, and from where on."""
+
+    state: Literal["pending", "delivered", "failed"] | None = Field(None, description="Null: any.")
+    after: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="The next of the page before; null for the first page."
+    )
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class Delivery(Result):
+    """One event for one webhook."""
+
+    eventId: str = Field(description="Its webhook-id.")
+    type: str
+    state: Literal["pending", "delivered", "failed"]
+    attempts: int = Field(description="How often it was begun.")
+    status: int | None = Field(description="Of the last answer; null: there was none.")
+    error: str | None = Field(description="What the last try met.")
+    createdAt: int = Field(description="Unix seconds.")
+    dueAt: int | None = Field(description="Unix seconds; when it is tried next.")
+    doneAt: int | None = Field(description="Unix seconds.")
+
+
+class DeliveryPage(Result):
+    """A page of deliveries, the newest first."""
+
+    deliveries: list[Delivery]
+    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+
+
+def _bad(member: str) -> Invalid:
+    return Invalid.of([FieldError(member, "is not what a page gave as next")])
+
+
+@method(
+    "listDeliveries",
+    result=DeliveryPage,
+    scope="webhooks:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "One that failed", {"id": 1, "state": "failed"},
+            {"deliveries": [{"eventId": EXAMPLE_EVENT, "type": "user.created", "state": "failed",
+                             "attempts": 10, "status": 500, "error": "http_500", "createdAt": 1683471262,
+                             "dueAt": None, "doneAt": 1683730462}],
+             "next": None},
+        ),
+    ),
+)  # fmt: skip
+async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
+    """List what was, is and will be sent to a webhook; kept for thirty days after it was made."""
+    before, event_id = datetime.max.replace(tzinfo=UTC), uuid.UUID(int=2**128 - 1)
+    if params.after is not None:
+        try:
+            moment, _, given_id = from_cursor(params.after).partition(" ")
+            before, event_id = datetime.fromisoformat(moment), uuid.UUID(given_id)
+            if before.tzinfo is None:
+                raise ValueError
+        except ValueError as error:
+            raise _bad("after") from error
+    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    rows = await call.db.all(
+        "list_deliveries",
+        **ref,
+        state=params.state,
+        before_time=before,
+        before_event=event_id,
+        row_limit=params.limit,
+    )
+    if not rows:
+        found(await call.db.one("get_webhook", **ref))
+    deliveries = [dict(row) for row in rows]
+    moments = [delivery.pop("created_at") for delivery in deliveries]
+    more = len(deliveries) == params.limit
+    last = to_cursor(f"{moments[-1].isoformat()} {deliveries[-1]['eventId']}") if more else None
+    return {"deliveries": deliveries, "next": last}
+
+
+class ListChanges(TenantParams):
+    """From where on."""
+
+    cursor: Annotated[str, Field(max_length=100)] | None = Field(
+        None, description="The cursor of the answer before; null to begin."
+    )
+    begin: Literal["oldest", "now"] = Field(
+        "oldest", description="Without a cursor: with what is still kept, or with what is to come."
+    )
+    types: EventTypes = Field(default_factory=list, description="Empty: all.")
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class EventData(Result):
+    """What changed."""
+
+    id: str = Field(description="The event's, which is also its webhook-id.")
+    instance: str
+    userId: int | None
+    before: dict[str, Any] | None = Field(description="The members that changed, as they were.")
+    after: dict[str, Any] | None = Field(description="The members that changed, as they are.")
+    origin: str | None = Field(description="The X-Origin of the call.")
+
+
+class Event(Result):
+    """What webhooks are sent, too."""
+
+    type: str
+    timestamp: str = Field(description="ISO 8601, UTC.")
+    data: EventData
+
+
+class ChangePage(Result):
+    """What changed after the cursor that was given."""
+
+    events: list[Event]
+    cursor: str = Field(description="Pass it the next time.")
+    more: bool = Field(description="Whether to ask again at once.")
+
+
+def _cursor(xid: str, place: int) -> str:
+    return base64.urlsafe_b64encode(f"{xid}.{place}".encode()).rstrip(b"=").decode()
+
+
+def _read_cursor(cursor: str) -> tuple[str, int]:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode("ascii")
+    except (binascii.Error, ValueError) as error:
+        raise _bad_cursor() from error
+    if not (parts := re.fullmatch(r"([0-9]{1,20})\.([0-9]{1,10})", text)):
+        raise _bad_cursor()
+    xid, place = parts[1], int(parts[2])
+    if int(xid) >= 2**64 or place >= 2**31:
+        raise _bad_cursor()
+    return xid, place
+
+
+def _bad_cursor() -> Invalid:
+    return Invalid.of([FieldError("cursor", "is not what an answer gave as cursor")])
+
+
+@method(
+    "listChanges",
+    result=ChangePage,
+    scope="webhooks:read",
+    writes=False,
+    examples=(
+        Example(
+            "What is to come", {"begin": "now"},
+            {"events": [], "cursor": _cursor("1000", 0), "more": False},
+        ),
+    ),
+)  # fmt: skip
+async def list_changes(call: Call, params: ListChanges) -> Any:
+    """Read what webhooks tell, in the order in which it can be read without skipping any: for those who ask.
+
+    An event shows once every transaction that began to write before its own has ended, most often at once.
+    A page may hold fewer events than the limit, or none, and still have more behind it.
+    """
+    if params.cursor is not None:
+        xid, place = _read_cursor(params.cursor)
+    elif params.begin == "now":
+        xid, place = str(await call.db.value("find_feed_end")), 0
+    else:
+        xid, place = "0", 0
+    rows = await call.db.all(
+        "read_events", instance_id=call.instance.id, xid=xid, place=place, row_limit=params.limit
+    )
+    if rows:
+        xid, place = rows[-1]["xid"], rows[-1]["place"]
+    events = [payload(row, call.instance.name) for row in rows if webhooks.wants(params.types, None, row)]
+    return {"events": events, "cursor": _cursor(xid, place), "more": len(rows) == params.limit}

@@ -1,0 +1,705 @@
+"""Webhooks: signed, sent at least once and to nobody within; and the feed of changes, which skips nothing."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+import asyncpg
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from conftest import ADMIN, Client, Log, Serve, insert_key, until
+from processes import running
+
+from server import webhooks
+from server.db import Database
+from server.jobs import purge_expired
+from server.settings import Settings
+
+JANE = "jane@example.com"
+
+
+@dataclass
+class Received:
+    """One POST as it came."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+    @property
+    def said(self) -> Any:
+        return json.loads(self.body)
+
+    def signed_by(self, secret: str) -> bool:
+        """Whether one of the signatures is by a secret, reckoned as Standard Webhooks describes it."""
+        key = base64.b64decode(secret.removeprefix("whsec_"))
+        signed = f"{self.id}.{self.headers['webhook-timestamp']}.".encode() + self.body
+        expected = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+        return expected in self.headers["webhook-signature"].split(" ")
+
+
+@dataclass
+class Receiver:
+    """Somebody's endpoint: notes what it gets, and answers as it is told."""
+
+    url: str = ""
+    got: list[Received] = field(default_factory=list)
+    answer: Callable[[Received], Awaitable[web.StreamResponse]] | None = None
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        received = Received(request.path, headers, await request.read())
+        self.got.append(received)
+        return await self.answer(received) if self.answer else web.Response(status=204)
+
+    def answers(self, *statuses: int, **headers: str) -> None:
+        """Statuses for the next ones, the last for all that follow."""
+        left = list(statuses)
+
+        async def answer(received: Received) -> web.StreamResponse:
+            return web.Response(status=left.pop(0) if len(left) > 1 else left[0], headers=headers)
+
+        self.answer = answer
+
+    async def has(self, count: int) -> list[Received]:
+        async def enough() -> bool:
+            return len(self.got) >= count
+
+        await until(enough)
+        return self.got
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    it = Receiver()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", it.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    it.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield it
+    await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "POLL", 0.02)
+    monkeypatch.setattr(webhooks, "PAUSES", (0.01,) * 9)
+
+
+@pytest.fixture
+async def inside(serve: Serve) -> Client:
+    """A server whose webhooks may lead to this machine."""
+    return await serve(webhook_private_addresses=True)
+
+
+async def deliveries(client: Client, webhook_id: int = 1, **asked: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.call("listDeliveries", {"id": webhook_id} | asked))[
+        "deliveries"
+    ]
+    return found
+
+
+async def settled(client: Client, count: int, webhook_id: int = 1) -> list[dict[str, Any]]:
+    """The deliveries, once so many have come to an end."""
+
+    async def done() -> Any:
+        found = await deliveries(client, webhook_id)
+        return [one for one in found if one["state"] != "pending"][count - 1 :] and found
+
+    return list(await until(done))
+
+
+# --- what is sent -------------------------------------------------------------------------------------
+
+
+async def test_an_event_is_sent_signed(inside: Client, receiver: Receiver, logged: Log) -> None:
+    made = await inside.call(
+        "createWebhook", {"url": receiver.url, "types": ["user.created", "user.suspended"]}
+    )
+    await inside.call("createUser", {"email": JANE, "password": "Sesame-4711"}, headers={"X-Origin": "crm"})
+    await inside.call("updateUserByEmail", {"email": JANE, "displayName": "not for this one"})
+    await inside.call("updateUserByEmail", {"email": JANE, "isActive": False})
+    created, suspended = sorted(await receiver.has(2), key=lambda one: str(one.said["timestamp"]))
+    for one in (created, suspended):
+        assert one.signed_by(made["secret"]) and not one.signed_by(webhooks.new_secret())
+        assert one.headers["content-type"] == "application/json" and one.path == "/hook"
+        assert abs(int(one.headers["webhook-timestamp"]) - time.time()) < 60
+    data = created.said["data"]
+    assert created.said["type"] == "user.created" and created.said["timestamp"].endswith("Z")
+    assert (data["id"], data["instance"], data["userId"], data["origin"]) == (
+        created.id,
+        "MYINSTANCE",
+        2,
+        "crm",
+    )
+    assert data["before"] is None and data["after"]["email"] == JANE
+    assert suspended.said["data"]["before"] == {"isActive": True}
+    assert b"Sesame" not in created.body
+    assert [one["state"] for one in await settled(inside, 2)] == ["delivered"] * 2
+    assert made["secret"].encode() not in logged.text
+
+
+def test_the_signature_is_the_standards() -> None:
+    """The example of the reference implementations (standard-webhooks, libraries/python/tests)."""
+    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"test": 2432232314}'
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert webhooks.signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == expected
+    with pytest.raises(ValueError, match="not a secret"):
+        webhooks.signature("whsec_?", "x", 1, b"")
+
+
+async def test_nothing_of_before_and_nothing_of_others(
+    inside: Client, operator: Client, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    await inside.call("createUser", {"email": "before@example.com"})
+    await inside.call("createWebhook", {"url": receiver.url})
+    await operator.call("createInstance", {"name": "OTHER", "admin": {"email": "boss@other.example"}})
+    await inside.call("createUser", {"email": JANE})
+    await settled(inside, 1)
+    assert [one.said["data"]["after"]["email"] for one in receiver.got] == [JANE]
+
+
+async def test_ones_own_echo_is_skipped(inside: Client, receiver: Receiver) -> None:
+    await inside.call("createWebhook", {"url": receiver.url, "skipOrigin": "shop"})
+    for number, origin in enumerate(("shop", "crm", None)):
+        headers = {"X-Origin": origin} if origin else {}
+        await inside.call("createUser", {"email": f"{number}@example.com"}, headers=headers)
+    await settled(inside, 2)
+    assert {one.said["data"]["origin"] for one in receiver.got} == {"crm", None}
+
+
+# --- when it fails ------------------------------------------------------------------------------------
+
+
+async def test_tried_again_with_the_same_id(inside: Client, receiver: Receiver) -> None:
+    receiver.answers(500, 429, 302, 204, Location="http://127.0.0.1:9/elsewhere")
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    (done,) = await settled(inside, 1)
+    assert (done["state"], done["attempts"], done["status"], done["error"]) == ("delivered", 4, 204, None)
+    assert len({one.id for one in receiver.got}) == len({one.body for one in receiver.got}) == 1
+    assert [one.path for one in receiver.got] == ["/hook"] * 4
+
+
+async def test_redirects_are_not_followed(inside: Client, receiver: Receiver) -> None:
+    receiver.answers(307, Location=receiver.url + "/elsewhere")
+    await inside.call("createWebhook", {"url": receiver.url})
+    told = await inside.call("testWebhook", {"id": 1})
+    assert (told["delivered"], told["status"], told["error"]) == (False, 307, "http_307")
+    assert [one.path for one in receiver.got] == ["/hook"]
+
+
+async def test_given_up_after_ten_tries(inside: Client, receiver: Receiver) -> None:
+    receiver.answers(500)
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    (failed,) = await settled(inside, 1)
+    assert (failed["state"], failed["attempts"], failed["error"]) == ("failed", 10, "http_500")
+    assert len(receiver.got) == 10
+
+
+def test_the_pauses_take_three_days() -> None:
+    from importlib import reload
+
+    pauses = reload(webhooks).PAUSES
+    assert 3 * 86400 <= sum(pauses) <= 3.5 * 86400 and list(pauses) == sorted(pauses)
+
+
+async def test_a_receiver_that_does_not_answer(
+    inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    monkeypatch.setattr(webhooks, "TIME_LIMIT", 0.3)
+    hasty = await serve(webhook_private_addresses=True, run_jobs=False)
+
+    async def never(received: Received) -> web.StreamResponse:
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    receiver.answer = never
+    await inside.call("createWebhook", {"url": receiver.url})
+    told = await hasty.call("testWebhook", {"id": 1})
+    assert (told["delivered"], told["status"], told["error"]) == (False, None, "timeout")
+
+
+async def test_an_endless_answer_is_not_read(inside: Client, receiver: Receiver) -> None:
+    async def flood(received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(status=200)
+        return response
+
+    async def flooding(received: Received) -> web.StreamResponse:
+        return web.Response(status=200, body=b"x" * 50_000_000)
+
+    receiver.answer = flooding
+    await inside.call("createWebhook", {"url": receiver.url})
+    assert (await inside.call("testWebhook", {"id": 1}))["delivered"]
+
+
+async def test_410_switches_it_off(inside: Client, receiver: Receiver) -> None:
+    receiver.answers(410)
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    (failed,) = await settled(inside, 1)
+    assert (failed["state"], failed["attempts"], failed["status"]) == ("failed", 1, 410)
+    shown = await inside.call("getWebhook", {"id": 1})
+    assert (shown["isActive"], shown["disabledBecause"]) == (False, "410 Gone")
+    (event,) = (await inside.call("listAuditEvents", {"type": "disableWebhook"}))["events"]
+    assert event["after"]["disabledBecause"] == "410 Gone"
+    await inside.call("createUser", {"email": "while-off@example.com"})
+    await asyncio.sleep(0.2)
+    assert len(receiver.got) == 1
+    receiver.answers(200)
+    await inside.call("updateWebhook", {"id": 1, "isActive": True})
+    await settled(inside, 2)
+    assert receiver.got[-1].said["data"]["after"]["email"] == "while-off@example.com"
+    assert (await inside.call("getWebhook", {"id": 1}))["disabledBecause"] is None
+
+
+# --- by hand ------------------------------------------------------------------------------------------
+
+
+async def test_a_test_is_signed_and_in_no_log(inside: Client, receiver: Receiver) -> None:
+    made = await inside.call("createWebhook", {"url": receiver.url, "types": ["user.purged"]})
+    told = await inside.call("testWebhook", {"id": 1})
+    assert (told["delivered"], told["status"], told["error"]) == (True, 204, None)
+    (one,) = receiver.got
+    assert one.signed_by(made["secret"]) and one.said["type"] == "webhook.test"
+    assert await deliveries(inside) == []
+
+
+async def test_redelivered_with_the_same_id(inside: Client, receiver: Receiver) -> None:
+    await inside.call("createUser", {"email": "old@example.com"})
+    await inside.call("createWebhook", {"url": receiver.url, "types": ["user.created"]})
+    await inside.call("createUser", {"email": JANE})
+    (first,) = await settled(inside, 1)
+    await inside.call("redeliverWebhook", {"id": 1, "eventId": first["eventId"]})
+    await receiver.has(2)
+    assert receiver.got[0].id == receiver.got[1].id == first["eventId"]
+    assert receiver.got[0].body == receiver.got[1].body
+    # One from before the webhook.
+    (old,) = (await inside.call("listAuditEvents", {"email": "old@example.com"}))["events"]
+    await inside.call("redeliverWebhook", {"id": 1, "eventId": old["id"]})
+    await receiver.has(3)
+    assert receiver.got[2].said["data"]["after"]["email"] == "old@example.com"
+    for unknown in ("00000000-0000-4000-8000-000000000000",):
+        assert await inside.outcome("redeliverWebhook", {"id": 1, "eventId": unknown}) == (400, "not found")
+
+
+async def test_secrets_rotate_with_an_overlap(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection, database_url: str
+) -> None:
+    old = (await inside.call("createWebhook", {"url": receiver.url}))["secret"]
+    rotated = await inside.call("rotateWebhookSecret", {"id": 1, "overlap": 3600})
+    assert rotated["secret"] != old and rotated["oldSecretUntil"] > time.time()
+
+    async def signed() -> tuple[bool, bool]:
+        await inside.call("testWebhook", {"id": 1})
+        return receiver.got[-1].signed_by(old), receiver.got[-1].signed_by(rotated["secret"])
+
+    assert await signed() == (True, True)
+    await db.execute("UPDATE webhooks SET old_secret_until = now() - interval '1 second'")
+    assert await signed() == (False, True)
+    settings = Settings()
+    database = Database(settings, database_url)
+    await database.open()
+    assert (await purge_expired(database, settings))["secrets"] == 1
+    await database.close()
+    assert await db.fetchval("SELECT old_secret FROM webhooks") is None
+    again = await inside.call("rotateWebhookSecret", {"id": 1, "overlap": 0})
+    assert again["oldSecretUntil"] is None
+    assert await signed() == (False, False) and receiver.got[-1].signed_by(again["secret"])
+
+
+async def test_secrets_are_shown_once(inside: Client, receiver: Receiver, db: asyncpg.Connection) -> None:
+    secrets = [(await inside.call("createWebhook", {"url": receiver.url}))["secret"]]
+    secrets.append((await inside.call("rotateWebhookSecret", {"id": 1}))["secret"])
+    shown = [await inside.call("listWebhooks"), await inside.call("getWebhook", {"id": 1})]
+    shown.append(await inside.call("listAuditEvents", {"limit": 1000}))
+    written = await db.fetch("SELECT * FROM events")
+    for secret in secrets:
+        assert secret.startswith("whsec_") and len(base64.b64decode(secret[6:])) == 32
+        assert secret not in str(shown) and secret not in str(written)
+
+
+async def test_changes_and_deletion(inside: Client, receiver: Receiver, db: asyncpg.Connection) -> None:
+    made = await inside.call("createWebhook", {"url": receiver.url, "description": "shop"})
+    await inside.call(
+        "updateWebhook", {"id": made["id"], "types": ["user.deleted"], "url": receiver.url + "/b"}
+    )
+    shown = await inside.call("getWebhook", {"id": 1})
+    assert (shown["types"], shown["url"], shown["description"]) == (
+        ["user.deleted"],
+        receiver.url + "/b",
+        "shop",
+    )
+    assert await inside.call("listWebhooks") == [shown]
+    await inside.call("createUser", {"email": JANE})
+    await inside.call("deleteUserByEmail", {"email": JANE})
+    await settled(inside, 1)
+    assert [(one.path, one.said["type"]) for one in receiver.got] == [("/hook/b", "user.deleted")]
+    await inside.call("deleteWebhook", {"id": 1})
+    assert await inside.call("listWebhooks") == []
+    assert await db.fetchval("SELECT count(*) FROM deliveries") == 0
+    for name in ("getWebhook", "deleteWebhook", "testWebhook", "rotateWebhookSecret", "listDeliveries"):
+        assert await inside.outcome(name, {"id": 1}) == (400, "not found")
+    assert (await inside.call("createWebhook", {"url": receiver.url}))["id"] == 2
+
+
+async def test_tenants_are_apart(
+    inside: Client, operator: Client, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    await operator.call("createInstance", {"name": "OTHER", "admin": {"email": "boss@other.example"}})
+    other = inside.using(await insert_key(db, instances=("OTHER",)))
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    (done,) = await settled(inside, 1)
+    before = await db.fetch("SELECT * FROM webhooks")
+    again = {"id": 1, "eventId": done["eventId"]}
+    for name, params in (
+        ("getWebhook", {"id": 1}), ("updateWebhook", {"id": 1, "isActive": False}), ("deleteWebhook", {"id": 1}),
+        ("rotateWebhookSecret", {"id": 1}), ("testWebhook", {"id": 1}), ("listDeliveries", {"id": 1}),
+        ("redeliverWebhook", again),
+    ):  # fmt: skip
+        assert await other.outcome(name, params) == (400, "not found")
+    assert await other.call("listWebhooks") == []
+    await other.call("createWebhook", {"url": receiver.url})
+    assert await other.outcome("redeliverWebhook", again) == (400, "not found")
+    emails = [one["data"]["after"].get("email") for one in (await other.call("listChanges"))["events"]]
+    assert emails == ["boss@other.example"]
+    assert (await db.fetch("SELECT * FROM webhooks WHERE instance_id = 1"))[0]["secret"] == before[0][
+        "secret"
+    ]
+
+
+async def test_an_instance_has_fifty_at_most(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret, is_active)"
+        " SELECT 1, number + 1000, 'https://a.example', '', '{}', '', false FROM generate_series(1, 50) AS number"
+    )
+    status, told = await inside.outcome("createWebhook", {"url": receiver.url})
+    assert (status, told) == (400, "the instance has 50 webhooks already")
+
+
+async def test_pages_of_deliveries(inside: Client, receiver: Receiver) -> None:
+    await inside.call("createWebhook", {"url": receiver.url})
+    for number in range(5):
+        await inside.call("createUser", {"email": f"{number}@example.com"})
+    everything = [one["eventId"] for one in await settled(inside, 5)]
+    seen, after = [], None
+    while True:
+        page = await inside.call("listDeliveries", {"id": 1, "limit": 2, "after": after})
+        seen += [one["eventId"] for one in page["deliveries"]]
+        if (after := page["next"]) is None:
+            break
+    assert seen == everything
+    assert await deliveries(inside, state="failed") == []
+    assert (await inside.outcome("listDeliveries", {"id": 1, "after": "x"}))[0] == 400
+
+
+# --- where to -----------------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    "private": "10.1.2.3", "private 172": "172.16.0.1", "private 192": "192.168.1.1", "loopback": "127.0.0.1",
+    "all loopback": "127.9.9.9", "this host": "0.0.0.0", "link-local": "169.254.1.1",
+    "metadata": "169.254.169.254", "metadata of Alibaba": "100.100.100.200", "of Azure": "168.63.129.16",
+    "shared": "100.64.0.1", "documentation": "192.0.2.1", "multicast": "224.0.0.1", "reserved": "240.0.0.1",
+    "broadcast": "255.255.255.255", "benchmarks": "198.18.0.1", "loopback 6": "::1", "any 6": "::",
+    "mapped": "::ffff:127.0.0.1", "mapped public": "::ffff:8.8.8.8", "compatible": "::127.0.0.1",
+    "unique local": "fd00:ec2::254", "link-local 6": "fe80::1", "site-local": "fec0::1", "NAT64": "64:ff9b::7f00:1",
+    "NAT64 local": "64:ff9b:1::1", "6to4": "2002:7f00:1::1", "Teredo": "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "documentation 6": "2001:db8::1", "multicast 6": "ff02::1",
+}  # fmt: skip
+
+
+class Names(AbstractResolver):
+    """A resolver that says what the test wants."""
+
+    found: tuple[str, ...] = ()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, proto=0, flags=socket.AI_NUMERICHOST,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+            )
+            for address in self.found
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", FORBIDDEN)
+async def test_addresses_that_are_refused(
+    kind: str, client: Client, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are, when it is made; and by a name, when it is connected to."""
+    address = FORBIDDEN[kind]
+    assert not webhooks.is_public(ip_address(address))
+    written = f"[{address}]" if ":" in address else address
+    status, told = await client.outcome("createWebhook", {"url": f"https://{written}/"})
+    assert (status, told) == (400, "url: leads to an address that is not public")
+    assert await db.fetchval("SELECT count(*) FROM webhooks") == 0
+    await client.call("createWebhook", {"url": "https://innocent.example/"})
+    monkeypatch.setattr(webhooks, "make_resolver", Names)
+    for found in ((address,), ("93.184.216.34", address)):
+        monkeypatch.setattr(Names, "found", found)
+        told = await client.call("testWebhook", {"id": 1})
+        assert (told["delivered"], told["status"], told["error"]) == (False, None, "forbidden_address")
+    # Whoever got it into the database by another way.
+    await db.execute("UPDATE webhooks SET url = $1", f"https://{written}/")
+    assert (await client.call("testWebhook", {"id": 1}))["error"] == "forbidden_address"
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"])
+def test_public_addresses(address: str) -> None:
+    assert webhooks.is_public(ip_address(address))
+
+
+async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
+    """The last gate, were an address to pass the others."""
+    monkeypatch.setattr(webhooks, "url_problem", lambda *_: None)
+    async with webhooks.Sender(Settings()) as sender:
+        assert (await sender.send(receiver.url, b"", {})).error == "forbidden_address"
+    assert receiver.got == []
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://hooks.example.com/", "must be an https address"),
+        ("ftp://hooks.example.com/", "must be an https address"),
+        ("hooks.example.com", "must be an https address"),
+        ("https://", "must be an address with a host, without a name, a password or a fragment"),
+        ("https://me:secret@hooks.example.com/", "must be an address with a host, without a name, a password or a fragment"),
+        ("https://hooks.example.com/#a", "must be an address with a host, without a name, a password or a fragment"),
+        ("https://%31%32%37.0.0.1/", "must be an address with a host, without a name, a password or a fragment"),
+        ("https://hööks.example.com/", "must be an address with a host, without a name, a password or a fragment"),
+        ("https://hooks.example.com/\\a", "holds characters that do not belong into an address"),
+        ("https://hooks.example.com/a b", "holds characters that do not belong into an address"),
+        ("https://hooks.example.com:99999/", "is not an address"),
+        ("https://[::1/", "is not an address"),
+    ],
+)  # fmt: skip
+async def test_addresses_that_are_none(url: str, why: str, client: Client, db: asyncpg.Connection) -> None:
+    assert await client.outcome("createWebhook", {"url": url}) == (400, f"url: {why}")
+    await client.call("createWebhook", {"url": "https://innocent.example/"})
+    assert await client.outcome("updateWebhook", {"id": 1, "url": url}) == (400, f"url: {why}")
+    assert await db.fetchval("SELECT url FROM webhooks") == "https://innocent.example/"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"types": ["user.eaten"]}, {"skipOrigin": "a b"}, {"types": "user.created"}, {"secret": "x"}]
+)
+async def test_bad_params(bad: dict[str, Any], client: Client, db: asyncpg.Connection) -> None:
+    status, told = await client.outcome("createWebhook", {"url": "https://innocent.example/"} | bad)
+    assert status == 400 and next(iter(bad)) in told
+    assert await db.fetchval("SELECT count(*) FROM webhooks") == 0
+
+
+# --- at least once ------------------------------------------------------------------------------------
+
+
+async def test_none_is_lost_when_the_server_is_killed(
+    database_url: str, db: asyncpg.Connection, serve: Serve, receiver: Receiver
+) -> None:
+    """kill -9 in the middle of a delivery: another server sends it again, under the same id."""
+    caller = await serve(run_jobs=False, webhook_private_addresses=True)
+    await caller.call("createWebhook", {"url": receiver.url})
+
+    async def hang(received: Received) -> web.StreamResponse:
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    receiver.answer = hang
+    with running(database_url) as officerpc:
+        served = await officerpc.serve(webhook_private_addresses="true")
+        await caller.call("createUser", {"email": JANE})
+        await receiver.has(1)
+        os.killpg(served.process.pid, signal.SIGKILL)
+        await served.ended()
+        await caller.call("createUser", {"email": "meanwhile@example.com"})
+        receiver.answers(204)
+        # Not to wait for the end of the dead one's lease.
+        assert await db.fetchval("UPDATE deliveries SET due_at = now() RETURNING attempts") == 1
+        await officerpc.serve(webhook_private_addresses="true")
+        await settled(caller, 2)
+    first, *later = receiver.got
+    assert first.id in {one.id for one in later}
+    assert {one.said["data"]["after"]["email"] for one in later} == {JANE, "meanwhile@example.com"}
+    told = {one["eventId"]: one["attempts"] for one in await deliveries(caller)}
+    assert told[first.id] == 2 and sorted(told.values()) == [1, 2]
+
+
+async def test_a_worker_that_stops_leaves_its_deliveries_to_others(
+    serve: Serve, db: asyncpg.Connection, database_url: str, receiver: Receiver
+) -> None:
+    caller = await serve(run_jobs=False, webhook_private_addresses=True)
+    await caller.call("createWebhook", {"url": receiver.url})
+    settings = Settings(webhook_private_addresses=True)
+    database = Database(settings, database_url)
+    await database.open()
+
+    async def hang(received: Received) -> web.StreamResponse:
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    receiver.answer = hang
+    metrics = caller.dispatcher.metrics
+    worker = asyncio.create_task(webhooks.keep_delivering(settings, database, metrics))
+    await caller.call("createUser", {"email": JANE})
+    await receiver.has(1)
+    worker.cancel()
+    await asyncio.gather(worker, return_exceptions=True)
+    await db.execute("UPDATE deliveries SET due_at = now()")
+    receiver.answers(204)
+    others = [asyncio.create_task(webhooks.keep_delivering(settings, database, metrics)) for _ in range(3)]
+    await settled(caller, 1)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await database.close()
+    assert len(receiver.got) == 2 and receiver.got[0].id == receiver.got[1].id
+
+
+async def test_several_workers_do_not_do_it_twice(serve: Serve, receiver: Receiver) -> None:
+    workers = [await serve(webhook_private_addresses=True) for _ in range(3)]
+    await workers[0].call("createWebhook", {"url": receiver.url})
+    for number in range(40):
+        await workers[number % 3].call("createUser", {"email": f"{number}@example.com"})
+    await settled(workers[0], 40)
+    assert len(receiver.got) == len({one.id for one in receiver.got}) == 40
+
+
+async def test_a_dead_receiver_does_not_keep_others_waiting(inside: Client, receiver: Receiver) -> None:
+    async def hang_some(received: Received) -> web.StreamResponse:
+        if received.path == "/hook/dead":
+            await asyncio.sleep(600)
+        return web.Response()
+
+    receiver.answer = hang_some
+    await inside.call("createWebhook", {"url": receiver.url + "/dead"})
+    await inside.call("createWebhook", {"url": receiver.url})
+    for number in range(20):
+        await inside.call("createUser", {"email": f"{number}@example.com"})
+    assert [one["state"] for one in await settled(inside, 20, webhook_id=2)] == ["delivered"] * 20
+    assert sum(one.path == "/hook/dead" for one in receiver.got) <= webhooks.EACH
+
+
+# --- the feed -----------------------------------------------------------------------------------------
+
+
+async def test_the_feed(client: Client) -> None:
+    start = (await client.call("listChanges", {"begin": "now"}))["cursor"]
+    await client.call("createUser", {"email": JANE}, headers={"X-Origin": "crm"})
+    await client.call("createPlan", {"type": "recurring", "name": "in the audit alone"})
+    await client.call("updateUserByEmail", {"email": JANE, "isActive": False})
+    page = await client.call("listChanges", {"cursor": start})
+    assert [event["type"] for event in page["events"]] == ["user.created", "user.suspended"]
+    assert page["events"][0]["data"]["origin"] == "crm" and not page["more"]
+    assert (await client.call("listChanges", {"cursor": page["cursor"]}))["events"] == []
+    typed = await client.call("listChanges", {"cursor": start, "types": ["user.suspended"]})
+    assert [event["type"] for event in typed["events"]] == ["user.suspended"]
+    assert typed["cursor"] == page["cursor"]
+    everything, cursor, more = [], None, True
+    while more:
+        page = await client.call("listChanges", {"cursor": cursor, "limit": 1})
+        everything += page["events"]
+        cursor, more = page["cursor"], page["more"]
+    assert everything[-2:] == (await client.call("listChanges"))["events"][-2:]
+    assert everything[0]["data"]["after"]["email"] == ADMIN
+
+
+@pytest.mark.parametrize("cursor", ["x", "", "MS4y.", "LTEuMg", "OTk5OTk5OTk5OTk5OTk5OTk5OTkuMQ", "Äé"])
+async def test_cursors_that_are_none(cursor: str, client: Client) -> None:
+    assert await client.outcome("listChanges", {"cursor": cursor}) == (
+        400,
+        "cursor: is not what an answer gave as cursor",
+    )
+
+
+async def test_the_feed_skips_nothing(serve: Serve, db: asyncpg.Connection, database_url: str) -> None:
+    """Sixteen writers at once, whose transactions stay open for a while after their events are written, so that
+    they commit in another order than they began in; a reader follows its cursor all the while."""
+    client = await serve(run_jobs=False)
+    each, writers = 12, 16
+    cursor = (await client.call("listChanges", {"begin": "now"}))["cursor"]
+
+    async def write(writer: int) -> None:
+        connection = await asyncpg.connect(database_url)
+        for number in range(each):
+            async with connection.transaction():
+                await connection.execute(
+                    "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"
+                    " SELECT 1, place, 'user.updated', $1, 'x', 1, 'x', 'x' FROM generate_series(1, 2) AS place",
+                    writer * 1000 + number,
+                )
+                await asyncio.sleep(random.uniform(0, 0.05))
+        await connection.close()
+
+    writing = [asyncio.create_task(write(writer)) for writer in range(writers)]
+    seen: list[tuple[str, int]] = []
+
+    async def read() -> None:
+        nonlocal cursor
+        page = await client.call("listChanges", {"cursor": cursor, "limit": 7})
+        seen.extend((event["data"]["id"], event["data"]["userId"]) for event in page["events"])
+        cursor = page["cursor"]
+
+    while not all(writer.done() for writer in writing):
+        await read()
+    await asyncio.gather(*writing)
+
+    async def all_read() -> bool:
+        await read()
+        return len(seen) >= writers * each * 2
+
+    await until(all_read)
+    await read()
+    assert len({event_id for event_id, _ in seen}) == len(seen) == writers * each * 2
+    stored = await db.fetch("SELECT id::text FROM events WHERE method = 'x' ORDER BY xid, place")
+    assert [event_id for event_id, _ in seen] == [row["id"] for row in stored]
+
+
+async def test_webhooks_skip_nothing_either(serve: Serve, receiver: Receiver, database_url: str) -> None:
+    """The same by the relay of three workers, with a transaction that began first and ends last."""
+    workers = [await serve(webhook_private_addresses=True) for _ in range(3)]
+    await workers[0].call("createWebhook", {"url": receiver.url})
+    slow = await asyncpg.connect(database_url)
+    transaction = slow.transaction()
+    await transaction.start()
+    await slow.execute(
+        "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"
+        " VALUES (1, 1, 'user.updated', 4711, 'x', 1, 'x', 'x')"
+    )
+    await asyncio.gather(
+        *(workers[number % 3].call("createUser", {"email": f"{number}@example.com"}) for number in range(16))
+    )
+    await asyncio.sleep(0.2)
+    assert receiver.got == []  # they committed, but whatever the slow one writes must come before
+    await transaction.commit()
+    await slow.close()
+    await settled(workers[0], 17)
+    assert {one.said["data"]["userId"] for one in receiver.got} == {4711, *range(2, 18)}
