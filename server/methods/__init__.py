@@ -3,6 +3,7 @@
 from server.methods import (
     accounts,
     avatars,
+    bulk,
     codes,
     confirmation,
     discovery,
@@ -22,6 +23,7 @@ from server.methods import (
 __all__ = [
     "accounts",
     "avatars",
+    "bulk",
     "codes",
     "confirmation",
     "discovery",

@@ -108,8 +108,8 @@ class Values(Params):
     editorTemplates: Annotated[Any, AfterValidator(_small_json)] = None
 
 
-class CreateUser(TenantParams):
-    """A new user."""
+class NewUser(Params):
+    """A new user, wherever it is made: alone, or as one of many."""
 
     email: NewEmail = Field(description="Unique in the instance, in any case.")
     # The document's order, for those who send params by position.
@@ -120,7 +120,8 @@ class CreateUser(TenantParams):
         ABSENT, description="Left out, with passwordHash too: the user cannot log in until one is set."
     )
     passwordHash: PasswordHash = Field(
-        ABSENT, description="Instead of password: an argon2id hash in PHC form, from another system."
+        ABSENT,
+        description="Instead of password: an argon2id hash in PHC form, or a bcrypt hash, from elsewhere.",
     )
     isActive: bool = Field(True, description="Whether the user may log in.")
     isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
@@ -144,10 +145,14 @@ class CreateUser(TenantParams):
     _plan_end = field_validator("planValidTo")(needs_plan)
 
     @model_validator(mode="after")
-    def _one_secret(self) -> "CreateUser":
+    def _one_secret(self) -> "NewUser":
         if self.password is not None and self.passwordHash is not None:
             raise ValueError("give password or passwordHash, not both")
         return self
+
+
+class CreateUser(NewUser, TenantParams):
+    """A new user."""
 
 
 class CreatedUser(Result):
@@ -260,16 +265,35 @@ def found(result: Any) -> Any:
     return result
 
 
-def names_of(params: "CreateUser | ReplaceUser") -> dict[str, str | None]:
+def names_of(params: "NewUser | ReplaceUser") -> dict[str, str | None]:
     """The profile fields of the names that were given; null takes one away."""
     given = {"firstname": params.firstName, "lastname": params.lastName}
     return {alias: name if name.strip() else None for alias, name in given.items() if name is not None}
 
 
+def shown_name(params: NewUser) -> str:
+    """A new user's display name: its own, or first and last name, or the local part of the e-mail."""
+    names = [name for name in names_of(params).values() if name is not None]
+    return params.displayName or " ".join(names).strip()[:200] or params.email.rpartition("@")[0]
+
+
+_NOTED = {"isActive", "isAdmin", "externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
+
+
+def note_creation(call: Call, user_id: int, params: NewUser, display_name: str) -> None:
+    """Write down that a user was created."""
+    call.record(
+        "user.created",
+        user_id,
+        after={"email": params.email, "displayName": display_name}
+        | params.model_dump(include=_NOTED, exclude_defaults=True),
+    )
+
+
 async def insert_user(
     call: Call,
     instance_id: int,
-    params: CreateUser,
+    params: NewUser,
     password_hash: str | None,
     *,
     fields: dict[str, Any] | None = None,
@@ -290,9 +314,7 @@ async def insert_user(
         instance_id=instance_id,
         email=params.email,
         email_key=params.email.lower(),
-        display_name=params.displayName
-        or " ".join(names.values()).strip()[:200]
-        or params.email.rpartition("@")[0],
+        display_name=shown_name(params),
         is_active=params.isActive,
         is_admin=params.isAdmin,
         profile=profile,
@@ -306,13 +328,7 @@ async def insert_user(
         password_hash=password_hash or params.passwordHash,
     )
     row = dict(found(created))
-    shown = {"isActive", "isAdmin", "externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
-    call.record(
-        "user.created",
-        row["id"],
-        after={"email": row["email"], "displayName": row["displayName"]}
-        | params.model_dump(include=shown, exclude_defaults=True),
-    )
+    note_creation(call, row["id"], params, row["displayName"])
     await change_store_user(
         call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
     )
@@ -470,9 +486,10 @@ async def read_user(call: Call, key: str) -> Any:
     return row and dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])}
 
 
-class UpdateUser(UserRef):
-    """What to change; at least one member beside the e-mail."""
+class UserChanges(Params):
+    """What to change of a user; at least one member beside the e-mail."""
 
+    email: Email
     displayName: DisplayName = ABSENT
     isActive: bool = Field(ABSENT, description="False suspends the user and ends its sessions.")
     isAdmin: bool = Field(ABSENT, description="Needs the scope users:admin.")
@@ -487,10 +504,14 @@ class UpdateUser(UserRef):
     onlySeesReadable: bool = ABSENT
 
     @model_validator(mode="after")
-    def _something(self) -> "UpdateUser":
+    def _something(self) -> "UserChanges":
         if not self.model_fields_set - {"instance", "email"}:
             raise ValueError("name at least one member to change")
         return self
+
+
+class UpdateUser(UserChanges, TenantParams):
+    """What to change; at least one member beside the e-mail."""
 
 
 def _given(model: BaseModel | None) -> dict[str, Any] | None:
