@@ -39,7 +39,7 @@ from server.fronts._http import (
     answer,
     authenticate,
     body_limit,
-    parse_json,
+    parse_long_json,
     read_body,
     require_json,
     run,
@@ -89,7 +89,7 @@ async def handle(request: web.Request) -> web.Response:
     if len(body) > usual and not _NAMES_ONE.search(body):
         raise TooLarge
     try:
-        parsed = parse_json(body)
+        parsed = await parse_long_json(body)
     except Malformed as error:
         # Nothing says which envelope broken JSON was meant to be, but what these two open with.
         if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
