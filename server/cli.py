@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import csv
 import os
 import shutil
 import signal
@@ -16,7 +15,14 @@ import orjson
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from server import logs
@@ -521,70 +527,41 @@ def import_users(
     instance: InstanceName,
     as_json: AsJson = False,
 ) -> None:
-    """Create users from a file whose columns or members are those of createUser. Status 1 if any failed."""
-    from server.errors import ServiceError
+    """Create users from a file whose columns or members are those of createUser. Status 1 if any failed.
 
-    rows = list(enumerate(_read_rows(file), start=1))
+    Interrupted, it goes on from where it was when it is run again. Rows that failed are in FILE.failed.csv or
+    .jsonl with the reason, and can be imported from there once they are mended.
+    """
+    from server.transfer import Import, TransferError
+    from server.transfer import Progress as Done
 
-    async def work(session: Session) -> list[dict[str, Any]]:
+    async def work(session: Session) -> tuple[Import, Done]:
         await session.call("getInstance", {"instance": instance})  # better no such instance now than per row
-        failures: list[dict[str, Any]] = []
-        waiting = iter(rows)
+        import_ = Import(session.database, session.dispatcher, file, instance)
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=err) as bar:
+            task = bar.add_task("Importing", total=file.stat().st_size, rows=0)
+            done = await import_.run(lambda done: bar.update(task, completed=done.offset, rows=done.rows))
+        return import_, done
 
-        async def worker(advance: Callable[[], None]) -> None:
-            for number, row in waiting:
-                try:
-                    await session.call("createUser", row | {"instance": instance})
-                except ServiceError as error:
-                    failures.append({"row": number, "email": row.get("email"), "error": error.message})
-                advance()
-
-        with progress("users") as bar:
-            task = bar.add_task("Importing", total=len(rows))
-            await asyncio.gather(
-                *(worker(lambda: bar.advance(task)) for _ in range(session.settings.pool_size))
-            )
-        return sorted(failures, key=lambda failure: failure["row"])
-
-    failures = run(work)
+    try:
+        import_, done = run(work)
+    except TransferError as error:
+        fail(str(error))
+    failures = import_.failures
     if as_json:
-        show({"created": len(rows) - len(failures), "failures": failures}, as_json)
+        show({"created": done.created, "failed": done.failed, "failures": failures}, as_json)
     else:
-        out.print(f"{len(rows) - len(failures)} created, {len(failures)} failed")
+        resumed = ", with those from before the interruption" if import_.resumes else ""
+        out.print(f"{done.created} created, {done.failed} failed{resumed}")
         if failures:
-            show(failures, as_json)
-    if failures:
+            show(failures[:20], as_json)
+    if done.failed:
+        err.print(f"the rows that failed: {import_.failed_path}", markup=False, highlight=False)
         raise typer.Exit(1)
-
-
-def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV or JSON lines file as params of createUser."""
-    if file.suffix.lower() == ".csv":
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            for row in csv.DictReader(stream):
-                yield {name: _cell(name, value) for name, value in row.items() if name and value}
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    parsed = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    parsed = None
-                if not isinstance(parsed, dict):
-                    fail(f"{file}, line {number}: not a JSON object")
-                yield parsed
-
-
-def _cell(name: str, value: str) -> Any:
-    """CSV knows text alone; booleans, numbers' lists and objects are written as JSON there."""
-    if name in (
-        "isActive", "isAdmin", "profile", "values", "settings", "apps", "sessionsLimit", "isPlanAdmin",
-        "onlySeesReadable", "planId",
-    ):  # fmt: skip
-        with contextlib.suppress(orjson.JSONDecodeError):
-            return orjson.loads(value)
-    return value
 
 
 @users.command("export")
@@ -593,17 +570,11 @@ def export_users(instance: InstanceName) -> None:
 
     async def work(session: Session) -> None:
         from server.auth import OPERATOR
+        from server.transfer import exported_users
 
         target = await session.keys.instance(OPERATOR, instance)
-        after = ""
-        while True:
-            async with session.database.connection() as db:
-                rows = await db.all("export_users", instance_id=target.id, after=after, row_limit=1000)
-            for row in rows:
-                user = dict(row)
-                after = user.pop("email_key")
-                sys.stdout.write(orjson.dumps(user).decode() + "\n")
-            if len(rows) < 1000:
-                return
+        async for lines in exported_users(session.database, target.id):
+            sys.stdout.buffer.writelines(lines)
+        sys.stdout.buffer.flush()
 
     run(work)

@@ -1,15 +1,19 @@
 """Password hashing off the event loop, in a bounded pool with a bounded queue."""
 
+import asyncio
 import contextlib
 import functools
 import re
 import secrets
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import argon2
+import bcrypt
 from argon2.exceptions import VerificationError
 
+from server.errors import Unavailable
 from server.settings import Settings
 from server.threads import BoundedPool
 
@@ -18,10 +22,15 @@ MAX_PASSWORD = 1024
 
 # A stored hash names its own cost. These ceilings keep a hostile import from taking the machine:
 # 64 MiB and a few passes are several times what RFC 9106 recommends for memory-constrained servers.
-MAX_MEMORY_KIB, MAX_TIME, MAX_PARALLELISM = 65536, 6, 8
+# A bcrypt hash of cost 14 takes a core about a second.
+MAX_MEMORY_KIB, MAX_TIME, MAX_PARALLELISM, MAX_BCRYPT_COST = 65536, 6, 8, 14
 _PHC = re.compile(
     r"\$argon2id\$v=19\$m=(\d{1,10}),t=(\d{1,10}),p=(\d{1,10})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{16,172}"
 )
+# 2x is what a faulty implementation made. Salt and hash end within a character, whose other bits are zero.
+_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]")
+BCRYPT_BYTES = 72
+"""What bcrypt looks at of a password; what comes after makes no difference to it."""
 
 
 def normalized(password: str) -> str:
@@ -45,17 +54,27 @@ def hash_problem(password_hash: str) -> str | None:
     """What is wrong with an imported hash, or None.
 
     Args:
-        password_hash: a PHC string; argon2id is taken, with costs under the ceilings.
+        password_hash: argon2id as a PHC string, or bcrypt ($2a$, $2b$, $2y$), with costs under the ceilings.
     """
+    if password_hash.startswith("$2"):
+        return _bcrypt_problem(password_hash)
     found = _PHC.fullmatch(password_hash)
     if not found:
-        return "must be an argon2id hash in PHC form"
+        return "must be an argon2id hash in PHC form, or a bcrypt hash"
     memory, time, lanes = (int(part) for part in found.groups())
     if memory > MAX_MEMORY_KIB or not 1 <= time <= MAX_TIME or not 1 <= lanes <= MAX_PARALLELISM:
         return f"costs too much: at most m={MAX_MEMORY_KIB}, t={MAX_TIME}, p={MAX_PARALLELISM}"
     if memory < 8 * lanes:
         return "is not a valid argon2id hash"
     return None
+
+
+def _bcrypt_problem(password_hash: str) -> str | None:
+    found = _BCRYPT.fullmatch(password_hash)
+    cost = int(found[1]) if found else 0
+    if cost > MAX_BCRYPT_COST:
+        return f"costs too much: at most cost {MAX_BCRYPT_COST}"
+    return None if cost >= 4 else "is not a valid bcrypt hash ($2a$, $2b$ or $2y$)"
 
 
 class PasswordHasher:
@@ -87,17 +106,47 @@ class PasswordHasher:
         """
         return await self._pool.run(self._argon2.hash, normalized(password))
 
+    async def hash_all(self, passwords: Sequence[str]) -> list[str]:
+        """The PHC strings of many passwords, in their order.
+
+        No more of them are in the queue than there are threads, so that others' need not wait for all; where
+        the queue is full, these wait.
+        """
+        hashes = [""] * len(passwords)
+        waiting = iter(enumerate(passwords))
+
+        async def work() -> None:
+            for place, password in waiting:
+                while not hashes[place]:
+                    try:
+                        hashes[place] = await self.hash(password)
+                    except Unavailable:
+                        await asyncio.sleep(0.05)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._pool.threads, len(passwords))):
+                group.create_task(work())
+        return hashes
+
     async def verify(self, password_hash: str | None, password: str) -> bool:
         """Whether the password is right. None costs the same time and is always wrong.
 
         Raises:
             Unavailable: too many hashes are waiting; try again after a second.
         """
+        if password_hash is not None and password_hash.startswith("$2"):
+            return await self._pool.run(_verify_bcrypt, password_hash, password)
         right = await self._pool.run(self._verify, password_hash, normalized(password))
         return right and password_hash is not None
 
-    def outdated(self, password_hash: str) -> bool:
-        """Whether a right password should be hashed anew, because the parameters changed."""
+    def outdated(self, password_hash: str, password: str) -> bool:
+        """Whether a right password should be hashed anew: it was with bcrypt, or with other parameters.
+
+        But not one that bcrypt has seen a part of alone: its end may be mistyped, and would count from then
+        on.
+        """
+        if password_hash.startswith("$2"):
+            return len(password.encode()) <= BCRYPT_BYTES
         return self._argon2.check_needs_rehash(password_hash)
 
     def _verify(self, password_hash: str | None, password: str) -> bool:
@@ -109,6 +158,15 @@ class PasswordHasher:
         with contextlib.suppress(VerificationError, ValueError):
             return self._argon2.verify(password_hash, password)
         return False
+
+
+def _verify_bcrypt(password_hash: str, password: str) -> bool:
+    # Another system hashed it, so as it was typed; the form that is hashed here is tried where it differs.
+    for form in dict.fromkeys((password, normalized(password))):
+        with contextlib.suppress(ValueError):  # a damaged hash is a failed login
+            if bcrypt.checkpw(form.encode()[:BCRYPT_BYTES], password_hash.encode()):
+                return True
+    return False
 
 
 class DryHasher(PasswordHasher):

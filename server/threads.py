@@ -24,6 +24,7 @@ class BoundedPool:
             waiting: how much more may wait.
             refusal: what the next one is told.
         """
+        self.threads = threads
         self._executor = ThreadPoolExecutor(threads, name, initializer=_yield_to_others)
         self._limit = threads + waiting
         self._refusal = refusal

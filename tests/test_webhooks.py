@@ -242,8 +242,7 @@ async def test_a_receiver_that_does_not_answer(
 
 async def test_an_endless_answer_is_not_read(inside: Client, receiver: Receiver) -> None:
     async def flood(received: Received) -> web.StreamResponse:
-        response = web.StreamResponse(status=200)
-        return response
+        return web.StreamResponse(status=200)
 
     async def flooding(received: Received) -> web.StreamResponse:
         return web.Response(status=200, body=b"x" * 50_000_000)

@@ -80,6 +80,9 @@ ALLOWANCES = web.RequestKey("ALLOWANCES", dict[str, Allowance])
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 """Members and items of one body: more would keep the event loop from everybody else."""
+MAX_VALUES_ASIDE = 100_000
+"""The same where a thread does it: a thousand users with everything have half of these."""
+_LONG = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +336,18 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
-def parse_json(body: bytes) -> Any:
+async def parse_long_json(body: bytes) -> Any:
+    """parse_json of a body that may be long: then the event loop is left to others meanwhile."""
+    if len(body) < _LONG:
+        return parse_json(body)
+    return await asyncio.to_thread(parse_json, body, MAX_VALUES_ASIDE)
+
+
+def parse_json(body: bytes, max_values: int = MAX_VALUES) -> Any:
     """JSON (RFC 8259) as every front takes it.
+
+    Args:
+        max_values: members and items that it may have.
 
     Raises:
         Malformed: broken JSON, NaN, lone surrogates, NUL, duplicate members, more than 32 levels, or an
@@ -343,8 +356,8 @@ def parse_json(body: bytes) -> Any:
     # Without its strings the text is structure alone: brackets, colons and numbers, which the regular
     # expression engine and bytes methods go through at C speed.
     structure = _STRINGS.sub(b"", body)
-    if structure.count(b",") + structure.count(b":") > MAX_VALUES:
-        raise Malformed(f"the JSON holds more than {MAX_VALUES} values")
+    if structure.count(b",") + structure.count(b":") > max_values:
+        raise Malformed(f"the JSON holds more than {max_values} values")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -43,7 +43,7 @@ from server.fronts._http import (
     authenticate,
     body_limit,
     count,
-    parse_json,
+    parse_long_json,
     read_body,
     require_json,
     run,
@@ -93,7 +93,7 @@ async def handle(request: web.Request) -> web.Response:
     if len(body) > usual and not any(method.name.encode() in body for method in large):
         raise TooLarge
     try:
-        parsed = parse_json(body)
+        parsed = await parse_long_json(body)
     except Malformed as error:
         count(request, caller)
         # Nothing says which envelope broken JSON was meant to be, but what these two open with.

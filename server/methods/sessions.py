@@ -61,9 +61,9 @@ async def verify_password(call: Call, params: Login) -> Verified:
 
 
 async def verify_and_renew(call: Call, params: Login) -> Verified:
-    """verify_password, and a new hash where the stored one was made with other parameters."""
+    """verify_password, and a new hash where the stored one was made with bcrypt or other parameters."""
     verified = await verify_password(call, params)
-    if call.hasher.outdated(verified.password_hash):
+    if call.hasher.outdated(verified.password_hash, params.password):
         return verified._replace(new_password_hash=await call.hasher.hash(params.password))
     return verified
 

@@ -4,6 +4,7 @@ import base64
 import binascii
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -129,8 +130,8 @@ class Quotas(Params):
     files: Mebibytes | None = Field(None, description="MiB of files.")
 
 
-class CreateUser(TenantParams):
-    """A new user."""
+class NewUser(Params):
+    """A new user, wherever it is made: alone, or as one of many."""
 
     email: NewEmail = Field(description="Unique in the instance, in any case.")
     # The document's order, for those who send params by position.
@@ -141,7 +142,8 @@ class CreateUser(TenantParams):
         ABSENT, description="Left out, with passwordHash too: the user cannot log in until one is set."
     )
     passwordHash: PasswordHash = Field(
-        ABSENT, description="Instead of password: an argon2id hash in PHC form, from another system."
+        ABSENT,
+        description="Instead of password: an argon2id hash in PHC form, or a bcrypt hash, from elsewhere.",
     )
     isActive: bool = Field(True, description="Whether the user may log in.")
     isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
@@ -161,15 +163,20 @@ class CreateUser(TenantParams):
     onlySeesReadable: bool = Field(False, description="Whether the store shows it only what it may read.")
     planId: PlanId | None = Field(None, description="A plan that it is assigned.")
     planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
-    quotas: Quotas = ABSENT
 
     _plan_end = field_validator("planValidTo")(needs_plan)
 
     @model_validator(mode="after")
-    def _one_secret(self) -> "CreateUser":
+    def _one_secret(self) -> "NewUser":
         if self.password is not None and self.passwordHash is not None:
             raise ValueError("give password or passwordHash, not both")
         return self
+
+
+class CreateUser(NewUser, TenantParams):
+    """A new user."""
+
+    quotas: Quotas = ABSENT
 
 
 class CreatedUser(Result):
@@ -308,16 +315,45 @@ async def record_password(call: Call, user: Any) -> None:
     await end_sessions(call, user["id"])
 
 
-def names_of(params: "CreateUser | ReplaceUser") -> dict[str, str | None]:
+def names_of(params: "NewUser | ReplaceUser") -> dict[str, str | None]:
     """The profile fields of the names that were given; null takes one away."""
     given = {"firstname": params.firstName, "lastname": params.lastName}
     return {alias: name if name.strip() else None for alias, name in given.items() if name is not None}
 
 
+def shown_name(params: NewUser) -> str:
+    """A new user's display name: its own, or first and last name, or the local part of the e-mail."""
+    names = [name for name in names_of(params).values() if name is not None]
+    return params.displayName or " ".join(names).strip()[:200] or params.email.rpartition("@")[0]
+
+
+def note_creation(
+    call: Call,
+    user_id: int,
+    params: NewUser,
+    display_name: str,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    language: str = "en",
+    is_confirmed: bool = True,
+) -> None:
+    """Write down that a user was created; see insert_user for the arguments."""
+    names = {alias: name for alias, name in names_of(params).items() if name is not None}
+    # More than what was left to its default, so that nobody has to know the defaults of a day.
+    always = {
+        "email": params.email, "displayName": display_name, "isActive": params.isActive,
+        "isAdmin": params.isAdmin, "isConfirmed": is_confirmed, "language": language,
+        "fields": names | dict(fields or {}),
+    }  # fmt: skip
+    unsaid = {"instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName"}
+    given = params.model_dump(exclude_defaults=True, exclude=unsaid | set(always))
+    call.record("user.created", user_id, after=always | given)
+
+
 async def insert_user(
     call: Call,
     instance_id: int,
-    params: CreateUser,
+    params: NewUser,
     password_hash: str | None,
     *,
     fields: dict[str, Any] | None = None,
@@ -338,9 +374,7 @@ async def insert_user(
         instance_id=instance_id,
         email=params.email,
         email_key=params.email.lower(),
-        display_name=params.displayName
-        or " ".join(names.values()).strip()[:200]
-        or params.email.rpartition("@")[0],
+        display_name=shown_name(params),
         is_active=params.isActive,
         is_admin=params.isAdmin,
         profile=profile,
@@ -354,28 +388,21 @@ async def insert_user(
         password_hash=password_hash or params.passwordHash,
     )
     row = dict(found(created))
-    # More than what was left to its default, so that nobody has to know the defaults of a day.
-    always = {
-        "email": row["email"], "displayName": row["displayName"], "isActive": params.isActive,
-        "isAdmin": params.isAdmin, "isConfirmed": is_confirmed, "language": language,
-        "fields": names | (fields or {}),
-    }  # fmt: skip
-    call.record(
-        "user.created",
+    note_creation(
+        call,
         row["id"],
-        after=always
-        | params.model_dump(
-            exclude_defaults=True,
-            exclude={"instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName"}
-            | set(always),
-        ),
-    )
+        params,
+        row["displayName"],
+        fields=fields,
+        language=language,
+        is_confirmed=is_confirmed,
+    )  # fmt: skip
     await change_store_user(
         call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
     )
     if params.planId is not None:
         await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
-    await set_quotas(call, instance_id, row["id"], params.quotas)
+    await set_quotas(call, instance_id, row["id"], getattr(params, "quotas", None))
     # Stored as jsonb the members would come back in another order than the document's.
     return row | {"profile": profile, "values": values}
 
@@ -544,9 +571,10 @@ async def read_user(call: Call, key: str) -> Any:
     return row and dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])}
 
 
-class UpdateUser(UserRef):
-    """What to change; at least one member beside the e-mail."""
+class UserChanges(Params):
+    """What to change of a user; at least one member beside the e-mail."""
 
+    email: Email
     displayName: DisplayName = ABSENT
     isActive: bool = Field(ABSENT, description="False suspends the user and ends its sessions.")
     isAdmin: bool = Field(ABSENT, description="Needs the scope users:admin.")
@@ -559,6 +587,17 @@ class UpdateUser(UserRef):
     sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit.")
     isPlanAdmin: bool = ABSENT
     onlySeesReadable: bool = ABSENT
+
+    @model_validator(mode="after")
+    def _something(self) -> "UserChanges":
+        if not self.model_fields_set - {"instance", "email"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+class UpdateUser(UserChanges, TenantParams):
+    """What to change; at least one member beside the e-mail."""
+
     quotas: Quotas = ABSENT
     groups: GroupNames = Field(
         ABSENT,
@@ -567,9 +606,7 @@ class UpdateUser(UserRef):
     )
 
     @model_validator(mode="after")
-    def _something(self) -> "UpdateUser":
-        if not self.model_fields_set - {"instance", "email"}:
-            raise ValueError("name at least one member to change")
+    def _agree(self) -> "UpdateUser":
         if self.groups is not None and self.isAdmin not in (None, self.in_admins()):
             raise ValueError("groups and isAdmin contradict each other: in Admins are those with isAdmin")
         return self

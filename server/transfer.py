@@ -1,0 +1,381 @@
+"""Users into and out of an instance, by files as long as may be: officerpc users import and export."""
+
+import contextlib
+import csv
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from server.auth import OPERATOR
+from server.db import Database
+from server.dispatch import Dispatcher
+from server.errors import Malformed
+from server.fronts._http import parse_json
+from server.methods.bulk import MOST
+from server.methods.users import email_key
+from server.registry import Circumstances
+
+PASSWORDS = 100
+"""Rows with a password in one call, each of which takes a core some hundredths of a second."""
+PAGE = 1000
+ERROR = "error"
+"""Column or member with the reason in a file of failed rows; import takes no notice of it."""
+_JSON_CELLS = frozenset(
+    {
+        "isActive", "isAdmin", "profile", "values", "settings", "apps", "sessionsLimit", "isPlanAdmin",
+        "onlySeesReadable", "planId", "createInOffice365",
+    }
+)  # fmt: skip
+"""CSV knows text alone: booleans, numbers, lists and objects are written as JSON there."""
+
+
+class TransferError(Exception):
+    """What keeps an import from beginning or going on; the message is for whoever began it."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a file."""
+
+    number: int
+    # Params of createUser; None where the row cannot be read.
+    params: dict[str, Any] | None
+    # What the file of failed rows gets: cells, or an object.
+    given: Any
+    problem: str = ""
+    # Where the next one begins.
+    end: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an import is; also what is kept beside its file until it is through."""
+
+    # Names the import in the audit, so that it knows what it has made.
+    run: str
+    instance: str
+    size: int
+    modified: int
+    offset: int = 0
+    rows: int = 0
+    created: int = 0
+    failed: int = 0
+    # Bytes of the file of failed rows.
+    failed_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Import:
+    """Creates users from a file, a batch in a call, and goes on where it was interrupted.
+
+    Beside the file there are, while it runs or waits to go on, FILE.state, and if rows failed FILE.failed
+    with its own suffix, which holds those rows and why, and can be imported once they are mended.
+    """
+
+    database: Database
+    dispatcher: Dispatcher
+    file: Path
+    instance: str
+    # Whether it goes on with what was begun before.
+    resumes: bool = False
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def state_path(self) -> Path:
+        """Where it is written down how far this is."""
+        return self.file.with_name(f"{self.file.name}.state")
+
+    @property
+    def failed_path(self) -> Path:
+        """Where the rows are that failed."""
+        return self.file.with_name(f"{self.file.stem}.failed{self.file.suffix}")
+
+    async def run(self, tell: Callable[[Progress], None]) -> Progress:
+        """Import what is not imported yet.
+
+        Args:
+            tell: called after each batch.
+
+        Raises:
+            TransferError: the file cannot be imported; what is wrong with single rows is in failures.
+            ServiceError: a call failed altogether; run again to go on.
+        """
+        with self.file.open("rb") as source:
+            try:
+                fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
+            except OSError as error:
+                raise TransferError(f"{self.file} is being imported already") from error
+            return await self._run(source, tell)
+
+    async def _run(self, source: BinaryIO, tell: Callable[[Progress], None]) -> Progress:
+        progress = self._begun(source)
+        reader = Reader(source, is_csv=self.file.suffix.lower() == ".csv")
+        reader.go_to(progress.offset, progress.rows)
+        # What was sent last may have been done before the interruption.
+        is_doubtful = self.resumes
+        self._write_state(progress)
+        tell(progress)
+        with open(
+            self.failed_path, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)
+        ) as failed:
+            failed.truncate(progress.failed_bytes)
+            failed.seek(progress.failed_bytes)
+            for batch in reader.batches():
+                made, refused = await self._send(batch, progress, is_doubtful)
+                is_doubtful = False
+                for row, why in refused:
+                    if not failed.tell():
+                        failed.write(reader.failed_header())
+                    failed.write(reader.failed_row(row, why))
+                failed.flush()
+                os.fsync(failed.fileno())
+                progress.failed_bytes = failed.tell()
+                progress.offset, progress.rows = batch[-1].end, batch[-1].number
+                progress.created += made
+                progress.failed += len(refused)
+                self._write_state(progress)
+                tell(progress)
+        if not progress.failed:
+            self.failed_path.unlink()
+        self.state_path.unlink()
+        return progress
+
+    def _begun(self, source: BinaryIO) -> Progress:
+        status = os.fstat(source.fileno())
+        fresh = Progress(secrets.token_hex(8), self.instance, status.st_size, status.st_mtime_ns)
+        try:
+            before = Progress(**orjson.loads(self.state_path.read_bytes()))
+        except FileNotFoundError:
+            return fresh
+        except (TypeError, orjson.JSONDecodeError) as error:
+            raise TransferError(f"{self.state_path} cannot be read: remove it to begin anew") from error
+        same = (before.instance, before.size, before.modified) == (fresh.instance, fresh.size, fresh.modified)
+        if not same:
+            raise TransferError(
+                f"an import of {self.file.name} into {before.instance} was interrupted, and the file or the"
+                f" instance is another now: remove {self.state_path} to begin anew"
+            )
+        self.resumes = True
+        return before
+
+    def _write_state(self, progress: Progress) -> None:
+        # Whole or not at all: a state that was cut off would be no state.
+        aside = self.state_path.with_name(f"{self.state_path.name}.new")
+        with aside.open("wb") as stream:
+            stream.write(orjson.dumps(progress))
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(self.state_path)
+
+    async def _send(
+        self, batch: list[Row], progress: Progress, is_doubtful: bool
+    ) -> tuple[int, list[tuple[Row, str]]]:
+        """How many rows of a batch are users now, and which failed and why."""
+        good = [row for row in batch if row.params is not None]
+        refused = [(row, row.problem) for row in batch if row.params is None]
+        if good:
+            request_id = f"import-{progress.run}-{progress.rows}"
+            params = {"instance": self.instance, "mode": "each", "users": [row.params for row in good]}
+            answer = await self.dispatcher.call(OPERATOR, "createUsers", params, Circumstances(request_id))
+            errors = [
+                (row, item["error"])
+                for row, item in zip(good, answer["results"], strict=True)
+                if item["error"] is not None
+            ]
+            if is_doubtful:
+                errors = await self._not_made_before(errors, request_id)
+            refused += [(row, error["message"]) for row, error in errors]
+        refused.sort(key=lambda pair: pair[0].number)
+        self.failures += [
+            {"row": row.number, "email": (row.params or {}).get("email"), "error": why}
+            for row, why in refused
+        ][: MOST - len(self.failures)]
+        return len(batch) - len(refused), refused
+
+    async def _not_made_before(
+        self, errors: list[tuple[Row, dict[str, Any]]], request_id: str
+    ) -> list[tuple[Row, dict[str, Any]]]:
+        """Without the rows whose e-mails are taken because this import has made them."""
+        keys = [_key(row) for row, error in errors if error["code"] == "duplicate_email"]
+        target = await self.dispatcher.keys.instance(OPERATOR, self.instance)
+        async with self.database.connection() as db:
+            rows = await db.all(
+                "find_created_by", instance_id=target.id, email_keys=keys, request_id=request_id
+            )
+        made = {row["email_key"] for row in rows}
+        left = []
+        for row, error in errors:
+            if error["code"] == "duplicate_email" and _key(row) in made:
+                made.remove(_key(row))  # the first row with this e-mail; another one did fail
+            else:
+                left.append((row, error))
+        return left
+
+
+def _key(row: Row) -> str:
+    return email_key((row.params or {})["email"])
+
+
+class Reader:
+    """The rows of a CSV or JSON lines file, one at a time."""
+
+    def __init__(self, source: BinaryIO, *, is_csv: bool) -> None:
+        """
+        Args:
+            source: at its beginning.
+
+        Raises:
+            TransferError: a CSV file without a header.
+        """
+        self._source = source
+        self._is_csv = is_csv
+        self._number = 0
+        self.header: list[str] = []
+        if is_csv:
+            try:
+                self.header = next(csv.reader(self._lines()), [])
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise TransferError("the header cannot be read as CSV in UTF-8") from error
+            if "email" not in self.header:
+                raise TransferError("the header names no column email")
+
+    def go_to(self, offset: int, number: int) -> None:
+        """Go on after a row.
+
+        Args:
+            offset: its end; 0 for the first row.
+            number: its number.
+        """
+        if offset:
+            self._source.seek(offset)
+        self._number = number
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Rows for one call each."""
+        batch: list[Row] = []
+        passwords = 0
+        for row in self._csv_rows() if self._is_csv else self._json_rows():
+            batch.append(row)
+            passwords += bool(row.params and row.params.get("password"))
+            if len(batch) == MOST or passwords == PASSWORDS:
+                yield batch
+                batch, passwords = [], 0
+        if batch:
+            yield batch
+
+    def _lines(self) -> Iterator[str]:
+        # One at a time, so that the place in the file is that of what was read.
+        while line := self._source.readline():
+            yield line.decode("utf-8-sig" if self._source.tell() == len(line) else "utf-8")
+
+    def _csv_rows(self) -> Iterator[Row]:
+        while True:
+            try:
+                # A reader of its own for each row: after an error it would read no further.
+                cells = next(csv.reader(self._lines()), None)
+                problem = ""
+            except UnicodeDecodeError:
+                cells, problem = [], "is not UTF-8"
+            except csv.Error:
+                cells, problem = [], "is not CSV"
+            if cells is None:
+                return
+            if not cells and not problem:
+                continue
+            self._number += 1
+            row = Row(self._number, None, cells, problem, self._source.tell())
+            if not problem:
+                self._read_cells(row, cells)
+            yield row
+
+    def _read_cells(self, row: Row, cells: list[str]) -> None:
+        if len(cells) > len(self.header):
+            row.problem = f"has {len(cells)} cells, and the header {len(self.header)}"
+            return
+        pairs = zip(self.header, cells, strict=False)
+        row.params = {name: _cell(name, cell) for name, cell in pairs if cell and name not in ("", ERROR)}
+        if any("\0" in cell for cell in cells):
+            row.params, row.problem = None, "holds a NUL character"
+
+    def _json_rows(self) -> Iterator[Row]:
+        while line := self._source.readline():
+            if not line.strip():
+                continue
+            self._number += 1
+            row = Row(self._number, None, line, end=self._source.tell())
+            try:
+                parsed = parse_json(line)
+            except Malformed as error:
+                row.problem = error.message
+            else:
+                if isinstance(parsed, dict):
+                    row.given = parsed
+                    row.params = {name: value for name, value in parsed.items() if name != ERROR}
+                else:
+                    row.problem = "not a JSON object"
+            yield row
+
+    def failed_header(self) -> bytes:
+        """The beginning of a file of failed rows."""
+        if not self._is_csv:
+            return b""
+        return _csv_line([*(name for name in self.header if name != ERROR), ERROR])
+
+    def failed_row(self, row: Row, why: str) -> bytes:
+        """A row as it was, with the reason."""
+        if self._is_csv:
+            cells = dict(zip(self.header, row.given, strict=False))
+            kept = [cells.get(name, "") for name in self.header if name != ERROR]
+            return _csv_line([*kept, why])
+        if not isinstance(row.given, dict):
+            row.given = {"line": row.given.decode(errors="replace").rstrip("\n")}
+        return orjson.dumps(row.given | {ERROR: why}) + b"\n"
+
+
+def _cell(name: str, value: str) -> Any:
+    if name in _JSON_CELLS:
+        with contextlib.suppress(Malformed):
+            return parse_json(value.encode())
+    return value
+
+
+class _Line:
+    """What csv writes a row into."""
+
+    text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+def _csv_line(cells: list[str]) -> bytes:
+    line = _Line()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.text.encode()
+
+
+async def exported_users(database: Database, instance_id: int) -> AsyncIterator[list[bytes]]:
+    """The living users of an instance as JSON lines, a page at a time, in the order of their e-mails.
+
+    Each page begins after the last one of the page before, so that no page costs more than the first, and
+    memory holds no more than one.
+    """
+    after = ""
+    while True:
+        async with database.connection() as db:
+            rows = await db.all("export_users", instance_id=instance_id, after=after, row_limit=PAGE)
+        lines = []
+        for row in rows:
+            user = dict(row)
+            after = user.pop("email_key")
+            lines.append(orjson.dumps(user) + b"\n")
+        if lines:
+            yield lines
+        if len(rows) < PAGE:
+            return
