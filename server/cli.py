@@ -549,7 +549,7 @@ def import_users(
 
     try:
         import_, done = run(work)
-    except TransferError as error:
+    except (TransferError, OSError) as error:
         fail(str(error))
     failures = import_.failures
     if as_json:

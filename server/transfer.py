@@ -1,5 +1,6 @@
 """Users into and out of an instance, by files as long as may be: officerpc users import and export."""
 
+import asyncio
 import contextlib
 import csv
 import fcntl
@@ -15,7 +16,7 @@ import orjson
 from server.auth import OPERATOR
 from server.db import Database
 from server.dispatch import Dispatcher
-from server.errors import Malformed
+from server.errors import Malformed, Unavailable
 from server.fronts._http import parse_json
 from server.methods.bulk import MOST
 from server.methods.users import email_key
@@ -103,8 +104,9 @@ class Import:
             tell: called after each batch.
 
         Raises:
-            TransferError: the file cannot be imported; what is wrong with single rows is in failures.
-            ServiceError: a call failed altogether; run again to go on.
+            TransferError: the file cannot be imported, or not now. What is wrong with single rows is in
+                failures.
+            ServiceError: there is no such instance.
         """
         with self.file.open("rb") as source:
             try:
@@ -121,13 +123,13 @@ class Import:
         is_doubtful = self.resumes
         self._write_state(progress)
         tell(progress)
-        with open(
+        with open(  # noqa: ASYNC230
             self.failed_path, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)
         ) as failed:
             failed.truncate(progress.failed_bytes)
             failed.seek(progress.failed_bytes)
             for batch in reader.batches():
-                made, refused = await self._send(batch, progress, is_doubtful)
+                made, refused = await self._patiently(batch, progress, is_doubtful)
                 is_doubtful = False
                 for row, why in refused:
                     if not failed.tell():
@@ -173,6 +175,19 @@ class Import:
             os.fsync(stream.fileno())
         aside.replace(self.state_path)
 
+    async def _patiently(
+        self, batch: list[Row], progress: Progress, is_doubtful: bool
+    ) -> tuple[int, list[tuple[Row, str]]]:
+        for pause in (1, 2, 4, 8, 0):
+            try:
+                return await self._send(batch, progress, is_doubtful)
+            except Unavailable as error:
+                if not pause:
+                    raise TransferError(f"{error.message}; run it again to go on") from error
+                is_doubtful = True
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
     async def _send(
         self, batch: list[Row], progress: Progress, is_doubtful: bool
     ) -> tuple[int, list[tuple[Row, str]]]:
@@ -189,7 +204,9 @@ class Import:
                 if item["error"] is not None
             ]
             if is_doubtful:
-                errors = await self._not_made_before(errors, request_id)
+                bad = {row.number for row, _ in errors}
+                made = {_key(row) for row in good if row.number not in bad}
+                errors = await self._not_made_before(errors, made, request_id)
             refused += [(row, error["message"]) for row, error in errors]
         refused.sort(key=lambda pair: pair[0].number)
         self.failures += [
@@ -199,16 +216,16 @@ class Import:
         return len(batch) - len(refused), refused
 
     async def _not_made_before(
-        self, errors: list[tuple[Row, dict[str, Any]]], request_id: str
+        self, errors: list[tuple[Row, dict[str, Any]]], made_now: set[str], request_id: str
     ) -> list[tuple[Row, dict[str, Any]]]:
-        """Without the rows whose e-mails are taken because this import has made them."""
+        """Without the rows whose e-mails are taken because the same call had made them, unheard."""
         keys = [_key(row) for row, error in errors if error["code"] == "duplicate_email"]
         target = await self.dispatcher.keys.instance(OPERATOR, self.instance)
         async with self.database.connection() as db:
             rows = await db.all(
                 "find_created_by", instance_id=target.id, email_keys=keys, request_id=request_id
             )
-        made = {row["email_key"] for row in rows}
+        made = {row["email_key"] for row in rows} - made_now
         left = []
         for row, error in errors:
             if error["code"] == "duplicate_email" and _key(row) in made:

@@ -343,6 +343,35 @@ async def jane(client: Client, db: asyncpg.Connection) -> dict[str, Any]:
     return created
 
 
+class Finished:
+    """What a command printed and how it ended."""
+
+    def __init__(self, status: int, out: bytes, err: bytes) -> None:
+        self.status, self.out, self.err = status, out.decode(), err.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def officerpc(database_url: str) -> Any:
+    """Runs `officerpc ...` on the test's database."""
+
+    async def run(*words: str, **environment: str) -> Finished:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from server.cli import main; main()", *words,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {"OFFICERPC_DATABASE_URL": database_url, "OFFICERPC_ARGON2_MEMORY": "64",
+                              "OFFICERPC_ARGON2_TIME": "1"} | environment,
+        )  # fmt: skip
+        out, err = await process.communicate()
+        assert process.returncode is not None
+        return Finished(process.returncode, out, err)
+
+    return run
+
+
 async def footprint(db: asyncpg.Connection) -> dict[str, int]:
     """How many rows every table has: the same before and after a call that must write nothing."""
     tables = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")

@@ -4,6 +4,8 @@ import asyncio
 import threading
 
 import argon2
+import asyncpg
+import bcrypt
 import pytest
 from conftest import FAST_HASHES, Client, Serve
 
@@ -26,7 +28,7 @@ async def test_hash_and_verify() -> None:
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert await hasher.verify(stored, "demo1234")
     assert not await hasher.verify(stored, "demo1235")
-    assert not hasher.outdated(stored)
+    assert not hasher.outdated(stored, "demo1234")
     hasher.close()
 
 
@@ -48,7 +50,7 @@ async def test_no_hash_costs_one_verification(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "stored", ["", "x", "$argon2id$", "$argon2id$v=19$m=8,t=1,p=1$!$!", "$2b$12$" + "A" * 53]
+    "stored", ["", "x", "$argon2id$", "$argon2id$v=19$m=8,t=1,p=1$!$!", "$2b$12$" + "A" * 53, "$2$"]
 )
 async def test_a_damaged_hash_is_a_wrong_password(stored: str) -> None:
     hasher = PasswordHasher(Settings(**FAST_HASHES))
@@ -69,6 +71,14 @@ async def test_a_damaged_hash_is_a_wrong_password(stored: str) -> None:
         ("$argon2i$v=19$m=19456,t=2,p=1" + TAIL, "must be an argon2id hash"),
         ("$argon2id$v=16$m=19456,t=2,p=1" + TAIL, "must be an argon2id hash"),
         ("5f4dcc3b5aa765d61d8327deb882cf99", "must be an argon2id hash"),
+        ("$2b$12$" + "A" * 21 + "." + "A" * 30 + ".", None),
+        ("$2a$04$" + "A" * 21 + "O" + "A" * 30 + "C", None),
+        ("$2y$14$" + "A" * 21 + "e" + "A" * 30 + "6", None),
+        ("$2b$15$" + "A" * 21 + "." + "A" * 30 + ".", "costs too much"),
+        ("$2b$03$" + "A" * 21 + "." + "A" * 30 + ".", "is not a valid bcrypt hash"),
+        ("$2x$12$" + "A" * 21 + "." + "A" * 30 + ".", "is not a valid bcrypt hash"),
+        ("$2b$12$" + "A" * 53, "is not a valid bcrypt hash"),
+        ("$2b$12$" + "A" * 21 + "." + "A" * 30, "is not a valid bcrypt hash"),
     ],
 )
 def test_which_hashes_are_taken(stored: str, problem: str | None) -> None:
@@ -81,6 +91,50 @@ async def test_an_imported_hash_logs_in(client: Client) -> None:
     user = {"email": "moved@example.com"}
     await client.call("createUser", user | {"passwordHash": imported})
     await client.call("login", user | {"password": "demo1234"})
+
+
+@pytest.mark.parametrize("prefix", ["2a", "2b", "2y"])
+async def test_a_bcrypt_hash_logs_in_and_becomes_argon2id(
+    prefix: str, client: Client, db: asyncpg.Connection
+) -> None:
+    """At the first login, as a hash with other parameters does; a wrong password changes nothing."""
+    imported = bcrypt.hashpw("dêmo1234".encode(), bcrypt.gensalt(4)).decode().replace("$2b$", f"${prefix}$")
+    user = {"email": "moved@example.com"}
+    await client.call("createUser", user | {"passwordHash": imported})
+    stored = "SELECT password_hash FROM credentials WHERE user_id = 2"
+    assert (await client.outcome("login", user | {"password": "demo1234"}))[0] == 400
+    assert await db.fetchval(stored) == imported
+    await client.call("login", user | {"password": "dêmo1234"})
+    assert (await db.fetchval(stored)).startswith("$argon2id$")
+    await client.call("login", user | {"password": "dêmo1234"})
+
+
+async def test_bcrypt_sees_72_bytes(client: Client, db: asyncpg.Connection) -> None:
+    """What is longer logs in by its beginning, as it did where the hash comes from, and stays as it is: an
+    end that nobody checked must not become part of the password."""
+    user, long = {"email": "moved@example.com"}, "ä" * 36 + "the end"
+    imported = bcrypt.hashpw(long.encode()[:72], bcrypt.gensalt(4)).decode()
+    await client.call("createUser", user | {"passwordHash": imported})
+    stored = "SELECT password_hash FROM credentials WHERE user_id = 2"
+    for password in (long, "ä" * 36 + "another end"):
+        await client.call("login", user | {"password": password})
+        assert await db.fetchval(stored) == imported
+    assert (await client.outcome("login", user | {"password": "ä" * 35 + "the end"}))[0] == 400
+    await client.call("login", user | {"password": "ä" * 36})
+    assert (await db.fetchval(stored)).startswith("$argon2id$")
+
+
+async def test_bcrypt_of_what_is_not_normal_yet() -> None:
+    """The other system hashed the bytes that were typed; ours are those of the normal form (NFKC)."""
+    hasher = PasswordHasher(Settings(**FAST_HASHES))
+    for typed in ("e\N{COMBINING ACUTE ACCENT}", "é"):
+        stored = bcrypt.hashpw(typed.encode(), bcrypt.gensalt(4)).decode()
+        assert await hasher.verify(stored, typed)
+        assert not await hasher.verify(stored, "e")
+    assert await hasher.verify(
+        bcrypt.hashpw("é".encode(), bcrypt.gensalt(4)).decode(), "e\N{COMBINING ACUTE ACCENT}"
+    )
+    hasher.close()
 
 
 async def test_the_queue_is_bounded() -> None:
