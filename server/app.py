@@ -19,13 +19,13 @@ from server.dispatch import Dispatcher
 from server.errors import ServiceError
 from server.fronts import _http, files, online_office, publica, rpc, workspace365
 from server.fronts._http import (
-    AT_ONCE,
     DISPATCHER,
     KEYS,
     LARGE_BODIES,
     LIMITER,
     SETTINGS,
     Front,
+    LargeBodies,
     answer,
     safe_traceback,
 )
@@ -86,7 +86,7 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
-    app[LARGE_BODIES] = asyncio.Semaphore(AT_ONCE)
+    app[LARGE_BODIES] = LargeBodies()
     app[LIMITER] = RateLimiter(settings.key_rate_limit, keys=settings.key_cache_size)
     app[publica.LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
     database, keys, hasher, dispatcher = build(

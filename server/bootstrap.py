@@ -28,6 +28,7 @@ async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatch
         async with migration_lock(connection):
             migrations = await migrate(connection, load_migrations())
             async with database.connection() as db:
+                await db.value("mend_event_clock")
                 fresh = not await db.value("has_instances")
                 chosen = settings.bootstrap_api_key and settings.bootstrap_api_key.get_secret_value()
                 if chosen:

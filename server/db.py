@@ -182,6 +182,7 @@ class Database:
         )
         self._queries = load_queries()
         self.pool: Pool
+        self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Make the pool. Connections open on first use, so a server can start while its database is away."""
@@ -259,22 +260,30 @@ class Database:
             transaction = connection.raw.transaction()
             try:
                 await transaction.start()
-            except (OSError, pg.InterfaceError, pg.PostgresError) as error:
+            except DRIVER_ERRORS as error:
                 if isinstance(translated(error), ConnectionLost):
                     raise NotBegun(retry_after=1) from error
                 raise
             try:
                 yield connection
             except BaseException:
+                # Bounded: a server that is frozen does not even hear that it should give up.
                 with contextlib.suppress(*DRIVER_ERRORS):
-                    await transaction.rollback()
+                    async with asyncio.timeout(2):
+                        await transaction.rollback()
                 raise
             if dry_run:
                 await transaction.rollback()
                 return
             try:
                 await transaction.commit()
-            except (OSError, pg.InterfaceError, pg.PostgresConnectionError, asyncio.CancelledError) as error:
+            except (
+                OSError,
+                pg.InterfaceError,
+                pg.InternalClientError,
+                pg.PostgresConnectionError,
+                asyncio.CancelledError,
+            ) as error:
                 raise OutcomeUnknown() from error  # cancelled: the call's time was up before the answer
             except pg.PostgresError as error:
                 if isinstance(error, pg.OperatorInterventionError):
@@ -302,7 +311,7 @@ class Database:
         """Raise what a driver error stands for."""
         if isinstance(error, pg.ReadOnlySQLTransactionError):
             # A failover left us on a standby: connect anew, where target_session_attrs leads.
-            asyncio.get_running_loop().create_task(self.pool.renew())
+            self._renewing = asyncio.get_running_loop().create_task(self.pool.renew())
         known = translated(error)
         if known is error:  # a bug: not its own cause
             raise error
@@ -324,6 +333,8 @@ def translated(error: BaseException) -> BaseException:
             return ConnectionLost(retry_after=1)
         case pg.InterfaceError() if not isinstance(error, ValueError):
             return ConnectionLost(retry_after=1)
+        case pg.InternalClientError():  # how a connection that the server ended shows at its next use
+            return ConnectionLost(retry_after=1)
         case (
             pg.OperatorInterventionError()
             | pg.InsufficientResourcesError()
@@ -332,7 +343,6 @@ def translated(error: BaseException) -> BaseException:
             | pg.ReadOnlySQLTransactionError()
             | pg.InvalidAuthorizationSpecificationError()
             | pg.InvalidCatalogNameError()
-            | pg.InternalClientError()
             | OSError()
             | TimeoutError()
         ):

@@ -39,7 +39,7 @@ class Deadlines:
 class Deadline:
     """Cancels what runs within its block when its time is up: the block then raises TimeoutError."""
 
-    __slots__ = ("_all", "_passed", "_task", "due")
+    __slots__ = ("_all", "_cancelling", "_passed", "_task", "due")
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._all = deadlines
@@ -49,16 +49,20 @@ class Deadline:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
+        self._cancelling = task.cancelling()
         self.due = time.monotonic() + self._all.seconds
         self._all.running[self] = None
         self._all.watch()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         del self._all.running[self]
-        if self._passed:
-            self._task.uncancel()
-            if isinstance(error, asyncio.CancelledError):
-                raise TimeoutError from error
+        # As asyncio.timeout does: whoever else cancelled the task meanwhile is heard.
+        if (
+            self._passed
+            and self._task.uncancel() <= self._cancelling
+            and isinstance(error, asyncio.CancelledError)
+        ):
+            raise TimeoutError from error
 
     def pass_(self) -> None:
         """The time is up."""

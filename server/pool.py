@@ -39,6 +39,10 @@ class Pool:
         # Places taken of that size: by a connection that is used, idles here, or is being opened.
         self._places = 0
         self._idle: list[tuple[asyncpg.Connection, float]] = []
+        self._used: set[asyncpg.Connection] = set()
+        # Those that were used while all were to be opened anew, and the tasks that see to it.
+        self._old: set[asyncpg.Connection] = set()
+        self._mending: set[asyncio.Task[None]] = set()
         # Who waits is given a connection, or None for the place of one, to open it.
         self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
 
@@ -53,6 +57,7 @@ class Pool:
             connection, since = self._idle.pop()
             with contextlib.suppress(pg.InterfaceError):  # closed, and asyncpg's pool has heard of it
                 if time.monotonic() - since < IDLE_SECONDS and not connection.is_closed():
+                    self._used.add(connection)
                     return connection
                 connection.terminate()
             self._places -= 1
@@ -61,20 +66,31 @@ class Pool:
         elif connection := await self._wait():
             return connection
         try:
-            return await self._opened.acquire()
+            connection = await self._opened.acquire()
         except BaseException:
             self._free_place()
             raise
+        self._used.add(connection)
+        return connection
 
     def give_back(self, connection: asyncpg.Connection) -> None:
         """A connection that is as it was taken, for the next call."""
+        if connection in self._old:
+            task = asyncio.get_running_loop().create_task(self.mend(connection))
+            self._mending.add(task)
+            task.add_done_callback(self._mending.discard)
+            return
+        self._used.discard(connection)
         if waiting := self._next():
+            self._used.add(connection)
             waiting.set_result(connection)
         else:
             self._idle.append((connection, time.monotonic()))
 
     async def mend(self, connection: asyncpg.Connection) -> None:
         """A connection that was left in the middle of work: asyncpg's pool resets or drops it."""
+        self._used.discard(connection)
+        self._old.discard(connection)
         try:
             # Shielded and bounded: a call that was cancelled or timed out still frees its connection.
             await self._opened.release(connection, timeout=2)
@@ -84,8 +100,9 @@ class Pool:
             self._free_place()
 
     async def renew(self) -> None:
-        """Let every connection be opened anew, those in use when they come back by way of mend."""
+        """Let every connection be opened anew, those in use when they come back."""
         await self._opened.expire_connections()
+        self._old |= self._used
         idle, self._idle = self._idle, []
         for connection, _ in idle:
             await self.mend(connection)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import re
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from server import pictures
 from server.db import load_queries
 from server.errors import Invalid
-from server.fronts._http import AT_ONCE
+from server.fronts._http import LargeBodies
 from server.methods.avatars import EXAMPLE_NAME, SentPicture
 from server.pictures import LARGE, SMALL, Pictures, avatar_url
 from server.settings import Settings
@@ -439,8 +440,8 @@ async def test_few_pictures_wait(client: Client, jane: dict[str, Any]) -> None:
     await give(client)
 
 
-async def test_few_large_bodies_are_read_at_once(serve: Serve) -> None:
-    """The others stay with their senders, whose time to send runs; calls of the usual size pass them by."""
+async def test_few_large_bodies_are_read_at_once(serve: Serve, db: asyncpg.Connection) -> None:
+    """The others of the key stay with their senders; other keys, and calls of the usual size, pass them by."""
     client = await serve(body_timeout=1.5)
     place = urlsplit(client.url)
     data = b'{"method":"setAvatarByEmail","params":{"email":"' + b"x" * (2 * 2**20)
@@ -455,12 +456,19 @@ async def test_few_large_bodies_are_read_at_once(serve: Serve) -> None:
         writer.close()
         return int(answer.split()[1])
 
-    stalled = [asyncio.create_task(stall()) for _ in range(AT_ONCE + 3)]
+    stalled = [asyncio.create_task(stall()) for _ in range(LargeBodies.OF_ONE + 3)]
     await asyncio.sleep(0.5)
+    other = client.using(await insert_key(db))
     assert (await client.outcome("getUserByEmail", {"email": ADMIN}))[0] == 200
-    assert await asyncio.gather(*stalled) == [408] * (AT_ONCE + 3)
     await client.call("createUser", JANE)
-    assert await give(client)
+    large = Image.effect_noise((1400, 1400), 100)
+    assert len(encoded(large, "PNG")) > 2**20
+    body = json.dumps(
+        {"method": "setAvatarByEmail", "params": JANE | {"avatar": sent(encoded(large, "PNG"))}}
+    )
+    async with await other.post(io.BytesIO(body.encode())) as response:
+        assert response.status == 200
+    assert await asyncio.gather(*stalled) == [408] * (LargeBodies.OF_ONE + 3)
 
 
 # --- what is stored -----------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import asyncpg
 import pytest
 from conftest import Client
 
+from server.db import load_queries
+
 
 async def test_a_change_is_written_down(client: Client, db: asyncpg.Connection) -> None:
     """Who, what, when, from where, for which request: and without the password."""
@@ -43,3 +45,22 @@ async def test_what_happened_cannot_be_altered(
     await client.call("createUser", {"email": "jane@example.com"})
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="events are not altered"):
         await db.execute(statement)
+
+
+async def test_a_restored_dump_goes_on_behind_its_last_event(
+    client: Client, database_url: str, db: asyncpg.Connection
+) -> None:
+    """A cluster of its own numbers its transactions anew; the next start of a server mends that."""
+    await db.execute(
+        "INSERT INTO events (instance_id, xid, place, type, method, key_id, key_name, request_id)"
+        " SELECT 1, (event_xid()::text::bigint + 5000 + n)::text::xid8, 1, 'user.created', 'x', 1, 'x', 'x'"
+        " FROM generate_series(1, 50) AS n"
+    )
+    last = await db.fetchval("SELECT max(xid::text::bigint) FROM events")
+    mend = load_queries()["mend_event_clock"].sql
+    assert await db.fetchval(mend) > 5000
+    assert await db.fetchval(mend) is None
+    await client.call("createUser", {"email": "jane@example.com"})
+    assert await db.fetchval("SELECT max(xid::text::bigint) FROM events") > last
+    seen = (await client.call("listChanges", {"limit": 100}))["events"]
+    assert len(seen) >= 51 and seen[-1]["data"]["after"]["email"] == "jane@example.com"

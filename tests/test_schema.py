@@ -15,7 +15,13 @@ from server.errors import CONSTRAINTS
 
 QUERIES = load_queries()
 QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}
-GLOBAL_TABLES = {"instances", "api_keys", "api_key_instances", "schema_migrations"} | QUEUE_TABLES
+GLOBAL_TABLES = {
+    "event_clock",
+    "instances",
+    "api_keys",
+    "api_key_instances",
+    "schema_migrations",
+} | QUEUE_TABLES
 SERVER = Path(__file__).parent.parent / "server"
 UPKEEP = set(
     re.findall(r"^-- name: (\w+)", (SERVER.parent / "sql/queries/upkeep.sql").read_text(), re.MULTILINE)

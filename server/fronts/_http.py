@@ -5,7 +5,7 @@ import contextlib
 import random
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeAlias
@@ -71,9 +71,6 @@ class Calls:
 CALLED = web.RequestKey("CALLED", Calls)
 """Set once a request has become a call, which dispatch then observes."""
 
-LARGE_BODIES = web.AppKey("LARGE_BODIES", asyncio.Semaphore)
-AT_ONCE = 8
-"""Bodies larger than usual, which hold pictures, that are read at the same time."""
 ALLOWANCES = web.RequestKey("ALLOWANCES", dict[str, Allowance])
 """What is left to the caller by each limit that it is under, by the limit's name."""
 
@@ -177,7 +174,7 @@ def abide(request: web.Request, limit: str, allowance: Allowance) -> None:
         raise TooMany(retry_after=allowance.resets_in)
 
 
-def _limit_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
+def _runningheaders(allowances: Mapping[str, Allowance]) -> dict[str, str]:
     # draft-ietf-httpapi-ratelimit-headers-10: q calls in a window of w seconds; r are left, for t seconds.
     return {
         "RateLimit-Policy": ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in allowances.items()),
@@ -281,11 +278,38 @@ def body_limit(settings: Settings, *, with_picture: bool) -> int:
     return settings.body_limit + (settings.picture_limit * 4 // 3 if with_picture else 0)
 
 
-async def read_body(request: web.Request, *, with_picture: bool = False) -> bytes:
+class LargeBodies:
+    """Lets in bodies larger than usual, which hold pictures: so many at once, and few of any one key."""
+
+    ALL, OF_ONE = 16, 2
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(self.ALL)
+        self._of_one: dict[int, tuple[asyncio.Semaphore, list[int]]] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key_id: int) -> AsyncIterator[None]:
+        """Held while a large body is read. The others stay with their senders."""
+        own, users = self._of_one.setdefault(key_id, (asyncio.Semaphore(self.OF_ONE), []))
+        users.append(1)
+        try:
+            async with own, self._all:
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._of_one[key_id]
+
+
+LARGE_BODIES = web.AppKey("LARGE_BODIES", LargeBodies)
+
+
+async def read_body(request: web.Request, *, with_picture: bool = False, key_id: int = 0) -> bytes:
     """The body of a request, inflated, within the limits of size and time.
 
     Args:
         with_picture: whether it may hold one.
+        key_id: whose it is.
 
     Raises:
         TooLarge: more bytes than allowed, before or after inflating.
@@ -301,13 +325,13 @@ async def read_body(request: web.Request, *, with_picture: bool = False) -> byte
         if len(body) > limit:
             raise TooLarge
         return body
-    chunks, size, turns = [], 0, request.app[LARGE_BODIES]
+    chunks, size = [], 0
     try:
-        async with asyncio.timeout(settings.body_timeout), contextlib.AsyncExitStack() as held:
+        async with asyncio.timeout(settings.body_timeout) as running, contextlib.AsyncExitStack() as held:
             async for chunk in request.content.iter_any():
                 if size <= settings.body_limit < size + len(chunk):
-                    # So many of the larger ones at once: the others stay with their senders.
-                    await held.enter_async_context(turns)
+                    await held.enter_async_context(request.app[LARGE_BODIES].turn(key_id))
+                    running.reschedule(asyncio.get_running_loop().time() + settings.body_timeout)
                 size += len(chunk)
                 if size > limit:
                     raise TooLarge
@@ -436,7 +460,7 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
             response.headers.update(request[CALLED].headers())
         response.headers["X-Request-Id"] = request_id
         if (allowances := request.get(ALLOWANCES)) is not None:
-            response.headers.update(_limit_headers(allowances))
+            response.headers.update(_runningheaders(allowances))
         return response
 
     return handle

@@ -275,7 +275,7 @@ ROUTES = (
 )  # fmt: skip
 
 
-async def _given(request: web.Request, route: Route) -> dict[str, Any]:
+async def _given(request: web.Request, route: Route, key_id: int) -> dict[str, Any]:
     """The params of a request: the query of a GET, else (and beside it) a JSON object in the body."""
     given: dict[str, Any] = {}
     for name, value in request.query.items():
@@ -287,7 +287,11 @@ async def _given(request: web.Request, route: Route) -> dict[str, Any]:
     if request.body_exists:
         require_json(request)
         body = parse_json(
-            await read_body(request, with_picture=request.app[DISPATCHER].methods[route.method].with_picture)
+            await read_body(
+                request,
+                with_picture=request.app[DISPATCHER].methods[route.method].with_picture,
+                key_id=key_id,
+            )
         )
         if not isinstance(body, dict):
             raise Invalid("the body must be an object", code="invalid_params")
@@ -335,7 +339,7 @@ def _needs_type(route: Route, given: Container[str], typed_by_gateway: bool) -> 
 def _handler(route: Route, typed_by_gateway: bool) -> Callable[[web.Request], Any]:
     async def handle(request: web.Request) -> web.Response:
         caller = await authenticate(request, "x-api-key", "Token")
-        given = await _given(request, route)
+        given = await _given(request, route, caller.key_id)
         method, params, back = _translated(route, given, typed_by_gateway)
         try:
             result = await run(request, caller, method, params)

@@ -87,7 +87,7 @@ async def handle(request: web.Request) -> web.Response:
     """One request: authenticate, parse, and answer in the envelope it came in."""
     caller = await authenticate(request, "x-api-key", counted=False)
     require_json(request)
-    body = await read_body(request, with_picture="users:write" in caller.scopes)
+    body = await read_body(request, with_picture="users:write" in caller.scopes, key_id=caller.key_id)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
     large = [method for method in request.app[DISPATCHER].methods.values() if method.with_picture]
     if len(body) > usual and not any(method.name.encode() in body for method in large):

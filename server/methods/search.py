@@ -3,13 +3,14 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from server.errors import NotFound
 from server.methods.accounts import Id, TreeId, find_position
 from server.methods.users import DisplayName
 from server.registry import Call, Example, Result, TenantParams, method
 
+DEEPEST = 10_000
 SAMPLE = 300
 """Users from whom it is guessed how many match."""
 FEW = 10_000
@@ -50,7 +51,15 @@ class SearchUsers(TenantParams):
         description="id (of the account), user, email, fullname, with - for the reverse, comma separated.",
     )
     perPage: Annotated[int, Field(ge=1, le=100)] = 50
-    pageNumber: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    pageNumber: Annotated[int, Field(ge=1, le=DEEPEST)] = Field(
+        1, description=f"Pages begin among the first {DEEPEST:,} that match."
+    )
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> "SearchUsers":
+        if (self.pageNumber - 1) * self.perPage >= DEEPEST:
+            raise ValueError(f"pages begin among the first {DEEPEST:,}: look for something narrower")
+        return self
 
 
 class FoundUser(Result):
@@ -150,8 +159,6 @@ def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
     share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
     index = {"way": "index", "walk_rows": 0}
     walk = _walk(sorts)
-    if walk is None:
-        return [index]
     if max(sample["users"], sample["accounts"]) <= FEW:
         return [walk | {"walk_rows": FEW}, index]
     rows = int(wanted / share)
@@ -172,24 +179,20 @@ def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> l
         ways.append((beneath * 4.5, {"way": "all", "walk_rows": 0}))
     ways.sort(key=lambda way: way[0])
     walk = _walk_tree(sorts)
-    if walk and rows + 2 * wanted / share < ways[0][0]:
+    if rows + 2 * wanted / share < ways[0][0]:
         ways.insert(0, (0, walk | {"walk_rows": 3 * rows}))
     return [way for _, way in ways]
 
 
-def _walk(sorts: list[str]) -> dict[str, Any] | None:
-    """How to go through everybody in this order; None where no index has it."""
+def _walk(sorts: list[str]) -> dict[str, Any]:
+    """How to go through everybody in this order."""
     if sorts[0].lstrip("-") == "id":
-        rest = _walk(sorts[1:] or ["user"])
-        return rest and rest | {"accounts_first": sorts[0]}
+        return _walk(sorts[1:] or ["user"]) | {"accounts_first": sorts[0]}
     return _walk_tree(sorts)
 
 
-def _walk_tree(sorts: list[str]) -> dict[str, Any] | None:
-    way, tie = sorts[0], sorts[1] if len(sorts) > 1 else None
-    if way.lstrip("-") == "fullname" and (tie or "").lstrip("-") == "id":
-        return None
-    return {"way": way, "tie": tie}
+def _walk_tree(sorts: list[str]) -> dict[str, Any]:
+    return {"way": sorts[0], "tie": sorts[1] if len(sorts) > 1 else None}
 
 
 async def _page(call: Call, query: str, values: dict[str, Any]) -> tuple[list[Any], int, bool]:

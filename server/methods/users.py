@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from server.auth import Mebibytes, PasswordPolicy
 from server.errors import CONSTRAINTS, Conflict, FieldError, Forbidden, Invalid, NotFound
@@ -505,11 +513,14 @@ async def validate_user(call: Call, params: ValidateUser) -> Any:
 async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldError]:
     """Every reason why createUser would refuse these params."""
     failures: list[FieldError] = []
+    bad: set[str] = set()
     try:
         validated(CreateUser, params)
     except Invalid as error:
         failures += error.fields
-    bad = {failure.field for failure in failures}
+        bad = {failure.field.partition(".")[0] for failure in failures}
+        if isinstance(error.__cause__, ValidationError):  # which names those beyond the first hundred too
+            bad |= {str(part) for found in error.__cause__.errors() for part in found["loc"][:1]}
     email = params.get("email")
     failures += _password_failures(call, params, bad)
     if params.get("createInOffice365") is True and not _office365.credentials_of(call.instance.settings):

@@ -43,7 +43,7 @@ CREATE TABLE webhooks (
     secret text NOT NULL,
     old_secret text,
     old_secret_until timestamptz,
-    read_xid xid8 NOT NULL DEFAULT pg_snapshot_xmin(pg_current_snapshot()),
+    read_xid xid8 NOT NULL DEFAULT event_horizon(),
     read_place integer NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),

@@ -33,13 +33,13 @@ SELECT
 FROM events
 WHERE
     instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :place::integer)
-    AND xid < pg_snapshot_xmin(pg_current_snapshot())
+    AND xid < event_horizon()
 ORDER BY xid, place
 LIMIT :row_limit;
 
 -- name: find_feed_end()$
 -- Where somebody begins who wants what is to come alone.
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xid;
+SELECT event_horizon()::text AS xid;
 
 -- name: get_event(instance_id, event_id)^
 -- One event by its id.

@@ -115,6 +115,14 @@ everybody AS (
         WHERE :way = 'fullname' AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY
             lower(full_name),
+            CASE :tie::text WHEN 'id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END,
+            CASE :tie::text WHEN '-id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END DESC NULLS LAST,
             CASE :tie::text WHEN 'email' THEN email_key END,
             CASE :tie::text WHEN '-email' THEN email_key END DESC,
             CASE :tie::text WHEN '-user' THEN id END DESC,
@@ -128,6 +136,14 @@ everybody AS (
         WHERE :way = '-fullname' AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY
             lower(full_name) DESC,
+            CASE :tie::text WHEN 'id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END,
+            CASE :tie::text WHEN '-id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END DESC NULLS LAST,
             CASE :tie::text WHEN 'email' THEN email_key END,
             CASE :tie::text WHEN '-email' THEN email_key END DESC,
             CASE :tie::text WHEN '-user' THEN id END DESC,
@@ -285,6 +301,14 @@ everybody AS (
         WHERE :way = 'fullname' AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY
             lower(full_name),
+            CASE :tie::text WHEN 'id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END,
+            CASE :tie::text WHEN '-id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END DESC NULLS LAST,
             CASE :tie::text WHEN 'email' THEN email_key END,
             CASE :tie::text WHEN '-email' THEN email_key END DESC,
             CASE :tie::text WHEN '-user' THEN id END DESC,
@@ -298,6 +322,14 @@ everybody AS (
         WHERE :way = '-fullname' AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY
             lower(full_name) DESC,
+            CASE :tie::text WHEN 'id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END,
+            CASE :tie::text WHEN '-id' THEN (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
+            ) END DESC NULLS LAST,
             CASE :tie::text WHEN 'email' THEN email_key END,
             CASE :tie::text WHEN '-email' THEN email_key END DESC,
             CASE :tie::text WHEN '-user' THEN id END DESC,

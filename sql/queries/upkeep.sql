@@ -317,7 +317,7 @@ WHERE
         SELECT FROM events AS e
         WHERE
             e.instance_id = w.instance_id AND (e.xid, e.place) > (w.read_xid, w.read_place)
-            AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
+            AND e.xid < event_horizon()
     )
 LIMIT :row_limit;
 
@@ -356,3 +356,19 @@ WHERE
 RETURNING
     deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts, deliveries.body,
     due.url, due.secret, due.old_secret;
+
+-- name: mend_event_clock()$
+-- After a dump was restored into another cluster: events go on behind the last one. Told by the latest of them.
+UPDATE event_clock
+SET ahead = ahead + latest.gap
+FROM (
+    SELECT max(xid::text::bigint) - event_horizon()::text::bigint + 1000000 AS gap
+    FROM (
+        SELECT xid
+        FROM events
+        ORDER BY created_at DESC
+        LIMIT 1000
+    ) AS last_ones
+) AS latest
+WHERE latest.gap > 1000000
+RETURNING ahead;
