@@ -679,6 +679,28 @@ async def test_the_feed_skips_nothing(serve: Serve, db: asyncpg.Connection, data
     assert [event_id for event_id, _ in seen] == [row["id"] for row in stored]
 
 
+async def test_transactions_are_ordered_by_their_number(client: Client, db: asyncpg.Connection) -> None:
+    """10 comes after 9, in the feed and, where it is the same moment, in the audit."""
+    numbers = (9, 10, 99, 100)
+    await db.execute(
+        "INSERT INTO events (instance_id, xid, place, type, user_id, method, key_id, key_name, request_id)"
+        " SELECT 1, number::text::xid8, 1, 'user.updated', number, 'x', 1, 'x', 'x' FROM unnest($1::bigint[]) AS number",
+        numbers,
+    )
+    seen: list[int] = []
+    cursor = None
+    for _ in numbers:
+        page = await client.call("listChanges", {"cursor": cursor, "limit": 1})
+        seen += [event["data"]["userId"] for event in page["events"]]
+        cursor = page["cursor"]
+    assert seen == list(numbers)
+    events = (await client.call("listAuditEvents", {"method": "x"}))["events"]
+    assert [event["userId"] for event in events] == list(reversed(numbers))
+    for number in numbers:
+        (event,) = (await client.call("listAuditEvents", {"userId": number, "method": "x"}))["events"]
+        assert event["userId"] == number
+
+
 async def test_webhooks_skip_nothing_either(serve: Serve, receiver: Receiver, database_url: str) -> None:
     """The same by the relay of three workers, with a transaction that began first and ends last."""
     workers = [await serve(webhook_private_addresses=True) for _ in range(3)]
