@@ -371,10 +371,13 @@ async def keep_delivering(settings: Settings, database: Database, metrics: Metri
                     rows = await _claim(database, sending)
                     busy, away = seen >= _BATCH or bool(rows), False
                     for row in rows:
-                        task = asyncio.create_task(_deliver(database, sender, metrics, row))
-                        sending[task] = (row["instance_id"], row["webhook_id"])
-                        task.add_done_callback(sending.pop)
+                        sent = asyncio.create_task(_deliver(database, sender, metrics, row))
+                        sending[sent] = (row["instance_id"], row["webhook_id"])
+                        sent.add_done_callback(sending.pop)
                 except Exception as error:  # whatever it was, the next look may go better
+                    # A commit that is cancelled says that its outcome is unknown instead.
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        raise asyncio.CancelledError from error
                     if not away:
                         log.warning("webhooks_wait_for_database", cause=type(error).__name__)
                     away = True

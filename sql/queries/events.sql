@@ -26,7 +26,7 @@ FROM unnest(
 
 -- name: read_events(instance_id, xid, place, row_limit)
 -- Events after a place, in the order in which all can be read: no further than the oldest transaction that still
--- runs, so that whatever commits later comes later.
+-- runs, so that whatever commits later comes later. The order is that of the column, not of the text it is shown as.
 SELECT
     xid::text AS xid, place, id::text AS id, type, user_id, before, after, origin,
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment
@@ -34,7 +34,7 @@ FROM events
 WHERE
     instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :place::integer)
     AND xid < event_horizon()
-ORDER BY xid, place
+ORDER BY events.xid, events.place
 LIMIT :row_limit;
 
 -- name: find_feed_end()$
@@ -73,11 +73,11 @@ FROM (
     WHERE
         instance_id = :instance_id AND created_at >= :since AND created_at < :until
         AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
-    ORDER BY created_at DESC, xid DESC, place DESC
+    ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
     LIMIT :look
 ) AS looked
 WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
-ORDER BY created_at DESC, xid DESC, place DESC
+ORDER BY looked.created_at DESC, looked.xid DESC, looked.place DESC
 LIMIT :row_limit;
 
 -- name: skip_events(instance_id, since, until, before_time, before_xid, before_place, look)^
@@ -87,7 +87,7 @@ FROM events
 WHERE
     instance_id = :instance_id AND created_at >= :since AND created_at < :until
     AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
-ORDER BY created_at DESC, xid DESC, place DESC
+ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
 OFFSET :look - 1
 LIMIT 1;
 
@@ -104,5 +104,5 @@ WHERE
     AND created_at >= :since AND created_at < :until
     AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
     AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
-ORDER BY created_at DESC, xid DESC, place DESC
+ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
 LIMIT :row_limit;
