@@ -263,13 +263,13 @@ WHERE pgqueuer_log.id = due.id
 RETURNING pgqueuer_log.id;
 
 -- name: purge_old_events(row_limit)
--- Takes events that have been kept for their time, a bounded number at a time.
+-- Takes events that have been kept for their time, 365 whole days of UTC, a bounded number at a time.
 DELETE FROM events
 USING (
     SELECT instance_id, xid, place
     FROM events
-    WHERE created_at < now() - interval '365 days'
-    ORDER BY created_at
+    WHERE (created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date - 365
+    ORDER BY (created_at AT TIME ZONE 'UTC')::date
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
 ) AS due
