@@ -174,7 +174,7 @@ def abide(request: web.Request, limit: str, allowance: Allowance) -> None:
         raise TooMany(retry_after=allowance.resets_in)
 
 
-def _runningheaders(allowances: Mapping[str, Allowance]) -> dict[str, str]:
+def _limit_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
     # draft-ietf-httpapi-ratelimit-headers-10: q calls in a window of w seconds; r are left, for t seconds.
     return {
         "RateLimit-Policy": ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in allowances.items()),
@@ -456,11 +456,11 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
                 metrics.refusal(
                     RefusalFact(front.name, error.code, response.status, request_id, error.cause())
                 )
-        if CALLED in request:
-            response.headers.update(request[CALLED].headers())
+        if (calls := request.get(CALLED)) is not None and (told := calls.headers()):
+            response.headers.update(told)
         response.headers["X-Request-Id"] = request_id
         if (allowances := request.get(ALLOWANCES)) is not None:
-            response.headers.update(_runningheaders(allowances))
+            response.headers.update(_limit_headers(allowances))
         return response
 
     return handle

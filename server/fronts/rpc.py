@@ -89,9 +89,12 @@ async def handle(request: web.Request) -> web.Response:
     require_json(request)
     body = await read_body(request, with_picture="users:write" in caller.scopes, key_id=caller.key_id)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
-    large = [method for method in request.app[DISPATCHER].methods.values() if method.with_picture]
-    if len(body) > usual and not any(method.name.encode() in body for method in large):
-        raise TooLarge
+    with_picture: set[str] = set()
+    if len(body) > usual:
+        methods = request.app[DISPATCHER].methods.values()
+        with_picture = {method.name for method in methods if method.with_picture}
+        if not any(name.encode() in body for name in with_picture):
+            raise TooLarge
     try:
         parsed = await parse_long_json(body)
     except Malformed as error:
@@ -100,9 +103,7 @@ async def handle(request: web.Request) -> web.Response:
         if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
             return _rendered(_error_object(request, error, None))
         raise
-    if len(body) > usual and not (
-        isinstance(parsed, dict) and parsed.get("method") in [method.name for method in large]
-    ):
+    if len(body) > usual and not (isinstance(parsed, dict) and str(parsed.get("method")) in with_picture):
         raise TooLarge
     if isinstance(parsed, list):
         return await _batch(request, caller, parsed)
