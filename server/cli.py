@@ -416,6 +416,7 @@ def create_key(
         list[str] | None, typer.Option("--scope", "-s", help="Scopes; by default all it can have.")
     ] = None,
     expires_in: Annotated[int | None, typer.Option(help="Seconds until it expires.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Calls a minute; 0: any.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key, shown this once."""
@@ -423,7 +424,7 @@ def create_key(
 
     params: dict[str, Any] = {
         "name": name, "scopes": scope or list(SCOPES if operator else TENANT_SCOPES), "isOperator": operator,
-        "expiresIn": expires_in,
+        "expiresIn": expires_in, "ratePerMinute": rate,
     }  # fmt: skip
     if not operator:
         params["instances"] = instance or [read_settings().bootstrap_instance]

@@ -480,6 +480,18 @@ async def test_another_tenant_has_failures_of_its_own(
     await client.call("login", {"email": "jane@example.com", "password": "demo1234"})
 
 
+async def test_a_delay_in_json_rpc(client: Client, db: asyncpg.Connection) -> None:
+    params = {"email": ADMIN, "password": "wrong"}
+    for _ in range(5):
+        await client.outcome("login", params)
+    await stretch(db)
+    request = {"jsonrpc": "2.0", "method": "login", "params": params, "id": 1}
+    async with await client.post(request) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["code"], error["data"]["code"]) == (200, -32029, "login_delayed")
+        assert error["data"]["retryable"] and error["data"]["retryAfter"] > LONG - 10
+
+
 @pytest.mark.parametrize("bad", ["here", "", "192.0.2.7/24", 5, "1" * 60])
 async def test_bad_addresses(bad: Any, client: Client, db: asyncpg.Connection) -> None:
     login = {"email": ADMIN, "password": "x", "clientAddress": bad}
