@@ -311,7 +311,10 @@ class DroppingProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-            await self._relay(reader, writer)
+            try:
+                await self._relay(reader, writer)
+            finally:
+                writer.transport.abort()  # also where it was cancelled before it began
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind_reader, behind_writer = await asyncio.open_unix_connection(self._behind)
