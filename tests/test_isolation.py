@@ -13,6 +13,7 @@ from conftest import Client, Serve, insert_key
 from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
+from server.methods.webhooks import EXAMPLE_EVENT
 from server.registry import METHODS
 
 MARK = "Zanzibar"
@@ -30,7 +31,7 @@ class Ref:
 EMAIL = Ref("jane@example.com", "nobody@example.com")
 GONE = Ref("gone@example.com", "nobody@example.com")
 USER, ACCOUNT, POSITION = Ref(2, 999), Ref(2, 999), Ref(2, 999)
-SESSION, PLAN = Ref(1, 999), Ref(1, 999)
+SESSION, PLAN, WEBHOOK = Ref(1, 999), Ref(1, 999), Ref(1, 999)
 TOKEN = Ref(EXAMPLE_TOKEN, "N" * 40)
 CONFIRMATION, RESET = Ref(EXAMPLE_CODES["confirm"], "N" * 24), Ref(EXAMPLE_CODES["reset"], "N" * 24)
 EXTERNAL_ID = Ref("shop-1", "shop-2")
@@ -64,6 +65,8 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "deactivateUserById": [{"id": USER}],
     "deleteGroup": [{"name": GROUP}],
     "deleteUserByEmail": [{"email": EMAIL}],
+    "deleteUsers": [{"users": [{"email": EMAIL}], "mode": "each"}, {"users": [{"email": EMAIL}]}],
+    "deleteWebhook": [{"id": WEBHOOK}],
     "deleteUserById": [{"id": USER}, {"id": USER, "withAccount": True}],
     "endSession": [{"id": SESSION}],
     "forceConfirmEmail": [{"email": EMAIL}],
@@ -77,7 +80,10 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "getStoreUser": [{"id": USER}, {"email": EMAIL}, {"externalId": EXTERNAL_ID}],
     "getUserByEmail": [{"email": EMAIL}, {"email": GONE}],
     "getUserById": [{"id": USER}],
+    "getWebhook": [{"id": WEBHOOK}],
+    "listAuditEvents": [{"email": EMAIL}, {"userId": USER}],
     "listAuthSessions": [{"userId": USER}, {"externalId": EXTERNAL_ID}],
+    "listDeliveries": [{"id": WEBHOOK}],
     "listGroupMembers": [{"name": GROUP}],
     "listSessions": [{"email": EMAIL}],
     "listStoreUsers": [{"query": EMAIL}],
@@ -89,6 +95,7 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     ],
     "purgeUserByEmail": [{"email": GONE}, {"email": EMAIL}],
     "reactivateUserById": [{"id": USER}],
+    "redeliverWebhook": [{"id": WEBHOOK, "eventId": EXAMPLE_EVENT}],
     "removeAvatar": [{"id": USER}],
     "removeAvatarByEmail": [{"email": EMAIL}],
     "removeFromGroup": [{"name": GROUP, "email": THEIR_OWN}, {"name": "Admins", "email": EMAIL}],
@@ -101,15 +108,19 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "restoreUserByEmail": [{"email": GONE}],
     "revokeApiKey": [{"id": KEY}],
     "rotateApiKey": [{"id": KEY}],
+    "rotateWebhookSecret": [{"id": WEBHOOK}],
     "searchUsers": [{"searchText": "a", "accountId": ACCOUNT}, {"searchText": EMAIL}],
     "setAvatarByEmail": [{"email": EMAIL, "avatar": PICTURE}],
     "setPassword": [{"id": USER, "newPassword": "new"}],
+    "testWebhook": [{"id": WEBHOOK}],
     "updateApiKey": [{"id": KEY, "name": "x"}],
     "updateGroup": [{"name": GROUP, "newName": "x"}],
     "updatePlan": [{"id": PLAN, "name": "x"}],
     "updateProfile": [{"id": USER, "profile": NAMES}, {"id": 1, "profile": {FIELD: "44"}}],
     "updateStoreUser": [STORED | {"id": USER}, STORED | {"id": 1, "planId": PLAN}],
     "updateUserByEmail": [{"email": EMAIL, "isActive": False}, {"email": THEIR_OWN, "groups": [GROUP]}],
+    "updateUsers": [{"users": [{"email": EMAIL, "isActive": False}], "mode": "each"}],
+    "updateWebhook": [{"id": WEBHOOK, "isActive": False}],
     "userExists": [{"login": EMAIL}, {"login": GONE}],
     "validateReplacement": [{"email": EMAIL}, {"email": THEIR_OWN, "newEmail": EMAIL}],
     "validateUser": [{"email": EMAIL}, {"email": GONE, "externalId": EXTERNAL_ID, "planId": PLAN}],
@@ -122,15 +133,22 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "createPlan": [{"type": "recurring", "name": "A year"}],
     "createStoreUser": [{"email": "one@example.com", "externalId": "shop-1"}],
     "createUser": [{"email": "jane@example.com"}, {"email": "gone@example.com"}],
+    "createUsers": [{"users": [{"email": "five@example.com"}, {"email": "two@example.com"}]}],
+    "createWebhook": [{"url": "https://hooks.example.com/x"}],
+    "ensureUser": [{"email": "three@example.com", "externalId": "shop-3"}],
+    "ensureUsers": [{"users": [{"email": "two@example.com"}, {"email": "four@example.com"}]}],
     "defineProfileField": [{"alias": "shoe_size", "title": "Size", "type": "number"}],
     "getInstance": [{}],
     "listApiKeys": [{}],
+    "listAuditEvents": [{}],
     "listAuthSessions": [{}],
+    "listChanges": [{}],
     "listGroups": [{}],
     "listGroupMembers": [{"name": "Admins"}],
     "listPlans": [{}, {"query": MARK}],
     "listProfileFields": [{}],
     "listStoreUsers": [{}, {"query": "admins"}, {"query": "deactivated"}],
+    "listWebhooks": [{}],
     "listUsers": [{}, {"status": "deleted"}, {"emailStartsWith": "jane"}],
     "searchUsers": [{"searchText": MARK}, {"searchText": "jane"}],
 }
@@ -208,6 +226,11 @@ async def key_id(ours: Client, db: asyncpg.Connection) -> int:
     await db.execute(
         "INSERT INTO office365_accounts (instance_id, user_id, state, error) VALUES (1, 2, 'failed', $1)",
         MARK,
+    )
+    await ours.call("createWebhook", {"url": "https://hooks.example.com/", "description": MARK})
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, attempts, done_at)"
+        f" VALUES (1, 1, '{EXAMPLE_EVENT}', 'user.created', '', 'failed', 10, now())"
     )
     made = await ours.call("createApiKey", {"name": MARK, "scopes": ["users:read"]})
     return int(made["id"])
