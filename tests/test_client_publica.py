@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -330,6 +330,16 @@ async def test_force_logout(path: str, name: str, store: Store, client: Client, 
     await client.call("login", READER)
 
 
+async def test_an_external_id_that_is_no_number_of_ours(store: Store, client: Client) -> None:
+    """Nineteen digits, and more than any id: nobody can be meant but who has it as external id."""
+    for place, name in enumerate(("9223372036854775808", "9" * 19, "9" * 20)):
+        given = {"email": f"x{place}@example.com", "externalId": name}
+        created = await client.call("createUser", given)
+        assert (await store.json("GET", f"{USERS}/{name}"))["data"]["id"] == created["id"]
+        await store.json("POST", f"/integration-api/v1/users/{name}/force-logout")
+        assert await store.json("PUT", f"{USERS}/{name}", WHOLE, status=404) == {"message": "Object not found"}
+
+
 @pytest.mark.parametrize("path", FORCE_LOGOUT)
 async def test_force_logout_takes_the_id_first(path: str, store: Store, client: Client, reader: int) -> None:
     """An external id may look like another user's id, or like nobody's."""
@@ -465,6 +475,36 @@ async def test_plans_are_assigned(store: Store, reader: int) -> None:
     plans = [(plan["name"], plan["valid_to"], plan["state"]) for plan in shown["user_plans"]]
     assert plans[0] == ("For good", today(), "active") and plans[1][0] == "Renamed"
     assert shown["user_plans_count"] == 2
+
+
+async def test_a_plan_sent_again_is_no_longer(store: Store, reader: int, db: asyncpg.Connection) -> None:
+    """A client that puts the whole user puts its plan too: on another day as well."""
+    await store.json("POST", PLANS, {"type": "prepaid", "name": "A month", "duration": 1}, status=201)
+    whole = {
+        "external_id": EXTERNAL_ID, "email": READER["email"], "only_sees_readable": 1, "assign_new_plan": 1,
+    }  # fmt: skip
+
+    async def put(**more: Any) -> tuple[str, str, int]:
+        await store.done("PUT", f"{USERS}/{reader}", whole | more)
+        shown = (await store.json("GET", f"{USERS}/{reader}"))["data"]
+        plan = shown["user_plans"][-1]
+        return plan["valid_from"], plan["valid_to"], shown["user_plans_count"]
+
+    month = await put()
+    # The last day of a month is the one before the same day of the next month.
+    last_day = "SELECT bool_and(valid_to + 1 = (valid_from + interval '1 month')::date) FROM user_plans"
+    assert await db.fetchval(last_day)
+    await db.execute("UPDATE user_plans SET valid_from = valid_from - 9, valid_to = valid_to - 9")
+    begun = today(-9)
+    ends = (date.fromisoformat(month[1]) - timedelta(9)).isoformat()
+    assert await put() == (begun, ends, 1)
+    assert await put(new_plan_custom_valid_to=today(5)) == (begun, today(5), 1)
+    assert await put() == (begun, today(5), 1)
+    # Its last day counts; the day after it begins anew.
+    await db.execute("UPDATE user_plans SET valid_to = (now() AT TIME ZONE 'UTC')::date")
+    assert await put() == (begun, today(), 1)
+    await db.execute("UPDATE user_plans SET valid_to = (now() AT TIME ZONE 'UTC')::date - 1")
+    assert await put() == month
 
 
 async def test_plans_end_by_themselves(

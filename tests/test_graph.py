@@ -437,6 +437,25 @@ async def test_asking_for_an_existing_user(shop: Client, microsoft: Microsoft, o
     assert len(microsoft.created) == 1
 
 
+async def test_what_nobody_works_at_any_more_can_be_asked_for_again(
+    shop: Client, microsoft: Microsoft, db: asyncpg.Connection
+) -> None:
+    """The note that it had failed got lost, with the database perhaps."""
+    given = {"email": "bob@example.com"}
+    await shop.call("createUser", given)
+    await db.execute(
+        "INSERT INTO office365_accounts (instance_id, user_id, state, updated_at)"
+        " SELECT instance_id, id, 'pending', now() - interval '5 hours 59 minutes' FROM users"
+        " WHERE email = $1",
+        given["email"],
+    )
+    assert await shop.outcome("createInOffice365", given) == (400, "this is under way or done already")
+    await db.execute("UPDATE office365_accounts SET updated_at = now() - interval '361 minutes'")
+    assert await shop.call("createInOffice365", given) is True
+    assert (await settled(shop, given["email"]))["state"] == "done"
+    assert len(microsoft.created) == 1
+
+
 async def test_a_user_that_is_gone_is_not_created(
     shop: Client, microsoft: Microsoft, db: asyncpg.Connection
 ) -> None:

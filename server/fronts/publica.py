@@ -377,7 +377,7 @@ def _named(parts: Mapping[str, tuple[Member, ...]], request: web.Request) -> dic
     for part, members in parts.items():
         text = request.match_info[part]
         for member in members:
-            if member.kind == "integer" and _ID.fullmatch(text):
+            if member.kind == "integer" and _ID.fullmatch(text) and int(text) < 2**63:
                 params[member.param] = int(text)
             elif (member.kind == "email" and "@" in text and "\0" not in text and len(text) <= 254) or (
                 member.kind == "external_id" and len(text) <= 64

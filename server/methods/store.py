@@ -311,7 +311,8 @@ class UpdateStoreUser(StoreUserMembers):
 async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Any:
     """Change a user, deactivated or not.
 
-    A new password ends its sessions. A lower sessionsLimit shows at its next login.
+    A new password ends its sessions. A lower sessionsLimit shows at its next login. The planId of a plan that
+    it has already changes nothing without planValidTo, so that the same call can be sent again on another day.
     """
     user = {"instance_id": call.instance.id, "user_id": params.id}
     held = await _hold(call, params.id)
@@ -334,7 +335,9 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
             call, found(await call.db.one("set_password_by_id", **user, password_hash=password_hash))
         )
     if params.planId is not None:
-        await assign_plan(call, call.instance.id, params.id, params.planId, params.planValidTo)
+        await assign_plan(
+            call, call.instance.id, params.id, params.planId, params.planValidTo, keeps_end=True
+        )
     if params.planName is not None:
         named = await call.db.one("name_newest_plan", **user, name=params.planName)
         if named is not None and named["old_name"] != params.planName:
