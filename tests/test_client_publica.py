@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, Log, Serve, footprint, insert_key
+from conftest import ADMIN, Client, Log, Serve, contents, footprint, insert_key
 from processes import Raw, exchange
 
 from server.db import Database
@@ -272,6 +272,24 @@ async def test_update(store: Store, client: Client, reader: int, db: asyncpg.Con
     await client.call("login", {"email": "other@example.com", "password": "Efgh5678"})
 
 
+async def test_admin_as_it_is_needs_no_scope(
+    store: Store, client: Client, reader: int, db: asyncpg.Connection
+) -> None:
+    """A client puts the whole user: only to change it asks for a right of its own."""
+    shop = Store(client.using(await insert_key(db, scopes=("users:read", "users:write"))))
+    whole = {"external_id": EXTERNAL_ID, "email": READER["email"], "only_sees_readable": 1}
+    await shop.done("PUT", f"{USERS}/{reader}", whole | {"admin": False, "sessions_limit": 7})
+    before = await contents(db)
+    answer = await shop.json("PUT", f"{USERS}/{reader}", whole | {"admin": 1}, status=403)
+    assert answer == {"message": "This action is unauthorized."}
+    assert await contents(db) == before
+    await store.done("PUT", f"{USERS}/{reader}", whole | {"admin": True})
+    await shop.done("PUT", f"{USERS}/{reader}", whole | {"admin": True, "sessions_limit": 8})
+    for more in ({"admin": 0}, {"new_password": "Abcd12345"}, {"email": "mine@example.com"}):
+        await shop.json("PUT", f"{USERS}/{reader}", whole | more, status=403)
+    assert (await client.call("getStoreUser", {"id": reader}))["sessionsLimit"] == 8
+
+
 async def test_update_leaves_what_is_left_out(store: Store, client: Client, reader: int) -> None:
     """And can be sent again; a limit of null is no limit."""
     least = {"external_id": EXTERNAL_ID, "email": "READER@example.com", "only_sees_readable": 1}
@@ -337,7 +355,9 @@ async def test_an_external_id_that_is_no_number_of_ours(store: Store, client: Cl
         created = await client.call("createUser", given)
         assert (await store.json("GET", f"{USERS}/{name}"))["data"]["id"] == created["id"]
         await store.json("POST", f"/integration-api/v1/users/{name}/force-logout")
-        assert await store.json("PUT", f"{USERS}/{name}", WHOLE, status=404) == {"message": "Object not found"}
+        assert await store.json("PUT", f"{USERS}/{name}", WHOLE, status=404) == {
+            "message": "Object not found"
+        }
 
 
 @pytest.mark.parametrize("path", FORCE_LOGOUT)

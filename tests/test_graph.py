@@ -116,9 +116,7 @@ class Microsoft:
             if known["userPrincipalName"].lower() == found[1].replace("''", "'").lower():
                 marks = dict.fromkeys((f"extensionAttribute{place}" for place in range(1, 16)), None)
                 marks |= known.get("onPremisesExtensionAttributes", {})
-                return web.json_response(
-                    {"id": f"object-{number}", "onPremisesExtensionAttributes": marks}
-                )
+                return web.json_response({"id": f"object-{number}", "onPremisesExtensionAttributes": marks})
         return refusal(404, "Request_ResourceNotFound", "Resource does not exist.")
 
 
