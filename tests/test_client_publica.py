@@ -406,6 +406,8 @@ async def test_auth_sessions(store: Store, client: Client, reader: int) -> None:
         await client.call("login", login)
     answer = await store.json("GET", SESSIONS)
     assert answer["pagination"] == {"per_page": 100, "next_cursor": None, "has_more": False}
+    sized = await store.json("GET", SESSIONS + "?per_page=&per_page=5")
+    assert sized["pagination"]["per_page"] == 5
     newest = answer["data"][0]
     times = {name: newest.pop(name) for name in ("created_at", "expires_at")}
     assert all(moment.endswith(".000000Z") for moment in times.values())
@@ -690,6 +692,12 @@ BAD: dict[str, tuple[str, str, Any, dict[str, list[str]]]] = {
     "update with no such plan": ("PUT", USERS + "/2", WHOLE | {"assign_new_plan": 9}, {"assign_new_plan": ["The assign new plan is no plan of this instance."]}),
     "update back into the past": ("PUT", USERS + "/2", WHOLE | {"assign_new_plan": 1, "new_plan_custom_valid_to": today(-1)}, {"new_plan_custom_valid_to": ["The new plan custom valid to must not lie in the past."]}),
     "list an unknown query": ("GET", USERS + "?query=everybody", None, {"query": ["The query must be deactivated, admins or an e-mail."]}),
+    "list a NUL": ("GET", USERS + "?query=%00@x", None, {"query": ["The query must be deactivated, admins or an e-mail."]}),
+    "list nobody's e-mail": ("GET", USERS + "?email=", None, {"email": ["The email must not be empty."]}),
+    "plans with a NUL": ("GET", PLANS + "?query=%00", None, {"query": ["The query holds control characters."]}),
+    "sessions of nobody": ("GET", SESSIONS + "?user_id=", None, {"user_id": ["The user id must not be empty."]}),
+    "sessions of no external id": ("GET", SESSIONS + "?external_id=", None, {"external_id": ["The external id must not be empty."]}),
+    "sessions of a NUL": ("GET", SESSIONS + "?external_id=%00", None, {"external_id": ["The external id holds control characters."]}),
     "list page 0": ("GET", USERS + "?page=0", None, {"page": ["The page must be greater than or equal to 1."]}),
     "list too many": ("GET", USERS + "?per_page=101", None, {"per_page": ["The per page must be less than or equal to 100."]}),
     "list with words": ("GET", USERS + "?page=one", None, {"page": ["The page must be an integer."]}),

@@ -160,7 +160,7 @@ class ListStoreUsers(TenantParams):
     @field_validator("query")
     @classmethod
     def _known(cls, query: str | None) -> str | None:
-        if query is not None and query not in _PAGES and "@" not in query:
+        if query is not None and query not in _PAGES and ("@" not in query or "\0" in query):
             raise ValueError("must be deactivated, admins or an e-mail")
         return query
 
