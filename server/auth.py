@@ -30,7 +30,7 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SCOPES: dict[str, str] = {
     "users:read": "look users up",
     "users:write": "create, change, suspend, delete and restore users",
-    "users:admin": "make or unmake administrators",
+    "users:admin": "make or unmake administrators, and set their e-mail or password, suspend or delete them",
     "users:purge": "remove deleted users for good",
     "users:confirm": "confirm a registration without its code",
     "accounts:read": "look at accounts and trees",

@@ -18,6 +18,7 @@ from server.errors import (
     Contention,
     FieldError,
     Forbidden,
+    MemberForbidden,
     NotBegun,
     ServiceError,
     StillRunning,
@@ -136,7 +137,7 @@ class Dispatcher:
             for member, scope in method.member_scopes.items():
                 given = getattr(model, member)
                 if given != type(model).model_fields[member].default and scope not in caller.scopes:
-                    raise Forbidden
+                    raise MemberForbidden
             call = Call(
                 caller,
                 self._settings,

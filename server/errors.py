@@ -86,6 +86,13 @@ class Forbidden(ServiceError):
     code = "forbidden"
 
 
+class MemberForbidden(Forbidden):
+    """not-allowed"""
+
+    # The method is allowed, but not this of it, such as to change an administrator.
+    code = "member_forbidden"
+
+
 class NotHeld(Forbidden):
     """not-allowed"""
 

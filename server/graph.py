@@ -1,16 +1,17 @@
 """Microsoft Graph, as far as creating users in an instance's directory goes.
 
-Sources: the client credentials flow of the Microsoft identity platform; "Create user" and "Throttling" of
-Graph v1.0.
+Sources: the client credentials flow of the Microsoft identity platform; "Create user", "Get user",
+"onPremisesExtensionAttributes" and "Throttling" of Graph v1.0.
 """
 
 import re
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from server.auth import Office365, digest, new_secret
 from server.settings import Settings
@@ -20,6 +21,8 @@ TIMEOUT = 20.0
 EARLY = 60.0
 """Seconds before its end from which on a token is not used any more."""
 MAX_TOKENS = 1000
+MARK = "extensionAttribute15"
+"""Where the directory keeps whose creation a user is; employeeId, at 16 characters, is too short for it."""
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 # What may stand in a user principal name, and so in a nickname made of one.
@@ -66,45 +69,62 @@ class Graph:
         first_name: str | None,
         last_name: str | None,
         is_active: bool,
+        mark: str,
     ) -> str | None:
         """Create a user, whom nobody can be before an administrator there has given it a password.
 
         The password that Graph asks for is random, to be changed at the first sign-in, and kept nowhere: ours
         cannot be read back from its hash, and must not wait in clear in a queue.
 
+        Args:
+            mark: what tells this user from any other; one who carries it is the work of an earlier try.
+
         Returns:
-            Graph's id of the user; None where there was one of this name already.
+            Graph's id of the user.
 
         Raises:
             Busy: another try may succeed.
-            Refused: it will not.
+            Refused: it will not; `name_taken` where the name is that of another user.
         """
         name, _, domain = email.rpartition("@")
+        principal = f"{name}@{credentials.domain or domain}"
         body: dict[str, Any] = {
             "accountEnabled": is_active,
             "displayName": display_name,
             "mailNickname": _NOT_IN_NICKNAME.sub("", name)[:64] or "user",
-            "userPrincipalName": f"{name}@{credentials.domain or domain}",
+            "userPrincipalName": principal,
+            "onPremisesExtensionAttributes": {MARK: mark},
             "passwordProfile": {"forceChangePasswordNextSignIn": True, "password": new_secret(28) + "aA9!"},
         }
         optional = {"givenName": first_name, "surname": last_name, "usageLocation": credentials.usageLocation}
         body |= {member: value for member, value in optional.items() if value}
-        status, answer, retry_after = await self._created(settings, credentials, body)
-        if status == 401:  # the token was withdrawn before its time
-            self._tokens.pop(_token_key(settings, credentials), None)
-            status, answer, retry_after = await self._created(settings, credentials, body)
+        status, answer, retry_after = await self._asked(settings, credentials, "POST", "/users", json=body)
+        if _exists_already(status, answer):
+            # In parentheses any name can be asked for; quotes are doubled (OData).
+            named = quote(principal.replace("'", "''"), safe="@")
+            path = f"/users('{named}')?$select=id,onPremisesExtensionAttributes"
+            status, answer, retry_after = await self._asked(settings, credentials, "GET", path)
+            if status == 404:  # created a moment ago, and not to be seen everywhere yet
+                raise Busy("http_404", retry_after)
+            marks = answer.get("onPremisesExtensionAttributes")
+            if status == 200 and not (isinstance(marks, dict) and marks.get(MARK) == mark):
+                raise Refused("name_taken")
         if 200 <= status < 300:
             object_id = answer.get("id")
             return object_id[:100] if isinstance(object_id, str) else None
-        if _exists_already(status, answer):
-            return None
         raise _failure(status, answer.get("error"), retry_after)
 
-    async def _created(
-        self, settings: Settings, credentials: Office365, body: dict[str, Any]
+    async def _asked(
+        self, settings: Settings, credentials: Office365, verb: str, path: str, **content: Any
     ) -> tuple[int, dict[str, Any], float]:
-        headers = {"Authorization": f"Bearer {await self._token(settings, credentials)}"}
-        return await self._post(f"{settings.graph_url}/users", json=body, headers=headers)
+        url = f"{settings.graph_url}{path}"
+        for _ in range(2):
+            headers = {"Authorization": f"Bearer {await self._token(settings, credentials)}"}
+            answered = await self._request(verb, url, headers=headers, **content)
+            if answered[0] != 401:
+                break
+            self._tokens.pop(_token_key(settings, credentials), None)  # withdrawn before its time
+        return answered
 
     async def _token(self, settings: Settings, credentials: Office365) -> str:
         """A token that is good for a while (RFC 6749, section 4.4)."""
@@ -122,7 +142,7 @@ class Graph:
         }
         url = f"{settings.graph_login_url}/{credentials.tenantId}/oauth2/v2.0/token"
         asked = time.monotonic()
-        status, answer, retry_after = await self._post(url, data=form)
+        status, answer, retry_after = await self._request("POST", url, data=form)
         if status != 200:
             described = {"code": answer.get("error"), "message": answer.get("error_description")}
             raise _failure(status, described, retry_after)
@@ -138,7 +158,7 @@ class Graph:
         self._tokens[key] = (asked + lifetime - EARLY, token)
         return token
 
-    async def _post(self, url: str, **content: Any) -> tuple[int, dict[str, Any], float]:
+    async def _request(self, verb: str, url: str, **content: Any) -> tuple[int, dict[str, Any], float]:
         """Status, the JSON object of the answer ({} where there is none), and seconds of Retry-After."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -148,7 +168,9 @@ class Graph:
             )
         try:
             # Whoever answers with a redirect is not to get a secret sent on.
-            async with self._session.post(url, allow_redirects=False, **content) as response:
+            async with self._session.request(
+                verb, URL(url, encoded=True), allow_redirects=False, **content
+            ) as response:
                 text = await response.read()
                 seconds = response.headers.get("Retry-After", "")
                 status = response.status
@@ -168,7 +190,7 @@ def _token_key(settings: Settings, credentials: Office365) -> tuple[str, ...]:
 
 
 def _exists_already(status: int, answer: dict[str, Any]) -> bool:
-    """Whether there is a user of this name: perhaps ours, by a worker that died before it could note it."""
+    """Whether somebody has this name: perhaps ours, by a worker that died before it could note it."""
     if status == 409:
         return True
     error = answer.get("error")

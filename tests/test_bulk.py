@@ -23,6 +23,14 @@ def codes(answer: dict[str, Any]) -> list[str | None]:
     return [item["error"] and item["error"]["code"] for item in answer["results"]]
 
 
+async def test_a_plan_of_a_duration_ends_on_its_last_day(client: Client, db: asyncpg.Connection) -> None:
+    plan = await client.call("createPlan", {"type": "prepaid", "name": "A month", "duration": 1})
+    await client.call("createUsers", {"users": [{"email": "a@example.com", "planId": plan["id"]}]})
+    assert await db.fetchval(
+        "SELECT valid_to + 1 = (valid_from + interval '1 month')::date AND ended_at IS NULL FROM user_plans"
+    )
+
+
 async def test_each_is_created_as_create_user_creates_one(client: Client, db: asyncpg.Connection) -> None:
     """The same answer, the same rows, and the numbers go on where they were."""
     members = {

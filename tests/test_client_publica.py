@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, Log, Serve, footprint, insert_key
+from conftest import ADMIN, Client, Log, Serve, contents, footprint, insert_key
 from processes import Raw, exchange
 
 from server.db import Database
@@ -272,6 +272,24 @@ async def test_update(store: Store, client: Client, reader: int, db: asyncpg.Con
     await client.call("login", {"email": "other@example.com", "password": "Efgh5678"})
 
 
+async def test_admin_as_it_is_needs_no_scope(
+    store: Store, client: Client, reader: int, db: asyncpg.Connection
+) -> None:
+    """A client puts the whole user: only to change it asks for a right of its own."""
+    shop = Store(client.using(await insert_key(db, scopes=("users:read", "users:write"))))
+    whole = {"external_id": EXTERNAL_ID, "email": READER["email"], "only_sees_readable": 1}
+    await shop.done("PUT", f"{USERS}/{reader}", whole | {"admin": False, "sessions_limit": 7})
+    before = await contents(db)
+    answer = await shop.json("PUT", f"{USERS}/{reader}", whole | {"admin": 1}, status=403)
+    assert answer == {"message": "This action is unauthorized."}
+    assert await contents(db) == before
+    await store.done("PUT", f"{USERS}/{reader}", whole | {"admin": True})
+    await shop.done("PUT", f"{USERS}/{reader}", whole | {"admin": True, "sessions_limit": 8})
+    for more in ({"admin": 0}, {"new_password": "Abcd12345"}, {"email": "mine@example.com"}):
+        await shop.json("PUT", f"{USERS}/{reader}", whole | more, status=403)
+    assert (await client.call("getStoreUser", {"id": reader}))["sessionsLimit"] == 8
+
+
 async def test_update_leaves_what_is_left_out(store: Store, client: Client, reader: int) -> None:
     """And can be sent again; a limit of null is no limit."""
     least = {"external_id": EXTERNAL_ID, "email": "READER@example.com", "only_sees_readable": 1}
@@ -330,6 +348,18 @@ async def test_force_logout(path: str, name: str, store: Store, client: Client, 
     await client.call("login", READER)
 
 
+async def test_an_external_id_that_is_no_number_of_ours(store: Store, client: Client) -> None:
+    """Nineteen digits, and more than any id: nobody can be meant but who has it as external id."""
+    for place, name in enumerate(("9223372036854775808", "9" * 19, "9" * 20)):
+        given = {"email": f"x{place}@example.com", "externalId": name}
+        created = await client.call("createUser", given)
+        assert (await store.json("GET", f"{USERS}/{name}"))["data"]["id"] == created["id"]
+        await store.json("POST", f"/integration-api/v1/users/{name}/force-logout")
+        assert await store.json("PUT", f"{USERS}/{name}", WHOLE, status=404) == {
+            "message": "Object not found"
+        }
+
+
 @pytest.mark.parametrize("path", FORCE_LOGOUT)
 async def test_force_logout_takes_the_id_first(path: str, store: Store, client: Client, reader: int) -> None:
     """An external id may look like another user's id, or like nobody's."""
@@ -376,6 +406,8 @@ async def test_auth_sessions(store: Store, client: Client, reader: int) -> None:
         await client.call("login", login)
     answer = await store.json("GET", SESSIONS)
     assert answer["pagination"] == {"per_page": 100, "next_cursor": None, "has_more": False}
+    sized = await store.json("GET", SESSIONS + "?per_page=&per_page=5")
+    assert sized["pagination"]["per_page"] == 5
     newest = answer["data"][0]
     times = {name: newest.pop(name) for name in ("created_at", "expires_at")}
     assert all(moment.endswith(".000000Z") for moment in times.values())
@@ -465,6 +497,36 @@ async def test_plans_are_assigned(store: Store, reader: int) -> None:
     plans = [(plan["name"], plan["valid_to"], plan["state"]) for plan in shown["user_plans"]]
     assert plans[0] == ("For good", today(), "active") and plans[1][0] == "Renamed"
     assert shown["user_plans_count"] == 2
+
+
+async def test_a_plan_sent_again_is_no_longer(store: Store, reader: int, db: asyncpg.Connection) -> None:
+    """A client that puts the whole user puts its plan too: on another day as well."""
+    await store.json("POST", PLANS, {"type": "prepaid", "name": "A month", "duration": 1}, status=201)
+    whole = {
+        "external_id": EXTERNAL_ID, "email": READER["email"], "only_sees_readable": 1, "assign_new_plan": 1,
+    }  # fmt: skip
+
+    async def put(**more: Any) -> tuple[str, str, int]:
+        await store.done("PUT", f"{USERS}/{reader}", whole | more)
+        shown = (await store.json("GET", f"{USERS}/{reader}"))["data"]
+        plan = shown["user_plans"][-1]
+        return plan["valid_from"], plan["valid_to"], shown["user_plans_count"]
+
+    month = await put()
+    # The last day of a month is the one before the same day of the next month.
+    last_day = "SELECT bool_and(valid_to + 1 = (valid_from + interval '1 month')::date) FROM user_plans"
+    assert await db.fetchval(last_day)
+    await db.execute("UPDATE user_plans SET valid_from = valid_from - 9, valid_to = valid_to - 9")
+    begun = today(-9)
+    ends = (date.fromisoformat(month[1]) - timedelta(9)).isoformat()
+    assert await put() == (begun, ends, 1)
+    assert await put(new_plan_custom_valid_to=today(5)) == (begun, today(5), 1)
+    assert await put() == (begun, today(5), 1)
+    # Its last day counts; the day after it begins anew.
+    await db.execute("UPDATE user_plans SET valid_to = (now() AT TIME ZONE 'UTC')::date")
+    assert await put() == (begun, today(), 1)
+    await db.execute("UPDATE user_plans SET valid_to = (now() AT TIME ZONE 'UTC')::date - 1")
+    assert await put() == month
 
 
 async def test_plans_end_by_themselves(
@@ -630,6 +692,12 @@ BAD: dict[str, tuple[str, str, Any, dict[str, list[str]]]] = {
     "update with no such plan": ("PUT", USERS + "/2", WHOLE | {"assign_new_plan": 9}, {"assign_new_plan": ["The assign new plan is no plan of this instance."]}),
     "update back into the past": ("PUT", USERS + "/2", WHOLE | {"assign_new_plan": 1, "new_plan_custom_valid_to": today(-1)}, {"new_plan_custom_valid_to": ["The new plan custom valid to must not lie in the past."]}),
     "list an unknown query": ("GET", USERS + "?query=everybody", None, {"query": ["The query must be deactivated, admins or an e-mail."]}),
+    "list a NUL": ("GET", USERS + "?query=%00@x", None, {"query": ["The query must be deactivated, admins or an e-mail."]}),
+    "list nobody's e-mail": ("GET", USERS + "?email=", None, {"email": ["The email must not be empty."]}),
+    "plans with a NUL": ("GET", PLANS + "?query=%00", None, {"query": ["The query holds control characters."]}),
+    "sessions of nobody": ("GET", SESSIONS + "?user_id=", None, {"user_id": ["The user id must not be empty."]}),
+    "sessions of no external id": ("GET", SESSIONS + "?external_id=", None, {"external_id": ["The external id must not be empty."]}),
+    "sessions of a NUL": ("GET", SESSIONS + "?external_id=%00", None, {"external_id": ["The external id holds control characters."]}),
     "list page 0": ("GET", USERS + "?page=0", None, {"page": ["The page must be greater than or equal to 1."]}),
     "list too many": ("GET", USERS + "?per_page=101", None, {"per_page": ["The per page must be less than or equal to 100."]}),
     "list with words": ("GET", USERS + "?page=one", None, {"page": ["The page must be an integer."]}),

@@ -493,14 +493,20 @@ async def test_administrators_need_a_scope_of_their_own(portal: Portal, userone:
     shop: dict[str, Any] = {"key": "a-shop-with-few-rights"}
     before = await footprint(portal.db)
     admin = {"IsAdministrator": True}
-    assert nothing(await portal.request("POST", ALL, NEW | admin, **shop), 403)
-    assert await portal.failures("POST", ALL + "Validate", NEW | admin, **shop) == [
-        (["IsAdministrator"], "IsAdministrator true needs the scope users:admin")
-    ]
-    assert nothing(await portal.request("PUT", ALL + USERONE, admin | {"FirstName": "x"}, **shop), 403)
-    assert await portal.failures("PUT", f"{ALL}{USERONE}/Validate", admin, **shop) == [
-        (["IsAdministrator"], "IsAdministrator a change needs the scope users:admin")
-    ]
+    for path in (ALL, ALL + "Validate"):
+        assert await portal.failures("POST", path, NEW | admin, **shop) == [
+            (["IsAdministrator"], "IsAdministrator true needs the scope users:admin")
+        ]
+    taking_over = {"EmailAddress": "mine@example.com", "Password": "another"}
+    for end in ("", "/Validate"):
+        assert await portal.failures("PUT", ALL + USERONE + end, admin | {"FirstName": "x"}, **shop) == [
+            (["IsAdministrator"], "IsAdministrator a change needs the scope users:admin")
+        ]
+        assert await portal.failures("PUT", ALL + ADMIN + end, taking_over, **shop) == [
+            (["Password"], "Password of an administrator needs the scope users:admin"),
+            (["EmailAddress"], "EmailAddress of an administrator needs the scope users:admin"),
+        ]
+    assert nothing(await portal.request("DELETE", ALL + ADMIN, **shop), 403)
     assert await footprint(portal.db) == before
     assert (await userone.call("getUserByEmail", {"email": USERONE}))["displayName"] == "User One"
     assert nothing(await portal.request("PUT", ALL + USERONE, {"IsAdministrator": False}, **shop), 200)
@@ -516,6 +522,17 @@ async def test_a_key_that_may_not_look_is_told_of_one_reason(portal: Portal, use
     assert await portal.failures("POST", ALL, {"EmailAddress": USERONE}, **shop) == taken
     assert await portal.failures("PUT", ALL + USERONE, {"EmailAddress": ADMIN}, **shop) == taken
     assert nothing(await portal.request("POST", ALL + "Validate", NEW, **shop), 403)
+    unknown = [(["Groups"], "Groups is not a member of this operation")]
+    assert await portal.failures("POST", ALL, NEW | {"Groups": []}, **shop) == unknown
+    assert await portal.failures("PUT", ALL + USERONE, {"Groups": []}, **shop) == unknown
+    assert nothing(await portal.request("POST", ALL + "Validate", NEW | {"Groups": []}, **shop), 403)
+    # What its key has no right to is told to nobody.
+    admin = {"IsAdministrator": True}
+    assert nothing(await portal.request("POST", ALL, NEW | admin, **shop), 403)
+    await key_like(portal.db, "a-shop-that-only-reads", scopes=("users:read",))
+    reader: dict[str, Any] = {"key": "a-shop-that-only-reads"}
+    assert nothing(await portal.request("POST", ALL, NEW | admin, **reader), 403)
+    assert nothing(await portal.request("POST", ALL, {"EmailAddress": USERONE}, **reader), 403)
 
 
 async def test_one_of_many_at_once_gets_the_address(portal: Portal) -> None:

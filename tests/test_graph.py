@@ -36,6 +36,8 @@ class Microsoft:
         self.requests: list[str] = []
         self.login_answers: list[web.Response] = []
         self.answers: list[web.Response] = []
+        self.lookups: list[web.Response] = []
+        self.dies_after_creating = False
         self.wrong: list[str] = []
         self.gate: asyncio.Event | None = None
 
@@ -69,7 +71,10 @@ class Microsoft:
         if request.content_type != "application/json":
             self.wrong.append(f"users: {request.content_type}")
         user = await request.json()
-        required = {"accountEnabled", "displayName", "mailNickname", "userPrincipalName", "passwordProfile"}
+        required = {
+            "accountEnabled", "displayName", "mailNickname", "userPrincipalName", "passwordProfile",
+            "onPremisesExtensionAttributes",
+        }  # fmt: skip
         if not required <= set(user) <= required | {"givenName", "surname", "usageLocation"}:
             self.wrong.append(f"users: {sorted(user)}")
         if not re.fullmatch(r"[A-Za-z0-9'._!#^~-]{1,64}", user["mailNickname"]):
@@ -82,14 +87,37 @@ class Microsoft:
             or len(password) < 8
         ):
             self.wrong.append("passwordProfile")
+        if not re.fullmatch(r"officerpc:[0-9a-f-]{36}", user["onPremisesExtensionAttributes"][graph.MARK]):
+            self.wrong.append("mark")
         if self.gate is not None:
             await self.gate.wait()
         if self.answers:
-            return self.answers.pop(0)
+            answer = self.answers.pop(0)
+            if answer.status == 504 and self.dies_after_creating:
+                self.created.append(user | {"password": password})
+            return answer
         if any(known["userPrincipalName"] == user["userPrincipalName"] for known in self.created):
             return EXISTS()
         self.created.append(user | {"password": password})
         return web.json_response({"id": f"object-{len(self.created)}"} | user, status=201)
+
+    async def user(self, request: web.Request) -> web.Response:
+        """One user by its name, with what was selected and no more: the marks are not given unasked."""
+        self.requests.append("user")
+        if request.headers.get("Authorization") != f"Bearer token-{self.tokens}":
+            return refusal(401, "InvalidAuthenticationToken", "Access token is empty.")
+        found = re.fullmatch(r"users\('((?:[^']|'')+)'\)", request.match_info["key"])
+        if found is None or request.query.get("$select") != "id,onPremisesExtensionAttributes":
+            self.wrong.append(f"user: {request.path_qs}")
+            return refusal(400, "BadRequest", "x")
+        if self.lookups:
+            return self.lookups.pop(0)
+        for number, known in enumerate(self.created, 1):
+            if known["userPrincipalName"].lower() == found[1].replace("''", "'").lower():
+                marks = dict.fromkeys((f"extensionAttribute{place}" for place in range(1, 16)), None)
+                marks |= known.get("onPremisesExtensionAttributes", {})
+                return web.json_response({"id": f"object-{number}", "onPremisesExtensionAttributes": marks})
+        return refusal(404, "Request_ResourceNotFound", "Resource does not exist.")
 
 
 def refusal(status: int, code: str, message: str, details: Any = None, **headers: str) -> web.Response:
@@ -115,6 +143,7 @@ async def microsoft() -> AsyncIterator[Microsoft]:
     app = web.Application()
     app.router.add_post("/{tenant}/oauth2/v2.0/token", stand_in.login)
     app.router.add_post("/v1.0/users", stand_in.users)
+    app.router.add_get(r"/v1.0/{key:users\(.+\)}", stand_in.user)
     server = TestServer(app)
     await server.start_server()
     stand_in.url = f"http://127.0.0.1:{server.port}"
@@ -162,6 +191,8 @@ async def test_a_user_is_created(
     assert state == {"state": "done", "objectId": "object-1", "error": None, "updatedAt": state["updatedAt"]}
     (made,) = microsoft.created
     password = made.pop("password")
+    uuid = await db.fetchval("SELECT uuid::text FROM users WHERE email = $1", ANN["email"])
+    assert made.pop("onPremisesExtensionAttributes") == {graph.MARK: f"officerpc:{uuid}"}
     assert made == {
         "accountEnabled": True, "displayName": "Ann O'Lee", "givenName": "Ann", "surname": "O'Lee",
         "mailNickname": "ann.o'lee", "userPrincipalName": "ann.o'lee@example.com",
@@ -263,14 +294,57 @@ async def test_what_the_last_try_met_is_seen_meanwhile(shop: Client, microsoft: 
         lambda: refusal(400, "Request_BadRequest", "Another object with the same value for property userPrincipalName already exists."),
     ],
 )  # fmt: skip
-async def test_a_user_that_is_there_counts_as_created(
+async def test_the_work_of_an_earlier_try_counts_as_created(
     answer: Any, shop: Client, microsoft: Microsoft
 ) -> None:
-    """It may be the work of a worker that died before it could note it."""
-    microsoft.answers = [answer()]
+    """Which had created it, and died before it could note it; the next sees it only after a while."""
+    microsoft.answers = [web.Response(status=504), answer(), answer()]
+    microsoft.dies_after_creating = True
+    microsoft.lookups = [refusal(404, "Request_ResourceNotFound", "x")]
     await shop.call("createUser", ANN)
     state = await settled(shop)
-    assert (state["state"], state["objectId"], state["error"]) == ("done", None, None)
+    assert (state["state"], state["objectId"], state["error"]) == ("done", "object-1", None)
+    assert microsoft.requests == ["login", "users", "users", "user", "users", "user"]
+
+
+@pytest.mark.parametrize("mark", [None, "officerpc:af5af4f9-9b8d-4d79-b162-0cec4279cae5"])
+async def test_a_stranger_of_the_same_name_is_not_ours(
+    mark: str | None, shop: Client, microsoft: Microsoft, logged: Log
+) -> None:
+    stranger = {"userPrincipalName": ANN["email"]}
+    microsoft.created.append(stranger | {"onPremisesExtensionAttributes": {graph.MARK: mark}})
+    await shop.call("createUser", ANN)
+    state = await settled(shop)
+    assert (state["state"], state["objectId"], state["error"]) == ("failed", None, "name_taken")
+    assert told(logged) == [("parked", "Refused name_taken")]
+    # Once the stranger has another name it can be asked for again.
+    microsoft.created.clear()
+    await shop.call("createInOffice365", {"email": ANN["email"]})
+    assert (await settled(shop))["state"] == "done"
+
+
+async def test_two_users_of_one_name_in_the_domain(
+    shop: Client, microsoft: Microsoft, operator: Client
+) -> None:
+    settings = {"office365": CREDENTIALS | {"domain": "corp.example"}}
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": settings})
+    states = []
+    for email in ("ann@shop-a.example", "ann@shop-b.example"):
+        await shop.call("createUser", {"email": email, "createInOffice365": True})
+        state = await settled(shop, email)
+        states.append((state["state"], state["objectId"], state["error"]))
+    assert states == [("done", "object-1", None), ("failed", None, "name_taken")]
+    assert len(microsoft.created) == 1
+
+
+async def test_a_look_that_may_not_be_taken_is_final(shop: Client, microsoft: Microsoft) -> None:
+    microsoft.answers = [EXISTS()]
+    microsoft.lookups = [refusal(403, "Authorization_RequestDenied", "Insufficient privileges.")]
+    await shop.call("createUser", ANN)
+    state = await settled(shop)
+    assert (state["state"], state["error"]) == (
+        "failed", "Authorization_RequestDenied: Insufficient privileges.",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -358,6 +432,25 @@ async def test_asking_for_an_existing_user(shop: Client, microsoft: Microsoft, o
     assert await shop.outcome("createInOffice365", given) == (
         400, "the instance has no Microsoft Graph credentials (office365)",
     )  # fmt: skip
+    assert len(microsoft.created) == 1
+
+
+async def test_what_nobody_works_at_any_more_can_be_asked_for_again(
+    shop: Client, microsoft: Microsoft, db: asyncpg.Connection
+) -> None:
+    """The note that it had failed got lost, with the database perhaps."""
+    given = {"email": "bob@example.com"}
+    await shop.call("createUser", given)
+    await db.execute(
+        "INSERT INTO office365_accounts (instance_id, user_id, state, updated_at)"
+        " SELECT instance_id, id, 'pending', now() - interval '5 hours 59 minutes' FROM users"
+        " WHERE email = $1",
+        given["email"],
+    )
+    assert await shop.outcome("createInOffice365", given) == (400, "this is under way or done already")
+    await db.execute("UPDATE office365_accounts SET updated_at = now() - interval '361 minutes'")
+    assert await shop.call("createInOffice365", given) is True
+    assert (await settled(shop, given["email"]))["state"] == "done"
     assert len(microsoft.created) == 1
 
 
@@ -515,6 +608,7 @@ async def test_odd_answers_of_the_login(status: int, microsoft: Microsoft) -> No
         "first_name": None,
         "last_name": None,
         "is_active": True,
+        "mark": "officerpc:af5af4f9-9b8d-4d79-b162-0cec4279cae5",
     }
     for answer in ({}, {"access_token": 5}, {"access_token": "a\r\nb"}, {"access_token": ""}):
         microsoft.login_answers = [web.json_response(answer, status=status)]
@@ -533,6 +627,7 @@ async def test_nobody_there_and_nobody_answering(
         "first_name": None,
         "last_name": None,
         "is_active": True,
+        "mark": "officerpc:af5af4f9-9b8d-4d79-b162-0cec4279cae5",
     }
     service = Graph()
     nobody = Settings(graph_url="http://127.0.0.1:9", graph_login_url="http://127.0.0.1:9")

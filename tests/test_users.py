@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, footprint, insert_key
+from conftest import ADMIN, Client, contents, footprint, insert_key
 
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'
 JANE = {"email": "jane@example.com"}
@@ -273,3 +273,79 @@ async def test_isolation(client: Client, other: Client, db: asyncpg.Connection) 
     assert (await client.call("getUserByEmail", JANE))["isActive"] is True
     # The same address in two tenants is two users.
     assert (await other.call("createUser", JANE))["id"] == 2
+
+
+# --- administrators -------------------------------------------------------------------------------------
+
+_TAKES_OVER: list[tuple[str, dict[str, Any]]] = [
+    ("resetPasswordByEmail", {"email": "{email}", "password": "onemoretime"}),
+    ("setPassword", {"id": "{id}", "newPassword": "onemoretime"}),
+    ("renameUserByEmail", {"email": "{email}", "newEmail": "mine@example.com"}),
+    ("replaceUserByEmail", {"email": "{email}", "newEmail": "mine@example.com"}),
+    ("replaceUserByEmail", {"email": "{email}", "password": "onemoretime"}),
+    ("updateStoreUser", {"id": "{id}", "email": "mine@example.com", "externalId": "x", "onlySeesReadable": False}),
+    ("updateStoreUser", {"id": "{id}", "email": "{email}", "externalId": "x", "onlySeesReadable": False, "newPassword": "onemoretime"}),
+    ("updateUserByEmail", {"email": "{email}", "isActive": False}),
+    ("updateUsers", {"users": [{"email": "{email}", "isActive": False}]}),
+    ("ensureUser", {"email": "{email}", "isActive": False}),
+    ("ensureUser", {"email": "mine@example.com", "externalId": "known"}),
+    ("ensureUsers", {"users": [{"email": "mine@example.com", "externalId": "known"}]}),
+    ("deactivateUserById", {"id": "{id}"}),
+    ("deleteUserByEmail", {"email": "{email}"}),
+    ("deleteUserById", {"id": "{id}"}),
+    ("deleteUsers", {"users": [{"email": "{email}"}]}),
+]  # fmt: skip
+
+
+def _about(params: Any, user: dict[str, Any]) -> Any:
+    if isinstance(params, dict):
+        return {name: _about(value, user) for name, value in params.items()}
+    if isinstance(params, list):
+        return [_about(value, user) for value in params]
+    return {"{email}": user["email"], "{id}": user["id"]}.get(params, params)
+
+
+@pytest.mark.parametrize(("method", "params"), _TAKES_OVER)
+async def test_administrators_cannot_be_taken_over(
+    method: str, params: dict[str, Any], client: Client, db: asyncpg.Connection
+) -> None:
+    """Not by a key that may write users alone; who is no administrator is any such key's to change."""
+    for name, is_admin in (("boss", True), ("ann", False)):
+        user = await client.call(
+            "createUser",
+            {
+                "email": f"{name}@example.com",
+                "password": "demo1234",
+                "isAdmin": is_admin,
+                "externalId": "known",
+            },
+        )
+        given = _about(params, user)
+        shop = client.using(await insert_key(db, scopes=("users:read", "users:write")))
+        before = await contents(db)
+        if is_admin:
+            status, told = await shop.outcome(method, given)
+            assert (status, told.rpartition(": ")[2]) == (403, "not-allowed")
+            assert await contents(db) == before
+            await client.call("updateUserByEmail", {"email": user["email"], "externalId": None})
+        else:
+            await shop.call(method, given)
+            assert await contents(db) != before
+
+
+async def test_what_takes_no_administrator_over(client: Client, db: asyncpg.Connection) -> None:
+    """Names and the like, what is so already, and all of it with the scope."""
+    shop = client.using(await insert_key(db, scopes=("users:read", "users:write")))
+    boss = {"email": "admin@example.com"}
+    await shop.call("updateUserByEmail", boss | {"displayName": "Boss", "isActive": True})
+    await shop.call("replaceUserByEmail", boss | {"newEmail": "ADMIN@example.com", "isAdmin": True})
+    await shop.call("updateUsers", {"users": [boss | {"isActive": True, "displayName": "The boss"}]})
+    each = {"users": [boss, {"email": "nobody@example.com"}], "mode": "each"}
+    done = await shop.call("deleteUsers", each)
+    assert [item["error"]["code"] for item in done["results"]] == ["member_forbidden", "not_found"]
+    await client.call("deleteUserByEmail", boss)
+    assert await shop.outcome("restoreUserByEmail", boss) == (403, "not-allowed")
+    await client.call("restoreUserByEmail", boss)
+    await client.call("updateUserByEmail", boss | {"isActive": False})
+    assert await shop.outcome("reactivateUserById", {"id": 1}) == (403, "not-allowed")
+    await client.call("reactivateUserById", {"id": 1})

@@ -86,6 +86,8 @@ TAKEN = {CONSTRAINTS[name][2] for name in ("users_email", "users_external_id")}
 LIMITER = web.AppKey("PUBLICA_LIMITER", RateLimiter)
 """This wire's own limit, beside that of all wires."""
 ALLOWANCE = web.RequestKey("ALLOWANCE", Allowance)
+PARAMS = web.RequestKey("PARAMS", dict[str, Any])
+"""What the method was given."""
 
 
 def _limit_headers(request: web.Request) -> dict[str, str]:
@@ -129,6 +131,8 @@ class Member:
     kind: Kind = "text"
     # Null, or an empty string, is a value of its own and not the same as leaving it out.
     nullable: bool = False
+    # Narrows a list: empty is no value, lest everybody's rows are given for one user's.
+    narrows: bool = False
 
 
 Form = Callable[[Any, web.Request], Mapping[str, Any] | None]
@@ -255,7 +259,8 @@ def _paginator(result: Any, data: list[Any], request: web.Request) -> dict[str, 
     def url(number: int) -> str | None:
         if not 1 <= number <= last:
             return None
-        return f"{path}?{urlencode({**request.query, 'page': number})}"
+        query = {name: value for name, value in request.query.items() if value != ""}
+        return f"{path}?{urlencode(query | {'page': number})}"
 
     return {
         "current_page": page, "data": data, "first_page_url": url(1), "from": first if data else None,
@@ -276,7 +281,7 @@ def _sessions(result: Any, request: web.Request) -> dict[str, Any]:
         for session in result["sessions"]
     ]  # fmt: skip
     pagination = {
-        "per_page": int(request.query.get("per_page") or 100), "next_cursor": result["next"],
+        "per_page": request[PARAMS].get("limit", 100), "next_cursor": result["next"],
         "has_more": result["next"] is not None,
     }  # fmt: skip
     return _success(data) | {"pagination": pagination}
@@ -317,7 +322,10 @@ ANY_NAME = (Member("id", "integer"), Member("email", "email"), Member("externalI
 
 ROUTES = (
     Route("POST", "dashboard/users", "createStoreUser", _created_user, body=USER),
-    Route("GET", "dashboard/users", "listStoreUsers", _users, query=PAGE | {"email": Member("query")}),
+    Route(
+        "GET", "dashboard/users", "listStoreUsers", _users,
+        query=PAGE | {"email": Member("query", narrows=True)},
+    ),
     Route("GET", "dashboard/users/{email}", "getStoreUser", _user, parts={"email": ANY_NAME}),
     Route(
         "PUT", "dashboard/users/{user_id}", "updateStoreUser", _no_body, 204, parts={"user_id": ID},
@@ -342,7 +350,8 @@ ROUTES = (
     Route(
         "GET", "auth-sessions", "listAuthSessions", _sessions,
         query={
-            "user_id": Member("userId", "integer"), "external_id": Member("externalId"),
+            "user_id": Member("userId", "integer", narrows=True),
+            "external_id": Member("externalId", narrows=True),
             "per_page": Member("limit", "integer"), "cursor": Member("after"),
         },
     ),
@@ -377,7 +386,7 @@ def _named(parts: Mapping[str, tuple[Member, ...]], request: web.Request) -> dic
     for part, members in parts.items():
         text = request.match_info[part]
         for member in members:
-            if member.kind == "integer" and _ID.fullmatch(text):
+            if member.kind == "integer" and _ID.fullmatch(text) and int(text) < 2**63:
                 params[member.param] = int(text)
             elif (member.kind == "email" and "@" in text and "\0" not in text and len(text) <= 254) or (
                 member.kind == "external_id" and len(text) <= 64
@@ -407,6 +416,8 @@ def _translated(members: Mapping[str, Member], given: Iterable[tuple[str, Any]])
         member = members.get(name)
         if member is None:
             failures.append(FieldError(name[:64], "is not a member of this call"))
+        elif value == "" and member.narrows:
+            failures.append(FieldError(name, "must not be empty"))
         elif value in ("", None) and not member.nullable:
             continue
         elif member.param in params:
@@ -444,6 +455,7 @@ def _handler(route: Route) -> Callable[[web.Request], Any]:
             params |= _translated(route.body, (await _body(request)).items())
         elif route.query:
             params |= _translated(route.query, request.query.items())
+        request[PARAMS] = params
         try:
             result = await run(request, caller, route.method, params)
         except (Invalid, Conflict) as error:

@@ -25,6 +25,7 @@ from server.errors import (
     Invalid,
     LengthRequired,
     Malformed,
+    MemberForbidden,
     NoRoute,
     NotFound,
     NotHeld,
@@ -40,6 +41,7 @@ from server.errors import (
     WrongVerb,
 )  # fmt: skip
 from server.fronts._http import (
+    DISPATCHER,
     KEYS,
     Front,
     answer,
@@ -302,14 +304,16 @@ async def _outcome(
     if not unknown and route.method != route.validator:
         try:
             return await run(request, caller, route.method, params)
-        except (Invalid, Conflict) as error:
+        except (Invalid, Conflict, MemberForbidden) as error:
             refused = error
     if route.validator is not None:
         try:
             validation = await run(request, caller, route.validator, params)
         except Forbidden:
-            if refused is None:
-                raise  # else a key that may change and not look: it is told of one reason
+            method = request.app[DISPATCHER].methods[route.method]
+            may = method.scope in caller.scopes and (caller.is_operator or not method.operator)
+            if refused is None and not (unknown and may):
+                raise  # else a key that may change and not look: it is told what is known without a look
         else:
             failures = [FieldError(failed["field"], failed["message"]) for failed in validation["failures"]]
     if not failures and refused is not None:

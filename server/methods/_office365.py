@@ -51,7 +51,7 @@ async def _give_up(services: Services, payload: dict[str, Any]) -> None:
 
 @job("office365", parked=_give_up)
 async def create_in_office365(services: Services, payload: dict[str, Any]) -> None:
-    """One try. A user that is there already, perhaps since the last try, counts as created."""
+    """One try. A user that is there since an earlier one counts as created, and no other of its name."""
     async with services.database.connection() as db:
         user = await db.one(
             "get_office365_user", instance_id=payload["instance_id"], user_id=payload["user_id"]
@@ -74,6 +74,7 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
             first_name=user["fields"].get("firstname"),
             last_name=user["fields"].get("lastname"),
             is_active=user["is_active"],
+            mark=f"officerpc:{user['uuid']}",
         )
     except graph.Busy as error:
         await _note(services, payload, "pending", error=error.told)

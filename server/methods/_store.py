@@ -87,12 +87,16 @@ async def assign_plan(
     plan_id: int,
     last_day: str | None,
     name: str | None = None,
+    *,
+    keeps_end: bool = False,
 ) -> int:
     """Give a user a plan from today on, by the database's clock and in UTC.
 
     Args:
         last_day: YYYY-MM-DD; None for the plan's own duration.
         name: what the plan is called for this user; None for its own name.
+        keeps_end: whether the end of one that the user has, and that has not ended, stays unless there is a
+            last_day.
 
     Returns:
         the id of the assignment; that of a user who has the plan already is kept, with its new end.
@@ -107,12 +111,14 @@ async def assign_plan(
         plan_id=plan_id,
         valid_to=date.fromisoformat(last_day) if last_day else None,
         name=name,
+        keeps_end=keeps_end,
     )
     if assigned is None:
         raise Invalid.of([await _why_not(call.db, instance_id, plan_id)])
-    call.record(
-        "user.updated", user_id, before={"plan": assigned["before"]}, after={"plan": assigned["after"]}
-    )
+    if assigned["before"] != assigned["after"]:
+        call.record(
+            "user.updated", user_id, before={"plan": assigned["before"]}, after={"plan": assigned["after"]}
+        )
     return int(assigned["id"])
 
 

@@ -16,13 +16,14 @@ from server.errors import (
     Conflict,
     Contention,
     FieldError,
-    Forbidden,
     Invalid,
+    MemberForbidden,
     NotFound,
     ServiceError,
 )
 from server.events import Change
 from server.methods import _office365
+from server.methods._groups import need_admin_scope
 from server.methods.users import (
     ABSENT,
     CREATED_USER,
@@ -198,11 +199,6 @@ def _bad(member: str, message: str) -> Invalid:
     return Invalid.of([FieldError(member, message)])
 
 
-def _need_admin_scope(call: Call) -> None:
-    if "users:admin" not in call.caller.scopes:
-        raise Forbidden
-
-
 @contextlib.asynccontextmanager
 async def _alone() -> AsyncIterator[None]:
     """What was looked up a moment ago decides: whoever came in between makes the transaction begin again."""
@@ -239,7 +235,7 @@ class CreatedUsers(ManyResult):
 async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
     batch = await _checked(NewUser, params.mode, params.users)
     if any(item.isAdmin for item in batch.items.values()):
-        _need_admin_scope(call)
+        need_admin_scope(call)
     _refuse_early(call, batch)
     batch.settle()
     if any(item.password is not None for item in batch.items.values()):
@@ -516,6 +512,17 @@ class _Claims:
         return None
 
 
+def _protected_admin(
+    call: Call, row: Mapping[str, Any], after: Mapping[str, Any] | None = None
+) -> ServiceError | None:
+    """Why the key may not make this of an administrator; without after: may not delete it."""
+    if not row["is_admin"] or "users:admin" in call.caller.scopes:
+        return None
+    if after is not None and all(row[column] == after[column] for column in ("email_key", "is_active")):
+        return None
+    return MemberForbidden()
+
+
 async def _write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]) -> None:
     """Store what users are to be, and write down what changed; who stays the same is left alone.
 
@@ -527,7 +534,7 @@ async def _write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str
         if after == before:
             continue
         if after["is_admin"] != before["is_admin"]:
-            _need_admin_scope(call)
+            need_admin_scope(call)
         rows.append(
             after
             | {
@@ -581,7 +588,7 @@ class DoneUsers(ManyResult):
 async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges]:
     batch = await _checked(UserChanges, params.mode, params.users)
     if any(item.isAdmin is not None for item in batch.items.values()):
-        _need_admin_scope(call)
+        need_admin_scope(call)
     batch.settle()
     return batch
 
@@ -609,7 +616,7 @@ async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChan
 
     Each item is what updateUserByEmail takes, without the instance. An externalId that another user has now
     is taken, even where the same call takes it away from there. isAdmin in any item needs the scope
-    users:admin.
+    users:admin, and so does isActive that an administrator has not.
     """
     batch = prepared.again()
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
@@ -621,7 +628,10 @@ async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChan
     for index, item in list(batch.items.items()):
         row = users.get(keys[index])
         after = row and _after(row, item)
-        refusal = NotFound() if row is None or after is None else claims.refusal(row, after)
+        if row is None or after is None:
+            refusal: ServiceError | None = NotFound()
+        else:
+            refusal = _protected_admin(call, row, after) or claims.refusal(row, after)
         if refusal:
             batch.fail(index, refusal)
         else:
@@ -676,20 +686,21 @@ async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUs
 async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedUser]) -> Any:
     """Delete up to 1,000 users in one transaction, as deleteUserByEmail does one.
 
-    Whom an item before has named is not found any more.
+    Whom an item before has named is not found any more. Administrators need the scope users:admin.
     """
     batch = prepared.again()
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
     held = await _hold(call, list(keys.values()), [])
-    users = {row["email_key"]: row["id"] for row in held if not row["is_deleted"]}
+    users = {row["email_key"]: row for row in held if not row["is_deleted"]}
     ids: list[int] = []
     for index, key in keys.items():
-        user_id = users.pop(key, None)
-        if user_id is None:
-            batch.fail(index, NotFound())
+        user = users.pop(key, None)
+        refusal = NotFound() if user is None else _protected_admin(call, user)
+        if user is None or refusal is not None:
+            batch.fail(index, refusal or NotFound())
         else:
-            ids.append(user_id)
-            call.record("user.deleted", user_id, before={"email": batch.items[index].email})
+            ids.append(user["id"])
+            call.record("user.deleted", user["id"], before={"email": batch.items[index].email})
     batch.settle()
     if ids:
         await call.db.run("delete_users", instance_id=call.instance.id, ids=ids)
@@ -794,13 +805,15 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
             new += [] if refusal else [index]
         else:
             after = _after(row, item)
-            refusal = _protected(item, row) or claims.refusal(row, after)
+            refusal = (
+                _protected(item, row) or _protected_admin(call, row, after) or claims.refusal(row, after)
+            )
             changes |= {} if refusal else {index: (row, after)}
         if refusal:
             batch.fail(index, refusal)
         await pace.rest()
     if any(batch.items[index].isAdmin for index in new):
-        _need_admin_scope(call)
+        need_admin_scope(call)
     if new:
         await _hold_new(call, [batch.items[index] for index in new])
     await _refuse_plans(call, batch, new)
@@ -899,8 +912,8 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     given. What createUser takes is for new users; of one who is there the members that are given are changed,
     as updateUserByEmail does, and firstName, lastName, and the e-mail where the externalId says who it is.
     password, passwordHash, planId and createInOffice365 count for new users alone. A deleted user is refused,
-    and so is an e-mail whose user has another externalId. To make or unmake an administrator needs the scope
-    users:admin.
+    and so is an e-mail whose user has another externalId. To make or unmake an administrator, or to give one
+    another e-mail or isActive, needs the scope users:admin.
     """
     return (await _ensure(call, prepared.again()))[0]
 

@@ -9,6 +9,7 @@ from server.auth import GeneratedPasswords
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.events import identity
 from server.methods._fields import checked, fields_of, profile_schema
+from server.methods._groups import need_admin_scope
 from server.methods._logins import ClientAddress
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
@@ -313,14 +314,21 @@ async def _hash_new(call: Call, params: SetPassword) -> str:
     examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
 )
 async def set_password(call: Call, params: SetPassword, password_hash: str) -> Any:
-    """Set a user's password by id and end its sessions (user/set-password)."""
-    user = await call.db.one(
-        "set_password_by_id",
-        instance_id=call.instance.id,
-        user_id=params.id,
-        password_hash=password_hash,
+    """Set a user's password by id and end its sessions (user/set-password).
+
+    An administrator's needs the scope users:admin.
+    """
+    user = found(
+        await call.db.one(
+            "set_password_by_id",
+            instance_id=call.instance.id,
+            user_id=params.id,
+            password_hash=password_hash,
+        )
     )
-    await record_password(call, found(user))
+    if user["is_admin"]:
+        need_admin_scope(call)
+    await record_password(call, user)
     return True
 
 
@@ -350,6 +358,8 @@ async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
             with_account=params.withAccount,
         )
     )
+    if user["state"]["isAdmin"]:
+        need_admin_scope(call)
     closed = {"accountClosed": True} if params.withAccount else None
     call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
     await end_sessions(call, params.id)

@@ -153,7 +153,7 @@ async def get_plan(call: Call, params: PlanRef) -> Any:
 class ListPlans(TenantParams):
     """Which plans, and which page of them."""
 
-    query: Annotated[str, Field(max_length=200)] = Field("", description="Part of the name, in any case.")
+    query: Line = Field("", description="Part of the name, in any case.")
     page: Annotated[int, Field(ge=1, le=10_000)] = 1
     perPage: Annotated[int, Field(ge=1, le=100)] = 10
 

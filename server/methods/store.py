@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.methods._groups import may_administrate, need_admin_scope
 from server.methods._store import (
     ExternalId,
     LastDay,
@@ -28,6 +29,7 @@ from server.methods.users import (
     from_cursor,
     insert_user,
     password_problem,
+    protect_activity,
     record_password,
     to_cursor,
 )  # fmt: skip
@@ -158,7 +160,7 @@ class ListStoreUsers(TenantParams):
     @field_validator("query")
     @classmethod
     def _known(cls, query: str | None) -> str | None:
-        if query is not None and query not in _PAGES and "@" not in query:
+        if query is not None and query not in _PAGES and ("@" not in query or "\0" in query):
             raise ValueError("must be deactivated, admins or an e-mail")
         return query
 
@@ -285,7 +287,7 @@ class UpdateStoreUser(StoreUserMembers):
     id: Id
     onlySeesReadable: bool
     sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit; left out: as it is.")
-    isAdmin: bool = Field(ABSENT, description="Needs the scope users:admin.")
+    isAdmin: bool = Field(ABSENT, description="Another value than before needs the scope users:admin.")
     isPlanAdmin: bool = ABSENT
     planName: PlanName | None = Field(
         None, description="What its newest plan, which may be that of planId, is called for this user."
@@ -298,7 +300,6 @@ class UpdateStoreUser(StoreUserMembers):
     scope="users:write",
     writes=True,
     prepare=_hash_new,
-    member_scopes={"isAdmin": "users:admin"},
     errors=(NotFound, Conflict),
     examples=(
         Example(
@@ -311,10 +312,17 @@ class UpdateStoreUser(StoreUserMembers):
 async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Any:
     """Change a user, deactivated or not.
 
-    A new password ends its sessions. A lower sessionsLimit shows at its next login.
+    A new password ends its sessions. A lower sessionsLimit shows at its next login. The planId of a plan that
+    it has already changes nothing without planValidTo: the same call can be sent again on another day.
+    Another e-mail or a password for an administrator needs the scope users:admin.
     """
     user = {"instance_id": call.instance.id, "user_id": params.id}
     held = await _hold(call, params.id)
+    if params.isAdmin is not None:
+        may_administrate(call, held, params.isAdmin)
+    renamed = params.email.lower() != held["email_key"]
+    if held["is_admin"] and (renamed or password_hash is not None):
+        need_admin_scope(call)
     changes = []
     if params.email != held["email"]:
         renamed = await call.db.one(
@@ -334,7 +342,9 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
             call, found(await call.db.one("set_password_by_id", **user, password_hash=password_hash))
         )
     if params.planId is not None:
-        await assign_plan(call, call.instance.id, params.id, params.planId, params.planValidTo)
+        await assign_plan(
+            call, call.instance.id, params.id, params.planId, params.planValidTo, keeps_end=True
+        )
     if params.planName is not None:
         named = await call.db.one("name_newest_plan", **user, name=params.planName)
         if named is not None and named["old_name"] != params.planName:
@@ -354,6 +364,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
             "set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active
         )
     )
+    protect_activity(call, user)
     call.record_user(user_id, user["before"], user["after"])
     if not is_active:
         await end_sessions(call, user_id)
@@ -369,7 +380,10 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
     examples=(Example("Deactivate", {"id": 2}, True),),
 )
 async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
-    """Suspend a user, as isActive false does: it cannot log in and its sessions end."""
+    """Suspend a user, as isActive false does: it cannot log in and its sessions end.
+
+    An administrator's suspension needs the scope users:admin, and so does its end.
+    """
     return await _set_active(call, params.id, False)
 
 

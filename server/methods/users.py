@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from server.auth import Mebibytes, PasswordPolicy
-from server.errors import CONSTRAINTS, Conflict, FieldError, Forbidden, Invalid, NotFound
+from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, MemberForbidden, NotFound
 from server.events import identity
 from server.methods import _office365
 from server.methods._groups import (
@@ -29,6 +29,7 @@ from server.methods._groups import (
     hold_member,
     is_admins,
     may_administrate,
+    need_admin_scope,
     record_groups,
     replace_groups,
 )  # fmt: skip
@@ -49,6 +50,7 @@ from server.registry import NO_CONTROLS, Call, Example, Params, Result, TenantPa
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""
+OF_ADMINISTRATOR = "of an administrator needs the scope users:admin"
 
 
 def _address(email: str) -> str:
@@ -649,7 +651,8 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     """Change any part of a user but its e-mail and password.
 
     profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
-    ends every session of the user in the same transaction.
+    ends every session of the user in the same transaction; to suspend or reactivate an administrator needs
+    the scope users:admin.
     """
     key, is_admin, member = email_key(params.email), params.isAdmin, None
     if params.groups is not None:
@@ -671,6 +674,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             avatar=params.avatar,
         )
     )
+    protect_activity(call, user)
     changed = await change_store_user(
         call.db,
         call.instance.id,
@@ -691,6 +695,17 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     return True
 
 
+def protect_activity(call: Call, user: Any) -> None:
+    """Raises Forbidden where an administrator was suspended or reactivated, and the key may not.
+
+    Args:
+        user: a row with before and after, states of the user.
+    """
+    before, after = user["before"], user["after"]
+    if before["isAdmin"] and before["isActive"] != after["isActive"]:
+        need_admin_scope(call)
+
+
 class ResetPassword(UserRef):
     """A new password for a user."""
 
@@ -708,7 +723,7 @@ class ResetPassword(UserRef):
     examples=(Example("A new password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
 )
 async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
-    """Set a user's password and end its sessions."""
+    """Set a user's password and end its sessions; an administrator's needs the scope users:admin."""
     user = found(
         await call.db.one(
             "set_password",
@@ -717,6 +732,8 @@ async def reset_password_by_email(call: Call, params: ResetPassword, password_ha
             password_hash=password_hash,
         )
     )
+    if user["is_admin"]:
+        need_admin_scope(call)
     await record_password(call, user)
     return True
 
@@ -736,7 +753,10 @@ class RenameUser(UserRef):
     examples=(Example("Marriage", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
 )
 async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
-    """Give a user another e-mail; its sessions and everything it holds stay."""
+    """Give a user another e-mail; its sessions and everything it holds stay.
+
+    An administrator's needs the scope users:admin.
+    """
     user = found(
         await call.db.one(
             "rename_user",
@@ -746,6 +766,8 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
             new_email_key=params.newEmail.lower(),
         )
     )
+    if user["before"]["isAdmin"]:
+        need_admin_scope(call)
     call.record_user(user["id"], user["before"], user["after"])
     return True
 
@@ -785,7 +807,8 @@ class ReplaceUser(UserRef):
 async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
     """Change a user's e-mail, names, password and administration at once, all of it or nothing (seeds/002).
 
-    What is left out stays as it is. The display name follows the names.
+    What is left out stays as it is. The display name follows the names. Another e-mail or a password for an
+    administrator needs the scope users:admin.
     """
     # What the value is compared with is known here alone, so this scope cannot be left to dispatch.
     may_administrate = "users:admin" in call.caller.scopes
@@ -803,7 +826,10 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     )
     if changed is None:
         found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
-        raise Forbidden
+        raise MemberForbidden
+    renamed = params.newEmail is not None and params.newEmail.lower() != key
+    if changed["before"]["isAdmin"] and (renamed or password_hash is not None):
+        need_admin_scope(call)
     call.record_user(changed["id"], changed["before"], changed["after"])
     if password_hash is not None:
         await record_password(call, changed)
@@ -849,8 +875,12 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
         if isinstance(is_admin, bool) and is_admin != user["is_admin"]:
             may = "users:admin" in call.caller.scopes
             failures += [] if may else [FieldError("isAdmin", "a change needs the scope users:admin")]
+        protected = user["is_admin"] and "users:admin" not in call.caller.scopes
+        if protected and isinstance(given.get("password"), str) and "password" not in bad:
+            failures.append(FieldError("password", OF_ADMINISTRATOR))
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = _address(new_email).lower()
+            failures += [FieldError("newEmail", OF_ADMINISTRATOR)] if protected and new_key != key else []
             is_taken = new_key != key and (
                 await call.db.value("find_email", instance_id=call.instance.id, email_key=new_key) is not None
             )
@@ -870,10 +900,13 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     """Delete a user, so that it can be restored for as long as the retention lasts.
 
     It is found by nothing but listUsers with status deleted, its sessions end, its e-mail stays taken. When
-    the retention of the instance (or of the server) is over, it is purged.
+    the retention of the instance (or of the server) is over, it is purged. An administrator's deletion needs
+    the scope users:admin.
     """
     key = email_key(params.email)
     user = found(await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
+    if user["state"]["isAdmin"]:
+        need_admin_scope(call)
     call.record("user.deleted", user["id"], before=identity(user["state"]))
     await end_sessions(call, user["id"])
     return True
@@ -888,9 +921,14 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     examples=(Example("Restore", {"email": "gone@example.com"}, True),),
 )
 async def restore_user_by_email(call: Call, params: UserRef) -> Any:
-    """Bring a deleted user back with everything it had but its sessions."""
+    """Bring a deleted user back with everything it had but its sessions.
+
+    An administrator's return needs the scope users:admin.
+    """
     key = email_key(params.email)
     user = found(await call.db.one("restore_user", instance_id=call.instance.id, email_key=key))
+    if user["state"]["isAdmin"]:
+        need_admin_scope(call)
     call.record("user.restored", user["id"], after=identity(user["state"]))
     return True
 

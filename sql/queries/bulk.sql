@@ -116,7 +116,7 @@ WITH counter AS (
 INSERT INTO user_plans (instance_id, id, user_id, plan_id, valid_from, valid_to)
 SELECT
     :instance_id, counter.user_plans + given.place, given.user_id, plans.id, counter.today,
-    coalesce(given.last_day, (counter.today + make_interval(months => plans.duration))::date)
+    coalesce(given.last_day, (counter.today + make_interval(months => plans.duration, days => -1))::date)
 FROM unnest(:user_ids::bigint [], :plan_ids::bigint [], :last_days::date [])
 WITH ORDINALITY AS given (user_id, plan_id, last_day, place)
 INNER JOIN plans ON plans.instance_id = :instance_id AND plans.id = given.plan_id

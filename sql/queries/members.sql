@@ -44,7 +44,7 @@ RETURNING users.id, held.before, user_state(users) AS after;
 -- name: set_password_by_id(instance_id, user_id, password_hash)^
 -- As set_password, by id.
 WITH target AS (
-    SELECT id
+    SELECT id, is_admin
     FROM users
     WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
     FOR NO KEY UPDATE
@@ -65,7 +65,7 @@ void AS (
 )
 
 SELECT
-    id,
+    id, is_admin,
     EXISTS (
         SELECT FROM credentials AS c
         WHERE c.instance_id = :instance_id AND c.user_id = target.id

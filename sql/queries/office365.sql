@@ -1,5 +1,6 @@
 -- name: begin_office365(instance_id, user_id)^
--- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already.
+-- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already. What is
+-- pending is tried for five hours and a half, so that of one untouched for six the end could not be noted.
 WITH held AS (
     SELECT state
     FROM office365_accounts
@@ -10,7 +11,9 @@ INSERT INTO office365_accounts (instance_id, user_id, state)
 VALUES (:instance_id, :user_id, 'pending')
 ON CONFLICT (instance_id, user_id) DO UPDATE
 SET state = 'pending', error = NULL, updated_at = now()
-WHERE office365_accounts.state = 'failed'
+WHERE
+    office365_accounts.state = 'failed'
+    OR (office365_accounts.state = 'pending' AND office365_accounts.updated_at < now() - interval '6 hours')
 RETURNING user_id, (SELECT held.state FROM held) AS state_before;
 
 -- name: get_office365_state(instance_id, email_key)^
@@ -25,7 +28,7 @@ WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at
 -- name: get_office365_user(instance_id, user_id)^
 -- Who is to be created, by which credentials (in the settings), and whether that still is to be done.
 SELECT
-    u.email, u.display_name, u.fields, u.is_active, i.settings, o.state = 'done' AS is_done,
+    u.uuid::text AS uuid, u.email, u.display_name, u.fields, u.is_active, i.settings, o.state = 'done' AS is_done,
     u.deleted_at IS NOT NULL OR i.deleted_at IS NOT NULL AS is_gone
 FROM office365_accounts AS o
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = o.user_id

@@ -54,9 +54,10 @@ SELECT count(*) AS total
 FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0;
 
--- name: assign_plan(instance_id, user_id, plan_id, valid_to, name)^
--- From today until the given day, or for the plan's duration, or without an end. A user who has the plan
--- keeps it with the new end. No row where there is no such plan, or the day is over.
+-- name: assign_plan(instance_id, user_id, plan_id, valid_to, name, keeps_end)^
+-- From today until the given day, or for the plan's duration, or without an end: a month from 1 January ends on the
+-- 31st. A user who has the plan keeps it with the new end; with the end that it has where keeps_end says so, no day is
+-- given and it has not ended. No row where there is no such plan, or the day is over.
 WITH plan AS (
     SELECT id, duration
     FROM plans
@@ -82,14 +83,19 @@ counter AS (
 INSERT INTO user_plans AS held (instance_id, id, user_id, plan_id, name, valid_from, valid_to)
 SELECT
     :instance_id, counter.id, :user_id, plan.id, :name, counter.today,
-    coalesce(:valid_to::date, (counter.today + make_interval(months => plan.duration))::date)
+    coalesce(:valid_to::date, (counter.today + make_interval(months => plan.duration, days => -1))::date)
 FROM plan
 CROSS JOIN counter
 WHERE coalesce(:valid_to::date >= counter.today, true)
 ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
 SET
     valid_from = CASE WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from ELSE held.valid_from END,
-    valid_to = excluded.valid_to,
+    valid_to = CASE
+        WHEN
+            :keeps_end::boolean AND :valid_to::date IS NULL
+            AND coalesce(held.valid_to >= excluded.valid_from, true) THEN held.valid_to
+        ELSE excluded.valid_to
+    END,
     name = coalesce(excluded.name, held.name)
 RETURNING
     held.id, (SELECT before.held FROM before) AS before,

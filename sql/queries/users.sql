@@ -207,7 +207,7 @@ FROM renamed;
 -- name: set_password(instance_id, email_key, password_hash)^
 -- A new password. The sessions end by a statement after it: this one does not see that of a login it waited for.
 WITH target AS (
-    SELECT id
+    SELECT id, is_admin
     FROM users
     WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
     FOR NO KEY UPDATE
@@ -228,7 +228,7 @@ void AS (
 )
 
 SELECT
-    id,
+    id, is_admin,
     EXISTS (
         SELECT FROM credentials AS c
         WHERE c.instance_id = :instance_id AND c.user_id = target.id
