@@ -165,6 +165,12 @@ async def shop(
     return client
 
 
+@pytest.fixture
+async def operator(shop: Client, db: asyncpg.Connection) -> Client:
+    """An operator's key on the same server: another one would work the same queue."""
+    return shop.using(await insert_key(db, operator=True))
+
+
 async def settled(client: Client, email: str = ANN["email"]) -> Any:
     """The state of a user once nothing is under way."""
 
