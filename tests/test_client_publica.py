@@ -599,7 +599,7 @@ async def test_keys(store: Store, client: Client, reader: int, db: asyncpg.Conne
     poor = Store(client.using(await insert_key(db, scopes=("users:read", "users:write"))))
     for verb, target, body in (
         ("POST", USERS, {"email": "x@example.com", "external_id": "x", "admin": 1}),
-        ("PUT", f"{USERS}/2", {"email": "x@example.com", "external_id": "x", "only_sees_readable": 1, "admin": 0}),
+        ("PUT", f"{USERS}/2", {"email": "x@example.com", "external_id": "x", "only_sees_readable": 1, "admin": 1}),
         ("POST", PLANS, {"type": "recurring", "name": "x"}),
         ("POST", f"{USERS}/2/force-logout", None),
     ):  # fmt: skip
