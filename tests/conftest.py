@@ -379,9 +379,10 @@ async def footprint(db: asyncpg.Connection) -> dict[str, int]:
 
 
 async def contents(db: asyncpg.Connection) -> dict[str, str]:
-    """What stands in every table, but for the queue's, which is worked on meanwhile."""
+    """What stands in every table, but for the queue's and those of webhooks, which are worked on meanwhile."""
     tables = await db.fetch(
-        "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^pgqueuer' ORDER BY 1"
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        " AND tablename !~ '^(pgqueuer|webhook|deliveries)' ORDER BY 1"
     )
     return {
         table: await db.fetchval(

@@ -24,8 +24,8 @@ EXAMPLES = [
 ]
 
 
-OF_ANOTHER_INSTANCE = {"retryJob": 0, "createInstance": 2}
-"""0: what belongs to none. A new instance knows of its making."""
+OF_ANOTHER_INSTANCE = {"retryJob": 0, "createInstance": 3}
+"""0: what belongs to none. A new instance knows of its making; its rehearsal has taken the number 2."""
 
 
 def _secrets(value: Any) -> list[str]:
