@@ -6,7 +6,7 @@ import random
 import re
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
@@ -55,10 +55,14 @@ class Calls:
     replayed: int = 0
     dry: int = 0
     retry_after: int = 0
+    # What is left to the caller by each limit that it is under, by the limit's name.
+    allowances: dict[str, Allowance] = field(default_factory=dict)
 
     def headers(self) -> dict[str, str]:
         """What holds for all of them: a batch that did any new work does not say that it was replayed."""
-        told = {}
+        told = _limit_headers(self.allowances) if self.allowances else {}
+        if not self.begun:
+            return told
         if self.replayed == self.begun:
             told["Idempotency-Replayed"] = "true"
         if self.dry == self.begun:
@@ -68,11 +72,7 @@ class Calls:
         return told
 
 
-CALLED = web.RequestKey("CALLED", Calls)
-"""Set once a request has become a call, which dispatch then observes."""
-
-ALLOWANCES = web.RequestKey("ALLOWANCES", dict[str, Allowance])
-"""What is left to the caller by each limit that it is under, by the limit's name."""
+CALLS = web.RequestKey("CALLS", Calls)
 
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
@@ -169,7 +169,7 @@ def abide(request: web.Request, limit: str, allowance: Allowance) -> None:
     Raises:
         TooMany: nothing any more.
     """
-    request.setdefault(ALLOWANCES, {})[limit] = allowance
+    request[CALLS].allowances[limit] = allowance
     if not allowance.granted:
         raise TooMany(retry_after=allowance.resets_in)
 
@@ -235,9 +235,7 @@ async def run(
     circumstances = Circumstances(
         request[REQUEST_ID], address_of(request), key, origin_of(request), dry_run=dry_run
     )
-    calls = request.get(CALLED)
-    if calls is None:
-        calls = request[CALLED] = Calls()
+    calls = request[CALLS]
     calls.begun += 1
     if dry_run or without_dry_run(params)[1] is True:
         calls.dry += 1
@@ -425,6 +423,7 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request_id = request[REQUEST_ID] = request_id_of(request.headers.get("X-Request-Id"))
+        calls = request[CALLS] = Calls()
         error: ServiceError | None = None
         response: web.StreamResponse
         try:
@@ -452,15 +451,13 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
                 response.headers["Retry-After"] = str(error.retry_after)
             if isinstance(error, (TooLarge, TooSlow)):
                 response.force_close()  # the rest of the body is not worth waiting for
-            if CALLED not in request:
+            if not calls.begun:  # else dispatch has observed it
                 metrics.refusal(
                     RefusalFact(front.name, error.code, response.status, request_id, error.cause())
                 )
-        if (calls := request.get(CALLED)) is not None and (told := calls.headers()):
+        if told := calls.headers():
             response.headers.update(told)
         response.headers["X-Request-Id"] = request_id
-        if (allowances := request.get(ALLOWANCES)) is not None:
-            response.headers.update(_limit_headers(allowances))
         return response
 
     return handle
