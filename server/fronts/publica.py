@@ -710,7 +710,8 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Parameter]:
             if member.param in example.params
         }
         rest = {key: part for key, part in schema.items() if key == "description"}
-        schema = rest | {"anyOf": [schema, {"const": ""}]}
+        if not member.narrows:
+            schema = rest | {"anyOf": [schema, {"const": ""}]}
         yield Parameter(name, "query", schema, examples=values)
 
 

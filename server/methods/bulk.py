@@ -39,6 +39,7 @@ from server.methods.users import (
     names_of,
     note_creation,
     password_problem,
+    set_quotas,
     shown_name,
 )  # fmt: skip
 from server.pictures import avatar_url
@@ -387,8 +388,11 @@ async def _insert(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> dict[
             last_days=[day and date.fromisoformat(day) for day in days],
         )
     for index in wanted:
-        if batch.items[index].createInOffice365:
-            await _office365.begin(call, created[index]["id"])
+        item, user_id = batch.items[index], created[index]["id"]
+        if item.createInOffice365:
+            await _office365.begin(call, user_id)
+        if item.quotas is not None and (item.quotas.mail, item.quotas.files) != (None, None):
+            await set_quotas(call, call.instance.id, user_id, item.quotas)
     return created
 
 
@@ -570,7 +574,9 @@ def _note_change(call: Call, before: Mapping[str, Any], after: Mapping[str, Any]
 class UpdateUsers(ManyParams):
     """What to change of whom."""
 
-    users: Items[UserChanges] = Field(description=f"1 to {MOST}, each as updateUserByEmail takes one.")
+    users: Items[UserChanges] = Field(
+        description=f"1 to {MOST}, each as updateUserByEmail takes one, but for groups and quotas."
+    )
 
 
 class DoneItem(ItemResult):
@@ -614,9 +620,9 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
 async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChanges]) -> Any:
     """Change up to 1,000 users in one transaction.
 
-    Each item is what updateUserByEmail takes, without the instance. An externalId that another user has now
-    is taken, even where the same call takes it away from there. isAdmin in any item needs the scope
-    users:admin, and so does isActive that an administrator has not.
+    Each item is what updateUserByEmail takes, without instance, groups and quotas. An externalId that
+    another user has now is taken, even where the same call takes it away from there. isAdmin in any item
+    needs the scope users:admin, and so does isActive that an administrator has not.
     """
     batch = prepared.again()
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
@@ -821,6 +827,8 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     created = await _insert(call, batch, [index for index in new if index in batch.items])
     await _write(call, list(changes.values()))
     ids = {index: before["id"] for index, (before, _) in changes.items()}
+    for index, user_id in ids.items():
+        await set_quotas(call, call.instance.id, user_id, batch.items[index].quotas)
     ids |= {index: row["id"] for index, row in created.items()}
     rows = await call.db.all(
         "read_users", instance_id=call.instance.id, instance_name=call.instance.name, ids=list(ids.values())

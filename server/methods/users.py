@@ -173,6 +173,7 @@ class NewUser(Params):
     onlySeesReadable: bool = Field(False, description="Whether the store shows it only what it may read.")
     planId: PlanId | None = Field(None, description="A plan that it is assigned.")
     planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
+    quotas: Quotas = ABSENT
 
     _plan_end = field_validator("planValidTo")(needs_plan)
 
@@ -185,8 +186,6 @@ class NewUser(Params):
 
 class CreateUser(NewUser, TenantParams):
     """A new user."""
-
-    quotas: Quotas = ABSENT
 
 
 class CreatedUser(Result):
@@ -412,7 +411,7 @@ async def insert_user(
     )
     if params.planId is not None:
         await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
-    await set_quotas(call, instance_id, row["id"], getattr(params, "quotas", None))
+    await set_quotas(call, instance_id, row["id"], params.quotas)
     # Stored as jsonb the members would come back in another order than the document's.
     return row | {"profile": profile, "values": values}
 
