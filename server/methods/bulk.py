@@ -466,9 +466,12 @@ _MERGED = {"profile", "values"}
 
 
 async def _hold(call: Call, email_keys: list[str], external_ids: list[str]) -> list[dict[str, Any]]:
-    rows = await call.db.all(
-        "hold_users", instance_id=call.instance.id, email_keys=email_keys, external_ids=external_ids
+    """Whoever has one of these, as it is once nobody else can change it."""
+    found = await call.db.all(
+        "find_taken", instance_id=call.instance.id, email_keys=email_keys, external_ids=external_ids
     )
+    ids = [row["id"] for row in found]
+    rows = await call.db.all("hold_users", instance_id=call.instance.id, ids=ids)
     return [dict(row) for row in rows]
 
 

@@ -7,11 +7,14 @@ FOR NO KEY UPDATE;
 
 -- name: find_taken(instance_id, email_keys, external_ids)
 -- Whoever holds one of these addresses or external ids, deleted or not.
-SELECT id, email_key, external_id
-FROM users
-WHERE
-    instance_id = :instance_id
-    AND (email_key = any(:email_keys::text []) OR external_id = any(:external_ids::text []));
+-- Joins instead of any(): a plan from when the table was small would go through the array for each row of it.
+SELECT u.id, u.email_key, u.external_id
+FROM unnest(:email_keys::text []) AS wanted (email_key)
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.email_key
+UNION
+SELECT u.id, u.email_key, u.external_id
+FROM unnest(:external_ids::text []) AS wanted (external_id)
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.external_id = wanted.external_id;
 
 -- name: create_users(instance_id, user_count, users)^
 -- As many users as user_count says, each with credential, mailboxes, calendar and file folders as create_user makes them.
@@ -122,18 +125,16 @@ WITH ORDINALITY AS given (user_id, plan_id, last_day, place)
 INNER JOIN plans ON plans.instance_id = :instance_id AND plans.id = given.plan_id
 CROSS JOIN counter;
 
--- name: hold_users(instance_id, email_keys, external_ids)
--- Whoever holds one of these addresses or external ids, deleted or not, with all that can be changed, kept from others,
--- logins too, until the transaction ends.
+-- name: hold_users(instance_id, ids)
+-- Users, deleted or not, with all that can be changed, kept from others, logins too, until the transaction ends.
 SELECT
-    id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields,
-    external_id, sessions_limit, is_plan_admin, only_sees_readable, deleted_at IS NOT NULL AS is_deleted
-FROM users
-WHERE
-    instance_id = :instance_id
-    AND (email_key = any(:email_keys::text []) OR external_id = any(:external_ids::text []))
-ORDER BY id
-FOR NO KEY UPDATE;
+    u.id, u.email, u.email_key, u.display_name, u.is_active, u.is_admin, u.profile, u.app_values, u.settings, u.apps,
+    u.avatar, u.fields, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable,
+    u.deleted_at IS NOT NULL AS is_deleted
+FROM unnest(:ids::bigint []) AS wanted (id)
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id
+ORDER BY u.id
+FOR NO KEY UPDATE OF u;
 
 -- name: write_users(instance_id, users)!
 -- All that can be changed of users who are held. Who is suspended loses the sessions, who has another avatar the stored
@@ -195,7 +196,8 @@ WHERE
 WITH gone AS (
     UPDATE users
     SET deleted_at = now(), updated_at = now()
-    WHERE instance_id = :instance_id AND id = any(:ids::bigint [])
+    FROM unnest(:ids::bigint []) AS named (id)
+    WHERE users.instance_id = :instance_id AND users.id = named.id
 ),
 
 counted AS (
@@ -205,7 +207,8 @@ counted AS (
 )
 
 DELETE FROM sessions
-WHERE instance_id = :instance_id AND user_id = any(:ids::bigint []);
+USING unnest(:ids::bigint []) AS named (id)
+WHERE sessions.instance_id = :instance_id AND sessions.user_id = named.id;
 
 -- name: read_users(instance_id, instance_name, ids)
 -- Users by their ids, as get_user shows one.
@@ -233,7 +236,8 @@ SELECT
     c.main AS "mainCalendar",
     '' AS token,
     0 AS "tokenExpiresAt"
-FROM users AS u
+FROM unnest(:ids::bigint []) AS wanted (id)
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id
 CROSS JOIN LATERAL (
     SELECT
         max(id) FILTER (WHERE role = 'inbox') AS inbox,
@@ -256,13 +260,13 @@ CROSS JOIN LATERAL (
     FROM file_folders
     WHERE instance_id = :instance_id AND user_id = u.id
 ) AS f
-WHERE u.instance_id = :instance_id AND u.id = any(:ids::bigint []) AND u.deleted_at IS NULL;
+WHERE u.deleted_at IS NULL;
 
 -- name: find_created_by(instance_id, email_keys, request_id)
 -- Whose of these addresses were created by one request, for an import that was interrupted.
 SELECT u.email_key
-FROM users AS u
+FROM unnest(:email_keys::text []) AS wanted (email_key)
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.email_key
 INNER JOIN events AS e ON e.instance_id = :instance_id AND e.user_id = u.id
 WHERE
-    u.instance_id = :instance_id AND u.email_key = any(:email_keys::text [])
-    AND e.type = 'user.created' AND e.request_id = :request_id;
+    e.type = 'user.created' AND e.request_id = :request_id;
