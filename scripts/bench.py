@@ -45,7 +45,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from server.embedded import embedded_postgres_url
-from server.methods.users import CreateUser
+from server.methods.users import CreateUser, creation
 
 HASHER = argon2.PasswordHasher(DEFAULTS.argon2_time, DEFAULTS.argon2_memory, DEFAULTS.argon2_parallelism)
 PASSWORD = '"password":"correct horse battery"'
@@ -163,6 +163,13 @@ def create_hashed_user(bench: Bench) -> Iterator[Figure]:
         "language": "en",
         "is_confirmed": "true",
         "password_hash": password_hash,
+        "event": orjson.dumps(creation(model)).decode(),
+        "method": "createUser",
+        "key_id": "1",
+        "key_name": "bench",
+        "request_id": "0" * 32,
+        "address": "127.0.0.1",
+        "origin": "bench",
     }
     pool = DEFAULTS.pool_size
     with bench.server(writes, 1) as one, bench.server(writes, 2) as two:

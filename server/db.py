@@ -35,6 +35,10 @@ Row: TypeAlias = Any
 
 # Any constant serves, as long as every officerpc uses the same.
 _MIGRATION_LOCK = 0x0FF1CE
+# How a connection is lost while a statement runs.
+_LOST = (
+    OSError, pg.InternalClientError, pg.PostgresConnectionError, pg.AdminShutdownError, pg.CrashShutdownError
+)  # fmt: skip
 
 
 class NamedQuery(NamedTuple):
@@ -245,6 +249,24 @@ class Database:
             raise Unavailable(retry_after=1) from error
 
     @contextlib.asynccontextmanager
+    async def statement(self) -> AsyncIterator[Connection]:
+        """A connection for a single statement that writes: it is a transaction by itself.
+
+        Raises:
+            NotBegun: the connection had been lost before.
+            OutcomeUnknown: the connection was lost, or time ran out, while it ran.
+        """
+        async with self.connection() as connection:
+            try:
+                yield connection
+            except pg.InterfaceError as error:
+                if isinstance(translated(error), ConnectionLost):  # found closed, nothing was sent
+                    raise NotBegun(retry_after=1) from error
+                raise
+            except (*_LOST, asyncio.CancelledError) as error:
+                raise OutcomeUnknown() from error
+
+    @contextlib.asynccontextmanager
     async def transaction(self, *, dry_run: bool = False) -> AsyncIterator[Connection]:
         """A connection in a transaction that commits at the end of the block, or rolls back on any error.
 
@@ -278,17 +300,9 @@ class Database:
             try:
                 await transaction.commit()
             except (
-                OSError,
-                pg.InterfaceError,
-                pg.InternalClientError,
-                pg.PostgresConnectionError,
-                asyncio.CancelledError,
-            ) as error:
+                *_LOST, pg.InterfaceError, pg.OperatorInterventionError, asyncio.CancelledError
+            ) as error:  # fmt: skip
                 raise OutcomeUnknown() from error  # cancelled: the call's time was up before the answer
-            except pg.PostgresError as error:
-                if isinstance(error, pg.OperatorInterventionError):
-                    raise OutcomeUnknown() from error
-                raise
 
     async def writable(self) -> bool:
         """Whether the database takes writes. If not, it is connected to anew: the next one might."""

@@ -147,6 +147,7 @@ class Dispatcher:
                 self.keys,
                 circumstances,
                 self.methods,
+                known,
             )
             with Deadline(self._deadlines):
                 repeatable = _repeatable(method, call, params)
@@ -215,15 +216,21 @@ class Dispatcher:
         self, method: Method, call: Call, arguments: tuple[Any, ...], repeatable: Repeatable | None
     ) -> Answered:
         dry_run = call.circumstances.dry_run
+        call.single = method.single is not None and method.single(arguments[1])
+        alone = call.single and not dry_run and repeatable is None
         for attempt in range(1, _ATTEMPTS + 1):
             call.after_commit.clear()
             call.changes.clear()
             try:
+                if alone:
+                    async with self._database.statement() as call.db:
+                        return Answered(await method.handler(*arguments))
                 async with self._database.transaction(dry_run=dry_run) as call.db:
                     if repeatable and not dry_run and (done := await self._claim(call, repeatable)):
                         return done
                     result = await method.handler(*arguments)
-                    await self._write_down(method, call, arguments[1])
+                    if not call.single:
+                        await self._write_down(method, call, arguments[1])
                     if repeatable and not dry_run:
                         result = await self._keep(call, repeatable, result)
                     return Answered(result)
@@ -270,12 +277,7 @@ class Dispatcher:
             user_ids=[change.user_id for change in changes],
             befores=[change.before for change in changes],
             afters=[change.after for change in changes],
-            method=method.name,
-            key_id=call.caller.key_id,
-            key_name=call.caller.key_name,
-            request_id=call.circumstances.request_id,
-            address=call.circumstances.address,
-            origin=call.circumstances.origin,
+            **call.author(),
         )
 
 

@@ -66,6 +66,8 @@ class Call:
     keys: KeyRing
     circumstances: Circumstances
     methods: "Mapping[str, Method]"
+    # The name of its method.
+    method: str
     # Set by dispatch as the call proceeds. instance: for methods with TenantParams.
     # db: within the method alone, a transaction where the method writes.
     instance: Instance = field(init=False)
@@ -76,6 +78,16 @@ class Call:
     changes: list[Change] = field(default_factory=list)
     # Whom the call is about, for the audit of one that changed nothing.
     subject: int | None = None
+    # The handler's one statement writes its event itself; see Method.single.
+    single: bool = False
+
+    def author(self) -> dict[str, Any]:
+        """Who does what from where: those columns of an event."""
+        return {
+            "method": self.method, "key_id": self.caller.key_id, "key_name": self.caller.key_name,
+            "request_id": self.circumstances.request_id, "address": self.circumstances.address,
+            "origin": self.circumstances.origin,
+        }  # fmt: skip
 
     def record(
         self,
@@ -137,6 +149,9 @@ class Method:
     operator: bool
     # Runs before a connection is taken: hashing, and whatever else is slow. Its result goes to the handler.
     prepare: Callable[..., Awaitable[Any]] | None
+    # Whether these params are done by one statement, which writes the event too (Call.single). It needs no
+    # transaction around it: one round trip is enough.
+    single: Callable[[Any], bool] | None
     # Members that need a scope of their own when they are given another value than their default.
     member_scopes: Mapping[str, str]
     # Not in the OneOffice document.
@@ -161,6 +176,7 @@ def method(
     examples: tuple[Example, ...],
     errors: tuple[type[ServiceError], ...] = (),
     prepare: Callable[..., Awaitable[Any]] | None = None,
+    single: Callable[[Any], bool] | None = None,
     member_scopes: Mapping[str, str] | None = None,
     operator: bool = False,
     extension: bool = True,
@@ -178,6 +194,8 @@ def method(
         errors: the kinds of its own that it can answer with, beyond those any call can.
         prepare: `async def prepare(call, params)`, run before a connection is taken; what it returns
             is the handler's third argument.
+        single: `def single(params)`: whether the handler makes one statement for these params, which writes
+            the event too.
         member_scopes: scopes that single members need.
         operator: only for operator keys.
         extension: not part of the OneOffice document.
@@ -207,6 +225,7 @@ def method(
             writes,
             operator,
             prepare,
+            single,
             member_scopes or {},
             extension,
             with_picture,

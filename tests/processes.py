@@ -267,25 +267,28 @@ class OwnPostgres:
 
 
 class DroppingProxy:
-    """Stands between server and Postgres, and loses the connection at a COMMIT."""
+    """Stands between server and Postgres, and loses the connection at a COMMIT, or at whatever else commits."""
 
     COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
     """The message that asyncpg sends: Query, its length, its text."""
 
-    def __init__(self, database_url: str, folder: Path, *, after: bool, hang: bool = False) -> None:
+    def __init__(
+        self, database_url: str, folder: Path, *, after: bool, hang: bool = False, at: bytes = COMMIT
+    ) -> None:
         """
         Args:
             database_url: of a server on a Unix socket.
             folder: for our own socket.
-            after: whether Postgres still gets the COMMIT.
+            after: whether Postgres still gets what commits.
             hang: keep the connection, and let nothing through any more.
+            at: what the message that commits holds.
         """
         host = urlsplit(database_url).query.removeprefix("host=")
         self.url = database_url.replace(host, quote(str(folder), safe=""))
         self.commits = 0
         self._socket = folder / ".s.PGSQL.5432"
         self._behind = Path(host.replace("%2F", "/")) / ".s.PGSQL.5432"
-        self._after, self._hang = after, hang
+        self._after, self._hang, self._at = after, hang, at
         self._armed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -302,7 +305,7 @@ class DroppingProxy:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def arm(self) -> None:
-        """From now on, until the next COMMIT."""
+        """From now on, until it happens."""
         self._armed = True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -321,7 +324,7 @@ class DroppingProxy:
         back = asyncio.create_task(self._back(behind_reader, writer))
         try:
             while data := await reader.read(65536):
-                if self.COMMIT in data:
+                if self._at in data:
                     self.commits += 1
                     if self._armed:
                         self._armed = False

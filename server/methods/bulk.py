@@ -35,9 +35,9 @@ from server.methods.users import (
     NewUser,
     User,
     UserChanges,
+    creation,
     email_key,
     names_of,
-    note_creation,
     password_problem,
     set_quotas,
     shown_name,
@@ -356,7 +356,7 @@ async def _insert(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> dict[
     for place, (index, row) in enumerate(zip(wanted, rows, strict=True)):
         user_id = last["users"] + place + 1
         mailbox, folder = last["mailboxes"] + 6 * place, last["file_folders"] + 2 * place
-        note_creation(call, user_id, batch.items[index], row["display_name"])
+        call.record("user.created", user_id, after=creation(batch.items[index]))
         created[index] = {
             "email": row["email"],
             "displayName": row["display_name"],

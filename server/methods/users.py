@@ -21,7 +21,7 @@ from pydantic import (
 
 from server.auth import Mebibytes, PasswordPolicy
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, MemberForbidden, NotFound
-from server.events import identity
+from server.events import identity, redacted
 from server.methods import _office365
 from server.methods._groups import (
     GroupNames,
@@ -336,27 +336,30 @@ def shown_name(params: NewUser) -> str:
     return params.displayName or " ".join(names).strip()[:200] or params.email.rpartition("@")[0]
 
 
-def note_creation(
-    call: Call,
-    user_id: int,
+_MORE_THAN_A_USER = {*STORE_MEMBERS, "planId", "planValidTo", "quotas", "createInOffice365"}
+_UNSAID = {
+    # Secrets, what is said elsewhere, and what is always said.
+    "instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName", "email",
+    "displayName", "isActive", "isAdmin",
+}  # fmt: skip
+
+
+def creation(
     params: NewUser,
-    display_name: str,
     *,
     fields: Mapping[str, Any] | None = None,
     language: str = "en",
     is_confirmed: bool = True,
-) -> None:
-    """Write down that a user was created; see insert_user for the arguments."""
+) -> dict[str, Any]:
+    """What is written down of a user who is created; see insert_user for the arguments."""
     names = {alias: name for alias, name in names_of(params).items() if name is not None}
     # More than what was left to its default, so that nobody has to know the defaults of a day.
     always = {
-        "email": params.email, "displayName": display_name, "isActive": params.isActive,
+        "email": params.email, "displayName": shown_name(params), "isActive": params.isActive,
         "isAdmin": params.isAdmin, "isConfirmed": is_confirmed, "language": language,
         "fields": names | dict(fields or {}),
     }  # fmt: skip
-    unsaid = {"instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName"}
-    given = params.model_dump(exclude_defaults=True, exclude=unsaid | set(always))
-    call.record("user.created", user_id, after=always | given)
+    return always | params.model_dump(exclude_defaults=True, exclude=_UNSAID)
 
 
 async def insert_user(
@@ -377,13 +380,13 @@ async def insert_user(
         is_confirmed: False until the code of its mail is redeemed.
     """
     profile, values = params.profile.model_dump(), params.values.model_dump()
-    names = {alias: name for alias, name in names_of(params).items() if name is not None}
+    event = creation(params, fields=fields, language=language, is_confirmed=is_confirmed)
     created = await call.db.one(
         "create_user",
         instance_id=instance_id,
         email=params.email,
         email_key=params.email.lower(),
-        display_name=shown_name(params),
+        display_name=event["displayName"],
         is_active=params.isActive,
         is_admin=params.isAdmin,
         profile=profile,
@@ -391,29 +394,29 @@ async def insert_user(
         settings=params.settings,
         apps=params.apps,
         avatar=params.avatar,
-        fields=names | (fields or {}),
+        fields=event["fields"],
         language=language,
         is_confirmed=is_confirmed,
         password_hash=password_hash or params.passwordHash,
+        event=redacted(event) if call.single else None,
+        **call.author(),
     )
     row = dict(found(created))
-    note_creation(
-        call,
-        row["id"],
-        params,
-        row["displayName"],
-        fields=fields,
-        language=language,
-        is_confirmed=is_confirmed,
-    )  # fmt: skip
-    await change_store_user(
-        call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
-    )
-    if params.planId is not None:
-        await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
-    await set_quotas(call, instance_id, row["id"], params.quotas)
+    if not call.single:
+        call.record("user.created", row["id"], after=event)
+        await change_store_user(
+            call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
+        )
+        if params.planId is not None:
+            await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
+        await set_quotas(call, instance_id, row["id"], params.quotas)
     # Stored as jsonb the members would come back in another order than the document's.
     return row | {"profile": profile, "values": values}
+
+
+def is_one_statement(params: "CreateUser") -> bool:
+    """Whether a user is created by one statement: it has nothing of a store, an order or Office 365."""
+    return params.model_fields_set.isdisjoint(_MORE_THAN_A_USER)
 
 
 async def set_quotas(call: Call, instance_id: int, user_id: int, quotas: Quotas | None) -> None:
@@ -436,6 +439,7 @@ async def set_quotas(call: Call, instance_id: int, user_id: int, quotas: Quotas 
     writes=True,
     extension=False,
     prepare=hash_new_password,
+    single=is_one_statement,
     member_scopes={"isAdmin": "users:admin"},
     errors=(Conflict,),
     examples=(

@@ -1,5 +1,6 @@
--- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, password_hash)^
--- The user with everything it is given: credential, six mailboxes, main calendar, two file folders.
+-- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, password_hash, event, method, key_id, key_name, request_id, address, origin)^
+-- The user with everything it is given: credential, six mailboxes, main calendar, two file folders; and its event, where
+-- that is not left to the others of its transaction.
 WITH counter AS (
     UPDATE instance_counters
     SET
@@ -52,6 +53,16 @@ new_folders AS (
     SELECT :instance_id, file_folders - 2 + place, user_id, role
     FROM counter
     CROSS JOIN (VALUES (1, 'root'), (2, 'trash')) AS roles (place, role)
+),
+
+new_event AS (
+    INSERT INTO events (
+        instance_id, place, type, user_id, after, method, key_id, key_name, request_id, address, origin
+    )
+    SELECT
+        :instance_id, 1, 'user.created', user_id, :event, :method, :key_id, :key_name, :request_id, :address, :origin
+    FROM counter
+    WHERE :event::jsonb IS NOT NULL
 )
 
 SELECT
