@@ -51,7 +51,7 @@ async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatch
                     "create_key", name="bootstrap", digest=digest(key), prefix=key[:11],
                     scopes=list(TENANT_SCOPES), is_operator=False,
                     instance_names=[settings.bootstrap_instance], networks=[], lifetime=None,
-                    rate_per_minute=None,
+                    rate_per_minute=None, maker_id=None,
                 )  # fmt: skip
             return FirstStart(migrations, key)
     finally:

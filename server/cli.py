@@ -91,6 +91,8 @@ class Session:
         from server.app import build
 
         self.settings = settings
+        # The params of the last call: what an error is about.
+        self.asked: dict[str, Any] = {}
         self.database, self.keys, self.hasher, self.dispatcher = build(settings, url)
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
@@ -98,12 +100,13 @@ class Session:
         from server.auth import OPERATOR
         from server.registry import Circumstances
 
+        self.asked = params
         return await self.dispatcher.call(OPERATOR, method, params, Circumstances("command-line"))
 
 
 def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Run a command against the database. Whatever the caller can mend ends with status 1 and one line."""
-    from server.errors import Forbidden, ServiceError
+    from server.errors import ServiceError
 
     settings = read_settings()
     logs.configure("error")
@@ -113,6 +116,8 @@ def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         await session.database.open()
         try:
             return await work(session)
+        except ServiceError as error:
+            fail(_worded(error, session.asked))
         finally:
             session.hasher.close()
             await session.database.close()
@@ -120,10 +125,22 @@ def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     with database_url(settings) as url:
         try:
             return asyncio.run(session(url))
-        except Forbidden:
-            fail("there is no such instance")  # an operator may do everything else
         except ServiceError as error:
             fail(error.message)
+
+
+def _worded(error: Any, asked: dict[str, Any]) -> str:
+    """What the caller can mend, with the name that was not found."""
+    from server.errors import Forbidden, NotFound
+
+    if isinstance(error, Forbidden):  # an operator may do everything else
+        return f"there is no instance {asked.get('instance')}"
+    if isinstance(error, NotFound) and (name := asked.get("email") or asked.get("id")):
+        return f"{name}: {error.message}"
+    for field, _ in error.fields:
+        if field.startswith("instances."):
+            return f"there is no instance {asked['instances'][int(field.removeprefix('instances.'))]}"
+    return str(error.message)
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -573,6 +590,7 @@ def export_users(instance: InstanceName) -> None:
         from server.auth import OPERATOR
         from server.transfer import exported_users
 
+        session.asked = {"instance": instance}
         target = await session.keys.instance(OPERATOR, instance)
         async for lines in exported_users(session.database, target.id):
             sys.stdout.buffer.writelines(lines)

@@ -263,6 +263,12 @@ class Database:
                 if isinstance(translated(error), ConnectionLost):  # found closed, nothing was sent
                     raise NotBegun(retry_after=1) from error
                 raise
+            except pg.ProtocolError as error:  # of an answer
+                raise OutcomeUnknown() from error
+            except pg.InternalClientError as error:
+                # The server had said while it idled that it ends it: asyncpg's protocol is out of step then,
+                # and refuses before it writes (_ensure_connected, _set_state).
+                raise NotBegun(retry_after=1) from error
             except (*_LOST, asyncio.CancelledError) as error:
                 raise OutcomeUnknown() from error
 

@@ -20,6 +20,8 @@ from server.errors import (
     Forbidden,
     MemberForbidden,
     NotBegun,
+    OutcomeUnknown,
+    RepeatableOutcomeUnknown,
     ServiceError,
     StillRunning,
     Unavailable,
@@ -124,20 +126,21 @@ class Dispatcher:
                     f"unknown method {name[:64]}" if isinstance(name, str) else "method: must be a string"
                 )
             known = method.name
-            if method.scope not in caller.scopes or (method.operator and not caller.is_operator):
+            if method.scope not in caller.scopes:
+                raise Forbidden(scope=method.scope)
+            if method.operator and not caller.is_operator:
                 raise Forbidden
             bad = []
-            if method.writes:
-                params, dry_run = without_dry_run(params)
-                if not isinstance(dry_run, bool):
-                    bad.append(FieldError(DRY_RUN, "must be true or false"))
-                elif dry_run:
-                    circumstances = circumstances._replace(dry_run=True)
+            params, dry_run = without_dry_run(params)
+            if not isinstance(dry_run, bool):
+                bad.append(FieldError(DRY_RUN, "must be true or false"))
+            elif dry_run:
+                circumstances = circumstances._replace(dry_run=True)
             model = validated(method.params, params, bad)
             for member, scope in method.member_scopes.items():
                 given = getattr(model, member)
                 if given != type(model).model_fields[member].default and scope not in caller.scopes:
-                    raise MemberForbidden
+                    raise MemberForbidden(scope=scope)
             call = Call(
                 caller,
                 self._settings,
@@ -234,6 +237,10 @@ class Dispatcher:
                     if repeatable and not dry_run:
                         result = await self._keep(call, repeatable, result)
                     return Answered(result)
+            except OutcomeUnknown as error:
+                if repeatable is None:
+                    raise
+                raise RepeatableOutcomeUnknown(retry_after=1) from error
             except (Contention, NotBegun):
                 # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
                 # transaction again, after a jittered pause. Nothing of it has been done.

@@ -85,12 +85,39 @@ class Forbidden(ServiceError):
 
     code = "forbidden"
 
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        scope: str | None = None,
+        code: str | None = None,
+        fields: Sequence[FieldError] = (),
+    ) -> None:
+        """
+        Args:
+            scope: the one that the key would need, told in a header: the body is the same for all.
+        """
+        super().__init__(
+            message, code=code, fields=fields, headers={"X-Required-Scope": scope} if scope else None
+        )
+        self.scope = scope
+
 
 class MemberForbidden(Forbidden):
     """not-allowed"""
 
-    # The method is allowed, but not this of it, such as to change an administrator.
+    # The method is allowed, but not this of it.
     code = "member_forbidden"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        scope: str | None = "users:admin",  # nearly always it is about an administrator
+        code: str | None = None,
+        fields: Sequence[FieldError] = (),
+    ) -> None:
+        super().__init__(message, scope=scope, code=code, fields=fields)
 
 
 class NotHeld(Forbidden):
@@ -204,6 +231,12 @@ class OutcomeUnknown(Unavailable):
 
     code = "outcome_unknown"
     retryable = False
+
+
+class RepeatableOutcomeUnknown(OutcomeUnknown):
+    """the connection was lost while committing, send it again under its idempotency key"""
+
+    retryable = True
 
 
 def _duplicate(name: str) -> str:

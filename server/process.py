@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
         """
         self._settings = settings
         self._when_ready = when_ready
+        self._is_ready = False
         self._database_url = database_url
         super().__init__()
 
@@ -54,11 +56,15 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "accesslog": None,
             "loglevel": "warning",
             "control_socket_disable": True,
-            "when_ready": lambda _: self._when_ready(),
+            "when_ready": lambda _: self._ready(),
             "child_exit": lambda _, worker: _forget_metrics(worker.pid),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    def _ready(self) -> None:
+        self._is_ready = True
+        self._when_ready()
 
     def run(self) -> None:
         """Serve until a signal ends it."""
@@ -68,7 +74,14 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING),
             after_in_child=_end_by_signal,
         )
-        super().run()
+        try:
+            super().run()
+        except SystemExit as end:
+            if end.code and not self._is_ready:  # gunicorn has said why
+                where = f"{self._settings.host}:{self._settings.port}"
+                hint = "see OFFICERPC_HOST and OFFICERPC_PORT"
+                sys.stderr.write(f"officerpc: cannot listen on {where}: {hint}\n")
+            raise
 
     def load(self) -> Any:
         """What a worker serves, made within the worker."""

@@ -29,7 +29,7 @@ async def test_users(officerpc: Any, client: Client) -> None:
     assert again.status == 1
     assert again.err == 'officerpc: duplicate key value violates unique constraint "users_email"\n'
     nowhere = await officerpc("users", "get", "jane@example.com", "--instance", "NOWHERE")
-    assert (nowhere.status, nowhere.err) == (1, "officerpc: there is no such instance\n")
+    assert (nowhere.status, nowhere.err) == (1, "officerpc: there is no instance NOWHERE\n")
 
 
 async def test_what_export_writes_import_takes(officerpc: Any, tmp_path: Path, operator: Client) -> None:
@@ -78,6 +78,19 @@ async def test_keys(officerpc: Any, client: Client) -> None:
     await client.using(rotated["key"]).call("getUserByEmail", {"email": ADMIN})
     revoked = await officerpc("keys", "revoke", str(rotated["id"]), "--json")
     assert revoked.json == {"revoked": rotated["id"]}
+
+
+async def test_what_is_not_found_is_named(officerpc: Any) -> None:
+    for words, told in (
+        (("users", "get", "nobody@example.com", *MINE), "nobody@example.com: not found"),
+        (("users", "export", "--instance", "NOWHERE"), "there is no instance NOWHERE"),
+        (("instances", "get", "NOWHERE"), "there is no instance NOWHERE"),
+        (("keys", "create", "x", "-i", "MYINSTANCE", "-i", "NOWHERE"), "there is no instance NOWHERE"),
+        (("keys", "revoke", "999"), "999: not found"),
+        (("keys", "create", "x", "--scope", "nonsense"), "scopes.0: is not a scope"),
+    ):
+        finished = await officerpc(*words)
+        assert (finished.status, finished.err) == (1, f"officerpc: {told}\n")
     async with asyncio.timeout(10):
         for key in (created["key"], rotated["key"]):
             while (await client.using(key).outcome("getUserByEmail", {"email": ADMIN}))[0] != 401:

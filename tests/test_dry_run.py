@@ -122,13 +122,41 @@ async def test_values_that_are_none(value: Any, still: Client, db: asyncpg.Conne
     assert await everything(db) == before
 
 
-async def test_reads_have_no_dry_run(still: Client) -> None:
-    params = {"email": ADMIN, "dryRun": True}
-    assert await still.outcome("getUserByEmail", params) == (400, "dryRun: is not a member of this call")
-    status, _, _ = await sent(
-        still, {"method": "getUserByEmail", "params": {"email": ADMIN}}, **{"Dry-Run": "true"}
-    )
-    assert status == 200
+async def test_reads_take_both_and_do_what_they_always_do(still: Client) -> None:
+    """By the member or by the header alike; their answers are not marked."""
+    look_up = {"method": "getUserByEmail", "params": {"email": ADMIN}}
+    expected = await sent(still, look_up)
+    asking = {"method": "getUserByEmail", "params": {"email": ADMIN, "dryRun": True}}
+    assert await sent(still, asking) == expected
+    assert await sent(still, look_up, **{"Dry-Run": "true"}) == expected
+    bad = {"method": "getUserByEmail", "params": {"email": ADMIN, "dryRun": 1}}
+    assert (await sent(still, bad))[:2] == (400, "dryRun: must be true or false")
+
+
+async def test_a_batch_that_writes_nothing_is_marked(still: Client, db: asyncpg.Connection) -> None:
+    """Reads among what is rehearsed make no difference."""
+    look_up = {"jsonrpc": "2.0", "id": 1, "method": "getUserByEmail", "params": {"email": ADMIN}}
+    create = {"jsonrpc": "2.0", "id": 2, **creation()}
+    before = await everything(db)
+    assert (await sent(still, [look_up, create], **{"Dry-Run": "true"}))[2] is True
+    assert (await sent(still, [look_up, look_up], **{"Dry-Run": "true"}))[2] is False
+    assert await everything(db) == before
+
+
+async def test_logins_forgive_nothing(still: Client, db: asyncpg.Connection) -> None:
+    """But a failed one counts: else it would be a way to guess."""
+    await still.call("createUser", JANE)
+    wrong = JANE | {"password": "wrong", "dryRun": True}
+    for _ in range(3):
+        assert (await still.outcome("login", wrong))[0] == 400
+    before = await everything(db)
+    for name, params in (("login", JANE), ("checkAuth", {"login": JANE["email"], "password": "demo1234"})):
+        await still.call(name, params | {"dryRun": True})
+        assert (await sent(still, {"method": name, "params": params}, **{"Dry-Run": "true"}))[0] == 200
+    assert await everything(db) == before
+    for _ in range(2):
+        assert (await still.outcome("login", wrong))[0] == 400
+    assert (await still.outcome("login", JANE | {"dryRun": True}))[0] == 429
 
 
 async def test_in_json_rpc(still: Client, db: asyncpg.Connection) -> None:

@@ -347,7 +347,8 @@ async def test_the_connection_is_lost_at_commit(
         client = await serve(url=proxy.url)
         await client.call("getUserByEmail", {"email": ADMIN})
         proxy.arm()
-        assert (await send(client, CREATE)).code == "outcome_unknown"
+        lost = await send(client, CREATE)
+        assert (lost.status, lost.code, lost.headers["Retry-After"]) == (503, "outcome_unknown", "1")
         again = await send(client, CREATE)
         assert (again.status, again.replayed, await users(db)) == (200, True, 1)
 

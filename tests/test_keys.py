@@ -5,7 +5,7 @@ import re
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, Serve, insert_key
+from conftest import ADMIN, Client, Serve, footprint, insert_key
 
 from server.auth import SCOPES, checksum, digest, looks_like_key, new_key
 
@@ -168,6 +168,144 @@ async def test_rotation_overlaps(client: Client, db: asyncpg.Connection) -> None
     again = await client.call("rotateApiKey", {"id": new["id"], "overlap": 0})
     assert await client.using(new["key"]).outcome("getUserByEmail", LOOK_UP) == DENIED
     await client.using(again["key"]).call("getUserByEmail", LOOK_UP)
+
+
+async def test_nobody_gets_more_by_rotating(client: Client, db: asyncpg.Connection, operator: Client) -> None:
+    """A leaked key that is bound, brief and slow does not get the secret of one that is not."""
+    scopes = {"scopes": ["users:read", "keys:write"]}
+    bounds = {"networks": ["127.0.0.0/8"], "expiresIn": 3600, "ratePerMinute": 20}
+    free = await client.call("createApiKey", {"name": "free"} | scopes)
+    for bound, value in bounds.items():
+        leaked = client.using(
+            (await client.call("createApiKey", {"name": "leaked", bound: value} | scopes))["key"]
+        )
+        before = await footprint(db)
+        assert await leaked.outcome("rotateApiKey", {"id": free["id"]}) == FORBIDDEN
+        assert await footprint(db) == before
+        wider = {"networks": ["126.0.0.0/7"], "expiresIn": 4000, "ratePerMinute": 21}[bound]
+        wide = await client.call("createApiKey", {"name": "wide", bound: wider} | scopes)
+        assert await leaked.outcome("rotateApiKey", {"id": wide["id"]}) == FORBIDDEN
+        narrower = {"networks": ["127.0.0.0/9"], "expiresIn": 3000, "ratePerMinute": 19}[bound]
+        narrow = await client.call("createApiKey", {"name": "narrow", bound: narrower} | scopes)
+        await leaked.call("rotateApiKey", {"id": narrow["id"]})
+        own = await leaked.call("createApiKey", {"name": "child"} | scopes)
+        await leaked.call("rotateApiKey", {"id": own["id"]})
+    bound_operator = await operator.call(
+        "createApiKey", {"name": "ops", "isOperator": True, "networks": ["127.0.0.0/8"]} | scopes
+    )
+    await client.using(bound_operator["key"]).call("rotateApiKey", {"id": free["id"]})
+
+
+async def test_a_key_rotates_itself(client: Client) -> None:
+    """The new one does not end with the overlap."""
+    brief = {"name": "brief", "scopes": ["users:read", "keys:write"], "expiresIn": 86400}
+    old = await client.call("createApiKey", brief)
+    new = await client.using(old["key"]).call("rotateApiKey", {"id": old["id"], "overlap": 60})
+    assert abs(new["expiresAt"] - old["expiresAt"]) <= 1
+    await client.using(new["key"]).call("getUserByEmail", LOOK_UP)
+
+
+async def test_a_tenants_audit_has_what_operators_do_to_its_keys(client: Client, operator: Client) -> None:
+    """Named by no instance: the key's only one; what was, and what is."""
+    made = await operator.call(
+        "createApiKey", {"name": "shop", "scopes": ["users:read"], "instances": ["MYINSTANCE"]}
+    )
+    await operator.call("updateApiKey", {"id": made["id"], "name": "store", "ratePerMinute": 7})
+    new = await operator.call("rotateApiKey", {"id": made["id"]})
+    await operator.call("revokeApiKey", {"id": new["id"]})
+    page = await client.call("listAuditEvents", {"limit": 4})
+    told = {event["method"]: event for event in page["events"]}
+    assert list(told) == ["revokeApiKey", "rotateApiKey", "updateApiKey", "createApiKey"]
+    assert told["updateApiKey"]["before"] == {"id": made["id"], "name": "shop", "ratePerMinute": None}
+    assert told["updateApiKey"]["after"] == {"name": "store", "ratePerMinute": 7}
+    assert told["rotateApiKey"]["before"]["id"] == made["id"]
+    assert told["rotateApiKey"]["after"]["id"] == told["revokeApiKey"]["before"]["id"] == new["id"]
+    assert new["key"] not in str(page)
+
+
+async def test_keys_of_several_instances_are_in_no_tenants_audit(
+    client: Client, operator: Client, other: Client
+) -> None:
+    shared = await operator.call(
+        "createApiKey", {"name": "shared", "scopes": ["users:read"], "instances": ["MYINSTANCE", "OTHER"]}
+    )
+    await operator.call("revokeApiKey", {"id": shared["id"]})
+    for tenant in (client, other):
+        assert "shared" not in str(await tenant.call("listAuditEvents"))
+
+
+# --- scopes that a key lacks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "scope"),
+    [
+        ("createUser", {"email": "x@example.com"}, "users:write"),
+        ("createInstance", {"name": "X", "admin": {"email": "x@x.example"}}, "instances:write"),
+    ],
+)
+async def test_a_missing_scope_is_named(
+    method: str, params: dict[str, object], scope: str, client: Client, db: asyncpg.Connection
+) -> None:
+    """In a header, and in what JSON-RPC 2.0 has for it; the body of the plain envelope is as it was."""
+    reader = client.using(await insert_key(db, scopes=("users:read",)))
+    async with await reader.post({"method": method, "params": params}) as response:
+        assert (response.status, await response.json()) == FORBIDDEN
+        assert response.headers["X-Required-Scope"] == scope
+    item = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    named = [{"field": "scope", "message": f"needs {scope}"}]
+    async with await reader.post(item) as response:
+        error = (await response.json())["error"]
+        assert (error["message"], error["data"]["fields"]) == ("not-allowed", named)
+        assert response.headers["X-Required-Scope"] == scope
+    async with await reader.post([item, item | {"method": "rpc.discover", "params": {}}]) as response:
+        answers = await response.json()
+        assert answers[0]["error"]["data"]["fields"] == named
+        assert response.headers["X-Required-Scope"] == ", ".join(sorted((scope, "docs:read")))
+
+
+async def test_a_missing_scope_of_a_member_is_named(client: Client, db: asyncpg.Connection) -> None:
+    """Whether a member asks for it or the user that is changed."""
+    writer = client.using(await insert_key(db, scopes=("users:read", "users:write")))
+    for method, params, scope in (
+        ("createUser", {"email": "x@example.com", "isAdmin": True}, "users:admin"),
+        ("resetPasswordByEmail", LOOK_UP | {"password": "x"}, "users:admin"),
+        ("updateUserByEmail", LOOK_UP | {"groups": ["A"]}, "groups:write"),
+    ):
+        async with await writer.post({"method": method, "params": params}) as response:
+            assert (response.status, await response.json()) == FORBIDDEN, method
+            assert response.headers["X-Required-Scope"] == scope
+
+
+async def test_other_refusals_name_no_scope(client: Client, other: Client) -> None:
+    for method, params in (
+        ("getUserByEmail", LOOK_UP | {"instance": "OTHER"}),
+        ("getUserByEmail", LOOK_UP | {"instance": "NOWHERE"}),
+        ("createApiKey", {"name": "x", "scopes": ["users:read"], "isOperator": True}),
+    ):
+        async with await client.post({"method": method, "params": params}) as response:
+            assert (response.status, await response.json()) == FORBIDDEN
+            assert "X-Required-Scope" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "status"),
+    [
+        ("POST", "/online-office/user/change-language", {"authId": 1, "language": "ru"}, 200),
+        ("DELETE", f"/Provisioning/MYINSTANCE/User/{ADMIN}/", None, 403),
+        ("DELETE", "/integration-api/v1/dashboard/users/1", None, 403),
+    ],
+)
+async def test_a_missing_scope_is_named_on_other_wires(
+    verb: str, path: str, body: object, status: int, client: Client, db: asyncpg.Connection
+) -> None:
+    key = await insert_key(db, scopes=("users:read",))
+    async with client.http.request(
+        verb, client.url + path, json=body, headers={"x-api-key": key}
+    ) as response:
+        assert response.status == status
+        assert response.headers["X-Required-Scope"] == "users:write"
+        assert b"users:write" not in await response.read()
 
 
 async def test_a_key_expires(client: Client, db: asyncpg.Connection) -> None:

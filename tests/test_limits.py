@@ -1,6 +1,7 @@
 """Limits: calls of a key, seats of an instance, quotas of its users, failed logins and common passwords."""
 
 import asyncio
+import io
 from typing import Any
 
 import asyncpg
@@ -179,6 +180,44 @@ async def test_each_item_of_a_batch_is_a_call(serve: Serve, db: asyncpg.Connecti
     assert await db.fetchval("SELECT count(*) FROM users") == 1
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'"text"', b"1", b"null", b"[]", b"[" + b"1," * 100 + b"1]", b"{", b"x" * 2**21,
+     b'{"method": "setAvatarByEmail", "pad": "' + b"x" * 2**20 + b'"'],
+    ids=["string", "number", "null", "empty", "long", "broken", "large", "large and broken"],
+)  # fmt: skip
+async def test_what_is_no_call_counts_as_one(body: bytes, serve: Serve) -> None:
+    client = await serve(key_rate_limit=1)
+    async with await client.post(io.BytesIO(body)) as response:
+        assert response.status in (200, 400, 413)
+        assert response.headers["RateLimit"].startswith('"key";r=0;')
+    assert await client.outcome("getUserByEmail", LOOK_UP) == (429, MESSAGE)
+
+
+async def test_what_is_no_call_is_refused_beyond_the_rate(serve: Serve) -> None:
+    client = await serve(key_rate_limit=1)
+    await client.call("getUserByEmail", LOOK_UP)
+    for body in (b'"text"', b"[]", b"[" + b"1," * 100 + b"1]", b"{"):
+        async with await client.post(body) as response:
+            assert (response.status, response.headers["X-Error-Code"]) == (429, "too_many_calls")
+
+
+async def test_a_key_that_an_operator_made_faster_makes_keys(serve: Serve, db: asyncpg.Connection) -> None:
+    """As fast as itself or slower, whatever the server's own setting is."""
+    client = await serve(key_rate_limit=100)
+    operator = client.using(await insert_key(db, operator=True))
+    shop = {"name": "shop", "scopes": ["users:read", "keys:write"]}
+    fast = await operator.call("createApiKey", shop | MINE | {"ratePerMinute": 500})
+    fast_client = client.using(fast["key"])
+    assert (await fast_client.call("createApiKey", shop))["ratePerMinute"] == 500
+    assert (await fast_client.call("createApiKey", shop | {"ratePerMinute": 400}))["ratePerMinute"] == 400
+    for rate in (0, 501):
+        assert (await fast_client.outcome("createApiKey", shop | {"ratePerMinute": rate}))[0] == 403
+    assert (await client.outcome("rotateApiKey", {"id": fast["id"]})) == (403, "not-allowed")
+    slow = await client.call("createApiKey", shop)
+    assert (await fast_client.call("rotateApiKey", {"id": slow["id"]}))["ratePerMinute"] is None
+
+
 async def test_rates_of_keys_are_kept_and_changed(
     serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:
@@ -354,22 +393,61 @@ async def check_delay(
     await stretch(db, -LONG)
 
 
+HERE, THERE = {"clientAddress": "198.51.100.1"}, {"clientAddress": "192.0.2.7"}
+UP_TO_FOUR = (1, 2, 4, 4, 4)
+UP_TO_A_QUARTER = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900)
+
+
+@pytest.mark.parametrize(("where", "delays"), [({}, UP_TO_FOUR), (HERE, UP_TO_A_QUARTER)])
 @pytest.mark.parametrize("login", ["jane@example.com", "nobody@example.com"])
 async def test_delays_grow_for_an_account(
-    login: str, client: Client, jane: dict[str, Any], db: asyncpg.Connection
+    login: str,
+    where: dict[str, str],
+    delays: tuple[int, ...],
+    client: Client,
+    jane: dict[str, Any],
+    db: asyncpg.Connection,
 ) -> None:
     """From the fifth failure on, the same for an account that is none; checkAuth counts with login."""
     for _ in range(4):
-        assert await client.outcome("login", {"email": login, "password": "wrong"}) == WRONG
-    assert await client.outcome("checkAuth", {"login": login.upper(), "password": "wrong"}) == WRONG
-    for seconds in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900):
-        await check_delay(client, db, "checkAuth", {"login": login, "password": "demo1234"}, seconds)
+        assert await client.outcome("login", {"email": login, "password": "wrong"} | where) == WRONG
+    wrong = {"login": login.upper(), "password": "wrong"} | where
+    assert await client.outcome("checkAuth", wrong) == WRONG
+    for seconds in delays:
+        right = {"login": login, "password": "demo1234"} | where
+        await check_delay(client, db, "checkAuth", right, seconds)
         await wait_over(db, seconds)
         await db.execute(
             "UPDATE login_failures SET forgiven_at = forgiven_at + make_interval(secs => $1)", seconds
         )
-        assert await client.outcome("login", {"email": login, "password": "wrong"}) == WRONG
+        # What the address is delayed by for all accounts has a test of its own.
+        await db.execute("UPDATE login_failures SET delayed_until = now() WHERE subject = $1", CLIENT_HERE)
+        assert await client.outcome("login", {"email": login, "password": "wrong"} | where) == WRONG
     assert login.encode() not in b"".join(await db.fetchval("SELECT array_agg(subject) FROM login_failures"))
+
+
+CLIENT_HERE = digest("client 198.51.100.1/32")
+
+
+async def test_whoever_guesses_on_and_on_keeps_nobody_else_out(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """At each end of its delay another guess: the owner waits no longer than four seconds, and gets in."""
+    wrong = {"email": "jane@example.com", "password": "wrong"} | HERE
+    right = {"email": "jane@example.com", "password": "demo1234"}
+    for _ in range(40):
+        status, _ = outcome = await client.outcome("login", wrong)
+        assert outcome == (WRONG if status == 400 else DELAYED)
+        await db.execute("UPDATE login_failures SET delayed_until = least(delayed_until, now())")
+    assert await client.outcome("login", wrong) == WRONG
+    await db.execute("UPDATE login_failures SET delayed_until = now() + interval '4 seconds'"
+                     " WHERE delayed_until BETWEEN now() AND now() + interval '4 seconds'")  # fmt: skip
+    await wait_over(db, 4)
+    for owner in (THERE, {}):
+        await client.call("login", right | owner)
+        await client.call("checkAuth", {"login": right["email"], "password": "demo1234"} | owner)
+    assert await client.outcome("login", wrong) == DELAYED
+    await client.call("login", right | THERE)
 
 
 async def test_a_right_password_is_refused_meanwhile_and_forgiving_afterwards(
@@ -458,18 +536,13 @@ async def test_guessed_tokens_count_for_their_address(
     await client.call("loginWithToken", {"token": token})
 
 
-async def test_the_callers_own_address_counts_where_none_is_given(
-    client: Client, jane: dict[str, Any], db: asyncpg.Connection
-) -> None:
-    """With room for all the users behind it."""
-    guesses = [{"token": f"{n:040}"} for n in range(101)]
-    outcomes = [await client.outcome("loginWithToken", guess) for guess in guesses]
-    assert outcomes.count(WRONG) >= 100
-    await db.execute("UPDATE login_failures SET delayed_until = now() + interval '9 seconds'")
-    right = {"email": "jane@example.com", "password": "demo1234"}
-    await check_delay(client, db, "login", right, 9)
-    await stretch(db)
-    await client.call("login", right | {"clientAddress": "192.0.2.7"})
+async def test_the_callers_own_address_does_not_count(client: Client, jane: dict[str, Any]) -> None:
+    """Behind it are all the users of a server: what one of them does keeps none of the others out."""
+    for n in range(110):
+        guess = {"login": f"u{n}@example.com", "password": "x"}
+        assert await client.outcome("checkAuth", guess) == WRONG
+        assert await client.outcome("loginWithToken", {"token": f"{n:040}"}) == WRONG
+    await client.call("login", {"email": "jane@example.com", "password": "demo1234"})
 
 
 async def test_another_tenant_has_failures_of_its_own(
@@ -515,13 +588,33 @@ async def test_a_delay_on_the_member_platforms_wire(
     assert answered["errorMessage"] == "Слишком много неудачных попыток входа, попробуйте позже"
 
 
+async def test_client_addresses_on_the_member_platforms_wire(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    async def check(password: str, address: str) -> int:
+        given = {"login": "jane@example.com", "password": password, "clientAddress": address}
+        async with client.http.get(
+            client.url + "/online-office/user/check-auth", params=given, headers={"Token": client.key}
+        ) as response:
+            return int((await response.json())["errorCode"])
+
+    for _ in range(5):
+        assert await check("wrong", "198.51.100.1") == 400
+    await stretch(db)
+    await db.execute("UPDATE login_failures SET delayed_until = now() WHERE subject = $1",
+                     digest("account jane@example.com"))  # fmt: skip
+    assert await check("demo1234", "198.51.100.1") == 429
+    assert await check("demo1234", "192.0.2.7") == 0
+    assert await check("demo1234", "here") == 400
+
+
 async def test_failures_are_purged(client: Client, db: asyncpg.Connection, database_url: str) -> None:
     for _ in range(6):
-        await client.outcome("login", {"email": ADMIN, "password": "x"})
+        await client.outcome("login", {"email": ADMIN, "password": "x"} | HERE)
     database = client.dispatcher._database
     assert (await purge_expired(database, Settings()))["login_failures"] == 0
     await wait_over(db, 7 * 900)
-    assert (await purge_expired(database, Settings()))["login_failures"] == 2
+    assert (await purge_expired(database, Settings()))["login_failures"] == 3
 
 
 # --- common passwords -----------------------------------------------------------------------------------

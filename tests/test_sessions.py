@@ -32,6 +32,17 @@ async def test_login_answers_the_user_with_a_token(client: Client, db: asyncpg.C
     assert await client.call("loginWithToken", {"token": logged_in["token"]}) == logged_in
 
 
+async def test_the_audit_tells_how_many_sessions_remain(client: Client) -> None:
+    """Of a user who has one too many by logging in once more."""
+    for _ in range(3):
+        await client.call("login", LOGIN)
+    await client.call("updateUserByEmail", {"email": LOGIN["email"], "sessionsLimit": 2})
+    await client.call("login", LOGIN)
+    events = (await client.call("listAuditEvents", {"type": "session.revoked"}))["events"]
+    assert [(event["before"], event["after"]) for event in events] == [({"sessions": 5}, {"sessions": 2})]
+    assert len(await client.call("listSessions", {"email": LOGIN["email"]})) == 2
+
+
 async def test_wrong_logins_are_all_alike(client: Client, db: asyncpg.Connection) -> None:
     """A wrong password, an unknown, a suspended, a deleted and a password-less user, a damaged hash."""
     await client.call("createUser", {"email": "bare@example.com"})

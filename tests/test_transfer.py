@@ -198,7 +198,7 @@ async def test_another_file_is_not_gone_on_with(
         assert state.read_text() == text
     assert await footprint(db) == before
     nowhere = await officerpc("users", "import", str(file), "--instance", "NOWHERE")
-    assert (nowhere.status, nowhere.err) == (1, "officerpc: there is no such instance\n")
+    assert (nowhere.status, nowhere.err) == (1, "officerpc: there is no instance NOWHERE\n")
 
 
 async def test_export_keeps_one_page_in_memory(officerpc_memory: Any, db: asyncpg.Connection) -> None:

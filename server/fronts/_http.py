@@ -53,19 +53,25 @@ class Calls:
 
     begun: int = 0
     replayed: int = 0
+    # Those that write, and those of them that were rehearsed.
+    writing: int = 0
     dry: int = 0
     retry_after: int = 0
+    # Those that calls lacked, where the body tells of errors and the status does not.
+    scopes: set[str] = field(default_factory=set)
     # What is left to the caller by each limit that it is under, by the limit's name.
     allowances: dict[str, Allowance] = field(default_factory=dict)
 
     def headers(self) -> dict[str, str]:
         """What holds for all of them: a batch that did any new work does not say that it was replayed."""
         told = _limit_headers(self.allowances) if self.allowances else {}
+        if self.scopes:
+            told["X-Required-Scope"] = ", ".join(sorted(self.scopes))
         if not self.begun:
             return told
         if self.replayed == self.begun:
             told["Idempotency-Replayed"] = "true"
-        if self.dry == self.begun:
+        if self.dry and self.dry == self.writing:
             told["Dry-Run"] = "true"
         if self.retry_after:
             told["Retry-After"] = str(self.retry_after)
@@ -237,10 +243,13 @@ async def run(
     )
     calls = request[CALLS]
     calls.begun += 1
-    if dry_run or without_dry_run(params)[1] is True:
-        calls.dry += 1
+    dispatcher = request.app[DISPATCHER]
+    method = dispatcher.methods.get(name) if isinstance(name, str) else None
+    if method is not None and method.writes:
+        calls.writing += 1
+        calls.dry += dry_run or without_dry_run(params)[1] is True
     try:
-        answered = await request.app[DISPATCHER].answer(caller, name, params, circumstances)
+        answered = await dispatcher.answer(caller, name, params, circumstances)
     except ServiceError as error:
         calls.retry_after = max(calls.retry_after, error.retry_after or 0)
         raise

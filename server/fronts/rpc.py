@@ -35,6 +35,7 @@ from server.errors import (
     WrongVerb,
 )  # fmt: skip
 from server.fronts._http import (
+    CALLS,
     DISPATCHER,
     REQUEST_ID,
     SETTINGS,
@@ -86,6 +87,11 @@ def error_response(request: web.Request, error: ServiceError) -> web.Response:
 async def handle(request: web.Request) -> web.Response:
     """One request: authenticate, parse, and answer in the envelope it came in."""
     caller = await authenticate(request, "x-api-key", counted=False)
+    over: TooMany | None = None
+    try:
+        count(request, caller)  # whatever comes of it
+    except TooMany as error:
+        over = error  # told in the envelope that it came in
     require_json(request)
     body = await read_body(request, with_picture="users:write" in caller.scopes, key_id=caller.key_id)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
@@ -98,7 +104,8 @@ async def handle(request: web.Request) -> web.Response:
     try:
         parsed = await parse_long_json(body)
     except Malformed as error:
-        count(request, caller)
+        if over is not None:
+            raise over from error
         # Nothing says which envelope broken JSON was meant to be, but what these two open with.
         if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
             return _rendered(_error_object(request, error, None))
@@ -106,26 +113,29 @@ async def handle(request: web.Request) -> web.Response:
     if len(body) > usual and not (isinstance(parsed, dict) and str(parsed.get("method")) in with_picture):
         raise TooLarge
     if isinstance(parsed, list):
-        return await _batch(request, caller, parsed)
+        return await _batch(request, caller, parsed, over)
+    if over is not None and not (isinstance(parsed, dict) and "jsonrpc" in parsed):
+        raise over
     if not isinstance(parsed, dict):
         raise Invalid("the body must be an object with method and params, or a list of such")
     if "jsonrpc" in parsed:
-        try:
-            count(request, caller)
-        except TooMany as error:
-            return _refused(request, error, parsed.get("id") if _is_request(parsed) else None)
+        if over is not None:
+            return _refused(request, over, parsed.get("id") if _is_request(parsed) else None)
         return _rendered(await _item(request, caller, parsed))
-    count(request, caller)
     key = parsed.get("idempotencyKey")
     result = await run(request, caller, parsed.get("method"), parsed.get("params"), idempotency_key=key)
     return answer(200, orjson.dumps(result))
 
 
-async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.Response:
+async def _batch(
+    request: web.Request, caller: Caller, items: list[Any], over: TooMany | None
+) -> web.Response:
     """In order, one at a time; an item that is no request is answered as such and harms no other.
 
     Each counts as a call: those beyond the rate of the key are refused one by one, or all of them with 429.
     """
+    if over is not None:
+        return _refused(request, over, None)
     if not items or len(items) > MAX_BATCH:
         message = f"a batch has 1 to {MAX_BATCH} items"
         fields = [FieldError("batch", message)]
@@ -135,10 +145,9 @@ async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.
     answers = []
     for place, item in enumerate(items):
         try:
-            count(request, caller)
+            if place > 0:  # the first was counted as the request
+                count(request, caller)
         except TooMany as error:
-            if place == 0:
-                return _refused(request, error, None)
             answered = _refusal(request, error, item)
         else:
             answered = await _item(request, caller, item, place)
@@ -212,6 +221,10 @@ _SPEC_MESSAGES = {-32700: "Parse error", -32600: "Invalid Request", -32601: "Met
 
 def _error_object(request: web.Request, error: ServiceError, identifier: Any) -> dict[str, Any]:
     code = RPC_INVALID_REQUEST if error.code == "invalid_request" else rpc_code(error)
+    fields = error.fields
+    if isinstance(error, Forbidden) and error.scope is not None:
+        fields = (*fields, FieldError("scope", f"needs {error.scope}"))
+        request[CALLS].scopes.add(error.scope)
     return {
         "jsonrpc": "2.0",
         "error": {
@@ -221,7 +234,7 @@ def _error_object(request: web.Request, error: ServiceError, identifier: Any) ->
                 "code": error.code,
                 "requestId": request[REQUEST_ID],
                 "retryable": error.retryable,
-                "fields": [field._asdict() for field in error.fields],
+                "fields": [field._asdict() for field in fields],
                 **({"retryAfter": error.retry_after} if isinstance(error, TooMany) else {}),
             },
         },

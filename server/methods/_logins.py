@@ -1,7 +1,8 @@
 """Failed logins: counted by account and by address, and answered with a delay that grows with each.
 
-Nobody is locked out for good: the longest delay is a quarter of an hour, and failures are forgiven one after
-the other. An account that does not exist is counted like one that does.
+The long delays are those of an account from one address: whoever guesses there does not keep its owner out,
+who comes from another. What guesses from anywhere do to an account is a delay of seconds. An account that
+does not exist is counted like one that does.
 """
 
 import ipaddress
@@ -13,29 +14,28 @@ from pydantic import AfterValidator, Field
 from server.auth import digest
 from server.db import Row
 from server.errors import TooMany
-from server.registry import Call
 
 Ask: TypeAlias = Callable[..., Awaitable[Row | None]]
 """Runs a named query and answers its first row."""
 
-LONGEST = 900
-"""Seconds of the longest delay."""
-
 
 class Rule(NamedTuple):
-    """When delays begin."""
+    """When delays begin, and how long they become."""
 
     # The failure that begins a delay of a second; each after it doubles the delay.
     allowed: int
     # Seconds after which one failure is forgiven.
     forgiven_every: int
+    # Seconds of the longest delay.
+    longest: int
 
 
-ACCOUNT = Rule(allowed=5, forgiven_every=900)
-CLIENT = Rule(allowed=20, forgiven_every=60)
-"""For an end user's address, as the caller gives it."""
-SERVER = Rule(allowed=100, forgiven_every=2)
-"""For the caller's own address, where it gives none: behind it are all the users that it logs in."""
+ACCOUNT = Rule(allowed=5, forgiven_every=900, longest=4)
+"""From anywhere."""
+ACCOUNT_THERE = Rule(allowed=5, forgiven_every=900, longest=900)
+"""From one end user's address."""
+CLIENT = Rule(allowed=20, forgiven_every=60, longest=900)
+"""Of any account, from one end user's address."""
 
 
 class Subject(NamedTuple):
@@ -57,33 +57,38 @@ ClientAddress = Annotated[
     str,
     Field(
         max_length=50,
-        description="The end user's IP address, which failed logins are limited by; null: the caller's own.",
+        description="The end user's IP address, which failed logins are limited by; null: it is not known.",
     ),
     AfterValidator(_ip_address),
 ]
 
 
-def account(key: str) -> Subject:
-    """An account by its e-mail, existing or not.
+def of_account(key: str, client_address: str | None) -> list[Subject]:
+    """What a login by an account counts for; the failures that a right password forgives.
 
     Args:
-        key: as methods.users.email_key makes it.
+        key: the account's e-mail, existing or not, as methods.users.email_key makes it.
+        client_address: the end user's. The caller's own would not do in its place: behind it are all the
+            users of a server, whom a long delay would keep out for what one of them does.
     """
-    return Subject(digest(f"account {key}"), ACCOUNT)
+    subjects = [Subject(digest(f"account {key}"), ACCOUNT)]
+    if client_address is not None:
+        subjects.append(Subject(digest(f"account {key} from {_network(client_address)}"), ACCOUNT_THERE))
+    return subjects
 
 
-def address(call: Call, client_address: str | None) -> list[Subject]:
-    """Where a login comes from, if that is known."""
-    given = client_address or call.circumstances.address
-    try:
-        ip = ipaddress.ip_address(given or "")
-    except ValueError:
+def of_address(client_address: str | None) -> list[Subject]:
+    """What a login from an address counts for, whatever the account is."""
+    if client_address is None:
         return []
+    return [Subject(digest(f"client {_network(client_address)}"), CLIENT)]
+
+
+def _network(address: str) -> str:
+    ip = ipaddress.ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
     # Whoever has one address of IPv6 has at least as many as a /64.
-    network = ipaddress.ip_network((ip, 32 if ip.version == 4 else 64), strict=False)
-    kind, rule = ("client", CLIENT) if client_address else ("server", SERVER)
-    return [Subject(digest(f"{kind} {network}"), rule)]
+    return str(ipaddress.ip_network((ip, 32 if ip.version == 4 else 64), strict=False))
 
 
 def _refuse(seconds: int) -> NoReturn:
@@ -120,15 +125,14 @@ async def note_failure(ask: Ask, instance_id: int, subjects: list[Subject]) -> N
             instance_id=instance_id,
             subject=subject.digest,
             **subject.rule._asdict(),
-            longest=LONGEST,
         )
         if counted is None:
             await check(ask, instance_id, subjects)
             _refuse(1)
 
 
-async def note_success(ask: Ask, instance_id: int, subjects: list[Subject]) -> None:
-    """Forget the failures of the account, which is the first of the subjects; those of the address stay.
+async def note_success(ask: Ask, instance_id: int, forgiven: list[Subject], subjects: list[Subject]) -> None:
+    """Forget the failures of the account, as of_account gives them; those of the address stay.
 
     Raises:
         TooMany: as note_failure does, so that of many guesses sent at once no more count than one by one.
@@ -136,7 +140,7 @@ async def note_success(ask: Ask, instance_id: int, subjects: list[Subject]) -> N
     delay = await ask(
         "forget_failed_logins",
         instance_id=instance_id,
-        account=subjects[0].digest,
+        forgiven=[subject.digest for subject in forgiven],
         subjects=[subject.digest for subject in subjects],
     )
     if delay is not None and delay["seconds"] is not None:

@@ -1,6 +1,8 @@
 """API keys: shown once, stored as SHA-256, with scopes, expiry, networks, rotation and revocation."""
 
+import contextlib
 import ipaddress
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -103,6 +105,7 @@ async def _insert_key(call: Call, key: str, **values: Any) -> Any:
         instance_names=values["instances"],
         networks=values["networks"],
         lifetime=values["lifetime"],
+        maker_id=call.caller.key_id,
         rate_per_minute=values["rate_per_minute"],
     )
     assert row is not None
@@ -119,28 +122,37 @@ _CREATED = {name: value for name, value in _LISTED.items() if name not in ("pref
 }
 
 
-def held_rate(call: Call, rate: int | None, least: int | None = None) -> int | None:
+def _calls(call: Call, rate: int | None) -> float:
+    """Calls a minute, as a number that compares."""
+    return (call.settings.key_rate_limit if rate is None else rate) or float("inf")
+
+
+def held_rate(call: Call, rate: int | None, *others: int | None) -> int | None:
     """The rate that the caller may give a key.
 
     Args:
         rate: the one asked for; None for what the caller's own key has.
-        least: what the key has already.
+        others: more rates that it must not exceed.
 
     Raises:
-        Forbidden: it would be higher than that of the caller's key, or of the key itself, and the caller is
-            no operator.
+        Forbidden: it would be higher than that of the caller's key, or than one of the others, and the caller
+            is no operator.
     """
-    server, own = call.settings.key_rate_limit, call.caller.rate_per_minute
+    own = call.caller.rate_per_minute
     if call.caller.is_operator:
         return rate
     rate = own if rate is None else rate
-
-    def calls(limit: int | None) -> float:
-        return (server if limit is None else limit) or float("inf")
-
-    if calls(rate) > min(calls(own), calls(least)):
+    if _calls(call, rate) > min(_calls(call, limit) for limit in (own, *others)):
         raise Forbidden("not-allowed", code="rate_not_held")
     return rate
+
+
+def _hold_networks(call: Call, networks: Sequence[str]) -> None:
+    """Raises Forbidden where one of them is not within those that the caller's key is bound to."""
+    bound = [ipaddress.ip_network(network) for network in call.caller.networks]
+    for network in map(ipaddress.ip_network, networks) if bound else ():
+        if not any(network.version == own.version and network.subnet_of(own) for own in bound):  # type: ignore[arg-type]
+            raise Forbidden("not-allowed", code="network_not_held")
 
 
 async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
@@ -154,10 +166,7 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
         raise Forbidden("not-allowed", code="scope_not_held")
     if (params.isOperator or params.instances is not None) and not call.caller.is_operator:
         raise Forbidden
-    bound = [ipaddress.ip_network(network) for network in call.caller.networks]
-    for network in map(ipaddress.ip_network, params.networks) if bound else ():
-        if not any(network.version == own.version and network.subnet_of(own) for own in bound):  # type: ignore[arg-type]
-            raise Forbidden("not-allowed", code="network_not_held")
+    _hold_networks(call, params.networks)
     if params.isOperator:
         return []
     if params.instances is None:
@@ -169,6 +178,8 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
             await call.keys.instance(call.caller, name)
         except Forbidden as error:
             raise Invalid.of([FieldError(f"instances.{place}", "there is no such instance")]) from error
+    if len(names) == 1:  # whose audit tells of it
+        call.instance = await call.keys.instance(call.caller, names[0])
     return names
 
 
@@ -191,11 +202,10 @@ async def create_api_key(call: Call, params: CreateApiKey, instances: list[str])
     The key is in this answer and nowhere else. It can have no scope that the caller's key lacks, lives no
     longer, makes no more calls a minute, and works from no other networks.
     """
-    lives = [seconds for seconds in (params.expiresIn, call.caller.seconds_left) if seconds is not None]
     created = await _insert_key(
         call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
         instances=instances, networks=params.networks or list(call.caller.networks),
-        lifetime=min(lives, default=None), rate_per_minute=held_rate(call, params.ratePerMinute),
+        lifetime=params.expiresIn, rate_per_minute=held_rate(call, params.ratePerMinute),
     )  # fmt: skip
     call.note(after=created)
     return created
@@ -262,6 +272,17 @@ class RotateApiKey(ApiKeyRef):
     )
 
 
+async def managed_key(call: Call, params: ApiKeyRef) -> int | None:
+    """managed_instance. The key's only instance is that of the call even where an operator names none."""
+    instance_id = await managed_instance(call, params)
+    if instance_id is None:
+        only = await call.database.look_up("find_only_instance", key_id=params.id)
+        if only is not None:
+            with contextlib.suppress(Forbidden):  # deleted in between
+                call.instance = await call.keys.instance(call.caller, only["name"])
+    return instance_id
+
+
 async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
     row = await call.db.one("lock_key", key_id=key_id, instance_id=instance_id)
     if row is None:
@@ -276,32 +297,53 @@ async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
     result=CreatedApiKey,
     scope="keys:write",
     writes=True,
-    prepare=managed_instance,
+    prepare=managed_key,
     errors=(NotFound,),
     examples=(Example("With an hour's overlap", {"id": 1}, _CREATED | {"id": 2}),),
 )
 async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | None) -> Any:
     """Replace a key by a new one that holds the same; the old one works on for the overlap.
 
-    The new key lives as long as the old one would have.
+    The new key lives as long as the old one would have. Whoever rotates a key gets what it holds: a key other
+    than an operator's rotates none that has a scope it lacks, works from other networks, lives longer, or may
+    make more calls a minute.
+
+    Idempotency keys belong to the API key that they came with: a call that was sent with the old key is a new
+    one when it is sent again with the new key, so let retries end within the overlap.
     """
     row = await _locked_key(call, params.id, instance_id)
-    if not set(row["scopes"]) <= call.caller.scopes:
-        raise Forbidden("not-allowed", code="scope_not_held")
-    await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
+    _hold_all(call, row)
     created = await _insert_key(
         call, new_key(), name=row["name"], scopes=row["scopes"], is_operator=row["is_operator"],
         instances=row["instances"], networks=row["networks"], lifetime=row["seconds_left"],
         rate_per_minute=row["rate_per_minute"],
     )  # fmt: skip
+    # Only now: a key that rotates itself would pass its new end on.
+    await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
     call.note(before=_held(row), after=created | {"overlap": params.overlap})
     return created
+
+
+def _hold_all(call: Call, row: Any) -> None:
+    """Raises Forbidden where a key holds more than the caller's, which is no operator's."""
+    caller = call.caller
+    if not set(row["scopes"]) <= caller.scopes:
+        raise Forbidden("not-allowed", code="scope_not_held")
+    if caller.is_operator:
+        return
+    _hold_networks(call, row["networks"] or ["0.0.0.0/0", "::/0"])
+    if caller.seconds_left is not None and (
+        row["seconds_left"] is None or row["seconds_left"] > caller.seconds_left
+    ):
+        raise Forbidden("not-allowed", code="lifetime_not_held")
+    if _calls(call, row["rate_per_minute"]) > _calls(call, caller.rate_per_minute):
+        raise Forbidden("not-allowed", code="rate_not_held")
 
 
 def _held(row: Any) -> dict[str, Any]:
     return {
         "id": row["id"], "name": row["name"], "scopes": row["scopes"], "isOperator": row["is_operator"],
-        "instances": row["instances"], "networks": row["networks"],
+        "instances": row["instances"], "networks": row["networks"], "ratePerMinute": row["rate_per_minute"],
     }  # fmt: skip
 
 
@@ -323,7 +365,7 @@ class UpdateApiKey(ApiKeyRef):
     result=Literal[True],
     scope="keys:write",
     writes=True,
-    prepare=managed_instance,
+    prepare=managed_key,
     errors=(NotFound,),
     examples=(Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),),
 )
@@ -338,6 +380,9 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     await call.db.run(
         "change_key", key_id=params.id, name=params.name, given=given, rate_per_minute=rate
     )  # fmt: skip
+    before, after = _held(row), {"name": params.name or row["name"]}
+    after["ratePerMinute"] = rate if given else row["rate_per_minute"]
+    call.note(before={"id": params.id} | {name: before[name] for name in after}, after=after)
     return True
 
 
@@ -346,7 +391,7 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     result=Literal[True],
     scope="keys:write",
     writes=True,
-    prepare=managed_instance,
+    prepare=managed_key,
     errors=(NotFound,),
     examples=(Example("Revoke", {"id": 1}, True),),
 )

@@ -44,19 +44,23 @@ async def verify_password(call: Call, params: Login) -> Verified:
     """Check a password without holding a connection while it is hashed.
 
     Raises:
-        WrongLogin: wrong password, or a user who is unknown, suspended, deleted or without a password;
-            all of them take the time of one verification.
+        WrongLogin: wrong password, or a user who is unknown, suspended, deleted or without a password; all of
+            them take the time of one verification, as this server hashes. Hashes made otherwise differ.
         TooMany: too many have failed for this account, or from this address, whatever the password is.
     """
     key = email_key(params.email)
-    subjects = [_logins.account(key), *_logins.address(call, params.clientAddress)]
+    forgiven = _logins.of_account(key, params.clientAddress)
+    subjects = forgiven + _logins.of_address(params.clientAddress)
     await _logins.check(call.database.look_up, call.instance.id, subjects)
     row = await call.database.look_up("get_credential", instance_id=call.instance.id, email_key=key)
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
         await _logins.note_failure(call.database.look_up, call.instance.id, subjects)
         raise WrongLogin
-    await _logins.note_success(call.database.look_up, call.instance.id, subjects)
+    if call.circumstances.dry_run:
+        await _logins.check(call.database.look_up, call.instance.id, subjects)
+    else:
+        await _logins.note_success(call.database.look_up, call.instance.id, forgiven, subjects)
     return Verified(row["user_id"], row["password_hash"], None)
 
 
@@ -85,11 +89,19 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
     The token is shown here once; tokenExpiresAt is in Unix seconds. Where the user has a sessionsLimit, its
     oldest sessions beyond that end.
 
-    After five failures of an account, known or not, further logins are refused for a second, with 429 and
-    Retry-After, then for two, four and so on up to a quarter of an hour; one failure is forgiven every
-    quarter of an hour, and all of them by a right password. The same goes for twenty failures from a
-    clientAddress, one of which is forgiven every minute, or a hundred from the caller's own where that is not
-    given, forgiven every two seconds. While a login is refused the right password is too.
+    After five failures of an account, known or not, from a clientAddress further logins are refused for a
+    second, with 429 and Retry-After, then for two, four and so on up to a quarter of an hour; one failure is
+    forgiven every quarter of an hour, and all of them by a right password from there. The same goes for
+    twenty failures from a clientAddress, whatever the accounts, one of which is forgiven every minute. After
+    five failures of an account from anywhere further logins are refused for at most four seconds, wherever
+    they come from. While a login is refused the right password is too. Failed logins count in a dry run as
+    well.
+
+    Give the clientAddress: without it nobody can tell who guesses from who owns the account, and guesses are
+    slowed by the last rule alone.
+
+    An unknown account takes as long as one whose password was hashed here. One that came with a passwordHash
+    made otherwise, such as bcrypt, takes another time until its user has logged in, and can be told by it.
     """
     token = new_secret(TOKEN_LENGTH)
     session = await call.db.one(
@@ -113,9 +125,11 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
             sessions_limit=session["sessions_limit"],
         )
         if ended:
+            limit = session["sessions_limit"]
             call.record(
-                "session.revoked", verified.user_id, before={"sessions": ended}, after={"sessions": 0}
-            )
+                "session.revoked", verified.user_id,
+                before={"sessions": limit + ended}, after={"sessions": limit},
+            )  # fmt: skip
     call.record(
         "session.created",
         verified.user_id,
@@ -147,9 +161,9 @@ class LoginWithToken(TokenRef):
 async def login_with_token(call: Call, params: LoginWithToken) -> Any:
     """The user of a living session, as login answered it; the session is not prolonged.
 
-    Wrong tokens count as failed logins of the address that they come from.
+    Wrong tokens count as failed logins of the clientAddress, where that is given.
     """
-    subjects = _logins.address(call, params.clientAddress)
+    subjects = _logins.of_address(params.clientAddress)
     await _logins.check(call.db.one, call.instance.id, subjects)
     session = await call.db.one(
         "find_session", instance_id=call.instance.id, token_digest=digest(params.token)

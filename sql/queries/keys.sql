@@ -23,8 +23,9 @@ WHERE
         )
     );
 
--- name: create_key(name, digest, prefix, scopes, is_operator, instance_names, networks, lifetime, rate_per_minute)^
--- A key for the named instances, the first being its default. The lifetime is in seconds, null for none.
+-- name: create_key(name, digest, prefix, scopes, is_operator, instance_names, networks, lifetime, rate_per_minute, maker_id)^
+-- A key for the named instances, the first being its default. The lifetime is in seconds, null for none; it ends
+-- with that of the key that makes it.
 WITH held AS (
     SELECT i.id, n.place
     FROM unnest(:instance_names::text[]) WITH ORDINALITY AS n (name, place)
@@ -38,7 +39,11 @@ new_key AS (
     )
     VALUES (
         :name, :digest, :prefix, :scopes, :is_operator, (SELECT id FROM held WHERE place = 1),
-        :networks::text[]::cidr[], now() + make_interval(secs => :lifetime), :rate_per_minute
+        :networks::text[]::cidr[],
+        least(
+            now() + make_interval(secs => :lifetime), (SELECT expires_at FROM api_keys WHERE id = :maker_id)
+        ),
+        :rate_per_minute
     )
     RETURNING id, created_at, expires_at
 ),
@@ -112,6 +117,18 @@ WHERE
         )
     )
 FOR UPDATE OF k;
+
+-- name: find_only_instance(key_id)^
+-- The instance that a key holds, if it is one that was not deleted and no other.
+SELECT i.name
+FROM api_key_instances AS held
+INNER JOIN instances AS i ON held.instance_id = i.id
+WHERE
+    held.api_key_id = :key_id AND i.deleted_at IS NULL
+    AND NOT EXISTS (
+        SELECT FROM api_key_instances AS other
+        WHERE other.api_key_id = held.api_key_id AND other.instance_id <> held.instance_id
+    );
 
 -- name: expire_key(key_id, overlap)!
 -- Ends a rotated key after the overlap in seconds, never later than it would have ended.

@@ -31,8 +31,8 @@ SET (forgiven_at, delayed_until) = (
 WHERE known.delayed_until <= now()
 RETURNING true AS counted;
 
--- name: forget_failed_logins(instance_id, account, subjects)^
--- After a right password: the account's failures are forgotten, unless others failed meanwhile, so that a delay
+-- name: forget_failed_logins(instance_id, forgiven, subjects)^
+-- After a right password: the failures that it forgives are forgotten, unless others failed meanwhile, so that a delay
 -- has begun. Then its seconds.
 WITH delay AS (
     SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
@@ -42,7 +42,7 @@ WITH delay AS (
 
 forgotten AS (
     DELETE FROM login_failures
-    WHERE instance_id = :instance_id AND subject = :account AND delayed_until <= now()
+    WHERE instance_id = :instance_id AND subject = any(:forgiven::bytea[]) AND delayed_until <= now()
 )
 
 SELECT seconds
