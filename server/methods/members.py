@@ -362,7 +362,7 @@ async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
         need_admin_scope(call)
     closed = {"accountClosed": True} if params.withAccount else None
     call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
-    await end_sessions(call, params.id)
+    await end_sessions(call, [params.id])
     return True
 
 

@@ -231,5 +231,6 @@ async def force_logout_by_email(call: Call, params: UserRef) -> Any:
     """End every session of a user, whether or not there is any."""
     key = email_key(params.email)
     user_id = found(await call.db.value("hold_user_by_email", instance_id=call.instance.id, email_key=key))
-    await end_sessions(call, user_id)
+    call.subject = user_id
+    await end_sessions(call, [user_id])
     return True

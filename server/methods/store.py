@@ -367,7 +367,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
     protect_activity(call, user)
     call.record_user(user_id, user["before"], user["after"])
     if not is_active:
-        await end_sessions(call, user_id)
+        await end_sessions(call, [user_id])
     return True
 
 
@@ -412,7 +412,8 @@ async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
     """End every session of a user, whether or not there is any."""
     user_id = await _find(call, params)
     await _hold(call, user_id)
-    await end_sessions(call, user_id)
+    call.subject = user_id
+    await end_sessions(call, [user_id])
     return True
 
 

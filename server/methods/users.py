@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -25,7 +25,9 @@ from server.events import identity, redacted
 from server.methods import _office365
 from server.methods._groups import (
     GroupNames,
-    group_ids,
+    chosen_groups,
+    find_group_ids,
+    groups_of,
     hold_member,
     is_admins,
     may_administrate,
@@ -34,13 +36,11 @@ from server.methods._groups import (
     replace_groups,
 )  # fmt: skip
 from server.methods._store import (
-    STORE_MEMBERS,
     ExternalId,
     LastDay,
     PlanId,
     SessionsLimit,
     assign_plan,
-    change_store_user,
     needs_plan,
     store_failures,
 )  # fmt: skip
@@ -300,17 +300,18 @@ def found(result: Any) -> Any:
     return result
 
 
-async def end_sessions(call: Call, user_id: int) -> int:
-    """End every session of a user whose row this transaction holds; how many lived.
+async def end_sessions(call: Call, user_ids: Sequence[int]) -> None:
+    """End every session of users whose rows this transaction holds.
 
-    A statement of its own, after that which held the row: one that waited there for a login does not see the
+    A statement of its own, after that which held the rows: one that waited there for a login does not see the
     session which that login made.
     """
-    ended: int = await call.db.value("end_sessions_of", instance_id=call.instance.id, user_id=user_id)
-    call.subject = user_id
-    if ended:
-        call.record("session.revoked", user_id, before={"sessions": ended}, after={"sessions": 0})
-    return ended
+    if not user_ids:
+        return
+    rows = await call.db.all("end_sessions_of", instance_id=call.instance.id, user_ids=user_ids)
+    for row in rows:
+        before, after = {"sessions": row["ended"]}, {"sessions": 0}
+        call.record("session.revoked", row["user_id"], before=before, after=after)
 
 
 async def record_password(call: Call, user: Any) -> None:
@@ -321,7 +322,7 @@ async def record_password(call: Call, user: Any) -> None:
     """
     before = {"password": "set" if user["had_password"] else None}
     call.record("user.password_changed", user["id"], before=before, after={"password": "set"})
-    await end_sessions(call, user["id"])
+    await end_sessions(call, [user["id"]])
 
 
 def names_of(params: "NewUser | ReplaceUser") -> dict[str, str | None]:
@@ -336,7 +337,6 @@ def shown_name(params: NewUser) -> str:
     return params.displayName or " ".join(names).strip()[:200] or params.email.rpartition("@")[0]
 
 
-_MORE_THAN_A_USER = {*STORE_MEMBERS, "planId", "planValidTo", "quotas", "createInOffice365"}
 _UNSAID = {
     # Secrets, what is said elsewhere, and what is always said.
     "instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName", "email",
@@ -397,6 +397,12 @@ async def insert_user(
         fields=event["fields"],
         language=language,
         is_confirmed=is_confirmed,
+        external_id=params.externalId,
+        sessions_limit=params.sessionsLimit,
+        is_plan_admin=params.isPlanAdmin,
+        only_sees_readable=params.onlySeesReadable,
+        mail_quota=params.quotas and params.quotas.mail,
+        files_quota=params.quotas and params.quotas.files,
         password_hash=password_hash or params.passwordHash,
         event=redacted(event) if call.single else None,
         **call.author(),
@@ -404,32 +410,15 @@ async def insert_user(
     row = dict(found(created))
     if not call.single:
         call.record("user.created", row["id"], after=event)
-        await change_store_user(
-            call.db, instance_id, row["id"], params.model_dump(include=STORE_MEMBERS, exclude_defaults=True)
-        )
         if params.planId is not None:
             await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
-        await set_quotas(call, instance_id, row["id"], params.quotas)
     # Stored as jsonb the members would come back in another order than the document's.
     return row | {"profile": profile, "values": values}
 
 
 def is_one_statement(params: "CreateUser") -> bool:
-    """Whether a user is created by one statement: it has nothing of a store, an order or Office 365."""
-    return params.model_fields_set.isdisjoint(_MORE_THAN_A_USER)
-
-
-async def set_quotas(call: Call, instance_id: int, user_id: int, quotas: Quotas | None) -> None:
-    """Write those quotas of a user that are given."""
-    if quotas is not None:
-        await call.db.run(
-            "set_quotas",
-            instance_id=instance_id,
-            user_id=user_id,
-            given=list(quotas.model_fields_set),
-            mail=quotas.mail,
-            files=quotas.files,
-        )
+    """Whether a user is created by one statement: without a plan and without Office 365."""
+    return params.planId is None and not params.createInOffice365
 
 
 @method(
@@ -603,17 +592,6 @@ class UserChanges(Params):
     sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit.")
     isPlanAdmin: bool = ABSENT
     onlySeesReadable: bool = ABSENT
-
-    @model_validator(mode="after")
-    def _something(self) -> "UserChanges":
-        if not self.model_fields_set - {"instance", "email"}:
-            raise ValueError("name at least one member to change")
-        return self
-
-
-class UpdateUser(UserChanges, TenantParams):
-    """What to change; at least one member beside the e-mail."""
-
     quotas: Quotas = ABSENT
     groups: GroupNames = Field(
         ABSENT,
@@ -622,7 +600,13 @@ class UpdateUser(UserChanges, TenantParams):
     )
 
     @model_validator(mode="after")
-    def _agree(self) -> "UpdateUser":
+    def _something(self) -> "UserChanges":
+        if not self.model_fields_set - {"instance", "email"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+    @model_validator(mode="after")
+    def _agree(self) -> "UserChanges":
         if self.groups is not None and self.isAdmin not in (None, self.in_admins()):
             raise ValueError("groups and isAdmin contradict each other: in Admins are those with isAdmin")
         return self
@@ -630,6 +614,10 @@ class UpdateUser(UserChanges, TenantParams):
     def in_admins(self) -> bool:
         """Whether the reserved group is among the groups."""
         return any(is_admins(name) for name in self.groups)
+
+
+class UpdateUser(UserChanges, TenantParams):
+    """What to change; at least one member beside the e-mail."""
 
 
 def _given(model: BaseModel | None) -> dict[str, Any] | None:
@@ -657,16 +645,19 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     ends every session of the user in the same transaction; to suspend or reactivate an administrator needs
     the scope users:admin.
     """
-    key, is_admin, member = email_key(params.email), params.isAdmin, None
+    key, is_admin, before = email_key(params.email), params.isAdmin, {}
     if params.groups is not None:
         member, is_admin = await hold_member(call, key), params.in_admins()
         may_administrate(call, member, is_admin)
-        ids = await group_ids(call, params.groups)
+        group_ids = chosen_groups(params.groups, await find_group_ids(call, params.groups))
+        before = await groups_of(call, [member["id"]])
+    quotas = params.quotas or Quotas()
     user = found(
         await call.db.one(
             "update_user",
             instance_id=call.instance.id,
             email_key=key,
+            given=list(params.model_fields_set | quotas.model_fields_set),
             display_name=params.displayName,
             is_active=params.isActive,
             is_admin=is_admin,
@@ -675,26 +666,21 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             settings=params.settings,
             apps=params.apps,
             avatar=params.avatar,
+            external_id=params.externalId,
+            sessions_limit=params.sessionsLimit,
+            is_plan_admin=params.isPlanAdmin,
+            only_sees_readable=params.onlySeesReadable,
+            mail_quota=quotas.mail,
+            files_quota=quotas.files,
         )
     )
     protect_activity(call, user)
-    changed = await change_store_user(
-        call.db,
-        call.instance.id,
-        user["id"],
-        params.model_dump(include=STORE_MEMBERS & params.model_fields_set),
-    )
-    await set_quotas(call, call.instance.id, user["id"], params.quotas)
-    call.record_user(user["id"], user["before"], (changed or user)["after"])
-    if params.quotas is not None:
-        call.record(
-            "user.updated", user["id"], after={"quotas": params.quotas.model_dump(exclude_unset=True)}
-        )
-    if member is not None:
-        await replace_groups(call, member, ids)
-        await record_groups(call, key, member)
+    call.record_user(user["id"], user["before"], user["after"])
+    if before:
+        await replace_groups(call, {user["id"]: group_ids})
+        await record_groups(call, before)
     if params.isActive is False:
-        await end_sessions(call, user["id"])
+        await end_sessions(call, [user["id"]])
     return True
 
 
@@ -911,7 +897,7 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     if user["state"]["isAdmin"]:
         need_admin_scope(call)
     call.record("user.deleted", user["id"], before=identity(user["state"]))
-    await end_sessions(call, user["id"])
+    await end_sessions(call, [user["id"]])
     return True
 
 
