@@ -19,7 +19,7 @@ from server.dispatch import Dispatcher
 from server.errors import Malformed, Unavailable
 from server.fronts._http import parse_json
 from server.methods._bulk import MOST
-from server.methods.users import email_key
+from server.methods._users import email_key
 from server.registry import Circumstances
 
 PASSWORDS = 100

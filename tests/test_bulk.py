@@ -8,7 +8,7 @@ import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
 from server.methods._bulk import MOST, checked
-from server.methods.users import NewUser
+from server.methods._users import NewUser
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'

@@ -18,10 +18,12 @@ from server.methods import (
     profiles,
     queue,
     quotas,
+    removal,
     search,
     sessions,
     store,
     users,
+    validation,
     webhooks,
 )
 
@@ -43,9 +45,11 @@ __all__ = [
     "profiles",
     "queue",
     "quotas",
+    "removal",
     "search",
     "sessions",
     "store",
     "users",
+    "validation",
     "webhooks",
 ]

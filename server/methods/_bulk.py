@@ -23,16 +23,9 @@ from server.errors import (
 )
 from server.events import Change
 from server.methods import _office365
-from server.methods.users import (
-    Failure,
-    NewUser,
-    UserChanges,
-    creation,
-    end_sessions,
-    names_of,
-    password_problem,
-    shown_name,
-)
+from server.methods._provision import creation, names_of, password_problem, shown_name
+from server.methods._users import NewUser, UserChanges, end_sessions
+from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
 
 MOST = 1000

@@ -33,7 +33,7 @@ from server.methods._bulk import (
     write,
 )
 from server.methods._groups import chosen_groups, find_group_ids, groups_of, record_groups, replace_groups
-from server.methods.users import (
+from server.methods._users import (
     CREATED_USER,
     CreatedUser,
     Email,

@@ -30,7 +30,7 @@ from server.methods._bulk import (
     taken,
     write,
 )
-from server.methods.users import ABSENT, USER, NewEmail, NewUser, User
+from server.methods._users import ABSENT, USER, NewEmail, NewUser, User
 from server.pictures import avatar_url
 from server.registry import Call, Example, Result, TenantParams, method
 

@@ -15,7 +15,7 @@ from server.methods._groups import (
     may_administrate,
     record_groups,
 )  # fmt: skip
-from server.methods.users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
+from server.methods._users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
 from server.registry import Call, Example, Result, TenantParams, method
 
 _RESERVED = "Admins is a group of every instance: it stays as it is"

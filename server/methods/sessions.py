@@ -7,7 +7,7 @@ from pydantic import Field
 from server.auth import digest, new_secret
 from server.errors import Invalid, NotFound, TooMany
 from server.methods import _logins
-from server.methods.users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
+from server.methods._users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
 from server.passwords import MAX_PASSWORD
 from server.registry import Call, Example, Result, TenantParams, method
 
