@@ -21,7 +21,6 @@ from server.errors import (
     MemberForbidden,
     NotBegun,
     OutcomeUnknown,
-    RepeatableOutcomeUnknown,
     ServiceError,
     StillRunning,
     Unavailable,
@@ -240,7 +239,8 @@ class Dispatcher:
             except OutcomeUnknown as error:
                 if repeatable is None:
                     raise
-                raise RepeatableOutcomeUnknown(retry_after=1) from error
+                text = "the connection was lost while committing, send it again under its idempotency key"
+                raise OutcomeUnknown(text, retry_after=1) from error
             except (Contention, NotBegun):
                 # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
                 # transaction again, after a jittered pause. Nothing of it has been done.

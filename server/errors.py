@@ -43,8 +43,13 @@ class ServiceError(Exception):
         self.code = code or type(self).code
         self.fields = tuple(fields)
         self.retry_after = retry_after
+        self.retryable = type(self).retryable or retry_after is not None
         self.headers = dict(headers or {})
         super().__init__(self.message)
+
+    def told_fields(self) -> tuple[FieldError, ...]:
+        """The members to mend, and where the form has no header for it, what else."""
+        return self.fields
 
     def cause(self) -> str | None:
         """The kind of exception behind this error, for the log: never its text, which may quote data."""
@@ -101,6 +106,10 @@ class Forbidden(ServiceError):
             message, code=code, fields=fields, headers={"X-Required-Scope": scope} if scope else None
         )
         self.scope = scope
+
+    def told_fields(self) -> tuple[FieldError, ...]:
+        """With the scope."""
+        return self.fields + ((FieldError("scope", f"needs {self.scope}"),) if self.scope else ())
 
 
 class MemberForbidden(Forbidden):
@@ -231,12 +240,6 @@ class OutcomeUnknown(Unavailable):
 
     code = "outcome_unknown"
     retryable = False
-
-
-class RepeatableOutcomeUnknown(OutcomeUnknown):
-    """the connection was lost while committing, send it again under its idempotency key"""
-
-    retryable = True
 
 
 def _duplicate(name: str) -> str:

@@ -348,6 +348,7 @@ async def test_the_connection_is_lost_at_commit(
         await client.call("getUserByEmail", {"email": ADMIN})
         proxy.arm()
         lost = await send(client, CREATE)
+        assert json.loads(lost.body).endswith("send it again under its idempotency key")
         assert (lost.status, lost.code, lost.headers["Retry-After"]) == (503, "outcome_unknown", "1")
         again = await send(client, CREATE)
         assert (again.status, again.replayed, await users(db)) == (200, True, 1)

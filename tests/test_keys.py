@@ -277,6 +277,15 @@ async def test_a_missing_scope_of_a_member_is_named(client: Client, db: asyncpg.
             assert response.headers["X-Required-Scope"] == scope
 
 
+async def test_a_missing_scope_of_an_item_is_named(client: Client, db: asyncpg.Connection) -> None:
+    writer = client.using(await insert_key(db, scopes=("users:read", "users:write")))
+    items = [{"email": "x@example.com", "groups": ["A"]}, {"email": ADMIN, "isActive": False}]
+    done = await writer.call("updateUsers", {"mode": "each", "users": items})
+    assert [one["error"]["fields"] for one in done["results"]] == [
+        [{"field": "scope", "message": f"needs {scope}"}] for scope in ("groups:write", "users:admin")
+    ]
+
+
 async def test_other_refusals_name_no_scope(client: Client, other: Client) -> None:
     for method, params in (
         ("getUserByEmail", LOOK_UP | {"instance": "OTHER"}),

@@ -565,7 +565,7 @@ async def test_a_delay_in_json_rpc(client: Client, db: asyncpg.Connection) -> No
         assert error["data"]["retryable"] and error["data"]["retryAfter"] > LONG - 10
 
 
-@pytest.mark.parametrize("bad", ["here", "", "192.0.2.7/24", 5, "1" * 60])
+@pytest.mark.parametrize("bad", ["here", "", "192.0.2.7/24", "fe80::1%eth0", 5, "1" * 60])
 async def test_bad_addresses(bad: Any, client: Client, db: asyncpg.Connection) -> None:
     login = {"email": ADMIN, "password": "x", "clientAddress": bad}
     assert (await client.outcome("login", login))[0] == 400

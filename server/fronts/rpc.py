@@ -221,9 +221,7 @@ _SPEC_MESSAGES = {-32700: "Parse error", -32600: "Invalid Request", -32601: "Met
 
 def _error_object(request: web.Request, error: ServiceError, identifier: Any) -> dict[str, Any]:
     code = RPC_INVALID_REQUEST if error.code == "invalid_request" else rpc_code(error)
-    fields = error.fields
     if isinstance(error, Forbidden) and error.scope is not None:
-        fields = (*fields, FieldError("scope", f"needs {error.scope}"))
         request[CALLS].scopes.add(error.scope)
     return {
         "jsonrpc": "2.0",
@@ -234,7 +232,7 @@ def _error_object(request: web.Request, error: ServiceError, identifier: Any) ->
                 "code": error.code,
                 "requestId": request[REQUEST_ID],
                 "retryable": error.retryable,
-                "fields": [field._asdict() for field in fields],
+                "fields": [field._asdict() for field in error.told_fields()],
                 **({"retryAfter": error.retry_after} if isinstance(error, TooMany) else {}),
             },
         },

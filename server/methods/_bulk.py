@@ -159,7 +159,7 @@ def _described(error: ServiceError) -> dict[str, Any]:
     return {
         "code": error.code,
         "message": error.message,
-        "fields": [bad._asdict() for bad in error.fields],
+        "fields": [bad._asdict() for bad in error.told_fields()],
     }
 
 

@@ -46,6 +46,8 @@ class Subject(NamedTuple):
 
 
 def _ip_address(text: str) -> str:
+    if "%" in text:  # a zone: it means something on the machine alone that has it
+        raise ValueError("is not an IP address")
     try:
         ipaddress.ip_address(text)
     except ValueError as error:
@@ -58,6 +60,7 @@ ClientAddress = Annotated[
     Field(
         max_length=50,
         description="The end user's IP address, which failed logins are limited by; null: it is not known.",
+        json_schema_extra={"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]},
     ),
     AfterValidator(_ip_address),
 ]

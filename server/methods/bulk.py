@@ -170,7 +170,7 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
         if scope not in call.caller.scopes:
             for index, item in list(batch.items.items()):
                 if getattr(item, member) is not None:
-                    batch.fail(index, MemberForbidden())
+                    batch.fail(index, MemberForbidden(scope=scope))
     batch.settle()
     return batch
 
