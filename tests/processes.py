@@ -306,7 +306,7 @@ class DroppingProxy:
 
     def arm(self) -> None:
         """From now on, until it happens."""
-        self._armed = True
+        self._armed, self.commits = True, 0
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
