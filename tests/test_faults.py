@@ -327,7 +327,7 @@ async def test_5_the_server_says_that_it_ends_an_idle_connection(client: Client)
     said = b"E" + struct.pack("!i", len(fields) + 4) + fields
     for name, params in (
         ("createUser", JANE),
-        ("createUser", {"email": "in-a-transaction@example.com", "quotas": {"mail": 1}}),
+        ("updateUserByEmail", {"email": ADMIN, "displayName": "In a transaction"}),
         ("getUserByEmail", {"email": ADMIN}),
     ):
         for connection, _ in client.dispatcher._database.pool._idle:
