@@ -218,6 +218,26 @@ async def test_a_user_is_created(
         assert hidden.encode() not in logged.text
 
 
+async def test_the_outcome_is_written_down(shop: Client, microsoft: Microsoft) -> None:
+    """Once, however often it was tried, and for the request that had asked for it."""
+    microsoft.answers = [web.Response(status=503), refusal(403, "Authorization_RequestDenied", "No.")]
+    call = {"method": "createUser", "params": ANN}
+    async with await shop.post(call, headers={"X-Request-Id": "order-17"}) as response:
+        assert response.status == 200
+    await settled(shop)
+    await shop.call("createInOffice365", {"email": ANN["email"]}, headers={"X-Request-Id": "order-18"})
+    await settled(shop)
+    page = await shop.call("listAuditEvents", {"email": ANN["email"], "type": "createInOffice365"})
+    said = "Authorization_RequestDenied: No."
+    assert [
+        (event["requestId"], event["keyName"], event["before"], event["after"]) for event in page["events"]
+    ] == [
+        ("order-18", "officerpc", {"office365": "pending"}, {"office365": "done", "objectId": "object-1"}),
+        ("order-18", "test", {"office365": "failed"}, {"office365": "pending"}),
+        ("order-17", "officerpc", {"office365": "pending"}, {"office365": "failed", "error": said}),
+    ]
+
+
 async def test_domain_country_and_nickname(shop: Client, microsoft: Microsoft, operator: Client) -> None:
     more = {"office365": CREDENTIALS | {"domain": "acme.onmicrosoft.example", "usageLocation": "BH"}}
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": more})
