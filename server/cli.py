@@ -562,7 +562,8 @@ def import_users(
     except (TransferError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted: run it again, and it goes on")
+        err.print("interrupted: run it again, and it goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
     failures = import_.failures
     if as_json:
         not_listed = done.failed - len(failures)

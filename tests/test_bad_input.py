@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import zlib
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import asyncpg
@@ -265,6 +266,9 @@ def cursor(text: str | bytes) -> str:
 
 
 UUID = "00000000-0000-4000-8000-000000000002"
+MOMENT = st.datetimes(timezones=st.sampled_from([timezone(timedelta(hours=h)) for h in (-14, 0, 14)])).map(
+    datetime.isoformat
+)
 MOMENTS = (
     "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00", "0000-01-01T00:00:00+00:00",
     "10000-01-01T00:00:00+00:00", "-0001-01-01T00:00:00Z", "2026-02-30T00:00:00+00:00", "infinity", "epoch", "now",
@@ -322,7 +326,8 @@ async def test_a_number_with_a_zero_before_it_is_decimal(client: Client, db: asy
         st.text("ABCDEFabcdef0189-_=", max_size=100),
         st.binary(max_size=60).map(cursor),
         st.text("0123456789-+:.TZ ", max_size=60).map(cursor),
-        st.builds("{} {} {}".format, st.datetimes().map(str), st.integers(), st.integers()).map(cursor),
+        st.builds("{} {} {}".format, MOMENT, st.integers(), st.integers()).map(cursor),
+        st.builds(f"{{}} {UUID}".format, MOMENT).map(cursor),
     )
 )
 async def test_no_cursor_breaks_anything(client: Client, operator: Client, given: str) -> None:

@@ -307,7 +307,7 @@ async def test_interrupted_by_hand(
     await until(some)
     process.send_signal(signal.SIGINT)
     _, said = await process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert b"interrupted: run it again, and it goes on" in said and b"Traceback" not in said
     done = await officerpc("users", "import", str(file), *MINE, "--json")
     assert (done.status, done.json["created"]) == (0, 6000)
