@@ -16,7 +16,7 @@ from conftest import ADMIN, Client, footprint, until
 
 from server import transfer
 from server.db import Database
-from server.methods.users import CreateUser
+from server.methods._users import CreateUser
 from server.settings import Settings
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
