@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from server.auth import OPERATOR, TENANT_SCOPES, digest, new_key
 from server.db import Database, load_migrations, migrate, migration_lock
 from server.dispatch import Dispatcher
+from server.events import by_itself
 from server.registry import Circumstances
 from server.settings import Settings
 
@@ -46,12 +47,18 @@ async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatch
             if not missing:
                 return FirstStart(migrations, None)
             key = chosen or new_key()
+            instances = [settings.bootstrap_instance]
             async with database.transaction() as db:
-                await db.one(
+                row = await db.one(
                     "create_key", name="bootstrap", digest=digest(key), prefix=key[:11],
-                    scopes=list(TENANT_SCOPES), is_operator=False,
-                    instance_names=[settings.bootstrap_instance], networks=[], lifetime=None,
-                    rate_per_minute=None, maker_id=None,
+                    scopes=list(TENANT_SCOPES), is_operator=False, instance_names=instances, networks=[],
+                    lifetime=None, rate_per_minute=None, maker_id=None,
+                )  # fmt: skip
+                assert row is not None
+                created = {"id": row["id"], "name": "bootstrap", "instances": instances}
+                await db.run(
+                    "insert_events", instance_id=0, types=["createApiKey"], user_ids=[None], befores=[None],
+                    afters=[created], **by_itself("createApiKey", "bootstrap"),
                 )  # fmt: skip
             return FirstStart(migrations, key)
     finally:

@@ -23,7 +23,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from server import logs
 from server.settings import Settings
@@ -45,7 +45,9 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(users, name="users")
 cli.add_typer(jobs, name="jobs")
 
-out, err = Console(), Console(stderr=True)
+# What is no terminal has no width: nothing is folded there, unless COLUMNS asks for it.
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100_000)
+err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: JSON, one document or one a line.")]
 InstanceName = Annotated[str, typer.Option("--instance", "-i", help="The instance by name.")]
@@ -58,7 +60,7 @@ def main() -> None:
 
 def fail(message: str) -> NoReturn:
     """Say why on standard error and end with status 1."""
-    err.print(f"officerpc: {message}", style="red", markup=False, highlight=False)
+    err.print(f"officerpc: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -153,14 +155,19 @@ def show(result: Any, as_json: bool) -> None:
         out.print("nothing")
         return
     if len(rows) == 1:
-        table = Table(show_header=False)
+        table = _table("", "", show_header=False)
         for name, value in rows[0].items():
             table.add_row(name, _plain(value))
     else:
-        table = Table(*rows[0])
+        table = _table(*rows[0])
         for row in rows:
             table.add_row(*(_plain(value) for value in row.values()))
     out.print(table)
+
+
+def _table(*names: str, show_header: bool = True) -> Table:
+    """A table that cuts nothing off: what does not fit is folded."""
+    return Table(*(Column(name, overflow="fold") for name in names), show_header=show_header)
 
 
 def _plain(value: Any) -> str:
@@ -308,7 +315,7 @@ def show_settings(as_json: AsJson = False) -> None:
     if as_json:
         show(shown, as_json)
         return
-    table = Table("Variable", "Value", "Meaning")
+    table = _table("Variable", "Value", "Meaning")
     for (name, value), field in zip(shown.items(), Settings.model_fields.values(), strict=True):
         table.add_row(name, "" if value is None else _plain(value), field.description)
     out.print(table)
@@ -548,7 +555,9 @@ def import_users(
     """Create users from a file whose columns or members are those of createUser. Status 1 if any failed.
 
     Interrupted, it goes on from where it was when it is run again. Rows that failed are in FILE.failed.csv or
-    .jsonl with the reason, and can be imported from there once they are mended.
+    .jsonl with the reason, and can be imported from there once they are mended; while that file is there, no
+    other import of FILE begins. With --json, failures are the first thousand of this run, and notListed says
+    how many more rows failed.
     """
     from server.transfer import Import, TransferError
     from server.transfer import Progress as Done
@@ -569,22 +578,32 @@ def import_users(
         import_, done = run(work)
     except (TransferError, OSError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        err.print("interrupted: run it again, and it goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
     failures = import_.failures
     if as_json:
-        show({"created": done.created, "failed": done.failed, "failures": failures}, as_json)
+        not_listed = done.failed - len(failures)
+        show(
+            {"created": done.created, "failed": done.failed, "failures": failures, "notListed": not_listed},
+            as_json,
+        )
     else:
         resumed = ", with those from before the interruption" if import_.resumes else ""
         out.print(f"{done.created} created, {done.failed} failed{resumed}")
         if failures:
             show(failures[:20], as_json)
+            if done.failed > 20:
+                out.print(f"and {done.failed - len(failures[:20])} more")
     if done.failed:
-        err.print(f"the rows that failed: {import_.failed_path}", markup=False, highlight=False)
+        told = f"the rows that failed: {import_.failed_path}"
+        err.print(told, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
 @users.command("export")
 def export_users(instance: InstanceName) -> None:
-    """Write users as JSON lines, in the order of their e-mails; users import takes them."""
+    """Write users as JSON lines, in the order of their ids; users import takes them."""
 
     async def work(session: Session) -> None:
         from server.auth import OPERATOR

@@ -391,34 +391,42 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
         the names of the migrations that were applied.
 
     Raises:
-        MigrationError: an applied migration is not the file it was, or the database knows a later one.
+        MigrationError: an applied migration is not the file it was, the database knows a later one, or the
+            role may not apply those that are missing.
     """
     async with migration_lock(connection):
-        if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
-            await connection.execute(
-                "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
-                " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-            )
-        rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
-        applied = {row["version"]: row["checksum"] for row in rows}
-        known = {migration.version for migration in migrations}
-        if unknown := sorted(set(applied) - known):
+        try:
+            return await _apply(connection, migrations)
+        except pg.InsufficientPrivilegeError as error:
             raise MigrationError(
-                f"the database holds migration {unknown[-1]}, which this program does not know"
-            )
-        done = []
-        for migration in migrations:
-            if migration.version not in applied:
-                async with connection.transaction():
-                    for statement in migration.statements:
-                        await connection.execute(statement)
-                    await connection.execute(
-                        "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-                        migration.version,
-                        migration.name,
-                        migration.checksum,
-                    )
-                done.append(migration.name)
-            elif applied[migration.version] != migration.checksum:
-                raise MigrationError(f"migration {migration.version} was applied from another file")
-        return done
+                f"{error}: officerpc migrate is to be run as the role that owns the tables"
+            ) from None
+
+
+async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
+    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        await connection.execute(
+            "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
+            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+    rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
+    applied = {row["version"]: row["checksum"] for row in rows}
+    known = {migration.version for migration in migrations}
+    if unknown := sorted(set(applied) - known):
+        raise MigrationError(f"the database holds migration {unknown[-1]}, which this program does not know")
+    done = []
+    for migration in migrations:
+        if migration.version not in applied:
+            async with connection.transaction():
+                for statement in migration.statements:
+                    await connection.execute(statement)
+                await connection.execute(
+                    "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                    migration.version,
+                    migration.name,
+                    migration.checksum,
+                )
+            done.append(migration.name)
+        elif applied[migration.version] != migration.checksum:
+            raise MigrationError(f"migration {migration.version} was applied from another file")
+    return done

@@ -36,6 +36,19 @@ IDENTITY = ("email", "displayName", "externalId")
 """What is kept of a user who goes or comes back."""
 
 
+def by_itself(method: str, request_id: str) -> dict[str, Any]:
+    """Who did what nobody's key asked for: those columns of an event.
+
+    Args:
+        method: what was done.
+        request_id: what it was done for, or else again what was done.
+    """
+    return {
+        "method": method, "key_id": 0, "key_name": "officerpc", "request_id": request_id, "address": None,
+        "origin": None,
+    }  # fmt: skip
+
+
 class Change(NamedTuple):
     """One thing that a call changed."""
 

@@ -1,6 +1,7 @@
 """Users into and out of an instance, by files as long as may be: officerpc users import and export."""
 
 import asyncio
+import codecs
 import contextlib
 import csv
 import fcntl
@@ -30,10 +31,10 @@ ERROR = "error"
 _JSON_CELLS = frozenset(
     {
         "isActive", "isAdmin", "profile", "values", "settings", "apps", "sessionsLimit", "isPlanAdmin",
-        "onlySeesReadable", "planId", "createInOffice365",
+        "onlySeesReadable", "planId", "createInOffice365", "quotas",
     }
 )  # fmt: skip
-"""CSV knows text alone: booleans, numbers, lists and objects are written as JSON there."""
+"""CSV knows text alone: booleans (in any case), numbers, lists and objects are written as JSON there."""
 
 
 class TransferError(Exception):
@@ -47,7 +48,7 @@ class Row:
     number: int
     # Params of createUser; None where the row cannot be read.
     params: dict[str, Any] | None
-    # What the file of failed rows gets: cells, or an object.
+    # What the file of failed rows gets: cells, an object, or the line itself where it is neither.
     given: Any
     problem: str = ""
     # Where the next one begins.
@@ -76,7 +77,8 @@ class Import:
     """Creates users from a file, a batch in a call, and goes on where it was interrupted.
 
     Beside the file there are, while it runs or waits to go on, FILE.state, and if rows failed FILE.failed
-    with its own suffix, which holds those rows and why, and can be imported once they are mended.
+    with its own suffix, which holds those rows and why, and can be imported once they are mended. No other
+    import writes over that file.
     """
 
     database: Database
@@ -126,8 +128,10 @@ class Import:
         with open(  # noqa: ASYNC230
             self.failed_path, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)
         ) as failed:
-            failed.truncate(progress.failed_bytes)
-            failed.seek(progress.failed_bytes)
+            os.fchmod(failed.fileno(), 0o600)  # whoever made it
+            # No further than it goes, should somebody have taken what was in it.
+            failed.truncate(min(progress.failed_bytes, failed.seek(0, os.SEEK_END)))
+            failed.seek(0, os.SEEK_END)
             for batch in reader.batches():
                 made, refused = await self._patiently(batch, progress, is_doubtful)
                 is_doubtful = False
@@ -154,6 +158,7 @@ class Import:
         try:
             before = Progress(**orjson.loads(self.state_path.read_bytes()))
         except FileNotFoundError:
+            self._refuse_to_write_over()
             return fresh
         except (TypeError, orjson.JSONDecodeError) as error:
             raise TransferError(f"{self.state_path} cannot be read: remove it to begin anew") from error
@@ -165,6 +170,14 @@ class Import:
             )
         self.resumes = True
         return before
+
+    def _refuse_to_write_over(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self.failed_path.stat().st_size:
+                raise TransferError(
+                    f"{self.failed_path} holds rows that failed in an import before: import them from there,"
+                    " or move that file away or remove it, and run this again"
+                )
 
     def _write_state(self, progress: Progress) -> None:
         # Whole or not at all: a state that was cut off would be no state.
@@ -182,6 +195,9 @@ class Import:
             try:
                 return await self._send(batch, progress, is_doubtful)
             except Unavailable as error:
+                # A commit that is cancelled says that its outcome is unknown instead.
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError from error
                 if not pause:
                     raise TransferError(f"{error.message}; run it again to go on") from error
                 is_doubtful = True
@@ -257,8 +273,10 @@ class Reader:
         if is_csv:
             try:
                 self.header = next(csv.reader(self._lines()), [])
-            except (csv.Error, UnicodeDecodeError) as error:
+            except csv.Error as error:
                 raise TransferError("the header cannot be read as CSV in UTF-8") from error
+            if not all(map(_is_utf8, self.header)):
+                raise TransferError("the header cannot be read as CSV in UTF-8")
             if "email" not in self.header:
                 raise TransferError("the header names no column email")
 
@@ -289,29 +307,37 @@ class Reader:
     def _lines(self) -> Iterator[str]:
         # One at a time, so that the place in the file is that of what was read.
         while line := self._source.readline():
-            yield line.decode("utf-8-sig" if self._source.tell() == len(line) else "utf-8")
+            if self._source.tell() == len(line):
+                line = line.removeprefix(codecs.BOM_UTF8)
+            # What is not UTF-8 is kept, byte by byte, for the file of failed rows.
+            yield line.decode("utf-8", "surrogateescape")
 
     def _csv_rows(self) -> Iterator[Row]:
         while True:
+            begin = self._source.tell()
             try:
                 # A reader of its own for each row: after an error it would read no further.
                 cells = next(csv.reader(self._lines()), None)
-                problem = ""
-            except UnicodeDecodeError:
-                cells, problem = [], "is not UTF-8"
             except csv.Error:
-                cells, problem = [], "is not CSV"
+                self._number += 1
+                end = self._source.tell()
+                self._source.seek(begin)
+                text = self._source.read(end - begin).decode("utf-8", "surrogateescape").rstrip("\r\n")
+                yield Row(self._number, None, [text], "is not CSV", end)
+                continue
             if cells is None:
                 return
-            if not cells and not problem:
+            if not cells:
                 continue
             self._number += 1
-            row = Row(self._number, None, cells, problem, self._source.tell())
-            if not problem:
-                self._read_cells(row, cells)
+            row = Row(self._number, None, cells, end=self._source.tell())
+            self._read_cells(row, cells)
             yield row
 
     def _read_cells(self, row: Row, cells: list[str]) -> None:
+        if not all(map(_is_utf8, cells)):
+            row.problem = "is not UTF-8"
+            return
         if len(cells) > len(self.header):
             row.problem = f"has {len(cells)} cells, and the header {len(self.header)}"
             return
@@ -345,21 +371,32 @@ class Reader:
         return _csv_line([*(name for name in self.header if name != ERROR), ERROR])
 
     def failed_row(self, row: Row, why: str) -> bytes:
-        """A row as it was, with the reason."""
+        """A row as it was, with the reason.
+
+        Of CSV, cells beyond the header stand behind the reason, bytes that are not UTF-8 stay what they were,
+        and what is no CSV is in the first cell. Of JSON lines, what is no object is a text, line.
+        """
         if self._is_csv:
-            cells = dict(zip(self.header, row.given, strict=False))
-            kept = [cells.get(name, "") for name in self.header if name != ERROR]
-            return _csv_line([*kept, why])
+            cells, width = row.given, len(self.header)
+            padded = cells[:width] + [""] * (width - len(cells))
+            kept = [cell for name, cell in zip(self.header, padded, strict=True) if name != ERROR]
+            return _csv_line([*kept, why, *cells[width:]])
         if not isinstance(row.given, dict):
-            row.given = {"line": row.given.decode(errors="replace").rstrip("\n")}
+            row.given = {"line": row.given.decode(errors="backslashreplace").rstrip("\n")}
         return orjson.dumps(row.given | {ERROR: why}) + b"\n"
 
 
 def _cell(name: str, value: str) -> Any:
     if name in _JSON_CELLS:
+        if value.lower() in ("true", "false"):  # as spreadsheets write them
+            value = value.lower()
         with contextlib.suppress(Malformed):
             return parse_json(value.encode())
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= char <= "\udcff" for char in text)
 
 
 class _Line:
@@ -373,24 +410,24 @@ class _Line:
 
 def _csv_line(cells: list[str]) -> bytes:
     line = _Line()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.text.encode()
+    csv.writer(line).writerow(cells)  # what ends lines is quoted, a lone CR too
+    return line.text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 async def exported_users(database: Database, instance_id: int) -> AsyncIterator[list[bytes]]:
-    """The living users of an instance as JSON lines, a page at a time, in the order of their e-mails.
+    """The living users of an instance as JSON lines, a page at a time, in the order of their ids.
 
-    Each page begins after the last one of the page before, so that no page costs more than the first, and
-    memory holds no more than one.
+    Each page begins after the last one of the page before, so that no page costs more than the first, memory
+    holds no more than one, and who is renamed in between is neither left out nor there twice.
     """
-    after = ""
+    after = 0
     while True:
         async with database.connection() as db:
             rows = await db.all("export_users", instance_id=instance_id, after=after, row_limit=PAGE)
         lines = []
         for row in rows:
             user = dict(row)
-            after = user.pop("email_key")
+            after = user.pop("id")
             lines.append(orjson.dumps(user) + b"\n")
         if lines:
             yield lines

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from server.db import Connection, Database
+from server.events import by_itself
 
 _BATCH = 5000
 _REPAIRS = {"mailboxes": "repair_mailboxes", "calendars": "repair_calendars", "folders": "repair_folders"}
@@ -25,7 +26,7 @@ async def incomplete_users(
     """Go through all users of all instances, batch by batch in the order of their keys.
 
     Args:
-        repair: give each what it lacks, a user in a transaction.
+        repair: give each what it lacks, a user in a transaction, and write it down.
 
     Yields:
         how many users the batch had, and those of them that lacked something.
@@ -61,3 +62,7 @@ async def incomplete_users(
 async def _repair(db: Connection, instance_id: int, user: Incomplete) -> None:
     for part, roles in user.missing.items():
         await db.run(_REPAIRS[part], instance_id=instance_id, user_id=user.user_id, roles=roles)
+    await db.run(
+        "insert_events", instance_id=instance_id, types=["repairUser"], user_ids=[user.user_id],
+        befores=[None], afters=[user.missing], **by_itself("repairUser", "verify"),
+    )  # fmt: skip

@@ -27,7 +27,7 @@ import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from server.db import Connection, Database
-from server.events import EVENTS, payload
+from server.events import EVENTS, by_itself, payload
 from server.metrics import JobFact, Metrics
 from server.settings import Settings
 
@@ -347,12 +347,7 @@ async def deliver_one(database: Database, sender: Sender, metrics: Metrics, row:
                 user_ids=[None],
                 befores=[{"id": row["webhook_id"], "isActive": True}],
                 afters=[{"id": row["webhook_id"], "isActive": False, "disabledBecause": "410 Gone"}],
-                method="disableWebhook",
-                key_id=0,
-                key_name="officerpc",
-                request_id=event_id,
-                address=None,
-                origin=None,
+                **by_itself("disableWebhook", event_id),
             )
     said = {"delivered": "done", "pending": "retried", "failed": "parked"}[state]
     metrics.job(JobFact("webhook", said, outcome.seconds, row["webhook_id"], attempt, outcome.error))

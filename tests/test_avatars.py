@@ -590,7 +590,7 @@ async def test_an_export_leaves_pictures_behind(
     await client.call("updateUserByEmail", {"email": "admin@example.com", "avatar": "https://example.com/a"})
     query = load_queries()["export_users"]
     rows = await db.fetch(
-        query.sql, *({"instance_id": 1, "after": "", "row_limit": 9}[p] for p in query.params)
+        query.sql, *({"instance_id": 1, "after": 0, "row_limit": 9}[p] for p in query.params)
     )
     assert [row["avatar"] for row in rows] == ["https://example.com/a", ""]
 

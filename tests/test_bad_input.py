@@ -1,9 +1,11 @@
 """What /rpc does with input that is wrong: a clear 4xx of one line, and nothing written."""
 
+import base64
 import gzip
 import io
 import json
 import zlib
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import asyncpg
@@ -253,3 +255,86 @@ async def test_arbitrary_bytes_never_break_the_server(client: Client, body: byte
     async with await client.post(body) as response:
         await response.read()
         assert response.status < 500
+
+
+# --- cursors that no page gave ------------------------------------------------------------------------
+
+
+def cursor(text: str | bytes) -> str:
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+UUID = "00000000-0000-4000-8000-000000000002"
+MOMENT = st.datetimes(timezones=st.sampled_from([timezone(timedelta(hours=h)) for h in (-14, 0, 14)])).map(
+    datetime.isoformat
+)
+MOMENTS = (
+    "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00", "0000-01-01T00:00:00+00:00",
+    "10000-01-01T00:00:00+00:00", "-0001-01-01T00:00:00Z", "2026-02-30T00:00:00+00:00", "infinity", "epoch", "now",
+    "2026-01-01T00:00:00", "2026-01-01T00:00:00+24:00", "2026-01-01T25:00:00+00:00", "",
+)  # fmt: skip
+NUMBERS = ("", "-1", "+", "x", "1e3", "1,5", "\u0661x", "9" * 20, "9" * 60, str(2**64), str(2**63) + "0" * 10)
+STRUCTURED = {
+    "listAuditEvents": ("after", {}),
+    "listDeliveries": ("after", {"id": 1}),
+    "listChanges": ("cursor", {}),
+    "listAuthSessions": ("after", {}),
+}
+"""Methods whose cursors hold times and numbers, and not texts alone, of which all may be looked for."""
+FORGED = [
+    *(f"{moment} 1 1" for moment in MOMENTS), *(f"{moment} {UUID}" for moment in MOMENTS),
+    *(f"2026-01-01T00:00:00+00:00 {number} 1" for number in NUMBERS),
+    *(f"2026-01-01T00:00:00+00:00 1 {number}" for number in (*NUMBERS, str(2**31))),
+    *(f"2026-01-01T00:00:00+00:00 {number}" for number in NUMBERS),
+    *(f"{number}.1" for number in NUMBERS), *(f"1.{number}" for number in (*NUMBERS, str(2**31))),
+    *(number for number in NUMBERS if number), " ", "1 1", "1 1 1 1", "\0", "1\0", "\ud800", b"\xff\xfe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", STRUCTURED)
+async def test_forged_cursors(method: str, client: Client, db: asyncpg.Connection) -> None:
+    member, params = STRUCTURED[method]
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret) VALUES (1, 1, 'https://a.example', '', '{}', 'x')"
+    )
+    for forged in [*map(cursor, FORGED), "=", "====", "a", "\u00e4", "-_-_", "%", "AAAA" * 5]:
+        if method == "listAuthSessions" and len(forged) > 100:
+            continue
+        status, message = await client.outcome(method, params | {member: forged})
+        assert status == 400 and message.startswith(f"{member}: "), (forged, status, message)
+
+
+async def test_a_number_with_a_zero_before_it_is_decimal(client: Client, db: asyncpg.Connection) -> None:
+    """Postgres takes 010 for 8, and 09 for no number."""
+    for number in ("010", "09"):
+        await client.call("listChanges", {"cursor": cursor(f"{number}.0")})
+        await client.call("listAuditEvents", {"after": cursor(f"2026-01-01T00:00:00+00:00 {number} 0")})
+    for xid in (9, 11):
+        await db.execute(
+            "INSERT INTO events (instance_id, xid, place, type, method, key_id, key_name, request_id)"
+            " VALUES (1, $1::text::xid8, 1, 'user.created', 'x', 1, 'x', $1::text)",
+            str(xid),
+        )
+    page = await client.call("listChanges", {"cursor": cursor("010.0"), "limit": 1})
+    assert page["cursor"] == cursor("11.1")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.one_of(
+        st.text("ABCDEFabcdef0189-_=", max_size=100),
+        st.binary(max_size=60).map(cursor),
+        st.text("0123456789-+:.TZ ", max_size=60).map(cursor),
+        st.builds("{} {} {}".format, MOMENT, st.integers(), st.integers()).map(cursor),
+        st.builds(f"{{}} {UUID}".format, MOMENT).map(cursor),
+    )
+)
+async def test_no_cursor_breaks_anything(client: Client, operator: Client, given: str) -> None:
+    for method, (member, params) in STRUCTURED.items():
+        status, _ = await client.outcome(method, params | {member: given})
+        assert status in (200, 400), (method, given)
+    for method in ("listUsers", "listGroups", "listInstances"):
+        caller = operator if method == "listInstances" else client
+        status, _ = await caller.outcome(method, {"after": given})
+        assert status in (200, 400), (method, given)

@@ -47,6 +47,7 @@ async def test_what_export_writes_import_takes(officerpc: Any, tmp_path: Path, o
     assert imported.json == {
         "created": 2,
         "failed": 2,
+        "notListed": 0,
         "failures": [
             {
                 "row": 3,
@@ -60,7 +61,7 @@ async def test_what_export_writes_import_takes(officerpc: Any, tmp_path: Path, o
     target = tmp_path / "users.jsonl"
     target.write_text(exported.out)
     copied = await officerpc("users", "import", str(target), "--instance", "COPY", "--json")
-    assert (copied.status, copied.json) == (0, {"created": 3, "failed": 0, "failures": []})
+    assert (copied.status, copied.json) == (0, {"created": 3, "failed": 0, "failures": [], "notListed": 0})
     again = await officerpc("users", "export", "--instance", "COPY")
     assert [line for line in again.out.splitlines() if "boss@" not in line] == exported.out.splitlines()
     assert '"displayName":"Ä, the first"' in exported.out and "password" not in exported.out
@@ -122,6 +123,8 @@ async def test_verify_finds_and_repairs(officerpc: Any, client: Client, db: asyn
     assert (await officerpc("verify", "--json")).status == 0
     user = await client.call("getUserByEmail", {"email": "jane@example.com"})
     assert (user["spam"], user["drafts"], user["mainCalendar"]) == (13, 14, 3)
+    (event,) = (await client.call("listAuditEvents", {"method": "repairUser"}))["events"]
+    assert (event["userId"], event["after"], event["keyName"]) == (2, lacking[0]["missing"], "officerpc")
 
 
 async def test_migrate_settings_openrpc(officerpc: Any) -> None:

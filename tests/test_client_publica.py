@@ -558,6 +558,15 @@ async def test_plans_end_by_themselves(
     await database.close()
     ended = await db.fetch("SELECT plan_id, ended_at IS NOT NULL AS over FROM user_plans ORDER BY id")
     assert [tuple(row) for row in ended] == [(1, True), (2, False)]
+    page = await store.client.call("listAuditEvents", {"userId": reader, "method": "planEnd"})
+    (event,) = page["events"]
+    plan = {"planId": 1, "name": None, "validFrom": today(-9), "validTo": today(-1)}
+    assert (event["type"], event["before"], event["after"]) == (
+        "user.updated",
+        {"plan": plan},
+        {"plan": None},
+    )
+    assert (event["keyId"], event["keyName"]) == (0, "officerpc")
     await store.done("PUT", f"{USERS}/{reader}", least | {"assign_new_plan": 1})
     assert await states() == ["ended", "active", "active"]
 

@@ -181,12 +181,18 @@ async def settled(client: Client, email: str = ANN["email"]) -> Any:
     return await until(state)
 
 
-def told(log: Log) -> list[tuple[str, str | None]]:
-    return [
-        (entry["outcome"], entry.get("cause", "").partition(" at ")[0] or None)
-        for entry in log.lines()
-        if entry["event"] == "job" and entry["kind"] == "office365"
-    ]
+async def told(log: Log, tries: int = 1) -> list[tuple[str, str | None]]:
+    """What the log says of each try, once it does: a moment after the state of the user."""
+
+    async def lines() -> list[tuple[str, str | None]]:
+        found = [
+            (entry["outcome"], entry.get("cause", "").partition(" at ")[0] or None)
+            for entry in log.lines()
+            if entry["event"] == "job" and entry["kind"] == "office365"
+        ]
+        return found if len(found) >= tries else []
+
+    return list(await until(lines))
 
 
 async def test_a_user_is_created(
@@ -204,7 +210,7 @@ async def test_a_user_is_created(
         "mailNickname": "ann.o'lee", "userPrincipalName": "ann.o'lee@example.com",
         "passwordProfile": {"forceChangePasswordNextSignIn": True},
     }  # fmt: skip
-    assert told(logged) == [("done", None)]
+    assert await told(logged) == [("done", None)]
     # Neither password, nor the secret, nor a token is written down anywhere.
     assert password != ANN["password"]
     rows = await db.fetch(
@@ -216,6 +222,26 @@ async def test_a_user_is_created(
             assert hidden not in text, table
     for hidden in (password, ANN["password"], SECRET, "token-1"):
         assert hidden.encode() not in logged.text
+
+
+async def test_the_outcome_is_written_down(shop: Client, microsoft: Microsoft) -> None:
+    """Once, however often it was tried, and for the request that had asked for it."""
+    microsoft.answers = [web.Response(status=503), refusal(403, "Authorization_RequestDenied", "No.")]
+    call = {"method": "createUser", "params": ANN}
+    async with await shop.post(call, headers={"X-Request-Id": "order-17"}) as response:
+        assert response.status == 200
+    await settled(shop)
+    await shop.call("createInOffice365", {"email": ANN["email"]}, headers={"X-Request-Id": "order-18"})
+    await settled(shop)
+    page = await shop.call("listAuditEvents", {"email": ANN["email"], "type": "createInOffice365"})
+    said = "Authorization_RequestDenied: No."
+    assert [
+        (event["requestId"], event["keyName"], event["before"], event["after"]) for event in page["events"]
+    ] == [
+        ("order-18", "officerpc", {"office365": "pending"}, {"office365": "done", "objectId": "object-1"}),
+        ("order-18", "test", {"office365": "failed"}, {"office365": "pending"}),
+        ("order-17", "officerpc", {"office365": "pending"}, {"office365": "failed", "error": said}),
+    ]
 
 
 async def test_domain_country_and_nickname(shop: Client, microsoft: Microsoft, operator: Client) -> None:
@@ -257,7 +283,7 @@ async def test_a_withdrawn_token_is_replaced(shop: Client, microsoft: Microsoft,
     await shop.call("createUser", ANN)
     assert (await settled(shop))["state"] == "done"
     assert microsoft.requests == ["login", "users", "users", "login", "users"]
-    assert told(logged) == [("done", None)] * 2
+    assert await told(logged, 2) == [("done", None)] * 2
 
 
 async def test_what_passes_is_tried_again(shop: Client, microsoft: Microsoft, logged: Log) -> None:
@@ -274,8 +300,8 @@ async def test_what_passes_is_tried_again(shop: Client, microsoft: Microsoft, lo
         "state": "done", "objectId": "object-1", "error": None,
         "updatedAt": (await settled(shop))["updatedAt"],
     }  # fmt: skip
-    assert [outcome for outcome, _ in told(logged)] == ["retried"] * 4 + ["done"]
-    assert [cause for _, cause in told(logged)] == [
+    assert [outcome for outcome, _ in await told(logged, 5)] == ["retried"] * 4 + ["done"]
+    assert [cause for _, cause in await told(logged, 5)] == [
         "Busy http_503", "Busy http_429", "Busy http_500", "Busy http_504", None,
     ]  # fmt: skip
     assert asyncio.get_running_loop().time() - began >= 1  # as Retry-After asked, whatever our own pause
@@ -322,7 +348,7 @@ async def test_a_stranger_of_the_same_name_is_not_ours(
     await shop.call("createUser", ANN)
     state = await settled(shop)
     assert (state["state"], state["objectId"], state["error"]) == ("failed", None, "name_taken")
-    assert told(logged) == [("parked", "Refused name_taken")]
+    assert await told(logged) == [("parked", "Refused name_taken")]
     # Once the stranger has another name it can be asked for again.
     microsoft.created.clear()
     await shop.call("createInOffice365", {"email": ANN["email"]})
@@ -382,7 +408,7 @@ async def test_a_refusal_is_final(
         return await db.fetchval("SELECT status FROM pgqueuer") == "failed"
 
     await until(parked)
-    assert told(logged) == [("parked", cause)]
+    assert await told(logged) == [("parked", cause)]
     assert b"userPrincipalName" not in logged.text
     # Here the user is whole all the same.
     await shop.call("login", {"email": ANN["email"], "password": ANN["password"]})

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ from typing import Any
 import asyncpg
 import bcrypt
 import pytest
-from conftest import ADMIN, Client, footprint
+from conftest import ADMIN, Client, footprint, until
+
+from server import transfer
+from server.db import Database
+from server.methods._users import CreateUser
+from server.settings import Settings
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 MINE = ("--instance", "MYINSTANCE")
@@ -77,22 +83,33 @@ async def test_csv_with_rows_that_fail(officerpc: Any, tmp_path: Path, client: C
         writer.writerow(["b@example.com", "B, the first", "true", '{"title": "Dr."}', "of the last time"])
         writer.writerow(["c@example.com", "C", "perhaps", ""])
         writer.writerow(["d@example.com", "D", "", "", "", "too", "many"])
+        writer.writerow(["h@example.com", "x" * 140_000])
         writer.writerow([])
         writer.writerow(["e@example.com"])
     with file.open("ab") as stream:
         stream.write(b"f@example.com,\xff\ng@example.com,G\n")
     done = await officerpc("users", "import", str(file), *MINE, "--json")
-    assert (done.status, done.json["created"], done.json["failed"]) == (1, 3, 4)
-    with (tmp_path / "users.failed.csv").open(newline="") as stream:
+    assert (done.status, done.json["created"], done.json["failed"]) == (1, 3, 5)
+    limit = csv.field_size_limit(200_000)
+    with (tmp_path / "users.failed.csv").open(newline="", errors="surrogateescape") as stream:
         failed = list(csv.reader(stream))
-    assert failed[0] == ["email", "displayName", "isAdmin", "profile", "error"]
-    assert [row[-1] for row in failed[1:]] == [
-        "displayName: holds control characters",
-        "isAdmin: must be true or false",
-        "has 7 cells, and the header 5",
-        "is not UTF-8",
+    csv.field_size_limit(limit)
+    assert failed == [
+        ["email", "displayName", "isAdmin", "profile", "error"],
+        [
+            "a@example.com",
+            "Ä, the\n first",
+            "true",
+            '{"title": "Dr."}',
+            "displayName: holds control characters",
+        ],
+        ["c@example.com", "C", "perhaps", "", "isAdmin: must be true or false"],
+        ["d@example.com", "D", "", "", "has 7 cells, and the header 5", "too", "many"],
+        ["h@example.com," + "x" * 140_000, "", "", "", "is not CSV"],
+        ["f@example.com", "\udcff", "", "", "is not UTF-8"],
     ]
-    assert failed[1][1] == "Ä, the\n first"
+    assert b"f@example.com,\xff," in (tmp_path / "users.failed.csv").read_bytes()
+    (tmp_path / "users.failed.csv").unlink()
     user = await client.call("getUserByEmail", {"email": "b@example.com"})
     assert (user["isAdmin"], user["profile"]["title"], user["displayName"]) == (True, "Dr.", "B, the first")
     for content, told in ((b"name\nx\n", "names no column email"), (b"\xff\n", "cannot be read as CSV")):
@@ -176,6 +193,7 @@ async def test_what_was_sent_last_is_not_taken_for_a_failure(
     again = await officerpc("users", "import", str(file), *MINE, "--json")
     assert again.json == done.json
     assert await footprint(db) | {"events": 0} == before | {"events": 0}
+    (tmp_path / "users.failed.jsonl").unlink()
     fresh = await officerpc("users", "import", str(file), *MINE, "--json")
     assert (fresh.json["created"], fresh.json["failed"]) == (0, 7)
 
@@ -199,6 +217,133 @@ async def test_another_file_is_not_gone_on_with(
     assert await footprint(db) == before
     nowhere = await officerpc("users", "import", str(file), "--instance", "NOWHERE")
     assert (nowhere.status, nowhere.err) == (1, "officerpc: there is no instance NOWHERE\n")
+
+
+async def test_rows_that_failed_are_not_written_over(
+    officerpc: Any, tmp_path: Path, db: asyncpg.Connection
+) -> None:
+    file, failed = tmp_path / "users.jsonl", tmp_path / "users.failed.jsonl"
+    file.write_bytes(b'{"email": "nonsense"}\n{"email": "\xff"}\n')
+    failed.touch()  # empty: of an import that was killed before it began
+    failed.chmod(0o644)
+    assert (await officerpc("users", "import", str(file), *MINE)).status == 1
+    kept = failed.read_bytes()
+    assert [json.loads(line).get("line") for line in kept.splitlines()] == [None, '{"email": "\\xff"}']
+    assert failed.stat().st_mode & 0o777 == 0o600
+    before = await footprint(db)
+    write_users(file, 2)
+    again = await officerpc("users", "import", str(file), *MINE)
+    assert again.status == 1 and "holds rows that failed in an import before" in again.err
+    assert failed.read_bytes() == kept and not Path(f"{file}.state").exists()
+    assert await footprint(db) == before
+    failed.rename(tmp_path / "mine.jsonl")
+    assert (await officerpc("users", "import", str(file), *MINE)).status == 0
+
+
+async def test_failed_rows_that_were_taken_while_it_waited(officerpc: Any, tmp_path: Path) -> None:
+    """What is left of the file is no hole of NUL characters."""
+    file = tmp_path / "users.csv"
+    file.write_text("email,displayName\na@example.com,A\nnonsense,B\n")
+    status = file.stat()
+    state = {
+        "run": "r", "instance": "MYINSTANCE", "size": status.st_size, "modified": status.st_mtime_ns,
+        "offset": 34, "rows": 1, "created": 0, "failed": 1, "failed_bytes": 99,
+    }  # fmt: skip
+    Path(f"{file}.state").write_text(json.dumps(state))
+    assert (await officerpc("users", "import", str(file), *MINE, "--json")).json["failed"] == 2
+    assert (tmp_path / "users.failed.csv").read_text().splitlines() == [
+        "email,displayName,error", "nonsense,B,email: is not a valid e-mail address",
+    ]  # fmt: skip
+
+
+async def test_what_csv_can_say(officerpc: Any, tmp_path: Path, client: Client) -> None:
+    """Every member that is no text, and booleans as spreadsheets write them."""
+    members = CreateUser.model_json_schema()["properties"]
+    texts = {
+        name
+        for name, member in members.items()
+        if any(kind.get("type") == "string" for kind in (member, *member.get("anyOf", ())))
+    }
+    assert set(members) - texts == transfer._JSON_CELLS
+    file = tmp_path / "users.csv"
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["email", "isAdmin", "isActive", "onlySeesReadable", "quotas", "displayName"])
+        writer.writerow(["a@example.com", "TRUE", "FALSE", "False", '{"mail": 100, "files": null}', "TRUE"])
+    done = await officerpc("users", "import", str(file), *MINE, "--json")
+    assert (done.status, done.json["created"]) == (0, 1)
+    user = await client.call("getUserByEmail", {"email": "a@example.com"})
+    assert (user["isAdmin"], user["isActive"], user["displayName"]) == (True, False, "TRUE")
+    quotas = await client.call("getQuotasByEmail", {"email": "a@example.com"})
+    assert (quotas["mail"]["limit"], quotas["files"]["isDefault"]) == (100, True)
+
+
+async def test_failures_that_are_not_listed_are_counted(officerpc: Any, tmp_path: Path) -> None:
+    file = tmp_path / "users.jsonl"
+    file.write_text("[]\n" * 1003)
+    done = await officerpc("users", "import", str(file), *MINE, "--json")
+    assert (done.status, done.json["failed"], len(done.json["failures"]), done.json["notListed"]) == (
+        1, 1003, 1000, 3,
+    )  # fmt: skip
+    (tmp_path / "users.failed.jsonl").unlink()
+    told = await officerpc("users", "import", str(file), *MINE)
+    assert "and 983 more" in told.out and str(tmp_path / "users.failed.jsonl") in told.err
+
+
+async def test_interrupted_by_hand(
+    officerpc: Any, database_url: str, tmp_path: Path, db: asyncpg.Connection
+) -> None:
+    file = tmp_path / "users.jsonl"
+    write_users(file, 6000)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from server.cli import main; main()", "users", "import", str(file), *MINE,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"OFFICERPC_DATABASE_URL": database_url},
+    )  # fmt: skip
+
+    async def some() -> bool:
+        return bool(await db.fetchval("SELECT count(*) > 1 FROM users"))
+
+    await until(some)
+    process.send_signal(signal.SIGINT)
+    _, said = await process.communicate()
+    assert process.returncode == 130
+    assert b"interrupted: run it again, and it goes on" in said and b"Traceback" not in said
+    done = await officerpc("users", "import", str(file), *MINE, "--json")
+    assert (done.status, done.json["created"]) == (0, 6000)
+
+
+async def test_a_user_who_is_renamed_while_others_are_exported(
+    client: Client, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is in the export once, whichever way the new name sorts."""
+    monkeypatch.setattr(transfer, "PAGE", 3)
+    emails = [f"{letter}@example.com" for letter in "bcdefgh"]
+    await client.call("createUsers", {"users": [{"email": email} for email in emails]})
+    renames = [("b@example.com", "zb@example.com"), ("h@example.com", "aa@example.com")]
+    database = Database(Settings(), database_url)
+    await database.open()
+    exported = []
+    async for lines in transfer.exported_users(database, 1):
+        exported += [json.loads(line)["email"] for line in lines]
+        if renames:
+            for email, new in renames:
+                await client.call("renameUserByEmail", {"email": email, "newEmail": new})
+            renames = []
+    await database.close()
+    assert exported == [ADMIN, *emails[:-1], "aa@example.com"]
+
+
+async def test_tables_are_not_cut(officerpc: Any, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    long = "x" * 60 + "@" + "y" * 60 + ".example.com"
+    await client.call("createUser", {"email": long, "displayName": "z" * 90})
+    for command in (("list",), ("get", long)):
+        whole = await officerpc("users", *command, *MINE)
+        assert long in whole.out and "z" * 90 in whole.out
+    narrow = await officerpc("users", "list", *MINE, COLUMNS="100")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in narrow.out and max(map(len, narrow.out.splitlines())) <= 100
+    assert narrow.out.count("x") >= 60 and narrow.out.count("z") == 90
 
 
 async def test_export_keeps_one_page_in_memory(officerpc_memory: Any, db: asyncpg.Connection) -> None:

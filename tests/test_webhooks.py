@@ -683,6 +683,47 @@ async def test_the_feed_skips_nothing(serve: Serve, db: asyncpg.Connection, data
     assert [event_id for event_id, _ in seen] == [row["id"] for row in stored]
 
 
+async def test_the_feed_skips_no_call(serve: Serve, db: asyncpg.Connection) -> None:
+    """The same of calls by HTTP: createUser, whose one statement writes its event, and calls in transactions."""
+    client = await serve(run_jobs=False)
+    each, writers = 6, 16
+    cursor = (await client.call("listChanges", {"begin": "now"}))["cursor"]
+
+    async def write(writer: int) -> None:
+        for number in range(each):
+            one, *more = (f"{writer}-{number}-{name}@example.com" for name in "abc")
+            await client.call("createUser", {"email": one})
+            await client.call("createUsers", {"users": [{"email": email} for email in more]})
+            await client.call("updateUserByEmail", {"email": one, "displayName": "J.", "isActive": False})
+
+    writing = [asyncio.create_task(write(writer)) for writer in range(writers)]
+    seen: list[tuple[str, str, int]] = []
+
+    async def read() -> None:
+        nonlocal cursor
+        page = await client.call("listChanges", {"cursor": cursor, "limit": 7})
+        seen.extend((event["data"]["id"], event["type"], event["data"]["userId"]) for event in page["events"])
+        cursor = page["cursor"]
+
+    while not all(writer.done() for writer in writing):
+        await read()
+    await asyncio.gather(*writing)
+
+    async def all_read() -> bool:
+        await read()
+        return len(seen) >= writers * each * 5
+
+    await until(all_read)
+    await read()
+    assert len({event_id for event_id, _, _ in seen}) == len(seen) == writers * each * 5
+    stored = await db.fetch("SELECT id::text FROM events WHERE request_id <> 'test' ORDER BY xid, place")
+    assert [event_id for event_id, _, _ in seen] == [row["id"] for row in stored]
+    created: set[int] = set()
+    for _, kind, user_id in seen:  # no call began before the one that it follows had committed
+        assert (kind == "user.created") == (user_id not in created)
+        created.add(user_id)
+
+
 async def test_transactions_are_ordered_by_their_number(client: Client, db: asyncpg.Connection) -> None:
     """10 comes after 9, in the feed and, where it is the same moment, in the audit."""
     numbers = (9, 10, 99, 100)

@@ -4,6 +4,7 @@ from typing import Any
 
 from server import graph
 from server.auth import InstanceSettings, Office365
+from server.events import by_itself
 from server.jobs import Hopeless, Later, Services, enqueue, job
 from server.registry import Call
 
@@ -21,7 +22,7 @@ async def begin(call: Call, user_id: int) -> bool:
     user = {"instance_id": call.instance.id, "user_id": user_id}
     begun = await call.db.one("begin_office365", **user)
     if begun is not None:
-        await enqueue(call.db, "office365", user)
+        await enqueue(call.db, "office365", user | {"request_id": call.circumstances.request_id})
         call.note(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
     return begun is not None
 
@@ -34,14 +35,21 @@ async def _note(
     object_id: str | None = None,
     error: str | None = None,
 ) -> None:
-    async with services.database.connection() as db:
+    """What a try came to; an end is written down for the request that had asked for it."""
+    user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
+    async with services.database.transaction() as db:
+        noted = await db.one("note_office365", **user, state=state, object_id=object_id, error=error)
+        if noted is None or noted["state_before"] == state:
+            return
+        after = {"office365": state, "objectId": object_id, "error": noted["error"]}
         await db.run(
-            "note_office365",
-            instance_id=payload["instance_id"],
-            user_id=payload["user_id"],
-            state=state,
-            object_id=object_id,
-            error=error,
+            "insert_events",
+            instance_id=user["instance_id"],
+            types=["createInOffice365"],
+            user_ids=[user["user_id"]],
+            befores=[{"office365": noted["state_before"]}],
+            afters=[{name: value for name, value in after.items() if value is not None}],
+            **by_itself("createInOffice365", payload.get("request_id", "office365")),
         )
 
 

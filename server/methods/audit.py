@@ -64,17 +64,30 @@ class AuditPage(Result):
     next: str | None = Field(description="Pass it as after for the next page; null on the last.")
 
 
+def cursor_moment(text: str) -> datetime:
+    """A moment that stands in a cursor, in UTC.
+
+    Raises:
+        ValueError: it is none, has no time zone, or is in none of the years that can be sent to the database.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError from error
+
+
 def _place(cursor: str) -> tuple[datetime, str, int]:
     try:
         moment, xid, place = from_cursor(cursor).split(" ")
-        found = datetime.fromisoformat(moment), xid, int(place)
-        if found[0].tzinfo is None or not (xid.isascii() and xid.isdigit()) or int(xid) >= 2**64:
-            raise ValueError
-        if not 0 <= found[2] < 2**31:
+        when, number = cursor_moment(moment), int(place)
+        if not (xid.isascii() and xid.isdigit()) or int(xid) >= 2**64 or not 0 <= number < 2**31:
             raise ValueError
     except ValueError as error:
         raise Invalid.of([FieldError("after", "is not what a page gave as next")]) from error
-    return found
+    return when, str(int(xid)), number  # with a zero before it, Postgres would take it for an octal number
 
 
 def _cursor(row: Any) -> str:

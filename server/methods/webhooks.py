@@ -14,6 +14,7 @@ from server import webhooks
 from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.events import EVENTS, payload
 from server.methods._users import ABSENT, Line, found, from_cursor, to_cursor
+from server.methods.audit import cursor_moment
 from server.registry import Call, Example, Result, TenantParams, method
 
 MOST = 50
@@ -398,9 +399,7 @@ async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
     if params.after is not None:
         try:
             moment, _, given_id = from_cursor(params.after).partition(" ")
-            before, event_id = datetime.fromisoformat(moment), uuid.UUID(given_id)
-            if before.tzinfo is None:
-                raise ValueError
+            before, event_id = cursor_moment(moment), uuid.UUID(given_id)
         except ValueError as error:
             raise _bad("after") from error
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
@@ -472,10 +471,10 @@ def _read_cursor(cursor: str) -> tuple[str, int]:
         raise _bad_cursor() from error
     if not (parts := re.fullmatch(r"([0-9]{1,20})\.([0-9]{1,10})", text)):
         raise _bad_cursor()
-    xid, place = parts[1], int(parts[2])
-    if int(xid) >= 2**64 or place >= 2**31:
+    xid, place = int(parts[1]), int(parts[2])
+    if xid >= 2**64 or place >= 2**31:
         raise _bad_cursor()
-    return xid, place
+    return str(xid), place
 
 
 def _bad_cursor() -> Invalid:

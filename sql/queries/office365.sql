@@ -35,12 +35,21 @@ INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = o.user_id
 INNER JOIN instances AS i ON i.id = :instance_id
 WHERE o.instance_id = :instance_id AND o.user_id = :user_id;
 
--- name: note_office365(instance_id, user_id, state, object_id, error)!
--- What a try came to; without an error the last one stays. What is done stays done.
-UPDATE office365_accounts
+-- name: note_office365(instance_id, user_id, state, object_id, error)^
+-- What a try came to; without an error the last one stays. What is done stays done: then there is no row.
+WITH held AS (
+    SELECT state
+    FROM office365_accounts
+    WHERE instance_id = :instance_id AND user_id = :user_id AND state <> 'done'
+    FOR NO KEY UPDATE
+)
+
+UPDATE office365_accounts AS o
 SET
     state = :state,
     object_id = :object_id,
-    error = CASE WHEN :state <> 'done' THEN coalesce(:error, error) END,
+    error = CASE WHEN :state <> 'done' THEN coalesce(:error, o.error) END,
     updated_at = now()
-WHERE instance_id = :instance_id AND user_id = :user_id AND state <> 'done';
+FROM held
+WHERE o.instance_id = :instance_id AND o.user_id = :user_id
+RETURNING held.state AS state_before, o.error;

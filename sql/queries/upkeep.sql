@@ -109,16 +109,21 @@ CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
 -- name: purge_retained_users(default_days, row_limit)
 -- Takes users whose retention is over, a bounded number at a time, as purge_user does, and writes it down.
 WITH due AS (
-    SELECT u.instance_id, u.id
-    FROM users AS u
-    INNER JOIN instances AS i ON u.instance_id = i.id
-    WHERE
-        u.deleted_at < now() - make_interval(
-            days => coalesce((i.settings ->> 'retentionDays')::integer, :default_days)
-        )
-    ORDER BY u.deleted_at
+    SELECT waiting.instance_id, waiting.id
+    FROM instances AS i
+    CROSS JOIN LATERAL (
+        SELECT u.instance_id, u.id
+        FROM users AS u
+        WHERE
+            u.instance_id = i.id
+            AND u.deleted_at < now() - make_interval(
+                days => coalesce((i.settings ->> 'retentionDays')::integer, :default_days)
+            )
+        ORDER BY u.deleted_at
+        LIMIT :row_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS waiting
     LIMIT :row_limit
-    FOR UPDATE OF u SKIP LOCKED
 ),
 
 left_behind AS (
@@ -162,19 +167,37 @@ WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
 RETURNING sessions.id;
 
 -- name: end_expired_plans(row_limit)
--- Ends plans of users whose last day, of UTC, is over, a bounded number at a time.
-UPDATE user_plans
-SET ended_at = now()
-FROM (
-    SELECT instance_id, id
-    FROM user_plans
-    WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
-    ORDER BY valid_to
-    LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
-) AS due
-WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
-RETURNING user_plans.id;
+-- Ends plans of users whose last day, of UTC, is over, a bounded number at a time, and writes it down.
+WITH ended AS (
+    UPDATE user_plans
+    SET ended_at = now()
+    FROM (
+        SELECT instance_id, id
+        FROM user_plans
+        WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
+        ORDER BY valid_to
+        LIMIT :row_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+    WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
+    RETURNING
+        user_plans.instance_id, user_plans.id, user_plans.user_id,
+        jsonb_build_object(
+            'planId', user_plans.plan_id, 'name', user_plans.name, 'validFrom', user_plans.valid_from,
+            'validTo', user_plans.valid_to
+        ) AS held
+),
+
+noted AS (
+    INSERT INTO events (instance_id, place, type, user_id, before, after, method, key_id, key_name, request_id)
+    SELECT
+        instance_id, row_number() OVER (PARTITION BY instance_id ORDER BY id), 'user.updated', user_id,
+        jsonb_build_object('plan', held), '{"plan": null}', 'planEnd', 0, 'officerpc', 'planEnd'
+    FROM ended
+)
+
+SELECT id
+FROM ended;
 
 -- name: purge_expired_codes(row_limit)
 -- Takes codes that have expired, a bounded number at a time.
@@ -241,7 +264,7 @@ USING (
     SELECT id
     FROM pgqueuer
     WHERE status = 'failed' AND updated < now() - interval '30 days'
-    ORDER BY id
+    ORDER BY updated
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
 ) AS due
@@ -263,18 +286,10 @@ WHERE pgqueuer_log.id = due.id
 RETURNING pgqueuer_log.id;
 
 -- name: purge_old_events(row_limit)
--- Takes events that have been kept for their time, 365 whole days of UTC, a bounded number at a time.
-DELETE FROM events
-USING (
-    SELECT instance_id, xid, place
-    FROM events
-    WHERE (created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date - 365
-    ORDER BY (created_at AT TIME ZONE 'UTC')::date
-    LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
-) AS due
-WHERE events.instance_id = due.instance_id AND events.xid = due.xid AND events.place = due.place
-RETURNING events.id;
+-- Takes events that have been kept for their time, a bounded number at a time: by a function of the owner of the
+-- tables, as the application's role need not be able to.
+SELECT id
+FROM purge_old_events(:row_limit) AS id;
 
 -- name: purge_old_deliveries(row_limit)
 -- Takes deliveries that came to an end, a month after they were made, a bounded number at a time.
@@ -358,17 +373,20 @@ RETURNING
     due.url, due.secret, due.old_secret;
 
 -- name: mend_event_clock()$
--- After a dump was restored into another cluster: events go on behind the last one. Told by the latest of them.
+-- After a dump was restored into another cluster: events go on behind the last one, which is that of some instance.
+-- One look into the primary key for each, however many events there are: it runs at every start.
 UPDATE event_clock
 SET ahead = ahead + latest.gap
 FROM (
-    SELECT max(xid::text::bigint) - event_horizon()::text::bigint + 1000000 AS gap
-    FROM (
+    SELECT max(newest.xid::text::bigint) - event_horizon()::text::bigint + 1000000 AS gap
+    FROM (SELECT id FROM instances UNION ALL SELECT 0) AS i
+    CROSS JOIN LATERAL (
         SELECT xid
         FROM events
-        ORDER BY created_at DESC
-        LIMIT 1000
-    ) AS last_ones
+        WHERE events.instance_id = i.id
+        ORDER BY events.xid DESC, events.place DESC
+        LIMIT 1
+    ) AS newest
 ) AS latest
 WHERE latest.gap > 1000000
 RETURNING ahead;

@@ -447,14 +447,15 @@ LIMIT :row_limit;
 
 -- name: export_users(instance_id, after, row_limit)
 -- A page of living users with all that createUser could be given to make them again, for officerpc users export.
--- Stored pictures stay behind: their addresses lead here, and last no longer than the user.
+-- By their ids, which never change: renamed in between, a user is still in one page and no other. Stored pictures stay
+-- behind: their addresses lead here, and last no longer than the user.
 SELECT
     email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
     app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar,
     external_id AS "externalId", sessions_limit AS "sessionsLimit", is_plan_admin AS "isPlanAdmin",
     only_sees_readable AS "onlySeesReadable",
-    jsonb_build_object('mail', mail_quota, 'files', files_quota) AS quotas, email_key
+    jsonb_build_object('mail', mail_quota, 'files', files_quota) AS quotas, id
 FROM users
-WHERE instance_id = :instance_id AND deleted_at IS NULL AND email_key > :after
-ORDER BY email_key
+WHERE instance_id = :instance_id AND deleted_at IS NULL AND id > :after
+ORDER BY id
 LIMIT :row_limit;
