@@ -403,13 +403,13 @@ def body_of(event: Any, instance: str) -> bytes:
 
 
 class _Page(NamedTuple):
-    """Events read for a webhook, kept for the next one of its instance that had stopped at the same place."""
+    """Events read for a webhook, kept for the next one of its instance."""
 
     instance_id: int
     xid: str
     place: int
     events: list[Any]
-    # By the id of the event; each is encoded for the first webhook that wants it.
+    # Of all events of the instance that a webhook wanted so far, by their id.
     bodies: dict[str, bytes]
 
 
@@ -469,7 +469,7 @@ async def _read_on(
             place=webhook["place"],
             row_limit=_BATCH,
         )
-        page = _Page(*start, events, {})
+        page = _Page(*start, events, page.bodies if page and page.instance_id == instance_id else {})
     if not page.events:
         return page, 0
     chosen = [event for event in page.events if wants(webhook["types"], webhook["skip_origin"], event)]
