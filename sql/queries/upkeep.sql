@@ -303,15 +303,24 @@ WHERE
 RETURNING deliveries.event_id;
 
 -- name: purge_deleted_webhooks_deliveries(row_limit)
--- Takes deliveries of webhooks that were deleted, a bounded number at a time.
+-- Takes deliveries of webhooks that were deleted, a bounded number at a time. A range instead of equality has the planner
+-- read so many of a webhook in the order of the index deliveries_log, not all of them to take some.
 DELETE FROM deliveries
 USING (
-    SELECT d.instance_id, d.webhook_id, d.event_id
+    SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
     FROM webhooks AS w
-    INNER JOIN deliveries AS d ON w.instance_id = d.instance_id AND w.id = d.webhook_id
+    CROSS JOIN LATERAL (
+        SELECT d.instance_id, d.webhook_id, d.event_id
+        FROM deliveries AS d
+        WHERE
+            (d.instance_id, d.webhook_id) >= (w.instance_id, w.id)
+            AND (d.instance_id, d.webhook_id) <= (w.instance_id, w.id)
+        ORDER BY d.instance_id, d.webhook_id, d.state, d.created_at
+        LIMIT :row_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS left_behind
     WHERE w.deleted_at IS NOT NULL
     LIMIT :row_limit
-    FOR UPDATE OF d SKIP LOCKED
 ) AS due
 WHERE
     deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
@@ -397,7 +406,8 @@ WHERE waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL;
 -- name: claim_deliveries(lease, each, per_instance, row_limit, busy_instances, busy_webhooks)
 -- Deliveries that are due, for nobody else to take for lease seconds. Of those whose webhooks and instances are busy
 -- with the deliveries named (one entry each) so many fewer are taken; instances have their turns one after another, so
--- do their webhooks, and only then what waits longest comes first. Steps from webhook to webhook as find_oldest_due.
+-- do their webhooks, and only then what waits longest comes first. Steps from webhook to webhook as find_oldest_due,
+-- and looks at the deliveries of no more webhooks than it may take deliveries.
 WITH RECURSIVE waiting AS (
     (
         SELECT d.instance_id, d.webhook_id, d.due_at
@@ -425,37 +435,61 @@ busy AS (
 ),
 
 busy_as_one AS (
-    SELECT busy.instance_id, sum(busy.sending) AS sending
+    SELECT busy.instance_id, sum(busy.sending)::bigint AS sending
     FROM busy
     GROUP BY busy.instance_id
 ),
 
-due AS (
+free AS (
     SELECT
-        w.instance_id, w.id AS webhook_id, w.url, w.secret, i.name AS instance, next.event_id, next.due_at,
+        w.instance_id, w.id AS webhook_id, w.url, w.secret, i.name AS instance, waiting.due_at,
         CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
-        coalesce(busy_as_one.sending, 0) AS sending,
-        coalesce(busy.sending, 0)
-        + row_number() OVER (PARTITION BY w.instance_id, w.id ORDER BY next.due_at) AS turn
+        coalesce(busy.sending, 0) AS sending, coalesce(busy_as_one.sending, 0) AS sending_as_one,
+        coalesce(busy_as_one.sending, 0) + row_number() OVER (
+            PARTITION BY w.instance_id
+            ORDER BY coalesce(busy.sending, 0), waiting.due_at
+        ) AS turn
     FROM waiting
     INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
     INNER JOIN instances AS i ON w.instance_id = i.id
     LEFT JOIN busy ON w.instance_id = busy.instance_id AND w.id = busy.webhook_id
     LEFT JOIN busy_as_one ON w.instance_id = busy_as_one.instance_id
+    WHERE
+        waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL
+        AND coalesce(busy.sending, 0) < :each
+),
+
+asked AS (
+    SELECT
+        free.instance_id, free.webhook_id, free.url, free.secret, free.old_secret, free.instance, free.sending,
+        free.sending_as_one
+    FROM free
+    WHERE free.turn <= :per_instance
+    ORDER BY free.turn, free.due_at
+    LIMIT :row_limit
+),
+
+due AS (
+    SELECT
+        asked.instance_id, asked.webhook_id, asked.url, asked.secret, asked.old_secret, asked.instance,
+        asked.sending_as_one, next.event_id, next.due_at,
+        asked.sending + row_number() OVER (PARTITION BY asked.instance_id, asked.webhook_id ORDER BY next.due_at) AS turn
+    FROM asked
     CROSS JOIN LATERAL (
         SELECT d.event_id, d.due_at
         FROM deliveries AS d
-        WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id AND d.state = 'pending' AND d.due_at <= now()
+        WHERE
+            d.instance_id = asked.instance_id AND d.webhook_id = asked.webhook_id AND d.state = 'pending'
+            AND d.due_at <= now()
         ORDER BY d.due_at
-        LIMIT greatest(:each - coalesce(busy.sending, 0), 0)
+        LIMIT :each - asked.sending
     ) AS next
-    WHERE waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL
 ),
 
 in_turn AS (
     SELECT
         due.instance_id, due.webhook_id, due.event_id, due.due_at, due.url, due.secret, due.old_secret, due.instance,
-        due.sending + row_number() OVER (PARTITION BY due.instance_id ORDER BY due.turn, due.due_at) AS turn
+        due.sending_as_one + row_number() OVER (PARTITION BY due.instance_id ORDER BY due.turn, due.due_at) AS turn
     FROM due
 ),
 
