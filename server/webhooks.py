@@ -31,6 +31,7 @@ import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from server.db import Connection, Database
+from server.errors import Unavailable
 from server.events import EVENTS, payload
 from server.metrics import JobFact, Metrics
 from server.settings import Settings
@@ -71,7 +72,7 @@ TOLD_BY = {"User-Agent": "officerpc", "Content-Type": "application/json", "Accep
 
 # Events read at once: what the loop decodes and encodes without giving way.
 _BATCH = 100
-# Webhooks in a row that cannot be read on: then it is the database, not the webhooks.
+# Webhooks in a row for which the database is not there: the others need not be tried.
 _FAILURES = 3
 _SECRET_BYTES = 32
 # Reached from within a data centre alone, though it lies among public addresses.
@@ -426,7 +427,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
         whether deliveries were made, and whether there may be more to read.
 
     Raises:
-        Exception: several in a row failed, so that the others would, too.
+        Unavailable: the database was not there for several in a row.
     """
     made, more, failures = False, False, 0
     page: _Page | None = None
@@ -436,7 +437,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
                 page, chosen = await _read_on(db, webhook["instance_id"], webhook["id"], page)
         except Exception as error:
             _pass_on_cancelling(error)
-            failures += 1
+            failures = failures + 1 if isinstance(error, Unavailable) else 0
             log.warning(
                 "webhook_not_read",
                 instance_id=webhook["instance_id"],
@@ -663,4 +664,9 @@ async def _deliver(database: Database, sender: Sender, metrics: Metrics, row: An
     try:
         await deliver_one(database, sender, metrics, row)
     except Exception as error:  # what came of it is not noted: the lease ends, and it is sent again
-        log.warning("delivery_not_noted", cause=type(error).__name__)
+        log.warning(
+            "delivery_not_noted",
+            instance_id=row["instance_id"],
+            webhook_id=row["webhook_id"],
+            cause=type(error).__name__,
+        )
