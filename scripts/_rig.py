@@ -27,7 +27,7 @@ import psutil
 from rich.progress import Progress
 
 from server.db import load_queries
-from server.methods.users import CreateUser
+from server.methods._users import CreateUser
 from server.settings import Settings, available_cores
 
 DEFAULTS = Settings.model_construct()

@@ -45,7 +45,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from server.embedded import embedded_postgres_url
-from server.methods.users import CreateUser, creation
+from server.methods._provision import creation
+from server.methods._users import CreateUser
 
 HASHER = argon2.PasswordHasher(DEFAULTS.argon2_time, DEFAULTS.argon2_memory, DEFAULTS.argon2_parallelism)
 PASSWORD = '"password":"correct horse battery"'

@@ -17,7 +17,16 @@ from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
-from server.fronts import _http, files, online_office, publica, rpc, workspace365
+from server.fronts import (
+    _http,
+    _online_office_openapi,
+    _publica_openapi,
+    files,
+    online_office,
+    publica,
+    rpc,
+    workspace365,
+)
 from server.fronts._http import (
     DISPATCHER,
     KEYS,
@@ -47,6 +56,12 @@ FRONTS: tuple[Front, ...] = (
     *online_office.FRONTS,
     workspace365.FRONT,
     publica.FRONT,
+)
+DESCRIPTIONS = (
+    files.describe,
+    _online_office_openapi.describe,
+    workspace365.describe,
+    _publica_openapi.describe,
 )
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
@@ -131,8 +146,7 @@ def create_app(
 @lru_cache(maxsize=1)
 def openapi(methods: tuple[Method, ...] = tuple(METHODS.values())) -> bytes:
     """The OpenAPI document of the REST fronts, as JSON."""
-    descriptions = [front.describe for front in FRONTS if front.describe is not None]
-    return orjson.dumps(document(methods, descriptions))
+    return orjson.dumps(document(methods, DESCRIPTIONS))
 
 
 async def _openapi(request: web.Request) -> web.Response:

@@ -15,6 +15,9 @@ EVENTS: dict[str, str] = {
     "user.purged": "a deleted user was removed for good",
     "user.confirmed": "a user's e-mail was confirmed",
     "user.password_changed": "a user has another password",
+    "group.created": "a group was made",
+    "group.updated": "a group has another name or description; its members have it in their groups",
+    "group.deleted": "a group is gone, and with it every membership in it",
     "session.created": "a user logged in",
     "session.revoked": "sessions of a user were ended",
 }

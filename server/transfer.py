@@ -18,8 +18,8 @@ from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import Malformed, Unavailable
 from server.fronts._http import parse_json
-from server.methods.bulk import MOST
-from server.methods.users import email_key
+from server.methods._bulk import MOST
+from server.methods._users import email_key
 from server.registry import Circumstances
 
 PASSWORDS = 100

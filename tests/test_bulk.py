@@ -7,8 +7,8 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
-from server.methods.bulk import MOST, _checked
-from server.methods.users import NewUser
+from server.methods._bulk import MOST, checked
+from server.methods._users import NewUser
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'
@@ -92,7 +92,9 @@ async def test_each_is_created_as_create_user_creates_one(client: Client, db: as
     events = await db.fetch(
         "SELECT user_id, type, after FROM events WHERE method = 'createUsers' ORDER BY place"
     )
-    assert [(row["user_id"], row["type"]) for row in events] == [(3, "user.created"), (4, "user.created")]
+    assert [(row["user_id"], row["type"]) for row in events] == [
+        (3, "user.created"), (4, "user.created"), (4, "user.updated"),
+    ]  # fmt: skip
     assert "demo1234" not in str(events)
 
 
@@ -213,17 +215,24 @@ async def test_a_thousand_with_everything_fit_into_a_body(client: Client) -> Non
     ("name", "member"),
     [("createUsers", True), ("updateUsers", False), ("ensureUsers", True), ("ensureUser", True)],
 )
-async def test_is_admin_needs_its_scope_in_any_item(
+async def test_is_admin_needs_its_scope(
     name: str, member: bool, client: Client, db: asyncpg.Connection
 ) -> None:
+    """In mode each it is that item's error."""
     await client.call("createUser", {"email": "user1@example.com"})
     poor = client.using(await insert_key(db, scopes=("users:write",)))
     before = await footprint(db)
     users = people(3, displayName="x")
     users[1]["isAdmin"] = member
-    params = users[1] if name == "ensureUser" else {"users": users, "mode": "each"}
+    if name != "createUsers":  # which would be told of the one who is there
+        users[1]["isAdmin"] = True
+    params = users[1] if name == "ensureUser" else {"users": users}
     assert await poor.outcome(name, params) == (403, "not-allowed")
     assert await footprint(db) == before
+    if name != "ensureUser":
+        answer = await poor.call(name, {"users": users, "mode": "each"})
+        assert codes(answer)[1] == "member_forbidden" and "member_forbidden" not in codes(answer)[::2]
+        assert (await client.call("getUserByEmail", {"email": "user1@example.com"}))["isAdmin"] is False
 
 
 async def test_ensuring_cannot_unmake_an_administrator(client: Client, db: asyncpg.Connection) -> None:
@@ -289,7 +298,7 @@ async def test_updates(client: Client, jane: dict[str, Any], db: asyncpg.Connect
         "SELECT type, user_id, before, after FROM events WHERE method = 'updateUsers' ORDER BY place"
     )
     assert [(row["type"], row["user_id"]) for row in events] == [
-        ("user.suspended", 3), ("user.updated", 4), ("user.updated", 6),
+        ("user.suspended", 3), ("user.updated", 4), ("user.updated", 6), ("session.revoked", 3),
     ]  # fmt: skip
     assert events[2]["before"] == '{"externalId": "three"}' and events[2]["after"] == '{"externalId": null}'
     before = await footprint(db)
@@ -331,6 +340,142 @@ async def test_an_update_replaces_the_stored_picture(
     assert await db.fetchval("SELECT count(*) FROM pictures") == 0
 
 
+CHANGES: list[dict[str, Any]] = [
+    {"isActive": False},
+    {"isActive": True, "displayName": "New", "profile": {"title": "Dr."}, "values": {"timezone": "Asia/Bahrain"}},
+    {"settings": [1], "apps": [], "avatar": "https://example.com/1.png", "isAdmin": True},
+    {"externalId": "{}", "sessionsLimit": 2, "isPlanAdmin": True, "onlySeesReadable": True},
+    {"quotas": {"mail": 5}},
+    {"quotas": {"mail": None, "files": 7}, "externalId": None},
+    {"groups": ["sales", "Admins"]},
+    {"groups": []},
+]  # fmt: skip
+
+
+async def test_changes_are_told_as_those_of_one(client: Client, db: asyncpg.Connection) -> None:
+    """Whichever way a user is changed or deleted: the same rows, the same events."""
+    await client.call("createGroup", {"name": "Sales"})
+    await client.call("createUsers", {"users": people(2, password="demo1234")})
+    ids = [
+        await db.fetchval("SELECT id FROM users WHERE email_key = $1", user["email"]) for user in people(2)
+    ]
+    for changes in [None, *CHANGES]:
+        for number, user in enumerate(people(2)):
+            if changes is None:
+                await client.call("login", user | {"password": "demo1234"})
+                continue
+            item = user | changes
+            if item.get("externalId"):
+                item["externalId"] = f"number {number}"
+            await (
+                client.call("updateUserByEmail", item)
+                if number == 0
+                else client.call("updateUsers", {"users": [item]})
+            )
+    shown = [await client.call("getUserByEmail", user) for user in people(2)]
+    assert {name for name in shown[0] if shown[0][name] != shown[1][name]} == {
+        "id", "email", "rootFiles", "trashFiles", "inbox", "spam", "sent", "trashEmail", "drafts", "mainCalendar",
+    }  # fmt: skip
+    quotas = [await client.call("getQuotasByEmail", user) for user in people(2)]
+    assert quotas[0] == quotas[1] and quotas[0]["files"]["limit"] == 7
+    await client.call("login", people(1)[0] | {"password": "demo1234"})
+    await client.call("login", people(2)[1] | {"password": "demo1234"})
+    await client.call("deleteUserByEmail", people(1)[0])
+    await client.call("deleteUsers", {"users": people(2)[1:]})
+    told = []
+    for user_id in ids:
+        rows = await db.fetch(
+            "SELECT type, before, after FROM events WHERE user_id = $1 ORDER BY xid, place", user_id
+        )
+        told.append([tuple(row) for row in rows])
+    one, many = (str([event for event in events if event[0] != "session.created"]) for events in told)
+    assert (
+        one.replace("user0@", "user1@").replace("number 0", "number 1").replace('"user0"', '"user1"') == many
+    )
+    assert [event[0] for event in told[0]] == [
+        "user.created", "session.created", "user.suspended", "session.revoked", "user.reactivated",
+        *["user.updated"] * 8, "session.created", "user.deleted", "session.revoked",
+    ]  # fmt: skip
+
+
+async def test_groups_of_many(client: Client, db: asyncpg.Connection) -> None:
+    """All of them in their statements; a group that there is not is its item's error."""
+    for name in ("Sales", "Support"):
+        await client.call("createGroup", {"name": name})
+    await client.call("createUsers", {"users": people(3)})
+    users = [
+        {"email": "user0@example.com", "groups": ["Sales", "SUPPORT"]},
+        {"email": "user1@example.com", "groups": ["Sales"]},
+        {"email": "user2@example.com", "groups": ["Nobody's", "Sales"], "displayName": "x"},
+    ]
+    answer = await client.call("updateUsers", {"users": users, "mode": "each"})
+    assert codes(answer) == [None, None, "invalid_params"]
+    assert answer["results"][2]["error"]["fields"] == [
+        {"field": "groups.0", "message": "is no group of this instance"}
+    ]
+    shown = [(await client.call("getUserByEmail", user))["groups"] for user in people(3)]
+    assert shown == [["Sales", "Support"], ["Sales"], []]
+    poor = client.using(await insert_key(db, scopes=("users:write", "groups:write")))
+    users = [
+        {"email": "user0@example.com", "groups": ["Admins"]},
+        {"email": "user1@example.com", "groups": []},
+    ]
+    assert codes(await poor.call("updateUsers", {"users": users, "mode": "each"})) == [
+        "member_forbidden",
+        None,
+    ]
+    poorer = client.using(await insert_key(db, scopes=("users:write",)))
+    assert await poorer.outcome("updateUsers", {"users": users[1:]}) == (403, "not-allowed")
+
+
+async def test_ensuring_tells_the_groups_and_changes_the_quotas(
+    client: Client, db: asyncpg.Connection
+) -> None:
+    await client.call("createGroup", {"name": "Sales"})
+    await client.call("addToGroup", {"name": "Sales", "email": ADMIN})
+    ensured = await client.call("ensureUser", {"email": ADMIN, "quotas": {"mail": 100}})
+    assert ensured["changed"] is True
+    assert ensured["user"] == await client.call("getUserByEmail", {"email": ADMIN})
+    assert ensured["user"]["groups"] == ["Admins", "Sales"]
+    assert (await client.call("getQuotasByEmail", {"email": ADMIN}))["mail"]["limit"] == 100
+    event = await db.fetchrow("SELECT * FROM events WHERE method = 'ensureUser'")
+    assert (event["type"], event["before"], event["after"]) == (
+        "user.updated", '{"quotas": {"mail": null}}', '{"quotas": {"mail": 100}}',
+    )  # fmt: skip
+    again = await client.call("ensureUsers", {"users": [{"email": ADMIN, "quotas": {"mail": 100}}]})
+    assert again["results"][0]["result"]["changed"] is False
+
+
+async def test_seats_of_many(client: Client, operator: Client, db: asyncpg.Connection) -> None:
+    """Who finds no seat is refused, in the items' order; atomic: all of them."""
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"maxUsers": 3}})
+    before = await footprint(db)
+    for name in ("createUsers", "ensureUsers"):
+        status, message = await client.outcome(name, {"users": people(3)})
+        assert (status, message) == (400, "users.2.params: the instance has no seat left (maxUsers)")
+        assert await footprint(db) == before
+    users = [{"email": "nonsense"}, *people(4)]
+    answer = await client.call("createUsers", {"users": users, "mode": "each"})
+    assert codes(answer) == ["invalid_params", None, None, "seats_exhausted", "seats_exhausted"]
+    answer = await client.call("ensureUsers", {"users": people(3, displayName="x"), "mode": "each"})
+    assert codes(answer) == [None, None, "seats_exhausted"]
+    assert await client.outcome("ensureUser", {"email": "new@example.com"}) == (
+        400, "the instance has no seat left (maxUsers)",
+    )  # fmt: skip
+
+
+async def test_the_second_of_two_is_made_where_the_first_is_not(client: Client) -> None:
+    """Its password is hashed, although it looked like a duplicate."""
+    users = [
+        {"email": "x@example.com", "planId": 999},
+        {"email": "x@example.com", "password": "demo1234"},
+    ]
+    for name in ("createUsers", "ensureUsers"):
+        answer = await client.call(name, {"users": users, "mode": "each"})
+        assert codes(answer)[0] == "invalid_params" or name == "ensureUsers"
+    await client.call("login", {"email": "x@example.com", "password": "demo1234"})
+
+
 async def test_deletions(client: Client, db: asyncpg.Connection) -> None:
     await client.call("createUsers", {"users": people(4, password="demo1234")})
     await client.call("login", {"email": "user0@example.com", "password": "demo1234"})
@@ -351,7 +496,9 @@ async def test_deletions(client: Client, db: asyncpg.Connection) -> None:
     assert [user["email"] for user in listed["users"]] == ["user0@example.com", "user1@example.com"]
     await client.call("restoreUserByEmail", {"email": "user0@example.com"})
     types = await db.fetch("SELECT type, user_id FROM events WHERE method = 'deleteUsers' ORDER BY place")
-    assert [tuple(row) for row in types] == [("user.deleted", 2), ("user.deleted", 3)]
+    assert [tuple(row) for row in types] == [
+        ("user.deleted", 2), ("user.deleted", 3), ("session.revoked", 2),
+    ]  # fmt: skip
 
 
 async def test_what_changes_nothing_is_written_down_in_one_line(
@@ -549,7 +696,7 @@ async def test_others_have_the_event_loop_meanwhile() -> None:
             turns += 1
 
     counting = asyncio.create_task(count())
-    batch = await _checked(NewUser, "each", people(1000, displayName="A name", passwordHash=HASH))
+    batch = await checked(NewUser, "each", people(1000, displayName="A name", passwordHash=HASH))
     done = True
     await counting
     assert len(batch.items) == 1000 and turns > 5

@@ -191,7 +191,7 @@ async def test_deleted_users_keep_their_groups_unseen(client: Client, db: asyncp
 
 
 async def test_changes_are_written_down(client: Client, db: asyncpg.Connection) -> None:
-    """Of memberships with what was before and after; of groups with what was asked."""
+    """Of memberships and of groups, with what was before and after."""
 
     async def newest() -> Any:
         return await db.fetchrow("SELECT * FROM events ORDER BY xid DESC, place DESC LIMIT 1")
@@ -203,9 +203,31 @@ async def test_changes_are_written_down(client: Client, db: asyncpg.Connection) 
     await client.call("updateUserByEmail", JANE | {"groups": ["Admins"]})
     event = await newest()
     assert (event["before"], event["after"]) == ('{"groups": ["Sales"]}', '{"groups": ["Admins"]}')
-    await client.call("deleteGroup", {"name": "Sales"})
+    await client.call("removeFromGroup", JANE | {"name": "Admins"})
+    rows = await db.fetch("SELECT before, after FROM events WHERE method = 'removeFromGroup' ORDER BY place")
+    assert [tuple(row) for row in rows] == [
+        ('{"isAdmin": true}', '{"isAdmin": false}'), ('{"groups": ["Admins"]}', '{"groups": []}'),
+    ]  # fmt: skip
+    await client.call("updateGroup", {"name": "Sales", "newName": "Shop", "description": "It sells"})
     event = await newest()
-    assert (event["type"], event["after"]) == ("deleteGroup", '{"name": "Sales"}')
+    assert (event["type"], event["before"], event["after"]) == (
+        "group.updated",
+        '{"name": "Sales", "description": "The Sales people"}',
+        '{"name": "Shop", "description": "It sells"}',
+    )
+    await client.call("deleteGroup", {"name": "Shop"})
+    event = await newest()
+    assert (event["type"], event["before"]) == (
+        "group.deleted", '{"name": "Shop", "description": "It sells"}',
+    )  # fmt: skip
+
+
+async def test_of_two_who_do_the_same_one_changed_something(client: Client, db: asyncpg.Connection) -> None:
+    """The other, who waited for it, saw what it did, and tells of nothing."""
+    for name in ("addToGroup", "removeFromGroup"):
+        await asyncio.gather(*(client.call(name, JANE | {"name": "Sales"}) for _ in range(10)))
+        told = await db.fetch("SELECT type FROM events WHERE method = $1", name)
+        assert sorted(row["type"] for row in told) == [name] * 9 + ["user.updated"]
 
 
 async def test_a_group_that_is_deleted_meanwhile(client: Client, db: asyncpg.Connection) -> None:

@@ -33,7 +33,6 @@ from server.errors import (
 from server.idempotency import checked_key
 from server.limits import Allowance, RateLimiter
 from server.metrics import Metrics, RefusalFact
-from server.openapi import Describe
 from server.registry import Circumstances, without_dry_run
 from server.settings import Settings
 
@@ -91,8 +90,6 @@ class Front:
     add_routes: Callable[[web.UrlDispatcher], None]
     # From an error, or a bug of ours, to the answer.
     error_response: Callable[[web.Request, ServiceError], web.Response]
-    # For the OpenAPI document; None for a wire that is no REST, and where another front tells of it.
-    describe: Describe | None = None
 
 
 class Answer(web.Response):

@@ -86,4 +86,4 @@ def add_routes(router: web.UrlDispatcher) -> None:
     router.add_get("/files/{name}", handle)
 
 
-FRONT = Front("files", "/files/", add_routes, error_response, describe)
+FRONT = Front("files", "/files/", add_routes, error_response)

@@ -441,4 +441,4 @@ def describe(schemas: Schemas) -> Wire:
     )
 
 
-FRONT = Front("workspace365", PREFIX + "/", add_routes, error_response, describe)
+FRONT = Front("workspace365", PREFIX + "/", add_routes, error_response)

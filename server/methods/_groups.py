@@ -1,7 +1,7 @@
 """Groups of users, as the methods about users and those about groups share them."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -42,13 +42,8 @@ def is_admins(name: str) -> bool:
     return group_key(name) == ADMINS_KEY
 
 
-def shown(member: Any) -> list[str]:
-    """The groups of a row of hold_member, as getUserByEmail shows them."""
-    return ([ADMINS] if member["is_admin"] else []) + list(member["names"])
-
-
 async def hold_member(call: Call, key: str) -> Any:
-    """A living user with its groups, held until the transaction ends.
+    """A living user, held until the transaction ends.
 
     Raises:
         NotFound: there is none.
@@ -75,33 +70,54 @@ def need_admin_scope(call: Call) -> None:
         raise MemberForbidden
 
 
-async def group_ids(call: Call, names: Sequence[str]) -> list[int]:
-    """The ids of groups other than Admins, which stay until the transaction ends.
+async def find_group_ids(call: Call, names: Iterable[str]) -> dict[str, int]:
+    """By their keys the ids of those groups that exist; they stay until the transaction ends."""
+    keys = sorted({group_key(name) for name in names} - {ADMINS_KEY})
+    rows = await call.db.all("find_groups", instance_id=call.instance.id, name_keys=keys)
+    return {row["name_key"]: row["id"] for row in rows}
+
+
+def chosen_groups(names: Sequence[str], ids: Mapping[str, int]) -> list[int]:
+    """The ids of groups other than Admins.
 
     Raises:
         Invalid: naming those that do not exist.
     """
     keys = {group_key(name): place for place, name in enumerate(names)}
     keys.pop(ADMINS_KEY, None)
-    rows = await call.db.all("find_groups", instance_id=call.instance.id, name_keys=list(keys))
-    missing = keys.keys() - {row["name_key"] for row in rows}
+    missing = sorted(place for key, place in keys.items() if key not in ids)
     if missing:
-        places = sorted(keys[key] for key in missing)
-        raise Invalid.of([FieldError(f"groups.{place}", "is no group of this instance") for place in places])
-    return [row["id"] for row in rows]
+        raise Invalid.of([FieldError(f"groups.{place}", "is no group of this instance") for place in missing])
+    return [ids[key] for key in keys]
 
 
-async def replace_groups(call: Call, member: Any, ids: list[int]) -> None:
-    """Have a held user in these groups and no others, Admins aside."""
-    user = {"instance_id": call.instance.id, "user_id": member["id"]}
-    await call.db.run("leave_groups", **user, kept_ids=ids)
-    await call.db.run("join_groups", **user, group_ids=ids)
+async def groups_of(call: Call, user_ids: Sequence[int]) -> dict[int, list[str]]:
+    """The groups of held users, as getUserByEmail shows them."""
+    rows = await call.db.all("groups_of", instance_id=call.instance.id, user_ids=user_ids)
+    return {row["id"]: row["names"] for row in rows}
 
 
-async def record_groups(call: Call, key: str, before: Any) -> None:
-    """Note the change of a held user's groups, if there is any."""
-    after = await hold_member(call, key)
-    if shown(before) != shown(after):
-        call.record(
-            "user.updated", before["id"], before={"groups": shown(before)}, after={"groups": shown(after)}
-        )
+async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> None:
+    """Have held users in these groups and no others, Admins aside, which isAdmin decides.
+
+    Args:
+        wanted: ids of groups that stay, by that of the user.
+    """
+    pairs = [(user_id, group_id) for user_id, ids in wanted.items() for group_id in ids]
+    await call.db.run(
+        "replace_groups",
+        instance_id=call.instance.id,
+        user_ids=list(wanted),
+        member_ids=[user_id for user_id, _ in pairs],
+        group_ids=[group_id for _, group_id in pairs],
+    )
+
+
+async def record_groups(call: Call, before: Mapping[int, list[str]]) -> None:
+    """Note the changes of held users' groups, if there are any."""
+    if not before:
+        return
+    after = await groups_of(call, list(before))
+    for user_id, names in before.items():
+        if names != after[user_id]:
+            call.record("user.updated", user_id, before={"groups": names}, after={"groups": after[user_id]})

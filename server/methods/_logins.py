@@ -67,7 +67,7 @@ def account(key: str) -> Subject:
     """An account by its e-mail, existing or not.
 
     Args:
-        key: as methods.users.email_key makes it.
+        key: as methods._users.email_key makes it.
     """
     return Subject(digest(f"account {key}"), ACCOUNT)
 

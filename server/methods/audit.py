@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.errors import FieldError, Invalid
+from server.methods._users import Email, email_key, from_cursor, to_cursor
 from server.methods.accounts import Id
-from server.methods.users import Email, email_key, from_cursor, to_cursor
 from server.registry import Call, Example, Params, Result, method
 
 LOOKS = 10_000

@@ -7,7 +7,7 @@ from pydantic import Field, PrivateAttr
 
 from server.auth import new_secret
 from server.errors import FieldError, Invalid, NotFound
-from server.methods.users import Line, UserId, UserRef, email_key, found
+from server.methods._users import Line, UserId, UserRef, email_key, found
 from server.pictures import Picture, avatar_url, picture_path
 from server.registry import Call, Example, Params, Result, method, validated
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.errors import FieldError, Invalid, NotFound
+from server.methods._provision import password_problem
+from server.methods._users import Password, UserRef, email_key, found, record_password
 from server.methods.codes import (
     EXAMPLE_CODES,
     LINK_SCHEMA,
@@ -14,7 +16,6 @@ from server.methods.codes import (
     mail_code,
     redeem,
 )
-from server.methods.users import Password, UserRef, email_key, found, password_problem, record_password
 from server.registry import Call, Example, TenantParams, method
 
 Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it.")]

@@ -9,12 +9,13 @@ from server.methods._groups import (
     ADMINS,
     GroupName,
     group_key,
+    groups_of,
     hold_member,
     is_admins,
     may_administrate,
     record_groups,
 )  # fmt: skip
-from server.methods.users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
+from server.methods._users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
 from server.registry import Call, Example, Result, TenantParams, method
 
 _RESERVED = "Admins is a group of every instance: it stays as it is"
@@ -80,6 +81,7 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
         description=params.description,
     )
     made = dict(found(row))
+    call.record("group.created", after={"name": made["name"], "description": made["description"]})
     return {"id": made["id"], "name": made["name"], "description": made["description"], "isReserved": False,
             "members": 0, "createdAt": made["createdAt"]}  # fmt: skip
 
@@ -108,8 +110,8 @@ class UpdateGroup(GroupRef):
 async def update_group(call: Call, params: UpdateGroup) -> Any:
     """Rename or describe a group; its members stay."""
     key = _own(params.name)
-    found(
-        await call.db.value(
+    group = found(
+        await call.db.one(
             "update_group",
             instance_id=call.instance.id,
             name_key=key,
@@ -118,6 +120,7 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
             description=params.description,
         )
     )
+    call.record("group.updated", before=group["before"], after=group["after"])
     return True
 
 
@@ -132,7 +135,8 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
 async def delete_group(call: Call, params: GroupRef) -> Any:
     """Delete a group. Its members stay users."""
     key = _own(params.name)
-    found(await call.db.value("delete_group", instance_id=call.instance.id, name_key=key))
+    group = found(await call.db.one("delete_group", instance_id=call.instance.id, name_key=key))
+    call.record("group.deleted", before=dict(group))
     return True
 
 
@@ -146,10 +150,13 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
     key = email_key(params.email)
     member = await hold_member(call, key)
     user = {"instance_id": call.instance.id, "user_id": member["id"]}
+    before = await groups_of(call, [member["id"]])
     if is_admins(params.name):
         may_administrate(call, member, is_in)
         if member["is_admin"] != is_in:
             await call.db.run("set_admin", **user, is_admin=is_in)
+            states = {"before": {"isAdmin": not is_in}, "after": {"isAdmin": is_in}}
+            call.record("user.updated", member["id"], **states)
     else:
         group_id = found(
             await call.db.value(
@@ -157,10 +164,10 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
             )
         )  # fmt: skip
         if is_in:
-            await call.db.run("join_groups", **user, group_ids=[group_id])
+            await call.db.run("join_group", **user, group_id=group_id)
         else:
             await call.db.run("leave_group", **user, group_id=group_id)
-    await record_groups(call, key, member)
+    await record_groups(call, before)
     return True
 
 

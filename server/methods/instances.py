@@ -7,20 +7,19 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from server.auth import WITH_SECRETS, Host, Instance, InstanceSettings, Mebibytes, Office365
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
-from server.methods.users import (
+from server.methods._provision import insert_user, password_problem
+from server.methods._users import (
     ABSENT,
     CreateUser,
     DisplayName,
     Line,
     NewEmail,
     Password,
-    Validation,
     found,
     from_cursor,
-    insert_user,
-    password_problem,
     to_cursor,
-)  # fmt: skip
+)
+from server.methods.validation import Validation
 from server.registry import Call, Example, Params, Result, TenantParams, method, validated
 
 

@@ -7,8 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from server.auth import SCOPES, digest, new_key
 from server.errors import FieldError, Forbidden, Invalid, NotFound
+from server.methods._users import ABSENT, DisplayName
 from server.methods.instances import Name
-from server.methods.users import ABSENT, DisplayName
 from server.registry import Call, Example, Params, Result, method
 
 

@@ -11,10 +11,8 @@ from server.events import identity
 from server.methods._fields import checked, fields_of, profile_schema
 from server.methods._groups import need_admin_scope
 from server.methods._logins import ClientAddress
-from server.methods.accounts import Id, insert_account
-from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
-from server.methods.sessions import Login, WrongLogin, verify_password
-from server.methods.users import (
+from server.methods._provision import insert_user, password_problem
+from server.methods._users import (
     CreateUser,
     Email,
     NewEmail,
@@ -23,10 +21,11 @@ from server.methods.users import (
     email_key,
     end_sessions,
     found,
-    insert_user,
-    password_problem,
     record_password,
-)  # fmt: skip
+)
+from server.methods.accounts import Id, insert_account
+from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
+from server.methods.sessions import Login, WrongLogin, verify_password
 from server.pictures import avatar_url
 from server.registry import Call, Example, Result, TenantParams, method
 from server.settings import Settings
@@ -362,7 +361,7 @@ async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
         need_admin_scope(call)
     closed = {"accountClosed": True} if params.withAccount else None
     call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
-    await end_sessions(call, params.id)
+    await end_sessions(call, [params.id])
     return True
 
 

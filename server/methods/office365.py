@@ -6,7 +6,7 @@ from pydantic import Field
 
 from server.errors import Conflict, NotFound
 from server.methods import _office365
-from server.methods.users import UserRef, email_key, found
+from server.methods._users import UserRef, email_key, found
 from server.registry import Call, Example, Result, method
 
 

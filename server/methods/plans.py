@@ -6,8 +6,8 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from server.errors import FieldError, Invalid, NotFound
 from server.methods._store import LastDay, PlanId, PlanName, assign_plan
+from server.methods._users import ABSENT, Line, found
 from server.methods.accounts import Id
-from server.methods.users import ABSENT, Line, found
 from server.registry import Call, Example, Params, Result, TenantParams, method
 
 

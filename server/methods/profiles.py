@@ -18,6 +18,7 @@ from server.methods._fields import (
     fields_of,
     profile_schema,
 )
+from server.methods._users import ABSENT, Line, UserId, found
 from server.methods.avatars import (
     PreparedPicture,
     SentPicture,
@@ -26,7 +27,6 @@ from server.methods.avatars import (
     store_picture,
 )  # fmt: skip
 from server.methods.members import Member, ProfileValues, member_of
-from server.methods.users import ABSENT, Line, UserId, found
 from server.registry import Call, Example, Result, TenantParams, method
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.errors import NotFound
-from server.methods.users import found
+from server.methods._users import found
 from server.registry import Call, Example, Params, Result, method
 
 

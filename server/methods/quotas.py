@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from server.errors import NotFound
-from server.methods.users import UserRef, email_key, found
+from server.methods._users import UserRef, email_key, found
 from server.registry import Call, Example, Result, method
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from server.errors import NotFound
+from server.methods._users import DisplayName
 from server.methods.accounts import Id, TreeId, find_position
-from server.methods.users import DisplayName
 from server.registry import Call, Example, Result, TenantParams, method
 
 MOST_PAGES = 100

@@ -7,7 +7,7 @@ from pydantic import Field
 from server.auth import digest, new_secret
 from server.errors import Invalid, NotFound, TooMany
 from server.methods import _logins
-from server.methods.users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
+from server.methods._users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
 from server.passwords import MAX_PASSWORD
 from server.registry import Call, Example, Result, TenantParams, method
 
@@ -231,5 +231,6 @@ async def force_logout_by_email(call: Call, params: UserRef) -> Any:
     """End every session of a user, whether or not there is any."""
     key = email_key(params.email)
     user_id = found(await call.db.value("hold_user_by_email", instance_id=call.instance.id, email_key=key))
-    await end_sessions(call, user_id)
+    call.subject = user_id
+    await end_sessions(call, [user_id])
     return True

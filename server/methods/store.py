@@ -6,6 +6,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.methods._groups import may_administrate, need_admin_scope
+from server.methods._provision import insert_user, password_problem
 from server.methods._store import (
     ExternalId,
     LastDay,
@@ -16,8 +17,7 @@ from server.methods._store import (
     change_store_user,
     needs_plan,
 )
-from server.methods.accounts import Id
-from server.methods.users import (
+from server.methods._users import (
     ABSENT,
     CreateUser,
     Email,
@@ -27,12 +27,11 @@ from server.methods.users import (
     end_sessions,
     found,
     from_cursor,
-    insert_user,
-    password_problem,
     protect_activity,
     record_password,
     to_cursor,
-)  # fmt: skip
+)
+from server.methods.accounts import Id
 from server.pictures import avatar_url
 from server.registry import Call, Example, Result, TenantParams, method
 
@@ -367,7 +366,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
     protect_activity(call, user)
     call.record_user(user_id, user["before"], user["after"])
     if not is_active:
-        await end_sessions(call, user_id)
+        await end_sessions(call, [user_id])
     return True
 
 
@@ -412,7 +411,8 @@ async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
     """End every session of a user, whether or not there is any."""
     user_id = await _find(call, params)
     await _hold(call, user_id)
-    await end_sessions(call, user_id)
+    call.subject = user_id
+    await end_sessions(call, [user_id])
     return True
 
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from server import webhooks
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.events import EVENTS, payload
-from server.methods.users import ABSENT, Line, found, from_cursor, to_cursor
+from server.methods._users import ABSENT, Line, found, from_cursor, to_cursor
 from server.registry import Call, Example, Result, TenantParams, method
 
 MOST = 50

@@ -1,6 +1,6 @@
--- name: hold_counters(instance_id)$
--- Keeps others from creating users in the instance until the transaction ends.
-SELECT users
+-- name: hold_counters(instance_id)^
+-- Keeps others from creating users in the instance until the transaction ends; how many more it may have, null for any.
+SELECT max_users - living_users AS seats
 FROM instance_counters
 WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
@@ -25,11 +25,12 @@ WITH given AS MATERIALIZED (
         jsonb_to_recordset(:users::jsonb) AS (
             email text, email_key text, display_name text, is_active boolean, is_admin boolean, profile jsonb,
             app_values jsonb, settings integer [], apps integer [], avatar text, fields jsonb, external_id text,
-            sessions_limit integer, is_plan_admin boolean, only_sees_readable boolean, password_hash text
+            sessions_limit integer, is_plan_admin boolean, only_sees_readable boolean, mail_quota bigint,
+            files_quota bigint, password_hash text
         )
     ) WITH ORDINALITY AS row (
         email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields,
-        external_id, sessions_limit, is_plan_admin, only_sees_readable, password_hash, place
+        external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota, password_hash, place
     )
 ),
 
@@ -52,12 +53,13 @@ counter AS (
 new_users AS (
     INSERT INTO users (
         instance_id, id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps,
-        avatar, fields, external_id, sessions_limit, is_plan_admin, only_sees_readable, suspended_at
+        avatar, fields, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota,
+        suspended_at
     )
     SELECT
         :instance_id, counter.users + place, email, email_key, display_name, is_active, is_admin, profile,
         app_values, settings, apps, avatar, fields, external_id, sessions_limit, is_plan_admin, only_sees_readable,
-        CASE WHEN NOT is_active THEN now() END
+        mail_quota, files_quota, CASE WHEN NOT is_active THEN now() END
     FROM given
     CROSS JOIN counter
 ),
@@ -106,7 +108,7 @@ FROM plans
 WHERE instance_id = :instance_id AND id = any(:plan_ids::bigint [])
 FOR KEY SHARE;
 
--- name: assign_plans(instance_id, user_ids, plan_ids, last_days)!
+-- name: assign_plans(instance_id, user_ids, plan_ids, last_days)
 -- A plan each for users who have just been created, as assign_plan gives one.
 WITH counter AS (
     UPDATE instance_counters
@@ -123,29 +125,32 @@ SELECT
 FROM unnest(:user_ids::bigint [], :plan_ids::bigint [], :last_days::date [])
 WITH ORDINALITY AS given (user_id, plan_id, last_day, place)
 INNER JOIN plans ON plans.instance_id = :instance_id AND plans.id = given.plan_id
-CROSS JOIN counter;
+CROSS JOIN counter
+RETURNING
+    user_id,
+    jsonb_build_object('planId', plan_id, 'name', name, 'validFrom', valid_from, 'validTo', valid_to) AS plan;
 
 -- name: hold_users(instance_id, ids)
 -- Users, deleted or not, with all that can be changed, kept from others, logins too, until the transaction ends.
 SELECT
     u.id, u.email, u.email_key, u.display_name, u.is_active, u.is_admin, u.profile, u.app_values, u.settings, u.apps,
-    u.avatar, u.fields, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable,
-    u.deleted_at IS NOT NULL AS is_deleted
+    u.avatar, u.fields, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable, u.mail_quota,
+    u.files_quota, u.deleted_at IS NOT NULL AS is_deleted, user_state(u) AS state
 FROM unnest(:ids::bigint []) AS wanted (id)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id
 ORDER BY u.id
 FOR NO KEY UPDATE OF u;
 
--- name: write_users(instance_id, users)!
--- All that can be changed of users who are held. Who is suspended loses the sessions, who has another avatar the stored
--- picture, unless that is what the new address leads to, and who has another e-mail the codes that went to the old one.
+-- name: write_users(instance_id, users)
+-- All that can be changed of users who are held. Who has another avatar loses the stored picture, unless that is what
+-- the new address leads to, and who has another e-mail the codes that went to the old one.
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
         id bigint, email text, email_key text, display_name text, is_active boolean, is_admin boolean, profile jsonb,
         app_values jsonb, settings integer [], apps integer [], avatar text, fields jsonb, external_id text,
-        sessions_limit integer, is_plan_admin boolean, only_sees_readable boolean, is_renamed boolean,
-        has_new_avatar boolean
+        sessions_limit integer, is_plan_admin boolean, only_sees_readable boolean, mail_quota bigint,
+        files_quota bigint, is_renamed boolean, has_new_avatar boolean
     )
 ),
 
@@ -168,47 +173,43 @@ changed AS (
         sessions_limit = given.sessions_limit,
         is_plan_admin = given.is_plan_admin,
         only_sees_readable = given.only_sees_readable,
+        mail_quota = given.mail_quota,
+        files_quota = given.files_quota,
         updated_at = now()
     FROM given
     WHERE users.instance_id = :instance_id AND users.id = given.id
-),
-
-ended AS (
-    DELETE FROM sessions
-    USING given
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = given.id AND NOT given.is_active
+    RETURNING users.id, user_state(users) AS state
 ),
 
 void AS (
     DELETE FROM codes
     USING given
     WHERE codes.instance_id = :instance_id AND codes.user_id = given.id AND given.is_renamed
+),
+
+replaced AS (
+    DELETE FROM pictures
+    USING given
+    WHERE
+        pictures.instance_id = :instance_id AND pictures.user_id = given.id AND given.has_new_avatar
+        AND given.avatar NOT LIKE '%' || pictures.name || '%'
 )
 
-DELETE FROM pictures
-USING given
-WHERE
-    pictures.instance_id = :instance_id AND pictures.user_id = given.id AND given.has_new_avatar
-    AND given.avatar NOT LIKE '%' || pictures.name || '%';
+SELECT id, state
+FROM changed;
 
 -- name: delete_users(instance_id, ids)!
 -- As delete_user does, of users who are held.
-WITH gone AS (
-    UPDATE users
-    SET deleted_at = now(), updated_at = now()
-    FROM unnest(:ids::bigint []) AS named (id)
-    WHERE users.instance_id = :instance_id AND users.id = named.id
-),
-
-counted AS (
+WITH counted AS (
     UPDATE instance_counters
     SET living_users = living_users - cardinality(:ids::bigint [])
     WHERE instance_id = :instance_id
 )
 
-DELETE FROM sessions
-USING unnest(:ids::bigint []) AS named (id)
-WHERE sessions.instance_id = :instance_id AND sessions.user_id = named.id;
+UPDATE users
+SET deleted_at = now(), updated_at = now()
+FROM unnest(:ids::bigint []) AS named (id)
+WHERE users.instance_id = :instance_id AND users.id = named.id;
 
 -- name: read_users(instance_id, instance_name, ids)
 -- Users by their ids, as get_user shows one.
@@ -217,7 +218,13 @@ SELECT
     :instance_name::text AS instance,
     u.email,
     u.avatar,
-    '{}'::text [] AS "groups",
+    CASE WHEN u.is_admin THEN '{Admins}'::text [] ELSE '{}' END || array(
+        SELECT g.name
+        FROM group_members AS gm
+        INNER JOIN groups AS g ON g.instance_id = :instance_id AND g.id = gm.group_id
+        WHERE gm.instance_id = :instance_id AND gm.user_id = u.id
+        ORDER BY g.name_key
+    ) AS "groups",
     u.settings,
     u.apps,
     u.app_values AS "values",

@@ -12,21 +12,31 @@ SELECT :instance_id, id, :name, :name_key, :description
 FROM counter
 RETURNING id, name, description, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
--- name: update_group(instance_id, name_key, new_name, new_name_key, description)$
+-- name: update_group(instance_id, name_key, new_name, new_name_key, description)^
 -- Null leaves a column as it is.
+WITH held AS (
+    SELECT id, name, description
+    FROM groups
+    WHERE instance_id = :instance_id AND name_key = :name_key
+    FOR UPDATE
+)
+
 UPDATE groups
 SET
-    name = coalesce(:new_name, name),
-    name_key = coalesce(:new_name_key, name_key),
-    description = coalesce(:description, description)
-WHERE instance_id = :instance_id AND name_key = :name_key
-RETURNING id;
+    name = coalesce(:new_name, groups.name),
+    name_key = coalesce(:new_name_key, groups.name_key),
+    description = coalesce(:description, groups.description)
+FROM held
+WHERE groups.instance_id = :instance_id AND groups.id = held.id
+RETURNING
+    jsonb_build_object('name', held.name, 'description', held.description) AS before,
+    jsonb_build_object('name', groups.name, 'description', groups.description) AS after;
 
--- name: delete_group(instance_id, name_key)$
+-- name: delete_group(instance_id, name_key)^
 -- Its memberships go with it.
 DELETE FROM groups
 WHERE instance_id = :instance_id AND name_key = :name_key
-RETURNING id;
+RETURNING name, description;
 
 -- name: find_group(instance_id, name_key)$
 -- The id of a group, which stays until the transaction ends.
@@ -50,36 +60,50 @@ ORDER BY id
 FOR KEY SHARE;
 
 -- name: hold_member(instance_id, email_key)^
--- A living user, held until the transaction ends, and the names of its groups but Admins.
-WITH held AS (
-    SELECT id, is_admin
-    FROM users
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-    FOR NO KEY UPDATE
-)
+-- A living user, held until the transaction ends.
+SELECT id, is_admin
+FROM users
+WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
+FOR NO KEY UPDATE;
 
+-- name: groups_of(instance_id, user_ids)
+-- The names of the groups of users, Admins among them, as get_user shows them. Of users who are held: a statement that
+-- waits for them has looked at their groups before it waited.
 SELECT
-    held.id, held.is_admin,
-    array(
+    u.id,
+    CASE WHEN u.is_admin THEN '{Admins}'::text[] ELSE '{}' END || array(
         SELECT g.name
         FROM group_members AS gm
         INNER JOIN groups AS g ON g.instance_id = :instance_id AND g.id = gm.group_id
-        WHERE gm.instance_id = :instance_id AND gm.user_id = held.id
+        WHERE gm.instance_id = :instance_id AND gm.user_id = u.id
         ORDER BY g.name_key
     ) AS names
-FROM held;
+FROM unnest(:user_ids::bigint[]) AS wanted (id)
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id;
 
--- name: join_groups(instance_id, user_id, group_ids)!
--- A user, who is held, in groups that stay; it may be in some already.
+-- name: replace_groups(instance_id, user_ids, member_ids, group_ids)!
+-- Users, who are held, in these groups, which stay, and in no others: of each pair of the last two a membership.
+WITH others AS (
+    DELETE FROM group_members AS gm
+    USING unnest(:user_ids::bigint[]) AS held (id)
+    WHERE
+        gm.instance_id = :instance_id AND gm.user_id = held.id
+        AND NOT EXISTS (
+            SELECT FROM unnest(:member_ids::bigint[], :group_ids::bigint[]) AS wanted (user_id, group_id)
+            WHERE wanted.user_id = gm.user_id AND wanted.group_id = gm.group_id
+        )
+)
+
 INSERT INTO group_members (instance_id, user_id, group_id)
-SELECT :instance_id, :user_id, named.group_id
-FROM unnest(:group_ids::bigint[]) AS named (group_id)
+SELECT :instance_id, wanted.user_id, wanted.group_id
+FROM unnest(:member_ids::bigint[], :group_ids::bigint[]) AS wanted (user_id, group_id)
 ON CONFLICT DO NOTHING;
 
--- name: leave_groups(instance_id, user_id, kept_ids)!
--- A user, who is held, out of all other groups.
-DELETE FROM group_members
-WHERE instance_id = :instance_id AND user_id = :user_id AND group_id <> all(:kept_ids::bigint[]);
+-- name: join_group(instance_id, user_id, group_id)!
+-- A user, who is held, in a group that stays; it may be in it already.
+INSERT INTO group_members (instance_id, user_id, group_id)
+VALUES (:instance_id, :user_id, :group_id)
+ON CONFLICT DO NOTHING;
 
 -- name: leave_group(instance_id, user_id, group_id)!
 -- A user, who is held, out of one group.

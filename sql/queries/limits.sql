@@ -48,14 +48,6 @@ forgotten AS (
 SELECT seconds
 FROM delay;
 
--- name: set_quotas(instance_id, user_id, given, mail, files)!
--- Those that given names; null: the instance's default.
-UPDATE users
-SET
-    mail_quota = CASE WHEN 'mail' = any(:given::text[]) THEN :mail ELSE mail_quota END,
-    files_quota = CASE WHEN 'files' = any(:given::text[]) THEN :files ELSE files_quota END
-WHERE instance_id = :instance_id AND id = :user_id;
-
 -- name: get_quotas(instance_id, email_key)^
 -- A living user's own quotas.
 SELECT mail_quota AS mail, files_quota AS files

@@ -155,16 +155,20 @@ FROM held
 WHERE users.instance_id = :instance_id AND users.id = held.id
 RETURNING users.id, held.before, user_state(users) AS after;
 
--- name: end_sessions_of(instance_id, user_id)$
--- Every session of a user, who has been held; how many lived.
+-- name: end_sessions_of(instance_id, user_ids)
+-- Every session of users, who have been held; of whom any lived, how many.
 WITH ended AS (
     DELETE FROM sessions
-    WHERE instance_id = :instance_id AND user_id = :user_id
-    RETURNING expires_at > now() AS lived
+    USING unnest(:user_ids::bigint []) AS held (id)
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = held.id
+    RETURNING sessions.user_id, sessions.expires_at > now() AS lived
 )
 
-SELECT count(*) FILTER (WHERE lived) AS ended
-FROM ended;
+SELECT user_id, count(*) AS ended
+FROM ended
+WHERE lived
+GROUP BY user_id
+ORDER BY user_id;
 
 -- name: end_excess_sessions(instance_id, user_id, sessions_limit)$
 -- The living sessions of a user, who has been held, but for the newest so many; how many ended.

@@ -1,4 +1,4 @@
--- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, password_hash, event, method, key_id, key_name, request_id, address, origin)^
+-- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota, password_hash, event, method, key_id, key_name, request_id, address, origin)^
 -- The user with everything it is given: credential, six mailboxes, main calendar, two file folders; and its event, where
 -- that is not left to the others of its transaction.
 WITH counter AS (
@@ -16,11 +16,13 @@ WITH counter AS (
 new_user AS (
     INSERT INTO users (
         instance_id, id, email, email_key, display_name, is_active, is_admin,
-        profile, app_values, settings, apps, avatar, fields, language, confirmed_at, suspended_at
+        profile, app_values, settings, apps, avatar, fields, language, external_id, sessions_limit, is_plan_admin,
+        only_sees_readable, mail_quota, files_quota, confirmed_at, suspended_at
     )
     SELECT
         :instance_id, user_id, :email, :email_key, :display_name, :is_active, :is_admin,
-        :profile, :app_values, :settings, :apps, :avatar, :fields, :language,
+        :profile, :app_values, :settings, :apps, :avatar, :fields, :language, :external_id, :sessions_limit,
+        :is_plan_admin, :only_sees_readable, :mail_quota, :files_quota,
         CASE WHEN :is_confirmed::boolean THEN now() END, CASE WHEN NOT :is_active::boolean THEN now() END
     FROM counter
     RETURNING *
@@ -149,9 +151,10 @@ SELECT deleted_at IS NOT NULL AS is_deleted
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key;
 
--- name: update_user(instance_id, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar)^
--- Null leaves a column as it is; profile and values are merged. One with another avatar loses its stored picture,
--- unless that is what the other address leads to.
+-- name: update_user(instance_id, email_key, given, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota)^
+-- Null leaves a column as it is, but for an id, a limit and a quota, which are as told where given names them; profile
+-- and values are merged. One with another avatar loses its stored picture, unless that is what the other address leads
+-- to.
 WITH held AS (
     SELECT u.id, user_state(u) AS before
     FROM users AS u
@@ -171,6 +174,12 @@ changed AS (
         settings = coalesce(:settings, settings),
         apps = coalesce(:apps, apps),
         avatar = coalesce(:avatar, avatar),
+        external_id = CASE WHEN 'externalId' = any(:given::text[]) THEN :external_id ELSE external_id END,
+        sessions_limit = CASE WHEN 'sessionsLimit' = any(:given::text[]) THEN :sessions_limit ELSE sessions_limit END,
+        is_plan_admin = coalesce(:is_plan_admin, is_plan_admin),
+        only_sees_readable = coalesce(:only_sees_readable, only_sees_readable),
+        mail_quota = CASE WHEN 'mail' = any(:given::text[]) THEN :mail_quota ELSE mail_quota END,
+        files_quota = CASE WHEN 'files' = any(:given::text[]) THEN :files_quota ELSE files_quota END,
         updated_at = now()
     FROM held
     WHERE users.instance_id = :instance_id AND users.id = held.id

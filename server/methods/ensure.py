@@ -1,0 +1,238 @@
+"""Users who are to be as they are told: created, or changed where they are there already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from server.errors import Conflict, Contention, MemberForbidden, ServiceError
+from server.methods._bulk import (
+    MOST,
+    Batch,
+    Claims,
+    ItemResult,
+    Items,
+    ManyParams,
+    ManyResult,
+    Pace,
+    bad,
+    changed,
+    checked,
+    find_same,
+    hash_passwords,
+    hold,
+    hold_counters,
+    insert,
+    lacks_admin_scope,
+    refuse_early,
+    refuse_plans,
+    refuse_seats,
+    taken,
+    write,
+)
+from server.methods._users import ABSENT, USER, NewEmail, NewUser, User
+from server.pictures import avatar_url
+from server.registry import Call, Example, Result, TenantParams, method
+
+
+class EnsuredUser(NewUser):
+    """What a user is to be."""
+
+    email: NewEmail = Field(
+        ABSENT, description="Whose user this is, unless externalId says so; for a new user it is needed."
+    )
+
+    @model_validator(mode="after")
+    def _somebody(self) -> "EnsuredUser":
+        if self.email is None and self.externalId is None:
+            raise ValueError("give email or externalId")
+        return self
+
+
+class EnsureUser(EnsuredUser, TenantParams):
+    """What a user is to be."""
+
+
+class Ensured(Result):
+    """A user as it is now, and what was done to it."""
+
+    created: bool = Field(description="False: it was there already.")
+    changed: bool = Field(description="False: it was there already and as it should be.")
+    user: User
+
+
+class EnsureUsers(ManyParams):
+    """What users are to be."""
+
+    users: Items[EnsuredUser] = Field(description=f"1 to {MOST}, each as ensureUser takes one.")
+
+
+class EnsuredItem(ItemResult):
+    """What a user is now, or why it is not."""
+
+    result: Ensured | None
+
+
+class EnsuredUsers(ManyResult):
+    """What came of each item, in their order."""
+
+    results: list[EnsuredItem]
+
+
+async def _prepare(call: Call, batch: Batch[EnsuredUser]) -> Batch[EnsuredUser]:
+    await refuse_early(call, batch)
+    batch.settle()
+    if any(item.password is not None for item in batch.items.values()):
+        # Only who is new gets a password.
+        async with call.database.connection() as db:
+            found = await find_same(db, call, batch.items.values())
+        await hash_passwords(call, batch, found)
+    return batch
+
+
+async def _prepare_one(call: Call, params: EnsureUser) -> Batch[EnsuredUser]:
+    return await _prepare(call, Batch("one", {0: params}, {}, 1))
+
+
+async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
+    return await _prepare(call, await checked(EnsuredUser, params.mode, params.users))
+
+
+async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
+    held = await hold(call, await find_same(call.db, call, batch.items.values()))
+    claims = Claims(held)
+    users = {row["id"]: row for row in held}
+    changes: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+    new: list[int] = []
+    pace = Pace()
+    for index, item in list(batch.items.items()):
+        user_id = claims.holder(item)
+        if user_id is None:
+            refusal = _refused_new(call, item, claims)
+            new += [] if refusal else [index]
+        else:
+            row = users[user_id]
+            after = changed(row, item)
+            refusal = _refused_change(call, item, row, after) or claims.refusal(row, after)
+            changes |= {} if refusal else {index: (row, after)}
+        if refusal:
+            batch.fail(index, refusal)
+        await pace.rest()
+    if new:
+        seats = await _hold_new(call, [batch.items[index] for index in new])
+        await refuse_plans(call, batch, new)
+        refuse_seats(batch, new, seats)
+    batch.settle()
+    created = await insert(call, batch, [index for index in new if index in batch.items])
+    await write(call, list(changes.values()))
+    ids = {index: before["id"] for index, (before, _) in changes.items()}
+    ids |= {index: row["id"] for index, row in created.items()}
+    rows = await call.db.all(
+        "read_users", instance_id=call.instance.id, instance_name=call.instance.name, ids=list(ids.values())
+    )
+    shown = {row["id"]: dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])} for row in rows}
+    return {
+        index: {
+            "created": index in created,
+            "changed": index in created or changes[index][0] != changes[index][1],
+            "user": shown[ids[index]],
+        }
+        for index in batch.items
+    }
+
+
+def _refused_change(
+    call: Call, item: EnsuredUser, row: Mapping[str, Any], after: Mapping[str, Any]
+) -> ServiceError | None:
+    """Why a user is not to become this."""
+    if row["is_deleted"]:
+        return Conflict("this user is deleted: restore or purge it first", code="user_deleted")
+    if item.externalId is not None and row["external_id"] not in (None, item.externalId):
+        # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
+        return taken("users_email")
+    return MemberForbidden() if lacks_admin_scope(call, row, after) else None
+
+
+def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
+    """Why a user cannot be created, or None; then it is noted."""
+    if item.email is None:
+        return bad("email", "is required: nobody has this externalId")
+    if item.isAdmin and "users:admin" not in call.caller.scopes:
+        return MemberForbidden()
+    return claims.new(item)
+
+
+async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
+    """Hold the counters for new users; whoever created one of them since we looked makes us look again.
+
+    Raises:
+        Contention: somebody did; the transaction begins anew, and finds that user.
+    """
+    seats = await hold_counters(call)
+    if await find_same(call.db, call, items):
+        raise Contention(retry_after=1)
+    return seats
+
+
+@method(
+    "ensureUser",
+    result=Ensured,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_one,
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "One who is there already and as it should be",
+            {"email": "jane@example.com", "displayName": "Jane Doe"},
+            {"created": False, "changed": False, "user": USER},
+        ),
+        Example(
+            "One who is new",
+            {"email": "ann@example.com", "externalId": "shop-17", "displayName": "Ann"},
+            {"created": True, "changed": True,
+             "user": USER | {"id": 6, "email": "ann@example.com", "displayName": "Ann"}},
+        ),
+    ),
+)  # fmt: skip
+async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUser]) -> Any:
+    """Create a user, or change the one who is there so that it is as told: however often it is called.
+
+    Who has the externalId is meant, and if nobody has it, who has the e-mail, whom the externalId is then
+    given. What createUser takes is for new users; of one who is there the members that are given are changed,
+    as updateUserByEmail does, and firstName, lastName, and the e-mail where the externalId says who it is.
+    password, passwordHash, planId and createInOffice365 count for new users alone. A deleted user is refused,
+    and so is an e-mail whose user has another externalId. To make or unmake an administrator, or to give one
+    another e-mail or isActive, needs the scope users:admin.
+    """
+    return (await _ensure(call, prepared.again()))[0]
+
+
+@method(
+    "ensureUsers",
+    result=EnsuredUsers,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_many,
+    errors=(Conflict,),
+    examples=(
+        Example(
+            "One who is new, and one who is there already",
+            {"users": [{"email": "ann@example.com", "externalId": "shop-17", "displayName": "Ann"},
+                       {"email": "jane@example.com", "displayName": "Jane Roe"}]},
+            {"succeeded": 2, "failed": 0, "results": [
+                {"index": 0, "error": None, "result": {
+                    "created": True, "changed": True,
+                    "user": USER | {"id": 6, "email": "ann@example.com", "displayName": "Ann"}}},
+                {"index": 1, "error": None, "result": {
+                    "created": False, "changed": True, "user": USER | {"displayName": "Jane Roe"}}},
+            ]},
+        ),
+    ),
+)  # fmt: skip
+async def ensure_users(call: Call, params: EnsureUsers, prepared: Batch[EnsuredUser]) -> Any:
+    """Create up to 1,000 users, or change those who are there, in one transaction, as ensureUser does one."""
+    batch = prepared.again()
+    ensured = await _ensure(call, batch)
+    batch.note_nothing(call, "ensureUsers")
+    return batch.answer(ensured)

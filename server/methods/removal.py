@@ -1,0 +1,76 @@
+"""Deleted, restored, purged: how a user goes and comes back."""
+
+from typing import Any, Literal
+
+from server.errors import Conflict, NotFound
+from server.events import identity
+from server.methods._groups import need_admin_scope
+from server.methods._users import UserRef, email_key, end_sessions, found
+from server.registry import Call, Example, method
+
+
+@method(
+    "deleteUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Delete", {"email": "jane@example.com"}, True),),
+)
+async def delete_user_by_email(call: Call, params: UserRef) -> Any:
+    """Delete a user, so that it can be restored for as long as the retention lasts.
+
+    It is found by nothing but listUsers with status deleted, its sessions end, its e-mail stays taken. When
+    the retention of the instance (or of the server) is over, it is purged. An administrator's deletion needs
+    the scope users:admin.
+    """
+    key = email_key(params.email)
+    user = found(await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
+    if user["state"]["isAdmin"]:
+        need_admin_scope(call)
+    call.record("user.deleted", user["id"], before=identity(user["state"]))
+    await end_sessions(call, [user["id"]])
+    return True
+
+
+@method(
+    "restoreUserByEmail",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(Example("Restore", {"email": "gone@example.com"}, True),),
+)
+async def restore_user_by_email(call: Call, params: UserRef) -> Any:
+    """Bring a deleted user back with everything it had but its sessions.
+
+    An administrator's return needs the scope users:admin.
+    """
+    key = email_key(params.email)
+    user = found(await call.db.one("restore_user", instance_id=call.instance.id, email_key=key))
+    if user["state"]["isAdmin"]:
+        need_admin_scope(call)
+    call.record("user.restored", user["id"], after=identity(user["state"]))
+    return True
+
+
+@method(
+    "purgeUserByEmail",
+    result=Literal[True],
+    scope="users:purge",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(Example("Purge", {"email": "gone@example.com"}, True),),
+)
+async def purge_user_by_email(call: Call, params: UserRef) -> Any:
+    """Remove a deleted user for good, with all that was provisioned for it.
+
+    Only a deleted user can be purged; a living one is answered with a conflict.
+    """
+    user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
+    purged = await call.db.one("purge_user", **user)
+    if purged is None:
+        found(await call.db.value("find_email", **user))
+        raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
+    call.record("user.purged", purged["id"], before=identity(purged["state"]))
+    return True

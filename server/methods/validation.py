@@ -1,0 +1,146 @@
+"""What createUser and replaceUserByEmail would refuse, told without writing anything."""
+
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+
+from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound
+from server.methods import _office365
+from server.methods._provision import password_problem
+from server.methods._store import store_failures
+from server.methods._users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
+from server.registry import Call, Example, Result, TenantParams, method, validated
+
+
+class ValidateUser(TenantParams):
+    """The params of createUser, good or bad."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Failure(Result):
+    """One member that createUser would refuse."""
+
+    field: str
+    message: str
+
+
+class Validation(Result):
+    """Every failure at once."""
+
+    valid: bool
+    failures: list[Failure]
+
+
+@method(
+    "validateUser",
+    result=Validation,
+    scope="users:read",
+    writes=False,
+    examples=(
+        Example(
+            "A taken e-mail and a bad type",
+            {"email": "jane@example.com", "isAdmin": "yes"},
+            {"valid": False, "failures": [
+                {"field": "isAdmin", "message": "must be true or false"},
+                {"field": "email", "message": 'duplicate key value violates unique constraint "users_email"'},
+            ]},
+        ),
+        Example("Nothing wrong", {"email": "new@example.com"}, {"valid": True, "failures": []}),
+    ),
+)  # fmt: skip
+async def validate_user(call: Call, params: ValidateUser) -> Any:
+    """Say everything that createUser would refuse about its params, and write nothing.
+
+    Takes the params of createUser. What validates is accepted by createUser as long as nobody takes the
+    e-mail in between.
+    """
+    failures = await creation_failures(call, params.model_extra or {})
+    return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
+
+
+async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldError]:
+    """Every reason why createUser would refuse these params."""
+    failures: list[FieldError] = []
+    bad: set[str] = set()
+    try:
+        validated(CreateUser, params)
+    except Invalid as error:
+        failures += error.fields
+        bad = {failure.field.partition(".")[0] for failure in failures}
+        if isinstance(error.__cause__, ValidationError):  # which names those beyond the first hundred too
+            bad |= {str(part) for found in error.__cause__.errors() for part in found["loc"][:1]}
+    email = params.get("email")
+    failures += _password_failures(call, params, bad)
+    if params.get("createInOffice365") is True and not _office365.credentials_of(call.instance.settings):
+        failures.append(FieldError("createInOffice365", _office365.NO_CREDENTIALS))
+    if params.get("isAdmin") is True and "users:admin" not in call.caller.scopes:
+        failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
+    if "email" not in bad and isinstance(email, str):
+        taken = await call.db.value(
+            "find_email", instance_id=call.instance.id, email_key=address(email).lower()
+        )
+        failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
+    if not await call.db.value("has_seat", instance_id=call.instance.id):
+        failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
+    return failures + await store_failures(call.db, call.instance.id, params, bad)
+
+
+def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
+    password = params.get("password")
+    if "password" in bad or not isinstance(password, str):
+        return []
+    problem = password_problem(password, call.instance.settings.passwordPolicy)
+    return [FieldError("password", problem)] if problem else []
+
+
+class ValidateReplacement(TenantParams):
+    """The params of replaceUserByEmail, good or bad."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@method(
+    "validateReplacement",
+    result=Validation,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example(
+            "A taken e-mail",
+            {"email": "jane@example.com", "newEmail": "admin@example.com"},
+            {"valid": False, "failures": [
+                {"field": "newEmail", "message": CONSTRAINTS["users_email"][2]},
+            ]},
+        ),
+    ),
+)  # fmt: skip
+async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
+    """Say everything that replaceUserByEmail would refuse about its params, and write nothing."""
+    given = params.model_extra or {}
+    failures: list[FieldError] = []
+    try:
+        validated(ReplaceUser, given)
+    except Invalid as error:
+        failures += error.fields
+    bad = {failure.field for failure in failures}
+    failures += _password_failures(call, given, bad)
+    email, new_email, is_admin = given.get("email"), given.get("newEmail"), given.get("isAdmin")
+    if isinstance(email, str) and "email" not in bad:
+        key = email_key(email)
+        user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
+        if isinstance(is_admin, bool) and is_admin != user["is_admin"]:
+            may = "users:admin" in call.caller.scopes
+            failures += [] if may else [FieldError("isAdmin", "a change needs the scope users:admin")]
+        protected = user["is_admin"] and "users:admin" not in call.caller.scopes
+        if protected and isinstance(given.get("password"), str) and "password" not in bad:
+            failures.append(FieldError("password", OF_ADMINISTRATOR))
+        if isinstance(new_email, str) and "newEmail" not in bad:
+            new_key = address(new_email).lower()
+            failures += [FieldError("newEmail", OF_ADMINISTRATOR)] if protected and new_key != key else []
+            is_taken = new_key != key and (
+                await call.db.value("find_email", instance_id=call.instance.id, email_key=new_key) is not None
+            )
+            failures += [FieldError("newEmail", CONSTRAINTS["users_email"][2])] if is_taken else []
+    return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
