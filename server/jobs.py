@@ -285,8 +285,8 @@ class _Driver(AsyncpgDriver):
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
     """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
     failed logins that are forgiven, old documents, the log of the queue and what was parked in it long ago,
-    events after a year, deliveries of webhooks after a month and their old secrets; and end plans of users,
-    batch by batch.
+    events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
+    deleted; and end plans of users, batch by batch.
 
     Workers do not wait for one another: rows that another one holds are skipped.
     """
@@ -303,6 +303,8 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
         ("job_log", "purge_job_log", {}),
         ("events", "purge_old_events", {}),
         ("deliveries", "purge_old_deliveries", {}),
+        ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries", {}),
+        ("webhooks", "purge_deleted_webhooks", {}),
         ("secrets", "forget_old_secrets", {}),
     ):
         gone[what], taken = 0, _BATCH

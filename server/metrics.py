@@ -53,6 +53,8 @@ class JobFact(NamedTuple):
     job_id: int
     tries: int
     cause: str | None
+    # Of a webhook, whose id is its own only within it.
+    instance: str | None = None
 
 
 class Metrics:
@@ -85,6 +87,19 @@ class Metrics:
             "The longest the event loop was late in its last minute.",
             registry=registry,
             multiprocess_mode="livemax",
+        )
+
+        self._unread = Gauge(
+            "officerpc_webhooks_unread_seconds",
+            "Age of the oldest event that a webhook has not read.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._due = Gauge(
+            "officerpc_webhooks_due_seconds",
+            "For how long the delivery that waits longest has been due.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
         )
 
     def call(self, fact: CallFact) -> None:
@@ -129,12 +144,21 @@ class Metrics:
             ms=round(fact.seconds * 1000, 2),
             job_id=fact.job_id,
             tries=fact.tries,
+            **({"instance": fact.instance} if fact.instance else {}),
             **({"cause": fact.cause} if fact.cause else {}),
         )
 
     def lag(self, seconds: float) -> None:
         """How late the event loop was at worst, lately."""
         self._lag.set(seconds)
+
+    def webhooks_unread(self, seconds: float) -> None:
+        """How old the oldest event is that a webhook has not read; 0 where all have read all."""
+        self._unread.set(seconds)
+
+    def webhooks_due(self, seconds: float) -> None:
+        """For how long a delivery has been due at most; 0 where none is."""
+        self._due.set(seconds)
 
     def exposition(self) -> bytes:
         """The Prometheus text format, over all workers."""

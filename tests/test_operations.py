@@ -75,7 +75,8 @@ async def test_what_has_had_its_time_is_purged(
     await database.open()
     gone = {
         "users": 1, "sessions": 1, "plans": 0, "codes": 2, "answers": 2, "login_failures": 0, "documents": 2,
-        "jobs": 1, "job_log": 2, "events": 0, "deliveries": 0, "secrets": 0,
+        "jobs": 1, "job_log": 2, "events": 0, "deliveries": 0, "deliveries_of_deleted": 0,
+        "webhooks": 0, "secrets": 0,
     }  # fmt: skip
     assert await purge_expired(database, settings) == gone
     nothing = dict.fromkeys(gone, 0)

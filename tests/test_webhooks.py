@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from conftest import ADMIN, Client, Log, Serve, insert_key, until
 from processes import running
 
 from server import webhooks
-from server.db import Database
+from server.db import Database, load_queries
 from server.jobs import purge_expired
 from server.settings import Settings
 
@@ -38,6 +39,7 @@ class Received:
     path: str
     headers: dict[str, str]
     body: bytes
+    request: web.Request
 
     @property
     def id(self) -> str:
@@ -66,7 +68,7 @@ class Receiver:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        received = Received(request.path, headers, await request.read())
+        received = Received(request.path, headers, await request.read(), request)
         self.got.append(received)
         return await self.answer(received) if self.answer else web.Response(status=204)
 
@@ -220,6 +222,52 @@ async def test_given_up_after_ten_tries(inside: Client, receiver: Receiver) -> N
     assert len(receiver.got) == 10
 
 
+async def test_one_that_takes_nothing_for_three_days_is_switched_off(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    receiver.answers(500)
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    await settled(inside, 1)
+    shown = await inside.call("getWebhook", {"id": 1})
+    assert (shown["isActive"], shown["disabledBecause"]) == (False, "nothing was taken for three days")
+    (event,) = (await inside.call("listAuditEvents", {"type": "disableWebhook"}))["events"]
+    assert event["after"]["disabledBecause"] == shown["disabledBecause"]
+    receiver.answers(200)
+    await inside.call("updateWebhook", {"id": 1, "isActive": True})
+    assert await db.fetchval("SELECT failing_since FROM webhooks") is None
+    await inside.call("createUser", {"email": "later@example.com"})
+    await settled(inside, 2)
+    assert (await inside.call("getWebhook", {"id": 1}))["isActive"]
+
+
+async def test_one_that_takes_some_stays_on(
+    inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that no receiver could take is given up; what came through meanwhile keeps the webhook on."""
+    monkeypatch.setattr(webhooks, "PAUSES", (0.01,) * 8 + (1.0,))
+    tries = 0
+
+    async def refuse_one(received: Received) -> web.StreamResponse:
+        nonlocal tries
+        refused = received.said["data"]["after"]["email"] == JANE
+        tries += refused
+        return web.Response(status=500 if refused else 204)
+
+    receiver.answer = refuse_one
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+
+    async def nearly() -> bool:
+        return tries == 9
+
+    await until(nearly)
+    await inside.call("createUser", {"email": "taken@example.com"})
+    told = {one["state"]: one["attempts"] for one in await settled(inside, 2)}
+    assert told == {"failed": 10, "delivered": 1}
+    assert (await inside.call("getWebhook", {"id": 1}))["isActive"]
+
+
 def test_the_pauses_take_three_days() -> None:
     assert 3 * 86400 <= sum(PAUSES) <= 3.5 * 86400 and list(PAUSES) == sorted(PAUSES)
 
@@ -247,6 +295,35 @@ async def test_an_endless_answer_is_not_read(inside: Client, receiver: Receiver)
     receiver.answer = flooding
     await inside.call("createWebhook", {"url": receiver.url})
     assert (await inside.call("testWebhook", {"id": 1}))["delivered"]
+
+
+async def test_a_body_that_stalls_is_not_waited_for(
+    inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status has said it; and one that breaks off is no failure either."""
+    monkeypatch.setattr(webhooks, "READ_FOR", 0.2)
+    monkeypatch.setattr(webhooks, "TIME_LIMIT", 30)
+
+    async def stall(received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(received.request)
+        await response.write(b"half of it")
+        if received.path == "/hook/break":
+            assert received.request.transport is not None
+            received.request.transport.abort()
+        else:
+            await receiver.closing.wait()
+        return response
+
+    receiver.answer = stall
+    for number, path in enumerate(("/stall", "/break"), 1):
+        await inside.call("createWebhook", {"url": receiver.url + path})
+        told = await inside.call("testWebhook", {"id": number})
+        assert (told["delivered"], told["status"], told["error"]) == (True, 200, None)
+    await inside.call("createUser", {"email": JANE})
+    for number in (1, 2):
+        (done,) = await settled(inside, 1, webhook_id=number)
+        assert (done["state"], done["attempts"], done["status"]) == ("delivered", 1, 200)
 
 
 async def test_410_switches_it_off(inside: Client, receiver: Receiver) -> None:
@@ -297,6 +374,89 @@ async def test_redelivered_with_the_same_id(inside: Client, receiver: Receiver) 
     assert receiver.got[2].said["data"]["after"]["email"] == "old@example.com"
     for unknown in ("00000000-0000-4000-8000-000000000000",):
         assert await inside.outcome("redeliverWebhook", {"id": 1, "eventId": unknown}) == (400, "not found")
+
+
+async def test_redelivered_while_a_try_runs(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    """What comes of the older try, good or bad, is not taken for what comes of the newer one."""
+    answers: list[asyncio.Future[int]] = []
+
+    async def when_told(received: Received) -> web.StreamResponse:
+        answers.append(asyncio.get_running_loop().create_future())
+        return web.Response(status=await answers[-1])
+
+    receiver.answer = when_told
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    (first,) = await receiver.has(1)
+    (pending,) = await deliveries(inside)
+    assert (pending["state"], pending["attempts"]) == ("pending", 1)
+    for number, (old, said) in enumerate(((500, "retried"), (204, "done"))):
+        await inside.call("redeliverWebhook", {"id": 1, "eventId": first.id})
+        await receiver.has(number + 2)
+        answers[number].set_result(old)
+
+        async def noted(said: str = said) -> bool:
+            async with inside.http.get(inside.url + "/metrics") as response:
+                return f'{{kind="webhook",outcome="{said}"}} 1.0' in await response.text()
+
+        await until(noted)
+        (shown,) = await deliveries(inside)
+        assert (shown["state"], shown["attempts"], shown["error"]) == ("pending", 1, None)
+    answers[-1].set_result(202)
+    (done,) = await settled(inside, 1)
+    assert (done["state"], done["attempts"], done["status"]) == ("delivered", 1, 202)
+    assert len(receiver.got) == 3
+
+
+async def test_nothing_is_redelivered_to_one_that_is_off(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    (first,) = await settled(inside, 1)
+    await inside.call("updateWebhook", {"id": 1, "isActive": False})
+    before = await db.fetch("SELECT * FROM deliveries")
+    answer = await inside.outcome("redeliverWebhook", {"id": 1, "eventId": first["eventId"]})
+    assert answer == (400, "the webhook is switched off")
+    assert await db.fetch("SELECT * FROM deliveries") == before
+
+
+async def test_times_are_the_databases(
+    inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock of ours that is wrong would make receivers refuse everything as too old."""
+    await inside.call("createWebhook", {"url": receiver.url})
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 86400)
+    await inside.call("testWebhook", {"id": 1})
+    await inside.call("createUser", {"email": JANE})
+    for one in await receiver.has(2):
+        assert abs(int(one.headers["webhook-timestamp"]) - now()) < 3600
+
+
+async def test_tests_of_one_instance_are_few_at_a_time(
+    inside: Client, other: Client, receiver: Receiver
+) -> None:
+    async def wait(received: Received) -> web.StreamResponse:
+        if received.path == "/hook/slow":
+            await receiver.closing.wait()
+        return web.Response()
+
+    receiver.answer = wait
+    other = inside.using(other.key)
+    await inside.call("createWebhook", {"url": receiver.url + "/slow"})
+    await other.call("createWebhook", {"url": receiver.url})
+    running = [asyncio.create_task(inside.call("testWebhook", {"id": 1})) for _ in range(2)]
+    await receiver.has(2)
+    async with await inside.post({"method": "testWebhook", "params": {"id": 1}}) as response:
+        assert response.status == 429 and int(response.headers["Retry-After"]) > 0
+        assert await response.json() == "too many tests of webhooks are running, try again later"
+    assert (await other.call("testWebhook", {"id": 1}))["delivered"]
+    receiver.closing.set()
+    assert all(told["delivered"] for told in await asyncio.gather(*running))
+    assert (await inside.call("testWebhook", {"id": 1}))["delivered"]
 
 
 async def test_secrets_rotate_with_an_overlap(
@@ -357,9 +517,13 @@ async def test_changes_and_deletion(inside: Client, receiver: Receiver, db: asyn
     assert [(one.path, one.said["type"]) for one in receiver.got] == [("/hook/b", "user.deleted")]
     await inside.call("deleteWebhook", {"id": 1})
     assert await inside.call("listWebhooks") == []
-    assert await db.fetchval("SELECT count(*) FROM deliveries") == 0
     for name in ("getWebhook", "deleteWebhook", "testWebhook", "rotateWebhookSecret", "listDeliveries"):
         assert await inside.outcome(name, {"id": 1}) == (400, "not found")
+    again = {"id": 1, "eventId": receiver.got[0].id}
+    assert await inside.outcome("redeliverWebhook", again) == (400, "not found")
+    assert await inside.outcome("updateWebhook", {"id": 1, "isActive": True}) == (400, "not found")
+    left = await db.fetchrow("SELECT url, secret, old_secret FROM webhooks")
+    assert tuple(left) == ("", "", None)
     assert (await inside.call("createWebhook", {"url": receiver.url}))["id"] == 2
 
 
@@ -413,7 +577,73 @@ async def test_pages_of_deliveries(inside: Client, receiver: Receiver) -> None:
             break
     assert seen == everything
     assert await deliveries(inside, state="failed") == []
+    assert [one["eventId"] for one in await deliveries(inside, state="delivered")] == everything
     assert (await inside.outcome("listDeliveries", {"id": 1, "after": "x"}))[0] == 400
+
+
+# --- pruning ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def purge(database_url: str) -> AsyncIterator[Callable[[], Awaitable[dict[str, int]]]]:
+    settings = Settings()
+    database = Database(settings, database_url)
+    await database.open()
+    yield lambda: purge_expired(database, settings)
+    await database.close()
+
+
+async def test_a_deleted_webhook_is_purged_in_batches(
+    serve: Serve, db: asyncpg.Connection, purge: Callable[[], Awaitable[dict[str, int]]]
+) -> None:
+    client = await serve(run_jobs=False)
+    for _ in range(2):
+        await client.call("createWebhook", {"url": "https://hooks.example.com/"})
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state)"
+        " SELECT 1, 1 + number % 2, gen_random_uuid(), 'user.created', '',"
+        " CASE WHEN number % 3 = 0 THEN 'pending' ELSE 'delivered' END FROM generate_series(1, 2400) AS number"
+    )
+    await client.call("deleteWebhook", {"id": 2})
+    assert await db.fetchval("SELECT count(*) FROM deliveries") == 2400  # it does not wait for that
+    (event,) = (await client.call("listAuditEvents", {"type": "deleteWebhook"}))["events"]
+    assert event["before"]["url"] == "https://hooks.example.com/" and event["before"]["isActive"]
+    gone = await purge()
+    assert (gone["deliveries_of_deleted"], gone["webhooks"], gone["deliveries"]) == (1200, 1, 0)
+    assert await db.fetchval("SELECT count(*) FROM deliveries WHERE webhook_id = 1") == 1200
+    assert [one["id"] for one in await client.call("listWebhooks")] == [1]
+    assert set((await purge()).values()) == {0}
+
+
+async def test_what_nobody_will_send_is_purged(
+    serve: Serve, db: asyncpg.Connection, purge: Callable[[], Awaitable[dict[str, int]]]
+) -> None:
+    """Thirty days old: of those that wait only what an active webhook of a living instance still gets is kept."""
+    client = await serve(run_jobs=False)
+    operator = client.using(await insert_key(db, operator=True))
+    for name in ("GONE", "HERE"):
+        await operator.call("createInstance", {"name": name, "admin": {"email": f"{name}@example.com"}})
+        for active in (True, False):
+            made = await operator.call(
+                "createWebhook", {"instance": name, "url": "https://hooks.example.com/"}
+            )
+            await operator.call("updateWebhook", {"instance": name, "id": made["id"], "isActive": active})
+    for days in (29, 32):
+        await db.execute(
+            "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, created_at)"
+            " SELECT instance_id, id, gen_random_uuid(), 'user.created', '', state, now() - make_interval(days => $1)"
+            " FROM webhooks CROSS JOIN unnest('{pending,failed}'::text[]) AS state",
+            days,
+        )
+    await operator.call("deleteInstance", {"instance": "GONE"})
+    assert (await purge())["deliveries"] == 7
+    left = await db.fetch(
+        "SELECT i.name, w.is_active FROM deliveries AS d JOIN instances AS i ON i.id = d.instance_id"
+        " JOIN webhooks AS w ON w.instance_id = d.instance_id AND w.id = d.webhook_id"
+        " WHERE d.created_at < now() - interval '30 days'"
+    )
+    assert [tuple(row) for row in left] == [("HERE", True)]
+    assert await db.fetchval("SELECT count(*) FROM deliveries") == 9
 
 
 # --- where to -----------------------------------------------------------------------------------------
@@ -482,7 +712,7 @@ async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver
     """The last gate, were an address to pass the others."""
     monkeypatch.setattr(webhooks, "url_problem", lambda *_: None)
     async with webhooks.Sender(Settings()) as sender:
-        assert (await sender.send(receiver.url, b"", {})).error == "forbidden_address"
+        assert (await sender.send(1, receiver.url, b"", {})).error == "forbidden_address"
     assert receiver.got == []
 
 
@@ -517,6 +747,66 @@ async def test_bad_params(bad: dict[str, Any], client: Client, db: asyncpg.Conne
     status, told = await client.outcome("createWebhook", {"url": "https://innocent.example/"} | bad)
     assert status == 400 and next(iter(bad)) in told
     assert await db.fetchval("SELECT count(*) FROM webhooks") == 0
+
+
+async def test_proxies_of_the_environment_are_ignored(
+    serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What connects is what was checked."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    client = await serve(webhook_private_addresses=True)
+    await client.call("createWebhook", {"url": receiver.url})
+    assert (await client.call("testWebhook", {"id": 1}))["delivered"]
+
+
+async def test_slow_names_keep_nobody_else_waiting(
+    inside: Client, other: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the webhooks of others nor what else looks names up; nor do they grow more and more."""
+    monkeypatch.setattr(webhooks, "LOOKUP_LIMIT", 0.2)
+    other = inside.using(other.key)
+    answer, looking, asked = threading.Event(), 0, 0
+    look_up = socket.getaddrinfo
+
+    def slow(host: Any, *args: Any, **options: Any) -> Any:
+        nonlocal looking, asked
+        if host not in ("slow.example", b"slow.example"):
+            return look_up(host, *args, **options)
+        looking, asked = looking + 1, asked + 1
+        answer.wait(120)
+        looking -= 1
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    try:
+        for _ in range(10):
+            await inside.call("createWebhook", {"url": "http://slow.example/"})
+        for number in range(10):
+            await inside.call("createUser", {"email": f"{number}@example.com"})
+
+        async def tried_and_tried_again() -> bool:
+            found = [await deliveries(inside, webhook_id=number) for number in range(1, 11)]
+            return sum(one["attempts"] for page in found for one in page) >= 30
+
+        await until(tried_and_tried_again)
+        assert (await inside.call("testWebhook", {"id": 1}))["error"] == "timeout"
+        assert looking == asked == webhooks.LOOKUPS_EACH
+        monkeypatch.setattr(webhooks, "LOOKUP_LIMIT", 5.0)
+        await other.call("createWebhook", {"url": receiver.url.replace("127.0.0.1", "localhost")})
+        await other.call("createUser", {"email": JANE})
+        (done,) = await settled(other, 1)
+        assert (done["state"], done["error"]) == ("delivered", None)
+        await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+    finally:
+        answer.set()
+
+    async def room_again() -> bool:
+        return not looking
+
+    await until(room_again)
+    assert (await inside.call("testWebhook", {"id": 1}))["error"] == "unknown_host"
 
 
 # --- at least once ------------------------------------------------------------------------------------
@@ -584,6 +874,65 @@ async def test_a_worker_that_stops_leaves_its_deliveries_to_others(
     assert len(receiver.got) == 2 and receiver.got[0].id == receiver.got[1].id
 
 
+async def test_a_lease_ends_by_itself(
+    serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "LEASE", 1.0)
+    caller = await serve(run_jobs=False, webhook_private_addresses=True)
+    await caller.call("createWebhook", {"url": receiver.url})
+    await caller.call("createUser", {"email": JANE})
+    settings = Settings(webhook_private_addresses=True)
+    database = Database(settings, database_url)
+    await database.open()
+
+    async def hang(received: Received) -> web.StreamResponse:
+        await receiver.closing.wait()
+        return web.Response(status=503)
+
+    receiver.answer = hang
+    for answer in (hang, None):
+        receiver.answer = answer
+        worker = asyncio.create_task(webhooks.keep_delivering(settings, database, caller.dispatcher.metrics))
+        await receiver.has(1 if answer else 2)
+        if answer is None:
+            await settled(caller, 1)
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+    await database.close()
+    (done,) = await deliveries(caller)
+    assert (done["state"], done["attempts"]) == ("delivered", 2)
+    assert receiver.got[0].id == receiver.got[1].id
+
+
+async def test_a_backlog_needs_no_looks(
+    serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes to an end makes room at once, and what is read goes on at once: no pace is that of POLL."""
+    monkeypatch.setattr(webhooks, "POLL", 8.0)
+    for path in ("/a", "/b"):
+        await db.execute(
+            "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
+            " VALUES (1, (SELECT count(*) + 1 FROM webhooks), $1, '', '{}', $2)",
+            receiver.url + path,
+            webhooks.new_secret(),
+        )
+    for start in range(0, 620, 20):  # as many transactions
+        await db.execute(
+            "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"
+            " SELECT 1, number, 'user.updated', $1 + number, 'x', 1, 'x', 'x' FROM generate_series(1, 20) AS number",
+            start,
+        )
+    await serve(webhook_private_addresses=True)
+
+    async def all_there() -> bool:
+        return len(receiver.got) >= 1240
+
+    await until(all_there)
+    for path in ("/hook/a", "/hook/b"):
+        seen = [one.said["data"]["userId"] for one in receiver.got if one.path == path]
+        assert sorted(seen) == list(range(1, 621))
+
+
 async def test_several_workers_do_not_do_it_twice(serve: Serve, receiver: Receiver) -> None:
     workers = [await serve(webhook_private_addresses=True) for _ in range(3)]
     await workers[0].call("createWebhook", {"url": receiver.url})
@@ -606,6 +955,198 @@ async def test_a_dead_receiver_does_not_keep_others_waiting(inside: Client, rece
         await inside.call("createUser", {"email": f"{number}@example.com"})
     assert [one["state"] for one in await settled(inside, 20, webhook_id=2)] == ["delivered"] * 20
     assert sum(one.path == "/hook/dead" for one in receiver.got) <= webhooks.EACH
+
+
+async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
+    serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty webhooks, whose deliveries are older than anybody else's and more than a worker can send at once."""
+    monkeypatch.setattr(webhooks, "POLL", 0.02)
+
+    async def hang_some(received: Received) -> web.StreamResponse:
+        if received.path == "/hook/dead":
+            await receiver.closing.wait()
+        return web.Response()
+
+    receiver.answer = hang_some
+    caller = await serve(run_jobs=False, webhook_private_addresses=True)
+    operator = caller.using(await insert_key(db, operator=True))
+    await operator.call("createInstance", {"name": "OTHER", "admin": {"email": "boss@other.example"}})
+    other = caller.using(await insert_key(db, instances=("OTHER",)))
+    for _ in range(50):
+        await caller.call("createWebhook", {"url": receiver.url + "/dead"})
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, due_at)"
+        " SELECT 1, id, gen_random_uuid(), 'user.created', '{}', now() - interval '1 hour'"
+        " FROM webhooks CROSS JOIN generate_series(1, 10)"
+    )
+    await serve(webhook_private_addresses=True)
+    await receiver.has(webhooks.PER_INSTANCE)
+    await other.call("createWebhook", {"url": receiver.url})
+    for number in range(10):
+        await other.call("createUser", {"email": f"{number}@example.com"})
+    assert [one["state"] for one in await settled(other, 10)] == ["delivered"] * 10
+    assert sum(one.path == "/hook/dead" for one in receiver.got) == webhooks.PER_INSTANCE
+
+
+async def claim(db: asyncpg.Connection, *sending: tuple[int, int], room: int = 100) -> list[tuple[int, int]]:
+    """What a worker takes that is sending this already, in a transaction that is rolled back."""
+    query = load_queries()["claim_deliveries"]
+    values = {
+        "lease": 60.0, "each": 4, "per_instance": 8, "row_limit": room,
+        "busy_instances": [instance for instance, _ in sending], "busy_webhooks": [webhook for _, webhook in sending],
+    }  # fmt: skip
+    transaction = db.transaction()
+    await transaction.start()
+    rows = await db.fetch(query.sql, *(values[param] for param in query.params))
+    await transaction.rollback()
+    return sorted((row["instance_id"], row["webhook_id"]) for row in rows)
+
+
+async def test_turns(serve: Serve, db: asyncpg.Connection) -> None:
+    caller = await serve(run_jobs=False)
+    operator = caller.using(await insert_key(db, operator=True))
+    for number in (2, 3):
+        await operator.call(
+            "createInstance", {"name": f"I{number}", "admin": {"email": f"{number}@example.com"}}
+        )
+    # The older an instance, the longer it has waited.
+    for instance, hooks in ((1, 5), (2, 1), (3, 2)):
+        for webhook in range(1, hooks + 1):
+            await db.execute(
+                "INSERT INTO webhooks (instance_id, id, url, description, types, secret) VALUES ($1, $2, '', '', '{}', '')",
+                instance,
+                webhook,
+            )
+            await db.execute(
+                "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, due_at)"
+                " SELECT $1, $2, gen_random_uuid(), 'x', '', now() - make_interval(hours => 10 - $1::bigint::integer)"
+                " FROM generate_series(1, 10)",
+                instance,
+                webhook,
+            )
+    assert [instance for instance, _ in await claim(db, room=3)] == [1, 2, 3]
+    full = await claim(db)
+    assert [sum(one[0] == instance for one in full) for instance in (1, 2, 3)] == [8, 4, 8]
+    assert {full.count((1, webhook)) for webhook in range(1, 6)} == {
+        1,
+        2,
+    }  # the webhooks of one have turns, too
+    assert await claim(db, *[(2, 1)] * 3, *[(3, 1)] * 4, *[(1, 5)] * 8) == [(2, 1), *[(3, 2)] * 4]
+    # Whoever has most under way comes last.
+    assert {instance for instance, _ in await claim(db, (1, 1), (1, 2), room=2)} == {2, 3}
+    await db.execute("UPDATE webhooks SET is_active = false WHERE instance_id = 1")
+    await db.execute("UPDATE deliveries SET due_at = now() + interval '1 hour' WHERE instance_id = 2")
+    await db.execute("UPDATE instances SET deleted_at = now() WHERE id = 3")
+    assert await claim(db) == []
+
+
+async def test_one_that_cannot_be_read_on_keeps_nobody_waiting(
+    inside: Client, other: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, logged: Log
+) -> None:
+    body_of = webhooks.body_of
+
+    def failing(event: Any, instance: str) -> bytes:
+        if instance == "MYINSTANCE":
+            raise KeyError("a bug")
+        return body_of(event, instance)
+
+    monkeypatch.setattr(webhooks, "body_of", failing)
+    other = inside.using(other.key)
+    for client in (*[inside] * 5, other):
+        await client.call("createWebhook", {"url": receiver.url})
+    for client in (inside, other):
+        await client.call("createUser", {"email": JANE})
+    await settled(other, 1)
+    assert [one.said["data"]["instance"] for one in receiver.got] == ["OTHER"]
+    told = [line for line in logged.lines() if line["event"] == "webhook_not_read"]
+    assert {(line["instance_id"], line["cause"]) for line in told} == {(1, "KeyError")}
+    monkeypatch.setattr(webhooks, "body_of", body_of)
+    await settled(inside, 1)
+
+
+async def test_events_are_encoded_once_for_all_webhooks_of_a_tenant(
+    serve: Serve, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = await serve(run_jobs=False, webhook_private_addresses=True)
+    encoded: list[str] = []
+    body_of = webhooks.body_of
+
+    def counting(event: Any, instance: str) -> bytes:
+        encoded.append(event["id"])
+        return body_of(event, instance)
+
+    monkeypatch.setattr(webhooks, "body_of", counting)
+    for number in range(5):
+        await caller.call("createWebhook", {"url": f"{receiver.url}/{number}"})
+    for number in range(20):
+        await caller.call("createUser", {"email": f"{number}@example.com"})
+    await serve(webhook_private_addresses=True)
+    await receiver.has(100)
+    assert len(encoded) == len(set(encoded)) == 20
+
+
+async def test_what_operators_see(
+    serve: Serve,
+    db: asyncpg.Connection,
+    database_url: str,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: Log,
+) -> None:
+    """Of whom a delivery was; how far behind sending and reading are, also where an open transaction holds it up."""
+    monkeypatch.setattr(webhooks, "METER_EVERY", 0.05)
+    inside = await serve(webhook_private_addresses=True)
+
+    async def gauge(name: str) -> float:
+        async with inside.http.get(inside.url + "/metrics") as response:
+            return float((await response.text()).split(f"\nofficerpc_webhooks_{name}_seconds ")[1].split()[0])
+
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+    await settled(inside, 1)
+    (line,) = [line for line in logged.lines() if line["event"] == "job" and line["kind"] == "webhook"]
+    assert (line["instance"], line["job_id"]) == ("MYINSTANCE", 1)
+
+    async def nothing() -> bool:
+        return await gauge("unread") == await gauge("due") == 0.0
+
+    await until(nothing)
+    slow = await asyncpg.connect(database_url)
+    transaction = slow.transaction()
+    await transaction.start()
+    await slow.fetchval("SELECT pg_current_xact_id()")
+    await db.execute(
+        "INSERT INTO events (instance_id, place, type, method, key_id, key_name, request_id, created_at)"
+        " VALUES (1, 1, 'user.updated', 'x', 1, 'x', 'x', now() - interval '1 hour')"
+    )
+
+    async def unread() -> bool:
+        return await gauge("unread") > 3600
+
+    await until(unread)
+    assert len(receiver.got) == 1
+    await transaction.rollback()
+    await slow.close()
+    await until(nothing)
+
+    # More than may be sent at once of which none comes to an end.
+    async def hang(received: Received) -> web.StreamResponse:
+        await receiver.closing.wait()
+        return web.Response()
+
+    receiver.answer = hang
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, due_at)"
+        " SELECT 1, 1, gen_random_uuid(), 'x', '{}', now() - interval '2 hours' FROM generate_series(1, 10)"
+    )
+
+    async def due() -> bool:
+        return await gauge("due") > 7200
+
+    await until(due)
+    receiver.closing.set()
+    await until(nothing)
 
 
 # --- the feed -----------------------------------------------------------------------------------------

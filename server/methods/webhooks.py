@@ -3,15 +3,15 @@
 import base64
 import binascii
 import re
-import time
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from server import webhooks
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.events import EVENTS, payload
 from server.methods._users import ABSENT, Line, found, from_cursor, to_cursor
 from server.methods.audit import cursor_moment
@@ -19,6 +19,8 @@ from server.registry import Call, Example, Result, TenantParams, method
 
 MOST = 50
 """Webhooks of one instance."""
+TESTS = 2
+"""Tests of webhooks that a worker sends for one instance at the same time."""
 
 
 def _type(name: str) -> str:
@@ -98,8 +100,9 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
 
     Each event is a POST of {type, timestamp, data} with the headers webhook-id, webhook-timestamp and
     webhook-signature of Standard Webhooks. It is tried ten times within three days until the answer is 200
-    to 299; 410 switches the webhook off. Redirects are not followed, and names that lead to private addresses
-    are refused. An event may come twice, and one that failed comes after later ones: its webhook-id stays.
+    to 299; 410 switches the webhook off, and so does an event that is given up while nothing else was taken
+    either. Redirects are not followed, and names that lead to private addresses are refused. An event may
+    come twice, and one that failed comes after later ones: its webhook-id stays.
     """
     secret = webhooks.new_secret()
     row = await call.db.one(
@@ -176,8 +179,8 @@ class UpdateWebhook(WebhookRef):
 async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
     """Change a webhook, or switch it off or on.
 
-    While it is off nothing is sent to it; switched on, it gets what it missed. Deliveries that wait go to the
-    new address.
+    While it is off nothing is sent to it; switched on, it gets what it missed, but not what had been waiting
+    for thirty days. Deliveries that wait go to the new address.
     """
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     stored = dict(found(await call.db.one("hold_webhook", **ref)))
@@ -208,9 +211,10 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
     examples=(Example("Away with it", {"id": 1}, True),),
 )
 async def delete_webhook(call: Call, params: WebhookRef) -> Any:
-    """Delete a webhook with the log of its deliveries; what waits is not sent any more."""
+    """Delete a webhook with its secrets and the log of its deliveries; what waits is not sent any more."""
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
-    call.note(before=dict(found(await call.db.one("delete_webhook", **ref))))
+    call.note(before=dict(found(await call.db.one("hold_webhook", **ref))))
+    await call.db.run("delete_webhook", **ref)
     return True
 
 
@@ -269,6 +273,9 @@ class TestedWebhook(Result):
     milliseconds: int
 
 
+_testing: Counter[int] = Counter()
+
+
 async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     row = found(await call.database.look_up("get_webhook_secrets", **ref))
@@ -278,9 +285,17 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
         "origin": call.circumstances.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }  # fmt: skip
     body = webhooks.body_of(event, call.instance.name)
-    headers = webhooks.headers_of(event_id, body, row["secret"], row["old_secret"], int(time.time()))
-    async with webhooks.Sender(call.settings) as sender:
-        outcome = await sender.send(row["url"], body, headers)
+    headers = webhooks.headers_of(event_id, body, row["secret"], row["old_secret"], row["moment"])
+    if _testing[call.instance.id] >= TESTS:
+        raise TooMany("too many tests of webhooks are running, try again later", retry_after=1)
+    _testing[call.instance.id] += 1
+    try:
+        async with webhooks.Sender(call.settings) as sender:
+            outcome = await sender.send(call.instance.id, row["url"], body, headers)
+    finally:
+        _testing[call.instance.id] -= 1
+        if not _testing[call.instance.id]:
+            del _testing[call.instance.id]
     return {
         "delivered": outcome.error is None, "status": outcome.status, "error": outcome.error,
         "milliseconds": round(outcome.seconds * 1000),
@@ -303,7 +318,8 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
 async def test_webhook(call: Call, params: WebhookRef, outcome: dict[str, Any]) -> Any:
     """Send a webhook an event of the type webhook.test, signed as all are, and say what came of it.
 
-    It is sent once, whether or not the webhook is switched on, and is in no log.
+    It is sent once, whether or not the webhook is switched on, and listDeliveries does not show it. Of an
+    instance two are sent at a time, and more of them refused.
     """
     return outcome
 
@@ -319,17 +335,20 @@ class DeliveryRef(WebhookRef):
     result=Literal[True],
     scope="webhooks:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, Conflict),
     examples=(Example("Once more", {"id": 1, "eventId": EXAMPLE_EVENT}, True),),
 )
 async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
     """Send an event to a webhook again, whatever came of it before, with the same webhook-id.
 
-    Any event of the instance can be sent, of whatever type, for as long as events are kept.
+    Any event of the instance can be sent, of whatever type, for as long as events are kept. It is sent even
+    while a try of it runs, which then does not count. To a webhook that is switched off nothing can be sent.
     """
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     event_id = uuid.UUID(params.eventId)
-    found(await call.db.one("hold_webhook", **ref))
+    webhook = found(await call.db.one("hold_webhook", **ref))
+    if not webhook["isActive"]:
+        raise Conflict("the webhook is switched off", code="webhook_off")
     if not await call.db.value("redeliver", **ref, event_id=event_id):
         event = found(await call.db.one("get_event", instance_id=call.instance.id, event_id=event_id))
         if event["type"] not in EVENTS:
@@ -358,7 +377,7 @@ class Delivery(Result):
     eventId: str = Field(description="Its webhook-id.")
     type: str
     state: Literal["pending", "delivered", "failed"]
-    attempts: int = Field(description="How often it was begun.")
+    attempts: int = Field(description="How often it was begun, since it was last asked for.")
     status: int | None = Field(description="Of the last answer; null: there was none.")
     error: str | None = Field(description="What the last try met.")
     createdAt: int = Field(description="Unix seconds.")
@@ -394,7 +413,7 @@ def _bad(member: str) -> Invalid:
     ),
 )  # fmt: skip
 async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
-    """List what was, is and will be sent to a webhook; kept for thirty days after it was made."""
+    """List what was and will be sent to a webhook, without tests; kept for thirty days after it was made."""
     before, event_id = datetime.max.replace(tzinfo=UTC), uuid.UUID(int=2**128 - 1)
     if params.after is not None:
         try:
@@ -403,16 +422,15 @@ async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
         except ValueError as error:
             raise _bad("after") from error
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    found(await call.db.one("get_webhook", **ref))
     rows = await call.db.all(
         "list_deliveries",
         **ref,
-        state=params.state,
+        states=["pending", "delivered", "failed"] if params.state is None else [params.state],
         before_time=before,
         before_event=event_id,
         row_limit=params.limit,
     )
-    if not rows:
-        found(await call.db.one("get_webhook", **ref))
     deliveries = [dict(row) for row in rows]
     moments = [delivery.pop("created_at") for delivery in deliveries]
     more = len(deliveries) == params.limit

@@ -292,20 +292,70 @@ SELECT id
 FROM purge_old_events(:row_limit) AS id;
 
 -- name: purge_old_deliveries(row_limit)
--- Takes deliveries that came to an end, a month after they were made, a bounded number at a time.
+-- Takes deliveries after thirty whole days of UTC, a bounded number at a time: those that came to an end, and those
+-- that wait for what is switched off or deleted.
 DELETE FROM deliveries
 USING (
-    SELECT instance_id, webhook_id, event_id
-    FROM deliveries
-    WHERE created_at < now() - interval '30 days' AND state <> 'pending'
-    ORDER BY created_at
+    SELECT d.instance_id, d.webhook_id, d.event_id
+    FROM deliveries AS d
+    WHERE
+        (d.created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date - 30
+        AND (
+            d.state <> 'pending'
+            OR NOT EXISTS (
+                SELECT FROM webhooks AS w
+                INNER JOIN instances AS i ON w.instance_id = i.id
+                WHERE w.instance_id = d.instance_id AND w.id = d.webhook_id AND w.is_active AND i.deleted_at IS NULL
+            )
+        )
+    ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF d SKIP LOCKED
 ) AS due
 WHERE
     deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
     AND deliveries.event_id = due.event_id
 RETURNING deliveries.event_id;
+
+-- name: purge_deleted_webhooks_deliveries(row_limit)
+-- Takes deliveries of webhooks that were deleted, a bounded number at a time. A range instead of equality has the planner
+-- read so many of a webhook in the order of the index deliveries_log, not all of them to take some.
+DELETE FROM deliveries
+USING (
+    SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
+    FROM webhooks AS w
+    CROSS JOIN LATERAL (
+        SELECT d.instance_id, d.webhook_id, d.event_id
+        FROM deliveries AS d
+        WHERE
+            (d.instance_id, d.webhook_id) >= (w.instance_id, w.id)
+            AND (d.instance_id, d.webhook_id) <= (w.instance_id, w.id)
+        ORDER BY d.instance_id, d.webhook_id, d.state, d.created_at
+        LIMIT :row_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS left_behind
+    WHERE w.deleted_at IS NOT NULL
+    LIMIT :row_limit
+) AS due
+WHERE
+    deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
+    AND deliveries.event_id = due.event_id
+RETURNING deliveries.event_id;
+
+-- name: purge_deleted_webhooks(row_limit)
+-- Takes webhooks that were deleted and have no deliveries left.
+DELETE FROM webhooks
+USING (
+    SELECT w.instance_id, w.id
+    FROM webhooks AS w
+    WHERE
+        w.deleted_at IS NOT NULL
+        AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id)
+    LIMIT :row_limit
+    FOR UPDATE OF w SKIP LOCKED
+) AS due
+WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
+RETURNING webhooks.id;
 
 -- name: forget_old_secrets(row_limit)
 -- Takes secrets of webhooks whose overlap is over.
@@ -321,56 +371,170 @@ FROM (
 WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
 RETURNING webhooks.id;
 
--- name: find_waiting_webhooks(row_limit)
--- Webhooks with events that they have not read.
-SELECT w.instance_id, w.id
+-- name: find_waiting_webhooks()
+-- Webhooks with events that they have not read, those of an instance that stopped at the same place one after another;
+-- ready: such events can be read, and do not wait for an older transaction to end. age: seconds since the first of them.
+SELECT
+    w.instance_id, w.id, unread.xid < (SELECT event_horizon()) AS ready,
+    extract(EPOCH FROM now() - unread.created_at)::float8 AS age
 FROM webhooks AS w
 INNER JOIN instances AS i ON w.instance_id = i.id
-WHERE
-    w.is_active AND i.deleted_at IS NULL
-    AND EXISTS (
-        SELECT FROM events AS e
-        WHERE
-            e.instance_id = w.instance_id AND (e.xid, e.place) > (w.read_xid, w.read_place)
-            AND e.xid < event_horizon()
-    )
-LIMIT :row_limit;
+CROSS JOIN LATERAL (
+    SELECT e.xid, e.created_at
+    FROM events AS e
+    WHERE e.instance_id = w.instance_id AND (e.xid, e.place) > (w.read_xid, w.read_place)
+    ORDER BY e.xid, e.place
+    LIMIT 1
+) AS unread
+WHERE w.is_active AND i.deleted_at IS NULL
+ORDER BY w.instance_id, w.read_xid, w.read_place;
 
--- name: claim_deliveries(lease, each, row_limit, busy_instances, busy_webhooks)
--- Deliveries that are due, the longest waiting first, at most so many of each webhook and none of those named; for
--- lease seconds nobody else takes them.
-WITH due AS (
-    SELECT waiting.instance_id, waiting.webhook_id, waiting.event_id, w.url, w.secret,
-        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
-    FROM webhooks AS w
-    INNER JOIN instances AS i ON w.instance_id = i.id
-    CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.event_id, d.due_at
+-- name: find_oldest_due()$
+-- For how many seconds the delivery that waits longest has been due; null where none is. Steps from webhook to webhook
+-- in the index deliveries_due, past their many deliveries.
+WITH RECURSIVE waiting AS (
+    (
+        SELECT d.instance_id, d.webhook_id, d.due_at
         FROM deliveries AS d
-        WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id AND d.state = 'pending' AND d.due_at <= now()
-        ORDER BY d.due_at
-        LIMIT :each
-        FOR UPDATE SKIP LOCKED
-    ) AS waiting
+        WHERE d.state = 'pending'
+        ORDER BY d.instance_id, d.webhook_id, d.due_at
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT next.instance_id, next.webhook_id, next.due_at
+    FROM waiting
+    CROSS JOIN LATERAL (
+        SELECT d.instance_id, d.webhook_id, d.due_at
+        FROM deliveries AS d
+        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (waiting.instance_id, waiting.webhook_id)
+        ORDER BY d.instance_id, d.webhook_id, d.due_at
+        LIMIT 1
+    ) AS next
+)
+
+SELECT extract(EPOCH FROM now() - min(waiting.due_at))::float8 AS age
+FROM waiting
+INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
+INNER JOIN instances AS i ON waiting.instance_id = i.id
+WHERE waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL;
+
+-- name: claim_deliveries(lease, each, per_instance, row_limit, busy_instances, busy_webhooks)
+-- Deliveries that are due, for nobody else to take for lease seconds. Of those whose webhooks and instances are busy
+-- with the deliveries named (one entry each) so many fewer are taken; instances have their turns one after another, so
+-- do their webhooks, and only then what waits longest comes first. Steps from webhook to webhook as find_oldest_due,
+-- and looks at the deliveries of no more webhooks than it may take deliveries.
+WITH RECURSIVE waiting AS (
+    (
+        SELECT d.instance_id, d.webhook_id, d.due_at
+        FROM deliveries AS d
+        WHERE d.state = 'pending'
+        ORDER BY d.instance_id, d.webhook_id, d.due_at
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT next.instance_id, next.webhook_id, next.due_at
+    FROM waiting
+    CROSS JOIN LATERAL (
+        SELECT d.instance_id, d.webhook_id, d.due_at
+        FROM deliveries AS d
+        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (waiting.instance_id, waiting.webhook_id)
+        ORDER BY d.instance_id, d.webhook_id, d.due_at
+        LIMIT 1
+    ) AS next
+),
+
+busy AS (
+    SELECT sent.instance_id, sent.webhook_id, count(*) AS sending
+    FROM unnest(:busy_instances::bigint[], :busy_webhooks::bigint[]) AS sent (instance_id, webhook_id)
+    GROUP BY sent.instance_id, sent.webhook_id
+),
+
+busy_as_one AS (
+    SELECT busy.instance_id, sum(busy.sending)::bigint AS sending
+    FROM busy
+    GROUP BY busy.instance_id
+),
+
+free AS (
+    SELECT
+        w.instance_id, w.id AS webhook_id, w.url, w.secret, i.name AS instance, waiting.due_at,
+        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
+        coalesce(busy.sending, 0) AS sending, coalesce(busy_as_one.sending, 0) AS sending_as_one,
+        coalesce(busy_as_one.sending, 0) + row_number() OVER (
+            PARTITION BY w.instance_id
+            ORDER BY coalesce(busy.sending, 0), waiting.due_at
+        ) AS turn
+    FROM waiting
+    INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
+    INNER JOIN instances AS i ON w.instance_id = i.id
+    LEFT JOIN busy ON w.instance_id = busy.instance_id AND w.id = busy.webhook_id
+    LEFT JOIN busy_as_one ON w.instance_id = busy_as_one.instance_id
     WHERE
-        w.is_active AND i.deleted_at IS NULL
-        AND NOT EXISTS (
-            SELECT FROM unnest(:busy_instances::bigint[], :busy_webhooks::bigint[]) AS busy (instance_id, id)
-            WHERE busy.instance_id = w.instance_id AND busy.id = w.id
-        )
-    ORDER BY waiting.due_at
+        waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL
+        AND coalesce(busy.sending, 0) < :each
+),
+
+asked AS (
+    SELECT
+        free.instance_id, free.webhook_id, free.url, free.secret, free.old_secret, free.instance, free.sending,
+        free.sending_as_one
+    FROM free
+    WHERE free.turn <= :per_instance
+    ORDER BY free.turn, free.due_at
     LIMIT :row_limit
+),
+
+due AS (
+    SELECT
+        asked.instance_id, asked.webhook_id, asked.url, asked.secret, asked.old_secret, asked.instance,
+        asked.sending_as_one, next.event_id, next.due_at,
+        asked.sending + row_number() OVER (PARTITION BY asked.instance_id, asked.webhook_id ORDER BY next.due_at) AS turn
+    FROM asked
+    CROSS JOIN LATERAL (
+        SELECT d.event_id, d.due_at
+        FROM deliveries AS d
+        WHERE
+            d.instance_id = asked.instance_id AND d.webhook_id = asked.webhook_id AND d.state = 'pending'
+            AND d.due_at <= now()
+        ORDER BY d.due_at
+        LIMIT :each - asked.sending
+    ) AS next
+),
+
+in_turn AS (
+    SELECT
+        due.instance_id, due.webhook_id, due.event_id, due.due_at, due.url, due.secret, due.old_secret, due.instance,
+        due.sending_as_one + row_number() OVER (PARTITION BY due.instance_id ORDER BY due.turn, due.due_at) AS turn
+    FROM due
+),
+
+chosen AS (
+    SELECT in_turn.instance_id, in_turn.webhook_id, in_turn.event_id, in_turn.url, in_turn.secret, in_turn.old_secret, in_turn.instance
+    FROM in_turn
+    WHERE in_turn.turn <= :per_instance
+    ORDER BY in_turn.turn, in_turn.due_at
+    LIMIT :row_limit
+),
+
+taken AS (
+    SELECT d.instance_id, d.webhook_id, d.event_id, chosen.url, chosen.secret, chosen.old_secret, chosen.instance
+    FROM chosen
+    INNER JOIN deliveries AS d
+        ON chosen.instance_id = d.instance_id AND chosen.webhook_id = d.webhook_id AND chosen.event_id = d.event_id
+    WHERE d.state = 'pending' AND d.due_at <= now()
+    FOR UPDATE OF d SKIP LOCKED
 )
 
 UPDATE deliveries
 SET attempts = deliveries.attempts + 1, due_at = now() + make_interval(secs => :lease)
-FROM due
+FROM taken
 WHERE
-    deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
-    AND deliveries.event_id = due.event_id
+    deliveries.instance_id = taken.instance_id AND deliveries.webhook_id = taken.webhook_id
+    AND deliveries.event_id = taken.event_id
 RETURNING
-    deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts, deliveries.body,
-    due.url, due.secret, due.old_secret;
+    deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts, deliveries.first_attempt,
+    deliveries.body, taken.url, taken.secret, taken.old_secret, taken.instance,
+    floor(extract(EPOCH FROM now()))::bigint AS moment;
 
 -- name: mend_event_clock()$
 -- After a dump was restored into another cluster: events go on behind the last one, which is that of some instance.

@@ -5,7 +5,7 @@ WITH counter AS (
     SET webhooks = webhooks + 1
     WHERE
         instance_id = :instance_id
-        AND (SELECT count(*) FROM webhooks AS w WHERE w.instance_id = :instance_id) < :most
+        AND (SELECT count(*) FROM webhooks AS w WHERE w.instance_id = :instance_id AND w.deleted_at IS NULL) < :most
     RETURNING webhooks AS id
 )
 
@@ -22,7 +22,7 @@ SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM webhooks
-WHERE instance_id = :instance_id
+WHERE instance_id = :instance_id AND deleted_at IS NULL
 ORDER BY id;
 
 -- name: get_webhook(instance_id, webhook_id)^
@@ -31,7 +31,7 @@ SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM webhooks
-WHERE instance_id = :instance_id AND id = :webhook_id;
+WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL;
 
 -- name: hold_webhook(instance_id, webhook_id)^
 -- The same, kept from others until the transaction ends.
@@ -39,21 +39,25 @@ SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM webhooks
-WHERE instance_id = :instance_id AND id = :webhook_id
+WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
 -- name: get_webhook_secrets(instance_id, webhook_id)^
--- What a delivery is signed with, and where it goes.
-SELECT url, secret, CASE WHEN old_secret_until > now() THEN old_secret END AS old_secret
+-- What a delivery is signed with and when, and where it goes.
+SELECT
+    url, secret, CASE WHEN old_secret_until > now() THEN old_secret END AS old_secret,
+    floor(extract(EPOCH FROM now()))::bigint AS moment
 FROM webhooks
-WHERE instance_id = :instance_id AND id = :webhook_id;
+WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL;
 
 -- name: update_webhook(instance_id, webhook_id, url, description, types, skip_origin, is_active)!
 -- All that can change of a webhook, which has been held.
 UPDATE webhooks
 SET
     url = :url, description = :description, types = :types, skip_origin = :skip_origin, is_active = :is_active,
-    disabled_because = CASE WHEN NOT :is_active::boolean THEN disabled_because END, updated_at = now()
+    disabled_because = CASE WHEN NOT :is_active::boolean THEN disabled_because END,
+    failing_since = CASE WHEN is_active AND :is_active::boolean AND url = :url THEN failing_since END,
+    updated_at = now()
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: rotate_webhook_secret(instance_id, webhook_id, secret, overlap)^
@@ -64,20 +68,36 @@ SET
     old_secret_until = CASE WHEN :overlap::integer > 0 THEN now() + make_interval(secs => :overlap::integer) END,
     secret = :secret,
     updated_at = now()
-WHERE instance_id = :instance_id AND id = :webhook_id
+WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL
 RETURNING id, floor(extract(EPOCH FROM old_secret_until))::bigint AS "oldSecretUntil";
 
--- name: delete_webhook(instance_id, webhook_id)^
--- A webhook with its deliveries, those that wait too.
-DELETE FROM webhooks
-WHERE instance_id = :instance_id AND id = :webhook_id
-RETURNING id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive";
+-- name: delete_webhook(instance_id, webhook_id)!
+-- A webhook, which has been held, is there no more: without its secrets, until the pruning has taken its deliveries.
+UPDATE webhooks
+SET
+    deleted_at = now(), is_active = false, url = '', secret = '', old_secret = NULL, old_secret_until = NULL,
+    updated_at = now()
+WHERE instance_id = :instance_id AND id = :webhook_id;
 
--- name: disable_webhook(instance_id, webhook_id, because)$
--- Nothing is sent any more until it is switched on again. True if it was on.
+-- name: note_success(instance_id, webhook_id)!
+-- It takes what it is sent: whatever failed before is forgotten.
+UPDATE webhooks
+SET failing_since = NULL
+WHERE instance_id = :instance_id AND id = :webhook_id AND failing_since IS NOT NULL;
+
+-- name: note_failure(instance_id, webhook_id)!
+-- The first failure since the last success.
+UPDATE webhooks
+SET failing_since = now()
+WHERE instance_id = :instance_id AND id = :webhook_id AND failing_since IS NULL;
+
+-- name: disable_webhook(instance_id, webhook_id, because, failing_for)$
+-- Nothing is sent any more until it is switched on again. True if it was on, and has failed for so many seconds.
 UPDATE webhooks
 SET is_active = false, disabled_because = :because, updated_at = now()
-WHERE instance_id = :instance_id AND id = :webhook_id AND is_active
+WHERE
+    instance_id = :instance_id AND id = :webhook_id AND is_active
+    AND failing_since <= now() - make_interval(secs => :failing_for)
 RETURNING true AS disabled;
 
 -- name: take_webhook(instance_id, webhook_id)^
@@ -102,7 +122,8 @@ SET read_xid = :xid::text::xid8, read_place = :place
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: note_delivery(instance_id, webhook_id, event_id, attempt, state, due_in, status, error)!
--- What a try came to. A try that was taken for dead, and is made again by somebody else, counts only if it succeeded.
+-- What a try came to. A try that was taken for dead, and is made again by somebody else, counts only if it succeeded;
+-- one that began before the delivery was asked for again does not count.
 UPDATE deliveries
 SET
     state = :state,
@@ -112,26 +133,34 @@ SET
     done_at = CASE WHEN :state <> 'pending' THEN now() END
 WHERE
     instance_id = :instance_id AND webhook_id = :webhook_id AND event_id = :event_id
-    AND state = 'pending' AND (attempts = :attempt OR :state = 'delivered');
+    AND state = 'pending' AND :attempt > first_attempt AND (attempts = :attempt OR :state = 'delivered');
 
 -- name: redeliver(instance_id, webhook_id, event_id)$
--- A delivery from the start, whatever became of it.
+-- A delivery from the start, whatever became of it or is just being tried.
 UPDATE deliveries
-SET state = 'pending', attempts = 0, due_at = now(), status = NULL, error = NULL, done_at = NULL
+SET
+    state = 'pending', first_attempt = attempts, due_at = now(), status = NULL, error = NULL, done_at = NULL
 WHERE instance_id = :instance_id AND webhook_id = :webhook_id AND event_id = :event_id
 RETURNING true AS again;
 
--- name: list_deliveries(instance_id, webhook_id, state, before_time, before_event, row_limit)
--- A page of a webhook's deliveries, the newest first.
+-- name: list_deliveries(instance_id, webhook_id, states, before_time, before_event, row_limit)
+-- A page of a webhook's deliveries, the newest first: those of each state asked for, merged.
 SELECT
-    event_id::text AS "eventId", type, state, attempts, status, error,
-    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
-    CASE WHEN state = 'pending' THEN floor(extract(EPOCH FROM due_at))::bigint END AS "dueAt",
-    floor(extract(EPOCH FROM done_at))::bigint AS "doneAt",
-    created_at
-FROM deliveries
-WHERE
-    instance_id = :instance_id AND webhook_id = :webhook_id AND (:state::text IS NULL OR state = :state)
-    AND (created_at, event_id) < (:before_time, :before_event::uuid)
-ORDER BY created_at DESC, event_id DESC
+    page.event_id::text AS "eventId", page.type, page.state, page.attempts - page.first_attempt AS attempts, page.status,
+    page.error,
+    floor(extract(EPOCH FROM page.created_at))::bigint AS "createdAt",
+    CASE WHEN page.state = 'pending' THEN floor(extract(EPOCH FROM page.due_at))::bigint END AS "dueAt",
+    floor(extract(EPOCH FROM page.done_at))::bigint AS "doneAt",
+    page.created_at
+FROM unnest(:states::text[]) AS asked (state)
+CROSS JOIN LATERAL (
+    SELECT d.event_id, d.type, d.state, d.attempts, d.first_attempt, d.status, d.error, d.created_at, d.due_at, d.done_at
+    FROM deliveries AS d
+    WHERE
+        d.instance_id = :instance_id AND d.webhook_id = :webhook_id AND d.state = asked.state
+        AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
+    ORDER BY d.created_at DESC, d.event_id DESC
+    LIMIT :row_limit
+) AS page
+ORDER BY page.created_at DESC, page.event_id DESC
 LIMIT :row_limit;
