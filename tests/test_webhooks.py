@@ -111,6 +111,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+async def client(serve: Serve) -> Client:
+    """A server that leaves deliveries to the other one: it would refuse to send to this machine."""
+    return await serve(run_jobs=False)
+
+
+@pytest.fixture
 async def inside(serve: Serve) -> Client:
     """A server whose webhooks may lead to this machine."""
     return await serve(webhook_private_addresses=True)
