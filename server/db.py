@@ -35,6 +35,8 @@ Row: TypeAlias = Any
 
 # Any constant serves, as long as every officerpc uses the same.
 _MIGRATION_LOCK = 0x0FF1CE
+READ_TRIES = 4
+"""How often something is read while connections turn out to be lost."""
 # How a connection is lost while a statement runs.
 _LOST = (
     OSError, pg.InternalClientError, pg.PostgresConnectionError, pg.AdminShutdownError, pg.CrashShutdownError
@@ -235,16 +237,16 @@ class Database:
     async def look_up(self, name: str, /, **values: Any) -> Row | None:
         """The first row of a named query that only reads, or None.
 
-        A connection may have been ended while it idled, which shows when it is used: then once more.
+        A connection may have been ended while it idled, as all the others may, which shows when it is used.
         """
         try:
             async with asyncio.timeout(self._settings.statement_timeout):
-                try:
-                    async with self.connection() as connection:
-                        return await connection.one(name, **values)
-                except ConnectionLost:
-                    async with self.connection() as connection:
-                        return await connection.one(name, **values)
+                for _ in range(READ_TRIES - 1):
+                    with contextlib.suppress(ConnectionLost):
+                        async with self.connection() as connection:
+                            return await connection.one(name, **values)
+                async with self.connection() as connection:
+                    return await connection.one(name, **values)
         except TimeoutError as error:
             raise Unavailable(retry_after=1) from error
 

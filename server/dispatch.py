@@ -1,6 +1,7 @@
 """The one way in: every front hands its calls to Dispatcher.call."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import structlog
 from pydantic import BaseModel, TypeAdapter
 
 from server.auth import Caller, KeyRing
-from server.db import Database
+from server.db import READ_TRIES, Database
 from server.deadlines import Deadline, Deadlines
 from server.errors import (
     ConnectionLost,
@@ -207,12 +208,13 @@ class Dispatcher:
         return answered
 
     async def _read(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
-        try:
-            async with self._database.connection() as call.db:
-                return await method.handler(*arguments)
-        except ConnectionLost:  # perhaps while it idled, which shows only now: reading again harms nobody
-            async with self._database.connection() as call.db:
-                return await method.handler(*arguments)
+        for _ in range(READ_TRIES - 1):
+            # Lost perhaps while it idled, as all the others may be: reading again harms nobody.
+            with contextlib.suppress(ConnectionLost):
+                async with self._database.connection() as call.db:
+                    return await method.handler(*arguments)
+        async with self._database.connection() as call.db:
+            return await method.handler(*arguments)
 
     async def _write(
         self, method: Method, call: Call, arguments: tuple[Any, ...], repeatable: Repeatable | None

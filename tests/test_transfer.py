@@ -299,6 +299,8 @@ async def test_interrupted_by_hand(
         sys.executable, "-c", "from server.cli import main; main()", "users", "import", str(file), *MINE,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"OFFICERPC_DATABASE_URL": database_url},
+        # Whoever runs the tests in the background of a shell has it ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
     async def some() -> bool:
