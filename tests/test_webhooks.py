@@ -23,7 +23,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from conftest import ADMIN, Client, Log, Serve, insert_key, until
 from processes import running
 
-from server import webhooks
+from server import outbound, webhooks
 from server.db import Database, load_queries
 from server.jobs import purge_expired
 from server.settings import Settings
@@ -151,7 +151,7 @@ async def test_an_event_is_sent_signed(inside: Client, receiver: Receiver, logge
     await inside.call("updateUserByEmail", {"email": JANE, "isActive": False})
     created, suspended = sorted(await receiver.has(2), key=lambda one: str(one.said["timestamp"]))
     for one in (created, suspended):
-        assert one.signed_by(made["secret"]) and not one.signed_by(webhooks.new_secret())
+        assert one.signed_by(made["secret"]) and not one.signed_by(outbound.new_secret())
         assert one.headers["content-type"] == "application/json" and one.path == "/hook"
         assert int(one.headers["webhook-timestamp"]) > 1_700_000_000
     data = created.said["data"]
@@ -173,9 +173,9 @@ def test_the_signature_is_the_standards() -> None:
     """The example of the reference implementations (standard-webhooks, libraries/python/tests)."""
     secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"test": 2432232314}'
     expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-    assert webhooks.signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == expected
+    assert outbound.signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body) == expected
     with pytest.raises(ValueError, match="not a secret"):
-        webhooks.signature("whsec_?", "x", 1, b"")
+        outbound.signature("whsec_?", "x", 1, b"")
 
 
 async def test_nothing_of_before_and_nothing_of_others(
@@ -281,7 +281,7 @@ def test_the_pauses_take_three_days() -> None:
 async def test_a_receiver_that_does_not_answer(
     inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
-    monkeypatch.setattr(webhooks, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(outbound, "TIME_LIMIT", 0.3)
     hasty = await serve(webhook_private_addresses=True, run_jobs=False)
 
     async def never(received: Received) -> web.StreamResponse:
@@ -307,8 +307,8 @@ async def test_a_body_that_stalls_is_not_waited_for(
     inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status has said it; and one that breaks off is no failure either."""
-    monkeypatch.setattr(webhooks, "READ_FOR", 0.2)
-    monkeypatch.setattr(webhooks, "TIME_LIMIT", 30)
+    monkeypatch.setattr(outbound, "READ_FOR", 0.2)
+    monkeypatch.setattr(outbound, "TIME_LIMIT", 30)
 
     async def stall(received: Received) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100"})
@@ -693,13 +693,13 @@ async def test_addresses_that_are_refused(
 ) -> None:
     """As they are, when it is made; and by a name, when it is connected to."""
     address = FORBIDDEN[kind]
-    assert not webhooks.is_public(ip_address(address))
+    assert not outbound.is_public(ip_address(address))
     written = f"[{address}]" if ":" in address else address
     status, told = await client.outcome("createWebhook", {"url": f"https://{written}/"})
     assert (status, told) == (400, "url: leads to an address that is not public")
     assert await db.fetchval("SELECT count(*) FROM webhooks") == 0
     await client.call("createWebhook", {"url": "https://innocent.example/"})
-    monkeypatch.setattr(webhooks, "make_resolver", Names)
+    monkeypatch.setattr(outbound, "make_resolver", Names)
     for found in ((address,), ("93.184.216.34", address)):
         monkeypatch.setattr(Names, "found", found)
         told = await client.call("testWebhook", {"id": 1})
@@ -711,13 +711,13 @@ async def test_addresses_that_are_refused(
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"])
 def test_public_addresses(address: str) -> None:
-    assert webhooks.is_public(ip_address(address))
+    assert outbound.is_public(ip_address(address))
 
 
 async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
     """The last gate, were an address to pass the others."""
-    monkeypatch.setattr(webhooks, "url_problem", lambda *_: None)
-    async with webhooks.Sender(Settings()) as sender:
+    monkeypatch.setattr(outbound, "url_problem", lambda *_: None)
+    async with outbound.Sender(Settings()) as sender:
         assert (await sender.send(1, receiver.url, b"", {})).error == "forbidden_address"
     assert receiver.got == []
 
@@ -771,7 +771,7 @@ async def test_slow_names_keep_nobody_else_waiting(
     inside: Client, other: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the webhooks of others nor what else looks names up; nor do they grow more and more."""
-    monkeypatch.setattr(webhooks, "LOOKUP_LIMIT", 0.2)
+    monkeypatch.setattr(outbound, "LOOKUP_LIMIT", 0.2)
     other = inside.using(other.key)
     answer, looking, asked = threading.Event(), 0, 0
     look_up = socket.getaddrinfo
@@ -798,8 +798,8 @@ async def test_slow_names_keep_nobody_else_waiting(
 
         await until(tried_and_tried_again)
         assert (await inside.call("testWebhook", {"id": 1}))["error"] == "timeout"
-        assert looking == asked == webhooks.LOOKUPS_EACH
-        monkeypatch.setattr(webhooks, "LOOKUP_LIMIT", 5.0)
+        assert looking == asked == outbound.LOOKUPS_EACH
+        monkeypatch.setattr(outbound, "LOOKUP_LIMIT", 5.0)
         await other.call("createWebhook", {"url": receiver.url.replace("127.0.0.1", "localhost")})
         await other.call("createUser", {"email": JANE})
         (done,) = await settled(other, 1)
@@ -920,7 +920,7 @@ async def test_a_backlog_needs_no_looks(
             "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
             " VALUES (1, (SELECT count(*) + 1 FROM webhooks), $1, '', '{}', $2)",
             receiver.url + path,
-            webhooks.new_secret(),
+            outbound.new_secret(),
         )
     for start in range(0, 620, 20):  # as many transactions
         await db.execute(

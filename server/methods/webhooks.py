@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from server import webhooks
+from server import outbound, webhooks
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.events import EVENTS, payload
 from server.methods._users import ABSENT, Line, found, from_cursor, to_cursor
@@ -76,7 +76,7 @@ EXAMPLE_EVENT = "00000000-0000-4000-8000-000000000002"
 
 
 def _checked_url(call: Call, url: str) -> str:
-    if problem := webhooks.url_problem(call.settings, url):
+    if problem := outbound.url_problem(call.settings, url):
         raise Invalid.of([FieldError("url", problem)])
     return url
 
@@ -104,7 +104,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     either. Redirects are not followed, and names that lead to private addresses are refused. An event may
     come twice, and one that failed comes after later ones: its webhook-id stays.
     """
-    secret = webhooks.new_secret()
+    secret = outbound.new_secret()
     row = await call.db.one(
         "create_webhook",
         instance_id=call.instance.id,
@@ -251,7 +251,7 @@ async def rotate_webhook_secret(call: Call, params: RotateWebhookSecret) -> Any:
 
     Rotated again before that, only the two newest sign.
     """
-    secret = webhooks.new_secret()
+    secret = outbound.new_secret()
     row = await call.db.one(
         "rotate_webhook_secret",
         instance_id=call.instance.id,
@@ -285,12 +285,12 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
         "origin": call.circumstances.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }  # fmt: skip
     body = webhooks.body_of(event, call.instance.name)
-    headers = webhooks.headers_of(event_id, body, row["secret"], row["old_secret"], row["moment"])
+    headers = outbound.headers_of(event_id, body, row["secret"], row["old_secret"], row["moment"])
     if _testing[call.instance.id] >= TESTS:
         raise TooMany("too many tests of webhooks are running, try again later", retry_after=1)
     _testing[call.instance.id] += 1
     try:
-        async with webhooks.Sender(call.settings) as sender:
+        async with outbound.Sender(call.settings) as sender:
             outcome = await sender.send(call.instance.id, row["url"], body, headers)
     finally:
         _testing[call.instance.id] -= 1
