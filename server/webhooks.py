@@ -1,9 +1,8 @@
 """Webhooks: events become deliveries, and deliveries are sent until somebody has taken them.
 
-Events are read in the order in
-which their transactions can be seen, deliveries are made in the transaction that notes how far was read, and
-a delivery that its worker died with is taken by another one: none is lost, and some come twice, with the same
-webhook-id.
+Events are read in the order in which their transactions can be seen, deliveries are made in the transaction
+that notes how far was read, and a delivery that its worker died with is taken by another one: none is lost,
+and some come twice, with the same webhook-id.
 """
 
 import asyncio
@@ -24,6 +23,7 @@ from server.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.settings import Settings
 
 log = structlog.get_logger()
+
 PAUSES = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Seconds between two tries: three days in all."""
 JITTER = 0.1
@@ -35,9 +35,9 @@ POLL = 1.0
 GATHER = 0.02
 """Seconds in which several that have come to an end make room for one look."""
 PER_INSTANCE = 8
-"""Of these, at most so many of one instance: who answers slowly takes nobody else's places."""
+"""Of the AT_ONCE that are being sent, at most so many of one instance: slow ones take nobody else's places."""
 EACH = 4
-"""Of these, at most so many to one webhook."""
+"""Of these again, at most so many to one webhook."""
 METER_EVERY = 15.0
 """Seconds between two looks at how far behind all this is."""
 # Events read at once: what the loop decodes and encodes without giving way.
