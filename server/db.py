@@ -35,6 +35,8 @@ Row: TypeAlias = Any
 
 # Any constant serves, as long as every officerpc uses the same.
 _MIGRATION_LOCK = 0x0FF1CE
+# Seconds after which a connection is asked whether it lives before one statement is all that it is given.
+_RESTED = 1.0
 READ_TRIES = 4
 """How often something is read while connections turn out to be lost."""
 # How a connection is lost while a statement runs.
@@ -259,6 +261,14 @@ class Database:
             OutcomeUnknown: the connection was lost, or time ran out, while it ran.
         """
         async with self.connection() as connection:
+            if self.pool.idled(connection.raw) > _RESTED:
+                # A transaction would see at its beginning that it is lost, when nothing has been done yet.
+                try:
+                    await connection.value("check_writable")
+                except DRIVER_ERRORS as error:
+                    if isinstance(translated(error), ConnectionLost):
+                        raise NotBegun(retry_after=1) from error
+                    raise
             try:
                 yield connection
             except pg.InterfaceError as error:
@@ -370,6 +380,12 @@ def translated(error: BaseException) -> BaseException:
         ):
             return Unavailable(retry_after=1)
     return error
+
+
+def pass_on_cancelling(error: Exception) -> None:
+    """Stop if this task is to stop: a commit that is cancelled says that its outcome is unknown instead."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError from error
 
 
 @contextlib.asynccontextmanager

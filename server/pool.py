@@ -39,7 +39,8 @@ class Pool:
         # Places taken of that size: by a connection that is used, idles here, or is being opened.
         self._places = 0
         self._idle: list[tuple[asyncpg.Connection, float]] = []
-        self._used: set[asyncpg.Connection] = set()
+        # By those in use, the seconds that they had idled for.
+        self._used: dict[asyncpg.Connection, float] = {}
         # Those that were used while all were to be opened anew, and the tasks that see to it.
         self._old: set[asyncpg.Connection] = set()
         self._mending: set[asyncio.Task[None]] = set()
@@ -56,8 +57,9 @@ class Pool:
         while self._idle:
             connection, since = self._idle.pop()
             with contextlib.suppress(pg.InterfaceError):  # closed, and asyncpg's pool has heard of it
-                if time.monotonic() - since < IDLE_SECONDS and not connection.is_closed():
-                    self._used.add(connection)
+                idled = time.monotonic() - since
+                if idled < IDLE_SECONDS and not connection.is_closed():
+                    self._used[connection] = idled
                     return connection
                 connection.terminate()
             self._places -= 1
@@ -70,8 +72,12 @@ class Pool:
         except BaseException:
             self._free_place()
             raise
-        self._used.add(connection)
+        self._used[connection] = 0.0
         return connection
+
+    def idled(self, connection: asyncpg.Connection) -> float:
+        """Seconds for which a connection that is used now had not been: it may have been lost meanwhile."""
+        return self._used[connection]
 
     def give_back(self, connection: asyncpg.Connection) -> None:
         """A connection that is as it was taken, for the next call."""
@@ -80,16 +86,16 @@ class Pool:
             self._mending.add(task)
             task.add_done_callback(self._mending.discard)
             return
-        self._used.discard(connection)
+        del self._used[connection]
         if waiting := self._next():
-            self._used.add(connection)
+            self._used[connection] = 0.0
             waiting.set_result(connection)
         else:
             self._idle.append((connection, time.monotonic()))
 
     async def mend(self, connection: asyncpg.Connection) -> None:
         """A connection that was left in the middle of work: asyncpg's pool resets or drops it."""
-        self._used.discard(connection)
+        self._used.pop(connection, None)
         self._old.discard(connection)
         try:
             # Shielded and bounded: a call that was cancelled or timed out still frees its connection.
@@ -102,7 +108,7 @@ class Pool:
     async def renew(self) -> None:
         """Let every connection be opened anew, those in use when they come back."""
         await self._opened.expire_connections()
-        self._old |= self._used
+        self._old |= self._used.keys()
         idle, self._idle = self._idle, []
         for connection, _ in idle:
             await self.mend(connection)

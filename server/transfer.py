@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from server.auth import OPERATOR
-from server.db import Database
+from server.db import Database, pass_on_cancelling
 from server.dispatch import Dispatcher
 from server.errors import Malformed, Unavailable
 from server.fronts._http import parse_json
@@ -195,9 +195,7 @@ class Import:
             try:
                 return await self._send(batch, progress, is_doubtful)
             except Unavailable as error:
-                # A commit that is cancelled says that its outcome is unknown instead.
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise asyncio.CancelledError from error
+                pass_on_cancelling(error)
                 if not pause:
                     raise TransferError(f"{error.message}; run it again to go on") from error
                 is_doubtful = True

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import structlog
 
-from server.db import Connection, Database
+from server.db import Connection, Database, pass_on_cancelling
 from server.errors import Unavailable
 from server.events import EVENTS, by_itself, payload
 from server.metrics import JobFact, Metrics
@@ -35,7 +35,7 @@ POLL = 1.0
 GATHER = 0.02
 """Seconds in which several that have come to an end make room for one look."""
 PER_INSTANCE = 8
-"""Of the AT_ONCE that are being sent, at most so many of one instance: slow ones take nobody else's places."""
+"""Of the AT_ONCE that are sent together, at most so many of one instance: slow ones take nobody's places."""
 EACH = 4
 """Of these again, at most so many to one webhook."""
 METER_EVERY = 15.0
@@ -91,7 +91,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
             async with database.transaction() as db:
                 page, chosen = await _read_on(db, webhook["instance_id"], webhook["id"], page)
         except Exception as error:
-            _pass_on_cancelling(error)
+            pass_on_cancelling(error)
             failures = failures + 1 if isinstance(error, Unavailable) else 0
             log.warning(
                 "webhook_not_read",
@@ -228,7 +228,7 @@ async def _keep_relaying(database: Database, metrics: Metrics, news: asyncio.Eve
                 news.set()
             away = False
         except Exception as error:  # whatever it was, the next look may go better
-            _pass_on_cancelling(error)
+            pass_on_cancelling(error)
             if not away:
                 log.warning("webhooks_wait_for_database", cause=type(error).__name__)
             away = True
@@ -261,7 +261,7 @@ async def _keep_sending(
                         sent.add_done_callback(ended)
                     away = False
                 except Exception as error:  # whatever it was, the next look may go better
-                    _pass_on_cancelling(error)
+                    pass_on_cancelling(error)
                     if not away:
                         log.warning("deliveries_wait_for_database", cause=type(error).__name__)
                     away = True
@@ -281,14 +281,8 @@ async def _keep_metering(database: Database, metrics: Metrics) -> None:
             async with database.connection() as db:
                 metrics.webhooks_due(await db.value("find_oldest_due") or 0.0)
         except Exception as error:  # those who need the database more say that it is away
-            _pass_on_cancelling(error)
+            pass_on_cancelling(error)
         await asyncio.sleep(METER_EVERY)
-
-
-def _pass_on_cancelling(error: Exception) -> None:
-    """Stop if this task is to stop: a commit that is cancelled says that its outcome is unknown instead."""
-    if (task := asyncio.current_task()) is not None and task.cancelling():
-        raise asyncio.CancelledError from error
 
 
 async def _claim(database: Database, sending: Iterable[tuple[int, int]]) -> list[Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import asyncpg
 from conftest import ADMIN, Client
 
+from server.auth import SCOPES
+
 MINE = ("--instance", "MYINSTANCE")
 
 
@@ -92,7 +94,7 @@ async def test_what_is_not_found_is_named(officerpc: Any) -> None:
         (("instances", "get", "NOWHERE"), "there is no instance NOWHERE"),
         (("keys", "create", "x", "-i", "MYINSTANCE", "-i", "NOWHERE"), "there is no instance NOWHERE"),
         (("keys", "revoke", "999"), "999: not found"),
-        (("keys", "create", "x", "--scope", "nonsense"), "scopes.0: is not a scope"),
+        (("keys", "create", "x", "--scope", "nonsense"), f"scopes.0: must be one of {', '.join(SCOPES)}"),
     ):
         finished = await officerpc(*words)
         assert (finished.status, finished.err) == (1, f"officerpc: {told}\n")

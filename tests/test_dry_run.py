@@ -217,3 +217,17 @@ async def test_with_an_idempotency_key(still: Client, db: asyncpg.Connection) ->
         assert await response.json() == created[1]
         assert (response.headers["Dry-Run"], response.headers["Idempotency-Replayed"]) == ("true", "true")
     assert (await sent(still, creation(email="june@example.com", dryRun=True), **key))[0] == 422
+
+
+@pytest.mark.parametrize("envelope", [{}, {"jsonrpc": "2.0", "id": 1}])
+async def test_it_may_stand_beside_the_method(
+    envelope: dict[str, Any], client: Client, db: asyncpg.Connection
+) -> None:
+    """Where idempotencyKey stands, too: nobody who puts it there gets a user."""
+    before = await footprint(db)
+    call = envelope | {"method": "createUser", "params": {"email": "jane@example.com"}}
+    async with await client.post(call | {"dryRun": True}) as response:
+        assert response.status == 200 and response.headers["Dry-Run"] == "true"
+    async with await client.post(call | {"dryRun": "yes"}) as response:
+        assert "dryRun" in await response.text() and "Dry-Run" not in response.headers
+    assert await footprint(db) == before

@@ -19,6 +19,7 @@ from server.auth import Caller, KeyRing
 from server.dispatch import Dispatcher
 from server.errors import (
     BadExpectation,
+    FieldError,
     Invalid,
     Malformed,
     NoRoute,
@@ -33,7 +34,7 @@ from server.errors import (
 from server.idempotency import checked_key
 from server.limits import Allowance, RateLimiter
 from server.metrics import Metrics, RefusalFact
-from server.registry import Circumstances, without_dry_run
+from server.registry import DRY_RUN, Circumstances, without_dry_run
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -221,12 +222,13 @@ async def run(
     params: object,
     *,
     idempotency_key: object = None,
+    dry_run: object = None,
     place: int | None = None,
 ) -> Any:
     """Hand a call to the dispatcher, which observes it from here on.
 
     Args:
-        idempotency_key: as the envelope has it, where it can have one; null is none.
+        idempotency_key, dry_run: as the envelope has them, where it can; null is none.
         place: which of several calls in one request it is.
 
     Raises:
@@ -234,9 +236,9 @@ async def run(
             dispatch raises.
     """
     key = _idempotency_key(request, idempotency_key, place)
-    dry_run = _dry_run(request)
+    dry = _dry_run(request, dry_run)
     circumstances = Circumstances(
-        request[REQUEST_ID], address_of(request), key, origin_of(request), dry_run=dry_run
+        request[REQUEST_ID], address_of(request), key, origin_of(request), dry_run=dry
     )
     calls = request[CALLS]
     calls.begun += 1
@@ -244,7 +246,7 @@ async def run(
     method = dispatcher.methods.get(name) if isinstance(name, str) else None
     if method is not None and method.writes:
         calls.writing += 1
-        calls.dry += dry_run or without_dry_run(params)[1] is True
+        calls.dry += dry or without_dry_run(params)[1] is True
     try:
         answered = await dispatcher.answer(caller, name, params, circumstances)
     except ServiceError as error:
@@ -268,13 +270,15 @@ def _idempotency_key(request: web.Request, given: object, place: int | None) -> 
     return keys.pop() if place is None else f"{keys.pop()}\n{place}"
 
 
-def _dry_run(request: web.Request) -> bool:
+def _dry_run(request: web.Request, given: object) -> bool:
+    if given is not None and not isinstance(given, bool):
+        raise Invalid.of([FieldError(DRY_RUN, "must be true or false")])
     if "Dry-Run" not in request.headers:
-        return False
+        return given is True
     values = {value.lower() for value in request.headers.getall("Dry-Run")}
     if not values <= {"true", "false"}:
         raise Invalid("the header Dry-Run must be true or false", code="bad_dry_run")
-    return "true" in values
+    return given is True or "true" in values
 
 
 def body_limit(settings: Settings, *, with_picture: bool) -> int:

@@ -51,6 +51,7 @@ from server.fronts._http import (
     safe_traceback,
 )  # fmt: skip
 from server.openrpc import rpc_code
+from server.registry import DRY_RUN
 
 log = structlog.get_logger()
 
@@ -122,8 +123,7 @@ async def handle(request: web.Request) -> web.Response:
         if over is not None:
             return _refused(request, over, parsed.get("id") if _is_request(parsed) else None)
         return _rendered(await _item(request, caller, parsed))
-    key = parsed.get("idempotencyKey")
-    result = await run(request, caller, parsed.get("method"), parsed.get("params"), idempotency_key=key)
+    result = await run(request, caller, parsed.get("method"), parsed.get("params"), **_beside(parsed))
     return answer(200, orjson.dumps(result))
 
 
@@ -168,6 +168,11 @@ def _refused(request: web.Request, error: TooMany, identifier: Any) -> web.Respo
     return answer(429, orjson.dumps(_error_object(request, error, identifier)), headers)
 
 
+def _beside(envelope: dict[str, Any]) -> dict[str, Any]:
+    """What an envelope may have beside method and params; whatever else there is is ignored."""
+    return {"idempotency_key": envelope.get("idempotencyKey"), "dry_run": envelope.get(DRY_RUN)}
+
+
 async def _item(request: web.Request, caller: Caller, item: Any, place: int | None = None) -> Any:
     """The response object of one JSON-RPC 2.0 request; None for a notification."""
     if not _is_request(item):
@@ -176,7 +181,7 @@ async def _item(request: web.Request, caller: Caller, item: Any, place: int | No
         deserializer=lambda parsed: parsed,
         validator=lambda parsed: parsed,  # checked above, a tenth of the time of its JSON Schema
         methods=_EveryMethod(),
-        context=(request, caller, item.get("idempotencyKey"), place),
+        context=(request, caller, _beside(item), place),
         post_process=to_serializable,
         request=item,
     )
@@ -200,12 +205,12 @@ class _EveryMethod(dict[str, Callable[..., Awaitable[Any]]]):
 
 
 async def _invoke(
-    name: str, context: tuple[web.Request, Caller, Any, int | None], /, *args: Any, **kwargs: Any
+    name: str, context: tuple[web.Request, Caller, dict[str, Any], int | None], /, *args: Any, **kwargs: Any
 ) -> Any:
     # Nothing but JsonRpcError leaves this function: jsonrpcserver would tell the caller str(exception).
-    request, caller, key, place = context
+    request, caller, beside, place = context
     try:
-        result = await run(request, caller, name, list(args) or kwargs, idempotency_key=key, place=place)
+        result = await run(request, caller, name, list(args) or kwargs, place=place, **beside)
         return Success(orjson.Fragment(orjson.dumps(result)))
     except ServiceError as error:
         caught = error

@@ -12,9 +12,6 @@ from server.db import Connection
 from server.errors import CONSTRAINTS, FieldError, Invalid
 from server.registry import NO_CONTROLS, Call
 
-STORE_MEMBERS = {"externalId", "sessionsLimit", "isPlanAdmin", "onlySeesReadable"}
-"""Members of createUser and updateUserByEmail that change_store_user writes."""
-
 
 def _external_id(text: str) -> str:
     if any(unicodedata.category(char) == "Cc" for char in text):
@@ -60,7 +57,9 @@ def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
 
 
 async def change_store_user(db: Connection, instance_id: int, user_id: int, given: Mapping[str, Any]) -> Any:
-    """Write those of STORE_MEMBERS, and isAdmin, that are given; null takes an id or a limit away.
+    """Write what is given of externalId, sessionsLimit, isPlanAdmin, onlySeesReadable and isAdmin.
+
+    Null takes an id or a limit away.
 
     Returns:
         id, before and after, of the user's states; None where nothing was given.

@@ -103,6 +103,8 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     claims = Claims(held)
     users = {row["id"]: row for row in held}
     changes: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+    unknown = [index for index, item in batch.items.items() if claims.holder(item) is None]
+    await refuse_plans(call, batch, unknown)
     new: list[int] = []
     pace = Pace()
     for index, item in list(batch.items.items()):
@@ -120,7 +122,6 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
         await pace.rest()
     if new:
         seats = await _hold_new(call, [batch.items[index] for index in new])
-        await refuse_plans(call, batch, new)
         refuse_seats(batch, new, seats)
     batch.settle()
     created = await insert(call, batch, [index for index in new if index in batch.items])

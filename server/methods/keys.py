@@ -16,7 +16,7 @@ from server.registry import Call, Example, Params, Result, method
 
 def _scope(scope: str) -> str:
     if scope not in SCOPES:
-        raise ValueError("is not a scope")
+        raise ValueError(f"must be one of {', '.join(SCOPES)}")
     return scope
 
 
@@ -105,7 +105,8 @@ async def _insert_key(call: Call, key: str, **values: Any) -> Any:
         instance_names=values["instances"],
         networks=values["networks"],
         lifetime=values["lifetime"],
-        maker_id=call.caller.key_id,
+        # Whose end is this one's at the latest.
+        maker_id=None if call.caller.is_operator else call.caller.key_id,
         rate_per_minute=values["rate_per_minute"],
     )
     assert row is not None

@@ -55,12 +55,14 @@ async def verify_password(call: Call, params: Login) -> Verified:
     row = await call.database.look_up("get_credential", instance_id=call.instance.id, email_key=key)
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
-        await _logins.note_failure(call.database.look_up, call.instance.id, subjects)
+        async with call.database.connection() as db:
+            await _logins.note_failure(db.one, call.instance.id, subjects)
         raise WrongLogin
     if call.circumstances.dry_run:
         await _logins.check(call.database.look_up, call.instance.id, subjects)
     else:
-        await _logins.note_success(call.database.look_up, call.instance.id, forgiven, subjects)
+        async with call.database.connection() as db:
+            await _logins.note_success(db.one, call.instance.id, forgiven, subjects)
     return Verified(row["user_id"], row["password_hash"], None)
 
 

@@ -105,6 +105,8 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     come twice, and one that failed comes after later ones: its webhook-id stays.
     """
     secret = outbound.new_secret()
+    # Held before they are counted, so that of two who come at once the second sees the first.
+    await call.db.one("hold_counters", instance_id=call.instance.id)
     row = await call.db.one(
         "create_webhook",
         instance_id=call.instance.id,

@@ -538,11 +538,15 @@ RETURNING
 
 -- name: mend_event_clock()$
 -- After a dump was restored into another cluster: events go on behind the last one, which is that of some instance.
--- One look into the primary key for each, however many events there are: it runs at every start.
+-- One look into the primary key for each, however many events there are: it runs at every start. Nothing that can be
+-- seen in the cluster that wrote it is numbered beyond the newest transaction, so that there it does nothing, whatever
+-- else is being written.
 UPDATE event_clock
 SET ahead = ahead + latest.gap
 FROM (
-    SELECT max(newest.xid::text::bigint) - event_horizon()::text::bigint + 1000000 AS gap
+    SELECT
+        max(newest.xid::text::bigint) - pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+        - (SELECT clock.ahead FROM event_clock AS clock) + 1000000 AS gap
     FROM (SELECT id FROM instances UNION ALL SELECT 0) AS i
     CROSS JOIN LATERAL (
         SELECT xid
@@ -552,5 +556,5 @@ FROM (
         LIMIT 1
     ) AS newest
 ) AS latest
-WHERE latest.gap > 1000000
+WHERE latest.gap >= 1000000
 RETURNING ahead;
