@@ -4,6 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DEV_LOCK := scripts/requirements-dev.lock
 N ?= 1000
+# Half of the suite waits for processes that it starts: two workers a core.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
 .PHONY: run test check bench seed lock clean
 
@@ -12,7 +14,7 @@ run: .venv/run.stamp
 
 # DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
 test: .venv/dev.stamp
-	OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check server tests scripts

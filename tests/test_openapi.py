@@ -148,7 +148,7 @@ async def schemathesis(
         sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()",
         "--config-file", str(HERE / "data" / "schemathesis.toml"),
         "run", location, "--url", client.url, "--include-path-regex", paths, "--phases", phases,
-        "--max-examples", "25" if phases == "stateful" else "10", "--header", f"x-api-key: {client.key}",
+        "--max-examples", "25" if phases == "stateful" else "5", "--header", f"x-api-key: {client.key}",
         env=os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "NO_COLOR": "1"},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=directory,
     )  # fmt: skip
