@@ -234,17 +234,29 @@ class Client:
 Serve = Callable[..., Awaitable[Client]]
 
 
+WITH_JOBS = {
+    "test_accounts", "test_audit", "test_client_online_office", "test_client_publica",
+    "test_client_workspace365", "test_codes", "test_deploy", "test_events", "test_faults", "test_graph", "test_idempotency", "test_jobs", "test_mail",
+    "test_openapi", "test_operations", "test_process", "test_search", "test_store", "test_webhooks",
+}  # fmt: skip
+"""Files whose tests need the queue, or a server with all that it has: the others do without, which saves a fifth."""
+
+
 @pytest.fixture
-async def serve(database_url: str, db: asyncpg.Connection, tmp_path: Path) -> AsyncIterator[Serve]:
+async def serve(
+    database_url: str, db: asyncpg.Connection, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Serve]:
     """Start a server on the test's database; settings and methods can be given.
 
-    It works the queue too, unless run_jobs says no; its mails are written beneath tmp_path.
+    It works the queue too where the test's file is one of WITH_JOBS, or run_jobs says so; its mails are written
+    beneath tmp_path.
     """
+    works = request.path.stem in WITH_JOBS
     servers: list[BaseTestServer] = []
     sessions: list[ClientSession] = []
 
     async def start(methods: dict[str, Method] = METHODS, url: str = database_url, **settings: Any) -> Client:
-        chosen = Settings(**FAST_HASHES | NO_GRAPH | {"data_dir": tmp_path} | settings)
+        chosen = Settings(**FAST_HASHES | NO_GRAPH | {"data_dir": tmp_path, "run_jobs": works} | settings)
         app = create_app(chosen, url, methods=methods, check_results=True)
         server = _LiveServer(app)
         await server.start_server()
