@@ -11,7 +11,7 @@ import pytest
 from conftest import FAST_HASHES, Client, Serve, until
 
 from server.bootstrap import bootstrap
-from server.cli import Session
+from server.cli.session import Session
 from server.db import load_queries
 from server.jobs import purge_expired
 from server.settings import Settings

@@ -22,7 +22,7 @@ from aiosmtpd.smtp import SMTP, AuthResult
 from conftest import FAST_HASHES, Client, Log, Serve, until
 
 from server import jobs, mail
-from server.cli import _greet
+from server.cli.serving import _greet
 from server.mail import Mail, Refused, compose, render, send
 from server.settings import Settings
 

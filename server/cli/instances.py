@@ -1,0 +1,38 @@
+"""officerpc instances."""
+
+from typing import Annotated, Any
+
+import typer
+
+from server.cli.session import Session, pages, run
+from server.cli.terminal import AsJson, show
+
+app = typer.Typer(no_args_is_help=True, help="Tenants.")
+
+
+@app.command("create")
+def create_instance(
+    name: str,
+    admin_email: Annotated[str, typer.Option(help="E-mail of its administrator, its first user.")],
+    title: str = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make an instance with its administrator."""
+    params = {"name": name, "title": title, "admin": {"email": admin_email}}
+    show(run(lambda session: session.call("createInstance", params)), as_json)
+
+
+@app.command("list")
+def list_instances(as_json: AsJson = False) -> None:
+    """List all instances."""
+
+    async def work(session: Session) -> list[Any]:
+        return [instance async for instance in pages(session, "listInstances", "instances", {})]
+
+    show(run(work), as_json)
+
+
+@app.command("get")
+def get_instance(name: str, as_json: AsJson = False) -> None:
+    """Look at one instance."""
+    show(run(lambda session: session.call("getInstance", {"instance": name})), as_json)

@@ -1,0 +1,70 @@
+"""officerpc keys."""
+
+from typing import Annotated, Any
+
+import typer
+
+from server.cli.session import Session, read_settings, run
+from server.cli.terminal import AsJson, fail, show
+
+app = typer.Typer(no_args_is_help=True, help="API keys.")
+
+
+@app.command("create")
+def create_key(
+    name: str,
+    instance: Annotated[
+        list[str] | None, typer.Option("--instance", "-i", help="Instances, the first being the default.")
+    ] = None,
+    operator: Annotated[bool, typer.Option("--operator", help="A key for all instances.")] = False,
+    scope: Annotated[
+        list[str] | None, typer.Option("--scope", "-s", help="Scopes; by default all it can have.")
+    ] = None,
+    expires_in: Annotated[int | None, typer.Option(help="Seconds until it expires.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Calls a minute; 0: any.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key, shown this once."""
+    from server.auth import SCOPES, TENANT_SCOPES
+
+    params: dict[str, Any] = {
+        "name": name, "scopes": scope or list(SCOPES if operator else TENANT_SCOPES), "isOperator": operator,
+        "expiresIn": expires_in, "ratePerMinute": rate,
+    }  # fmt: skip
+    if not operator:
+        params["instances"] = instance or [read_settings().bootstrap_instance]
+    elif instance:
+        fail("an operator's key holds every instance: leave --instance out")
+    show(run(lambda session: session.call("createApiKey", params)), as_json)
+
+
+@app.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List all keys without their secrets."""
+
+    async def work(session: Session) -> list[Any]:
+        found: list[Any] = []
+        while page := await session.call(
+            "listApiKeys", {"after": found[-1]["id"] if found else 0, "limit": 1000}
+        ):
+            found += page
+        return found
+
+    show(run(work), as_json)
+
+
+@app.command("rotate")
+def rotate_key(
+    key_id: int,
+    overlap: Annotated[int, typer.Option(help="Seconds for which the old key still works.")] = 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Replace a key by a new one, shown this once."""
+    show(run(lambda session: session.call("rotateApiKey", {"id": key_id, "overlap": overlap})), as_json)
+
+
+@app.command("revoke")
+def revoke_key(key_id: int, as_json: AsJson = False) -> None:
+    """End a key now."""
+    run(lambda session: session.call("revokeApiKey", {"id": key_id}))
+    show({"revoked": key_id}, as_json)

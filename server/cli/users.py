@@ -1,0 +1,131 @@
+"""officerpc users."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from server.cli.session import InstanceName, Session, pages, run
+from server.cli.terminal import AsJson, err, fail, out, show
+
+app = typer.Typer(no_args_is_help=True, help="Users of an instance.")
+
+
+@app.command("create")
+def create_user(
+    email: str,
+    instance: InstanceName,
+    display_name: Annotated[str | None, typer.Option(help="By default the local part of the e-mail.")] = None,
+    password: Annotated[
+        str | None, typer.Option(envvar="OFFICERPC_NEW_PASSWORD", help="Rather in the environment.")
+    ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Make it an administrator.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a user with all its provisioning."""
+    params: dict[str, Any] = {"email": email, "instance": instance, "isAdmin": admin}
+    params |= {"displayName": display_name} if display_name else {}
+    params |= {"password": password} if password else {}
+    show(run(lambda session: session.call("createUser", params)), as_json)
+
+
+@app.command("get")
+def get_user(email: str, instance: InstanceName, as_json: AsJson = False) -> None:
+    """Look a user up."""
+    params = {"email": email, "instance": instance}
+    show(run(lambda session: session.call("getUserByEmail", params)), as_json)
+
+
+@app.command("list")
+def list_users(
+    instance: InstanceName,
+    status: Annotated[str, typer.Option(help="all, admins, suspended or deleted.")] = "all",
+    as_json: AsJson = False,
+) -> None:
+    """List users; with --json one a line."""
+
+    async def work(session: Session) -> None:
+        found = pages(session, "listUsers", "users", {"instance": instance, "status": status})
+        if as_json:
+            async for user in found:
+                show(user, as_json)
+        else:
+            show([user async for user in found], as_json)
+
+    run(work)
+
+
+@app.command("import")
+def import_users(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="CSV with a header, or JSON lines.")
+    ],
+    instance: InstanceName,
+    as_json: AsJson = False,
+) -> None:
+    """Create users from a file whose columns or members are those of createUser. Status 1 if any failed.
+
+    Interrupted, it goes on from where it was when it is run again. Rows that failed are in FILE.failed.csv or
+    .jsonl with the reason, and can be imported from there once they are mended; while that file is there, no
+    other import of FILE begins. With --json, failures are the first thousand of this run, and notListed says
+    how many more rows failed.
+    """
+    from server.transfer import Import, TransferError
+    from server.transfer import Progress as Done
+
+    async def work(session: Session) -> tuple[Import, Done]:
+        await session.call("getInstance", {"instance": instance})  # better no such instance now than per row
+        import_ = Import(session.database, session.dispatcher, file, instance)
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=err) as bar:
+            task = bar.add_task("Importing", total=file.stat().st_size, rows=0)
+            done = await import_.run(lambda done: bar.update(task, completed=done.offset, rows=done.rows))
+        return import_, done
+
+    try:
+        import_, done = run(work)
+    except (TransferError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        err.print("interrupted: run it again, and it goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
+    failures = import_.failures
+    if as_json:
+        not_listed = done.failed - len(failures)
+        show(
+            {"created": done.created, "failed": done.failed, "failures": failures, "notListed": not_listed},
+            as_json,
+        )
+    else:
+        resumed = ", with those from before the interruption" if import_.resumes else ""
+        out.print(f"{done.created} created, {done.failed} failed{resumed}")
+        if failures:
+            show(failures[:20], as_json)
+            if done.failed > 20:
+                out.print(f"and {done.failed - len(failures[:20])} more")
+    if done.failed:
+        told = f"the rows that failed: {import_.failed_path}"
+        err.print(told, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export_users(instance: InstanceName) -> None:
+    """Write users as JSON lines, in the order of their ids; users import takes them."""
+
+    async def work(session: Session) -> None:
+        from server.auth import OPERATOR
+        from server.transfer import exported_users
+
+        session.asked = {"instance": instance}
+        target = await session.keys.instance(OPERATOR, instance)
+        async for lines in exported_users(session.database, target.id):
+            sys.stdout.buffer.writelines(lines)
+        sys.stdout.buffer.flush()
+
+    run(work)
