@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import orjson
 import structlog
 
+from server.printable import printable_json
+
 
 def configure(level: str, stream: BinaryIO | None = None) -> None:
     """Set structlog and the standard library's logging up, once a process.
@@ -24,7 +26,7 @@ def configure(level: str, stream: BinaryIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer(serializer=orjson.dumps)],
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=printable_json)],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.BytesLoggerFactory(stream),
         cache_logger_on_first_use=True,
@@ -36,7 +38,7 @@ def configure(level: str, stream: BinaryIO | None = None) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(
-                    serializer=lambda value, **_: orjson.dumps(value, default=str).decode()
+                    serializer=lambda value, **_: printable_json(value, default=str).decode()
                 ),
             ],
         )
@@ -58,5 +60,5 @@ def info(event: str, **members: Any) -> None:
     """
     for stream in _direct:
         line = {**members, "event": event, "level": "info", "timestamp": datetime.now(UTC)}
-        stream.write(orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
+        stream.write(printable_json(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
         stream.flush()

@@ -1,5 +1,6 @@
 """Typed settings, read once from the environment (OFFICERPC_*)."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+OTHER_VARIABLES = frozenset({"OFFICERPC_NEW_PASSWORD", "OFFICERPC_URL", "OFFICERPC_API_KEY"})
+"""Variables that are no settings: of users create, and of the seed script."""
 
 
 def available_cores() -> int:
@@ -167,3 +171,10 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, Any]:
         """Every setting by its environment name, with secrets hidden, ready for JSON."""
         return {f"OFFICERPC_{name.upper()}": value for name, value in self.model_dump(mode="json").items()}
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """The OFFICERPC_* variables that nothing reads, each with the name that was probably meant."""
+    known = {f"OFFICERPC_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(name for name in os.environ if name.startswith("OFFICERPC_") and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, 1)), None) for name in unknown}

@@ -21,6 +21,7 @@ from server.errors import Malformed, Unavailable
 from server.fronts._http import parse_json
 from server.methods._bulk import MOST
 from server.methods._users import email_key
+from server.printable import from_spreadsheet_cell, spreadsheet_cell
 from server.registry import Circumstances
 
 PASSWORDS = 100
@@ -340,7 +341,11 @@ class Reader:
             row.problem = f"has {len(cells)} cells, and the header {len(self.header)}"
             return
         pairs = zip(self.header, cells, strict=False)
-        row.params = {name: _cell(name, cell) for name, cell in pairs if cell and name not in ("", ERROR)}
+        row.params = {
+            name: _cell(name, from_spreadsheet_cell(cell))
+            for name, cell in pairs
+            if cell and name not in ("", ERROR)
+        }
         if any("\0" in cell for cell in cells):
             row.params, row.problem = None, "holds a NUL character"
 
@@ -408,7 +413,7 @@ class _Line:
 
 def _csv_line(cells: list[str]) -> bytes:
     line = _Line()
-    csv.writer(line).writerow(cells)  # what ends lines is quoted, a lone CR too
+    csv.writer(line).writerow(map(spreadsheet_cell, cells))  # what ends lines is quoted, a lone CR too
     return line.text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import csv
+import importlib.metadata
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 from conftest import ADMIN, Client
 
-from server.auth import SCOPES
+from server.auth import SCOPES, new_key
 
 MINE = ("--instance", "MYINSTANCE")
 
@@ -142,3 +144,147 @@ async def test_migrate_settings_openrpc(officerpc: Any) -> None:
 async def test_a_database_that_is_away(officerpc: Any) -> None:
     ended = await officerpc("users", "list", *MINE, OFFICERPC_DATABASE_URL="postgresql://x@127.0.0.1:1/x")
     assert ended.status == 1 and "database is away" in ended.err and "Traceback" not in ended.err
+
+
+# --- what tenants wrote, on a terminal and in a spreadsheet -----------------------------------------------
+
+HOSTILE = {
+    "[/oops]": "[/oops]",  # markup of the library that prints tables
+    "[link=https://evil.example]click": "[link=https://evil.example]click",
+    ":smile:": ":smile:",
+    "over\u202eridden": "over\\u202eridden",  # turns the reading direction
+    "nothing \u2028 below": "nothing \\u2028 below",
+}
+"""Display names that the server takes, and how a terminal shows each."""
+
+
+async def test_names_are_no_markup_and_no_control_sequences(officerpc: Any, client: Client) -> None:
+    for number, name in enumerate(HOSTILE):
+        await client.call("createUser", {"email": f"u{number}@example.com", "displayName": name})
+    listed = await officerpc("users", "list", *MINE, COLUMNS="200")
+    assert listed.status == 0, listed.err
+    for shown in HOSTILE.values():
+        assert shown in listed.out
+    for number, shown in enumerate(HOSTILE.values()):
+        one = await officerpc("users", "get", f"u{number}@example.com", *MINE)
+        assert shown in one.out
+    as_json = await officerpc("users", "list", *MINE, "--json")
+    names = [json.loads(line)["displayName"] for line in as_json.out.splitlines()]
+    assert set(HOSTILE) <= set(names)
+    assert not {"\u202e", "\u2028"} & set(as_json.out)
+
+
+async def test_control_characters_that_got_into_the_database_are_shown_as_escapes(
+    officerpc: Any, client: Client, db: asyncpg.Connection
+) -> None:
+    await client.call("createUser", {"email": "jane@example.com"})
+    await db.execute("UPDATE users SET display_name = $1 WHERE id = 2", "\x1b]0;title\x07\x9b31m\x7f")
+    for words in (("users", "list", *MINE), ("users", "list", *MINE, "--json"), ("users", "export", *MINE)):
+        finished = await officerpc(*words)
+        assert finished.status == 0
+        assert not set("\x1b\x07\x9b\x7f") & set(finished.out)
+    exported = [json.loads(line) for line in finished.out.splitlines()]
+    assert exported[1]["displayName"] == "\x1b]0;title\x07\x9b31m\x7f"
+
+
+async def test_errors_repeat_no_control_sequence(officerpc: Any) -> None:
+    finished = await officerpc("users", "get", "a@example.com", "--instance", "[red]\x1b[31m")
+    assert (finished.status, finished.err) == (1, "officerpc: there is no instance [red]\\x1b[31m\n")
+
+
+async def test_failed_rows_hold_no_formula_and_can_be_imported(officerpc: Any, tmp_path: Path) -> None:
+    source = tmp_path / "users.csv"
+    names = ["=HYPERLINK(1)", "+973 1", "-5", "@SUM(A1)", "plain", "'quoted"]
+    with source.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["email", "displayName"])
+        writer.writerows((f"bad{number}", name) for number, name in enumerate(names))
+    assert (await officerpc("users", "import", str(source), *MINE)).status == 1
+    failed = tmp_path / "users.failed.csv"
+    with failed.open(newline="") as stream:
+        rows = list(csv.reader(stream))[1:]
+    assert [row[1] for row in rows] == ["'=HYPERLINK(1)", "'+973 1", "'-5", "'@SUM(A1)", "plain", "'quoted"]
+    mended = tmp_path / "mended.csv"
+    text = failed.read_text()
+    for number in range(len(names)):
+        text = text.replace(f"bad{number}", f"good{number}@example.com")
+    mended.write_text(text)
+    assert (await officerpc("users", "import", str(mended), *MINE)).status == 0
+    exported = (await officerpc("users", "export", *MINE)).out.splitlines()[1:]
+    assert [json.loads(line)["displayName"] for line in exported] == names
+
+
+# --- tables, help and settings ----------------------------------------------------------------------------
+
+
+async def test_tables_fit_80_columns(officerpc: Any, client: Client) -> None:
+    await client.call("createUser", {"email": "jane@example.com", "displayName": "Jane Doe"})
+    await officerpc("keys", "create", "shop", "--scope", "users:read")
+    await officerpc("keys", "create", "ops", "--operator")
+    await client.call("createWebhook", {"url": "https://hooks.example.com/x", "types": ["user.created"]})
+    for words, rows in (
+        (("keys", "list"), 3), (("users", "list", *MINE), 2), (("instances", "list"), 1),
+        (("webhooks", "list", *MINE), 1), (("audit", *MINE, "--type", "user.created"), 2),
+    ):  # fmt: skip
+        finished = await officerpc(*words, COLUMNS="80")
+        lines = finished.out.rstrip().splitlines()
+        assert finished.status == 0 and max(map(len, lines)) <= 80, words
+        assert len(lines) <= 1 + 3 * rows, finished.out
+    assert "1 of " in (await officerpc("keys", "list", COLUMNS="80")).out
+
+
+async def test_times_are_dates_for_people_and_unix_seconds_for_machines(
+    officerpc: Any, client: Client
+) -> None:
+    listed = (await officerpc("users", "list", *MINE, "--json")).json
+    moment = datetime.fromtimestamp(listed["createdAt"], UTC)
+    assert f"{moment:%Y-%m-%d %H:%M}" in (await officerpc("users", "list", *MINE)).out
+    assert f"{moment:%Y-%m-%d %H:%M} UTC" in (await officerpc("instances", "get", "MYINSTANCE")).out
+
+
+async def test_keys_of_deleted_instances_show_no_inner_names(officerpc: Any, operator: Client) -> None:
+    await operator.call("createInstance", {"name": "GONE", "admin": {"email": "boss@gone.example"}})
+    made = (await officerpc("keys", "create", "theirs", "-i", "GONE", "--json")).json
+    await operator.call("deleteInstance", {"instance": "GONE"})
+    (listed,) = [key for key in (await officerpc("keys", "list", "--json")).json if key["id"] == made["id"]]
+    assert listed["instances"] == []
+    table = (await officerpc("keys", "list", COLUMNS="200")).out
+    assert "none (deleted)" in table and "~" not in table
+
+
+async def test_who_was_created_today(officerpc: Any, client: Client) -> None:
+    await client.call("createUser", {"email": "jane@example.com"})
+    asked = ("audit", *MINE, "--type", "user.created", "--json")
+    today = (await officerpc(*asked, "--since", "today")).out.splitlines()
+    assert [json.loads(line)["after"]["email"] for line in today] == ["jane@example.com", ADMIN]
+    assert (await officerpc(*asked, "--until", "yesterday")).out == ""
+    assert len((await officerpc(*asked, "--since", "2h", "--limit", "1")).out.splitlines()) == 1
+    wrong = await officerpc(*asked, "--since", "whenever")
+    assert wrong.status == 2 and "use today, yesterday, 90m" in wrong.err
+
+
+async def test_webhooks_that_fail_are_seen(officerpc: Any, client: Client) -> None:
+    made = await client.call("createWebhook", {"url": "https://hooks.example.com/x"})
+    listed = (await officerpc("webhooks", "list", *MINE, "--json")).json
+    assert [webhook["id"] for webhook in listed] == [made["id"]]
+    assert (await officerpc("webhooks", "deliveries", str(made["id"]), *MINE)).out == "none\n"
+    missing = await officerpc("webhooks", "deliveries", "99", *MINE)
+    assert (missing.status, missing.err) == (1, "officerpc: 99: not found\n")
+
+
+async def test_version_and_help(officerpc: Any) -> None:
+    assert (await officerpc("--version")).out == f"{importlib.metadata.version('officerpc')}\n"
+    for words in ((), ("users",), ("users", "import")):
+        short, long = await officerpc(*words, "-h"), await officerpc(*words, "--help")
+        assert short.status == 0 and short.out == long.out
+
+
+async def test_an_unknown_setting_is_a_warning(officerpc: Any) -> None:
+    finished = await officerpc("settings", "--json", OFFICERPC_POOLSIZE="20", OFFICERPC_NEW_PASSWORD="x")
+    assert finished.status == 0
+    assert finished.err == "OFFICERPC_POOLSIZE is not a setting: did you mean OFFICERPC_POOL_SIZE?\n"
+
+
+async def test_a_bootstrap_key_with_a_wrong_checksum_is_refused(officerpc: Any) -> None:
+    for chosen, status in (("orpc_" + "0" * 38, 1), (new_key(), 0), ("chosen-by-the-operator", 0)):
+        assert (await officerpc("settings", OFFICERPC_BOOTSTRAP_API_KEY=chosen)).status == status

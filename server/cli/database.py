@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.session import Session, run
-from server.cli.terminal import AsJson, fail, out, progress, show
+from server.cli.terminal import fail, out, progress, show, show_list
 
 app = typer.Typer()
 
@@ -60,6 +61,9 @@ def verify(
     else:
         out.print(f"{checked} users, {len(lacking)} incomplete{', repaired' if repair and lacking else ''}")
         if described:
-            show(described, as_json)
+            show_list(
+                described, as_json,
+                {"instance": "instance", "id": "id", "e-mail": "email", "missing": "missing"},
+            )  # fmt: skip
     if lacking and not repair:
         raise typer.Exit(1)

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.session import Session, pages, run
-from server.cli.terminal import AsJson, show
+from server.cli.terminal import moment, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="Tenants.")
 
@@ -29,10 +30,18 @@ def list_instances(as_json: AsJson = False) -> None:
     async def work(session: Session) -> list[Any]:
         return [instance async for instance in pages(session, "listInstances", "instances", {})]
 
-    show(run(work), as_json)
+    show_list(
+        run(work), as_json,
+        {"name": "name", "title": "title", "state": _state,
+         "created (UTC)": lambda row: moment(row["createdAt"])},
+    )  # fmt: skip
 
 
 @app.command("get")
 def get_instance(name: str, as_json: AsJson = False) -> None:
     """Look at one instance."""
     show(run(lambda session: session.call("getInstance", {"instance": name})), as_json)
+
+
+def _state(instance: Any) -> str:
+    return "active" if instance["isActive"] else "suspended"

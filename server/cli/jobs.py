@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.session import Session, run
-from server.cli.terminal import AsJson, show
+from server.cli.terminal import moment, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="The queue of mails and other jobs.")
 
@@ -25,7 +26,11 @@ def list_jobs(
             found += page
         return found
 
-    show(run(work), as_json)
+    show_list(
+        run(work), as_json,
+        {"id": "id", "kind": "kind", "state": "state", "created (UTC)": lambda job: moment(job["createdAt"]),
+         "due (UTC)": lambda job: moment(job["dueAt"])},
+    )  # fmt: skip
 
 
 @app.command("retry")

@@ -1,11 +1,13 @@
 """officerpc keys."""
 
+import time
 from typing import Annotated, Any
 
 import typer
 
+from server.cli.options import AsJson
 from server.cli.session import Session, read_settings, run
-from server.cli.terminal import AsJson, fail, show
+from server.cli.terminal import fail, moment, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="API keys.")
 
@@ -50,7 +52,29 @@ def list_keys(as_json: AsJson = False) -> None:
             found += page
         return found
 
-    show(run(work), as_json)
+    show_list(
+        run(work), as_json,
+        {"id": "id", "name": "name", "begins with": "prefix", "instances": _instances, "scopes": _scopes,
+         "state": _state, "expires (UTC)": lambda key: moment(key["expiresAt"])},
+    )  # fmt: skip
+
+
+def _instances(key: Any) -> str:
+    return "all" if key["isOperator"] else ", ".join(key["instances"]) or "none (deleted)"
+
+
+def _scopes(key: Any) -> str:
+    from server.auth import SCOPES, TENANT_SCOPES
+
+    possible = SCOPES if key["isOperator"] else TENANT_SCOPES
+    held = set(key["scopes"]).intersection(possible)
+    return "all" if len(held) == len(possible) else f"{len(held)} of {len(possible)}"
+
+
+def _state(key: Any) -> str:
+    if key["revokedAt"] is not None:
+        return "revoked"
+    return "expired" if key["expiresAt"] is not None and key["expiresAt"] <= time.time() else "active"
 
 
 @app.command("rotate")

@@ -5,8 +5,9 @@ import sys
 import orjson
 import typer
 
+from server.cli.options import AsJson
 from server.cli.session import read_settings
-from server.cli.terminal import AsJson, out, plain, show, table
+from server.cli.terminal import cell, out, show, table
 from server.settings import Settings
 
 app = typer.Typer()
@@ -20,9 +21,9 @@ def show_settings(as_json: AsJson = False) -> None:
     if as_json:
         show(shown, as_json)
         return
-    grid = table("Variable", "Value", "Meaning")
+    grid = table("variable", "value", "meaning")
     for (name, value), field in zip(shown.items(), Settings.model_fields.values(), strict=True):
-        grid.add_row(name, "" if value is None else plain(value), field.description)
+        grid.add_row(name, cell(name, value), field.description)
     out.print(grid)
 
 

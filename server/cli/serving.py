@@ -8,13 +8,15 @@ import sys
 import tempfile
 from typing import Any
 
+import structlog
 import typer
 
 from server import logs
 from server.cli.session import Session, database_url, read_settings
 from server.cli.terminal import fail, say
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 
+log = structlog.get_logger()
 app = typer.Typer()
 
 
@@ -23,7 +25,7 @@ def serve() -> None:
     """Migrate, make the demo instance on first start, and serve until SIGTERM or Ctrl-C."""
     # gunicorn takes the signals over when it starts; an earlier SIGTERM ends us in order too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    settings = read_settings()
+    settings = read_settings(warn=False)
     # Read by prometheus_client when it is imported: where several workers put their numbers together.
     # One worker alone counts in its memory, which is faster.
     metrics_dir = tempfile.mkdtemp(prefix="officerpc-metrics-") if settings.workers > 1 else ""
@@ -44,6 +46,7 @@ def _serve(settings: Settings, url: str) -> None:
     from server.process import Arbiter
 
     logs.configure(settings.log_level)
+    _warn_of_unknown_variables()
 
     async def first_start() -> Any:
         from server.bootstrap import bootstrap
@@ -66,6 +69,11 @@ def _serve(settings: Settings, url: str) -> None:
     Arbiter(settings, url, when_ready=lambda: _greet(settings, key)).run()
 
 
+def _warn_of_unknown_variables() -> None:
+    for name, meant in unknown_variables().items():
+        log.warning("unknown_setting", variable=name, did_you_mean=meant)
+
+
 def _greet(settings: Settings, key: str | None) -> None:
     address = f"http://{settings.host}:{settings.port}/rpc"
     if not settings.smtp_host:
@@ -85,8 +93,9 @@ def work() -> None:
 
     For servers with OFFICERPC_RUN_JOBS=false; several may run. The database must be migrated.
     """
-    settings = read_settings()
+    settings = read_settings(warn=False)
     logs.configure(settings.log_level)
+    _warn_of_unknown_variables()
 
     async def working(url: str) -> None:
         from server import jobs, webhooks

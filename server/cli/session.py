@@ -3,28 +3,39 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import typer
 from pydantic import ValidationError
 
 from server import logs
 from server.cli.terminal import err, fail
-from server.settings import Settings
+from server.printable import printable
+from server.settings import Settings, unknown_variables
 
 T = TypeVar("T")
 
-InstanceName = Annotated[str, typer.Option("--instance", "-i", help="The instance by name.")]
 
+def read_settings(*, warn: bool = True) -> Settings:
+    """The settings, or an end that names every bad one.
 
-def read_settings() -> Settings:
-    """The settings, or an end that names every bad one."""
+    Args:
+        warn: name unknown variables on standard error.
+    """
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            err.print(f"OFFICERPC_{'.'.join(map(str, detail['loc'])).upper()}: {detail['msg']}", markup=False)
+            err.print(f"OFFICERPC_{'.'.join(map(str, detail['loc'])).upper()}: {detail['msg']}")
         fail("the settings are not usable")
+    if settings.bootstrap_api_key is not None:
+        from server.auth import looks_like_key
+
+        if not looks_like_key(settings.bootstrap_api_key.get_secret_value()):
+            fail("OFFICERPC_BOOTSTRAP_API_KEY begins with orpc_ but its checksum is wrong: it is mistyped")
+    if warn:
+        for name, meant in unknown_variables().items():
+            err.print(f"{printable(name)} is not a setting{f': did you mean {meant}?' if meant else ''}")
+    return settings
 
 
 @contextlib.contextmanager
@@ -98,12 +109,22 @@ def _worded(error: Any, asked: dict[str, Any]) -> str:
     return str(error.message)
 
 
-async def pages(session: Session, method: str, member: str, params: dict[str, Any]) -> AsyncIterator[Any]:
-    after = None
-    while True:
-        page = await session.call(method, params | {"after": after, "limit": 1000})
+async def pages(
+    session: Session, method: str, member: str, params: dict[str, Any], *, limit: int | None = None
+) -> AsyncIterator[Any]:
+    """The items of a method that answers pages.
+
+    Args:
+        member: of the page, which holds its items.
+        limit: items at most; None for all.
+    """
+    left, after = limit, None
+    while left is None or left > 0:
+        page = await session.call(method, params | {"after": after, "limit": min(left or 1000, 1000)})
         for item in page[member]:
             yield item
         after = page["next"]
         if after is None:
             return
+        if left is not None:
+            left -= len(page[member])

@@ -2,54 +2,115 @@
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
 
-import orjson
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-# Without a terminal there is no width: nothing is folded, unless COLUMNS asks for it.
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100_000)
-err = Console(stderr=True)
+from server.printable import printable, printable_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON: one document, or one object per line.")]
+# Without a terminal there is no width: nothing is folded, unless COLUMNS asks for it. Markup is off: tenants
+# write names such as [link=...].
+out = Console(
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100_000,
+    markup=False, emoji=False, highlight=False,
+)  # fmt: skip
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+Columns = Mapping[str, str | Callable[[Any], Any]]
+"""The columns of a table: its heading, and the member that it shows or what it makes of a row."""
 
 
 def fail(message: str) -> NoReturn:
-    """Say why on standard error and end with status 1."""
-    err.print(f"officerpc: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    """Print an error on standard error and end with status 1."""
+    err.print(printable(f"officerpc: {message}"), style="red", soft_wrap=True)
     raise typer.Exit(1)
 
 
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def show_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    sys.stdout.write(printable_json(value).decode() + "\n")
+
+
 def show(result: Any, as_json: bool) -> None:
-    """An answer: JSON for machines, a table of its members for people."""
+    """One object: JSON for machines, a table of its members for people.
+
+    Args:
+        result: the object, as a method answers it.
+        as_json: whether a machine reads it.
+    """
     if as_json:
-        sys.stdout.write(orjson.dumps(result).decode() + "\n")
+        show_json(result)
         return
-    rows = result if isinstance(result, list) else [result]
+    grid = table("", "", show_header=False)
+    for name, value in result.items():
+        grid.add_row(printable(name), cell(name, value))
+    out.print(grid)
+
+
+def show_list(rows: Sequence[Any], as_json: bool, columns: Columns) -> None:
+    """A list of objects: JSON for machines, a table with the columns that fit 80 characters for people.
+
+    Args:
+        rows: as methods answer them.
+        as_json: whether a machine reads it, and gets every member.
+        columns: what people see.
+    """
+    if as_json:
+        show_json(rows)
+        return
     if not rows:
-        out.print("nothing")
+        out.print("none")
         return
-    if len(rows) == 1:
-        grid = table("", "", show_header=False)
-        for name, value in rows[0].items():
-            grid.add_row(name, plain(value))
-    else:
-        grid = table(*rows[0])
-        for row in rows:
-            grid.add_row(*(plain(value) for value in row.values()))
+    grid = table(*columns)
+    for row in rows:
+        grid.add_row(
+            *(
+                cell(shows, row[shows]) if isinstance(shows, str) else cell(heading, shows(row))
+                for heading, shows in columns.items()
+            )
+        )
     out.print(grid)
 
 
 def table(*names: str, show_header: bool = True) -> Table:
     """A table that cuts nothing off: what does not fit is folded."""
-    return Table(*(Column(name, overflow="fold") for name in names), show_header=show_header)
+    return Table(
+        *(Column(name, overflow="fold") for name in names), show_header=show_header, box=None,
+        pad_edge=False, padding=(0, 2, 0, 0), header_style="bold",
+    )  # fmt: skip
 
 
-def plain(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+def moment(seconds: int | None) -> str:
+    """Unix seconds as a date and a time of day in UTC; empty for None."""
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def cell(name: str, value: Any) -> str:
+    """A value for people: times in UTC, lists of texts with commas, everything else as JSON.
+
+    Args:
+        name: of the member; one that ends in At holds Unix seconds.
+    """
+    if value is None:
+        return ""
+    if name.endswith("At") and isinstance(value, int) and not isinstance(value, bool):
+        return f"{moment(value)} UTC"
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return printable(", ".join(value))
+    return printable_json(value).decode()
 
 
 def progress(unit: str) -> Progress:
@@ -58,8 +119,3 @@ def progress(unit: str) -> Progress:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeRemainingColumn(), console=err,
     )  # fmt: skip
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

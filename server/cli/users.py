@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from server.cli.session import InstanceName, Session, pages, run
-from server.cli.terminal import AsJson, err, fail, out, show
+from server.cli.options import AsJson, InstanceName
+from server.cli.session import Session, pages, run
+from server.cli.terminal import err, fail, moment, out, show, show_json, show_list
+from server.printable import printable_json_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Users of an instance.")
 
@@ -19,7 +21,7 @@ def create_user(
     instance: InstanceName,
     display_name: Annotated[str | None, typer.Option(help="By default the local part of the e-mail.")] = None,
     password: Annotated[
-        str | None, typer.Option(envvar="OFFICERPC_NEW_PASSWORD", help="Rather in the environment.")
+        str | None, typer.Option(envvar="OFFICERPC_NEW_PASSWORD", help="Prefer the environment variable.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="Make it an administrator.")] = False,
     as_json: AsJson = False,
@@ -50,11 +52,21 @@ def list_users(
         found = pages(session, "listUsers", "users", {"instance": instance, "status": status})
         if as_json:
             async for user in found:
-                show(user, as_json)
+                show_json(user)
         else:
-            show([user async for user in found], as_json)
+            show_list(
+                [user async for user in found], as_json,
+                {"id": "id", "e-mail": "email", "name": "displayName", "state": _state,
+                 "created (UTC)": lambda user: moment(user["createdAt"])},
+            )  # fmt: skip
 
     run(work)
+
+
+def _state(user: Any) -> str:
+    if user["deletedAt"] is not None:
+        return "deleted"
+    return ("admin" if user["isAdmin"] else "active") if user["isActive"] else "suspended"
 
 
 @app.command("import")
@@ -105,12 +117,12 @@ def import_users(
         resumed = ", with those from before the interruption" if import_.resumes else ""
         out.print(f"{done.created} created, {done.failed} failed{resumed}")
         if failures:
-            show(failures[:20], as_json)
+            show_list(failures[:20], as_json, {"row": "row", "e-mail": "email", "reason": "error"})
             if done.failed > 20:
                 out.print(f"and {done.failed - len(failures[:20])} more")
     if done.failed:
         told = f"the rows that failed: {import_.failed_path}"
-        err.print(told, markup=False, highlight=False, soft_wrap=True)
+        err.print(told, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -125,7 +137,7 @@ def export_users(instance: InstanceName) -> None:
         session.asked = {"instance": instance}
         target = await session.keys.instance(OPERATOR, instance)
         async for lines in exported_users(session.database, target.id):
-            sys.stdout.buffer.writelines(lines)
+            sys.stdout.buffer.writelines(map(printable_json_bytes, lines))
         sys.stdout.buffer.flush()
 
     run(work)

@@ -68,7 +68,7 @@ SELECT
         SELECT i.name
         FROM api_key_instances AS held
         INNER JOIN instances AS i ON held.instance_id = i.id
-        WHERE held.api_key_id = k.id
+        WHERE held.api_key_id = k.id AND i.deleted_at IS NULL
         ORDER BY held.instance_id <> k.default_instance_id, i.name
     ) AS instances,
     k.networks::text[] AS networks, k.rate_per_minute AS "ratePerMinute",
@@ -99,7 +99,7 @@ SELECT
         SELECT i.name
         FROM api_key_instances AS held
         INNER JOIN instances AS i ON held.instance_id = i.id
-        WHERE held.api_key_id = k.id
+        WHERE held.api_key_id = k.id AND i.deleted_at IS NULL
         ORDER BY held.instance_id <> k.default_instance_id, i.name
     ) AS instances,
     extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left
