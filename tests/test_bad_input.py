@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import Malformed
-from server.fronts._http import parse_json
+from server.fronts._json import parse_json
 from server.registry import METHODS
 
 

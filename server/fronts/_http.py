@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
-import orjson
 import structlog
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
@@ -79,13 +78,6 @@ class Calls:
 
 
 CALLS = web.RequestKey("CALLS", Calls)
-
-MAX_DEPTH = 32
-MAX_VALUES = 50_000
-"""Members and items of one body: more would keep the event loop from everybody else."""
-MAX_VALUES_ASIDE = 100_000
-"""The same where a thread does it: a thousand users with everything have half of these."""
-_LONG = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,64 +352,6 @@ def require_json(request: web.Request) -> None:
         "utf8",
     ):
         raise WrongType
-
-
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
-_LONG_INTEGERS = re.compile(rb"(?<![\d.eE+-])-?\d{19,}(?![\d.eE])")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_ONE_KIND = bytes.maketrans(b"{}", b"[]")
-
-
-async def parse_long_json(body: bytes) -> Any:
-    """parse_json of a body that may be long: then the event loop is left to others meanwhile."""
-    if len(body) < _LONG:
-        return parse_json(body)
-    return await asyncio.to_thread(parse_json, body, MAX_VALUES_ASIDE)
-
-
-def parse_json(body: bytes, max_values: int = MAX_VALUES) -> Any:
-    """JSON (RFC 8259) as every front takes it.
-
-    Args:
-        max_values: members and items that it may have.
-
-    Raises:
-        Malformed: broken JSON, NaN, lone surrogates, NUL, duplicate members, more than 32 levels, or an
-            integer beyond 64 bits.
-    """
-    # Without its strings the text is structure alone: brackets, colons and numbers, which the regular
-    # expression engine and bytes methods go through at C speed.
-    structure = _STRINGS.sub(b"", body)
-    if structure.count(b",") + structure.count(b":") > max_values:
-        raise Malformed(f"the JSON holds more than {max_values} values")
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Malformed from error
-    # orjson takes the rest of what we refuse.
-    brackets = structure.translate(_ONE_KIND, _NOT_BRACKETS)
-    if len(brackets) > 2 * MAX_DEPTH:
-        for _ in range(MAX_DEPTH):
-            brackets = brackets.replace(b"[]", b"")  # takes the innermost level
-        if brackets:
-            raise Malformed(f"the JSON is nested deeper than {MAX_DEPTH} levels")
-    for found in _LONG_INTEGERS.finditer(structure):
-        digits = found[0].lstrip(b"-").lstrip(b"0")
-        if len(digits) > 19 or int(digits or b"0") > 2**63 - (not found[0].startswith(b"-")):
-            raise Malformed("the JSON holds an integer beyond 64 bits")
-    if _members(value) != structure.count(b":"):
-        raise Malformed("the JSON names a member twice")
-    if b"\\u0000" in body and b"\\u0000" in orjson.dumps(value).replace(b"\\\\", b""):
-        raise Malformed("the JSON holds a NUL character")
-    return value
-
-
-def _members(value: Any) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(_members(item) for item in value.values() if isinstance(item, (dict, list)))
-    if isinstance(value, list):
-        return sum(_members(item) for item in value if isinstance(item, (dict, list)))
-    return 0
 
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]

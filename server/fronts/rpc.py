@@ -44,12 +44,12 @@ from server.fronts._http import (
     authenticate,
     body_limit,
     count,
-    parse_long_json,
     read_body,
     require_json,
     run,
     safe_traceback,
 )  # fmt: skip
+from server.fronts._json import parse_long_json
 from server.openrpc import rpc_code
 from server.registry import DRY_RUN
 
