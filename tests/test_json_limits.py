@@ -190,7 +190,9 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
         TEXTS,
         TEXTS.map('"{}"'.format),
         st.lists(st.sampled_from(PIECES), max_size=5).map(lambda pieces: f"[{','.join(pieces)}]"),
-        st.lists(TEXTS, max_size=3).map(lambda names: "{%s}" % ",".join(f'"{name}":[1]' for name in names)),
+        st.lists(TEXTS, max_size=3).map(
+            lambda names: "{" + ",".join(f'"{name}":[1]' for name in names) + "}"
+        ),
     )
 )
 def test_it_takes_what_the_standard_library_takes_under_the_same_rules(text: str) -> None:
@@ -206,6 +208,7 @@ def test_it_takes_what_the_standard_library_takes_under_the_same_rules(text: str
     ("text", "message"),
     [
         (b"[" + b"0," * 50_000 + b"0, 0]", "the JSON holds more than 50000 values"),
+        (b"[0" + b",[[[[[0]]]]]" * 10_001 + b"]", "the JSON holds more than 50000 values"),
         (b'{"a": [' + b"[" * 31 + b"]" * 31 + b"]}", "the JSON is nested deeper than 32 levels"),
         (b"[9223372036854775808]", "the JSON holds an integer beyond 64 bits"),
         (b"[-9223372036854775809]", "the JSON holds an integer beyond 64 bits"),

@@ -51,7 +51,8 @@ def parse_json(body: bytes, max_values: int = MAX_VALUES) -> Any:
     colons = structure.count(b":")
     # Before the parser builds them. On a text that is not valid this counts something else, but that is
     # refused in any case.
-    if structure.count(b",") + colons > max_values:
+    containers = structure.count(b"[") + structure.count(b"{")
+    if structure.count(b",") + colons > max_values or containers > max_values:
         raise Malformed(f"the JSON holds more than {max_values} values")
     try:
         value = orjson.loads(body)  # refuses NaN, lone surrogates and what is not UTF-8

@@ -296,7 +296,7 @@ def _translated(
     elif _needs_type(route, given, typed_by_gateway):
         failures.append(FieldError("type", "is required"))
     for flag in route.flags & given.keys():
-        if given[flag] not in (0, 1) or isinstance(given[flag], float):
+        if given[flag] not in (0, 1):
             failures.append(FieldError(flag, "must be 0 or 1"))
         given[flag] = bool(given[flag])
     method, other = route.method, route.other

@@ -354,7 +354,7 @@ def _read(member: Member, value: Any) -> Any:
     match member.kind, value:
         case "integer", str() if _INTEGER.fullmatch(value):
             return int(value)
-        case "flag", int() if value in (0, 1):
+        case "flag", int() | float() if value in (0, 1):
             return bool(value)
         case "amounts", dict():
             return {name: _read(Member(name, "integer"), amount) for name, amount in value.items()}
