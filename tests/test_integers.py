@@ -111,8 +111,14 @@ async def test_other_wires_take_them_too(client: Client, jane: dict[str, Any]) -
         async with client.http.post(client.url + path, json=body, headers=headers) as response:
             return await response.json()
 
-    reader = {"email": "b@example.com", "new_password": "Abcd1234", "sessions_limit": 2.0, "plan_admin": 1.0}
+    reader = {
+        "email": "b@example.com",
+        "external_id": "x",
+        "new_password": "Abcd1234",
+        "sessions_limit": 2.0,
+        "plan_admin": 1.0,
+    }
     created = await send("/integration-api/v1/dashboard/users/", reader)
-    assert created["CODE"] == "success"
+    assert created.get("CODE") == "success", created
     gone = await send("/online-office/user/delete", {"authId": float(jane["id"]), "withAccount": 1.0})
     assert gone["errorCode"] == 0
