@@ -156,8 +156,19 @@ async def test_other_verbs_and_addresses(client: Client) -> None:
         async with await client.post({"method": "getUserByEmail"}, verb=verb) as response:
             assert response.status == 405
             assert response.headers["Allow"] == "GET, POST"
-    async with client.http.get(client.url + "/rpc/") as response:
+    async with client.http.get(client.url + "/rpc/x") as response:
         assert (response.status, await response.json()) == (404, "no such address")
+
+
+async def test_a_slash_at_the_end_makes_no_difference(client: Client) -> None:
+    """Frameworks of clients add one; a redirect would lose the body of a POST."""
+    call = {"method": "getUserByEmail", "params": {"email": ADMIN}}
+    for verb in ("GET", "POST"):
+        headers = {"x-api-key": client.key}
+        async with client.http.request(verb, client.url + "/rpc/", json=call, headers=headers) as response:
+            assert (response.status, (await response.json())["email"]) == (200, ADMIN)
+    async with client.http.post(client.url + "/rpc/", json=call) as response:
+        assert (response.status, await response.json()) == (401, "not-allowed")
 
 
 async def test_headers_of_every_answer(client: Client) -> None:

@@ -127,10 +127,14 @@ CPU_SECONDS = 20
 PARSE_ALL = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_SECONDS}, {CPU_SECONDS}))
+from server.fronts._envelope import envelope_of
+from server.fronts._http import BEGINNING_SIZE
 from tests.test_json_limits import SHAPES, outcome
 for name, shape in SHAPES.items():
     print(name, flush=True)
     assert outcome(shape({Settings().body_limit}))
+    envelope_of(shape(BEGINNING_SIZE))
+    envelope_of(b'{{"params":' + shape(BEGINNING_SIZE))
 """
 
 

@@ -79,6 +79,11 @@ class Calls:
 
 CALLS = web.RequestKey("CALLS", Calls)
 
+BEGINNING = web.RequestKey("BEGINNING", bytes)
+"""What was read of a body that read_body refused: its first bytes."""
+BEGINNING_SIZE = 65536
+"""Bytes of it at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Front:
@@ -323,9 +328,11 @@ async def read_body(request: web.Request, *, with_picture: bool = False, key_id:
     if request.content.is_eof() and not request.content.exception():
         body = request.content.read_nowait()  # it came with its headers, as nearly all do
         if len(body) > limit:
+            request[BEGINNING] = body[:BEGINNING_SIZE]
             raise TooLarge
         return body
-    chunks, size = [], 0
+    chunks: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(settings.body_timeout) as running, contextlib.AsyncExitStack() as held:
             async for chunk in request.content.iter_any():
@@ -333,24 +340,35 @@ async def read_body(request: web.Request, *, with_picture: bool = False, key_id:
                     await held.enter_async_context(request.app[LARGE_BODIES].turn(key_id))
                     running.reschedule(asyncio.get_running_loop().time() + settings.body_timeout)
                 size += len(chunk)
+                chunks.append(chunk)
                 if size > limit:
                     raise TooLarge
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise TooSlow from error
-    except web.RequestPayloadError as error:
-        raise Malformed("the body cannot be read as its headers say") from error
+    except (TooLarge, TimeoutError, web.RequestPayloadError) as error:
+        request[BEGINNING] = b"".join(chunks)[:BEGINNING_SIZE]
+        if isinstance(error, web.RequestPayloadError):
+            raise Malformed("the body cannot be read as its headers say") from error
+        if isinstance(error, TimeoutError) and request.transport is not None:
+            raise TooSlow from error
+        raise
     return b"".join(chunks)
 
 
+_JSON_TYPES = frozenset(("application/json", "application/json-rpc", "application/jsonrequest"))
+"""The registered type, and those of JSON-RPC over HTTP (its draft of 2008), which some clients send."""
+
+
 def require_json(request: web.Request) -> None:
-    """Raises WrongType unless the body is declared to be JSON in UTF-8."""
+    """Check that the body is declared to be JSON in UTF-8.
+
+    Types with the suffix +json are JSON too (RFC 6839, section 3.1).
+
+    Raises:
+        WrongType: it is declared to be something else, or nothing.
+    """
     if request.headers.get(hdrs.CONTENT_TYPE) == "application/json":
         return  # as nearly always
-    if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in (
-        "utf-8",
-        "utf8",
-    ):
+    is_json = request.content_type in _JSON_TYPES or request.content_type.endswith("+json")
+    if not is_json or (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
         raise WrongType
 
 
@@ -380,9 +398,11 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
             error = BadExpectation()
         except web.HTTPException:
             error = NoRoute()
-        except ConnectionError:
-            raise  # the client is gone: nobody to answer
         except Exception as bug:
+            if isinstance(bug, OSError) and request.transport is None:
+                # The client went away and left its body unfinished: no fault of ours, and nobody to answer.
+                log.info("client_gone", request_id=request_id)
+                raise ConnectionResetError("the client is gone") from bug
             log.error("bug", request_id=request_id, traceback=safe_traceback(bug))
             error = ServiceError()
         if error is not None:
