@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
@@ -65,6 +66,9 @@ DESCRIPTIONS = (
 )
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
+# Bytes of a request's address, bytes of a header, number of headers. aiohttp raises one error for both sizes,
+# which names the limit alone, so the two have to differ.
+_TARGET_LIMIT, _FIELD_LIMIT, _FIELDS = 8190, 8192, 128
 
 
 def build(
@@ -191,6 +195,17 @@ async def _watch_lag(metrics: Metrics) -> None:
             metrics.lag(worst)
 
 
+def _not_http(error: BaseException | None) -> tuple[int, str, str]:
+    """Status, code and message for what aiohttp could not read."""
+    if isinstance(error, LineTooLong) and error.args[1] == _TARGET_LIMIT:
+        return 414, "uri_too_long", f"the address is longer than {_TARGET_LIMIT} bytes"
+    if isinstance(error, LineTooLong):
+        return 431, "headers_too_large", f"a header is longer than {_FIELD_LIMIT} bytes"
+    if isinstance(error, BadHttpMessage) and error.message == "Too many headers received":
+        return 431, "headers_too_large", f"there are more than {_FIELDS} headers"
+    return 400, "bad_http", "this is not a valid HTTP request"
+
+
 class _Connection(RequestHandler):
     """aiohttp's connection, except for requests that are no HTTP.
 
@@ -207,13 +222,11 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client is gone, which the boundary has noted
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, there is no room for another")
-        code, text = (
-            ("bad_http", "this is not a valid HTTP request")
-            if status == 400
-            else ("internal", "internal error")
-        )
+        status, code, text = _not_http(exc) if status == 400 else (status, "internal", "internal error")
         told = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
         request_id = _http.request_id_of(None)
         log.warning(code, status=status, request_id=request_id, error=told)
@@ -243,6 +256,9 @@ class Runner(web.AppRunner):
             keepalive_timeout=settings.keepalive_timeout,
             shutdown_timeout=settings.shutdown_timeout,
             lingering_time=0,
+            max_line_size=_TARGET_LIMIT,
+            max_field_size=_FIELD_LIMIT,
+            max_headers=_FIELDS,
         )
 
     async def _make_server(self) -> web.Server:

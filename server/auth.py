@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, FieldSerializationInfo, SecretStr, field_serializer
+from pydantic import Field, FieldSerializationInfo, SecretStr, field_serializer
 
 from server.db import Database
 from server.errors import FieldError, Forbidden, Invalid, NotHeld, ServiceError, Unauthenticated
 from server.idempotency import caller_secret
+from server.strict import Strict
 
 log = structlog.get_logger()
 
@@ -58,10 +59,8 @@ _OPERATORS_SCOPES = {"instances:write", "jobs:read", "jobs:write"}
 TENANT_SCOPES = tuple(scope for scope in SCOPES if scope not in _OPERATORS_SCOPES)
 
 
-class PasswordPolicy(BaseModel):
+class PasswordPolicy(Strict):
     """What an instance asks of passwords, beyond 1 to 1,024 characters."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     minLength: int = Field(1, ge=1, le=128, description="Fewest characters.")
     minClasses: int = Field(
@@ -75,10 +74,8 @@ class PasswordPolicy(BaseModel):
 Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|::1)$")]
 
 
-class GeneratedPasswords(BaseModel):
+class GeneratedPasswords(Strict):
     """How passwords are made for users who are given none."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     length: int = Field(12, ge=8, le=128, description="Characters.")
     specialSymbols: bool = Field(False, description="Whether there is one of !#$%&*+-=?@ in each.")
@@ -89,10 +86,8 @@ WITH_SECRETS = "with secrets"
 """Context for model_dump of what goes into the database: without it secrets are left out."""
 
 
-class Office365(BaseModel):
+class Office365(Strict):
     """Who an instance is at Microsoft: an application that may create users there (User.ReadWrite.All)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     tenantId: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$", description="The directory: an id or one of its domains."
@@ -116,19 +111,15 @@ class Office365(BaseModel):
 Mebibytes = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class DefaultQuotas(BaseModel):
+class DefaultQuotas(Strict):
     """What users may store who have no quota of their own."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     mail: Mebibytes | None = Field(None, description="MiB of mail; null: any.")
     files: Mebibytes | None = Field(None, description="MiB of files; null: any.")
 
 
-class InstanceSettings(BaseModel):
+class InstanceSettings(Strict):
     """What can be set for each instance."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     passwordPolicy: PasswordPolicy = Field(default_factory=PasswordPolicy)
     retentionDays: int | None = Field(

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+import re
 import unicodedata
 from typing import Any
 
@@ -14,14 +15,22 @@ from server.errors import FieldError, IdempotencyConflict, Invalid
 MAX_KEY = 255
 """Characters of an idempotency key."""
 _NONCE = 12
+_STRING = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_ESCAPED = re.compile(r'\\(["\\])')
 
 
 def checked_key(key: object) -> str:
-    """An idempotency key as it came, if it can be one. What it means is the caller's affair.
+    """An idempotency key, if it can be one. What it means is the caller's affair.
+
+    The draft of the IETF (draft-ietf-httpapi-idempotency-key-header-07) has it as a string of RFC 8941, in
+    quotes; most clients send it bare. Both forms of one text are one key. What is no such string is the key
+    as it stands.
 
     Raises:
         Invalid: no text, empty, longer than 255 characters, or with control characters.
     """
+    if isinstance(key, str) and len(key) <= 2 * MAX_KEY + 2 and (quoted := _STRING.fullmatch(key)):
+        key = _ESCAPED.sub(r"\1", quoted[1])
     if not isinstance(key, str):
         problem = "must be a string"
     elif not 1 <= len(key) <= MAX_KEY:

@@ -15,12 +15,13 @@ from server.events import EVENTS, Change, redacted, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.settings import Settings
+from server.strict import Strict
 
 
-class Params(BaseModel):
-    """What every params model is: strict about types, and unknown members are refused."""
+class Params(Strict):
+    """What every params model is."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(frozen=True)
 
 
 NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}

@@ -18,7 +18,7 @@ from server.auth import OPERATOR
 from server.db import Database, pass_on_cancelling
 from server.dispatch import Dispatcher
 from server.errors import Malformed, Unavailable
-from server.fronts._http import parse_json
+from server.fronts._json import parse_json
 from server.methods._bulk import MOST
 from server.methods._users import email_key
 from server.printable import from_spreadsheet_cell, spreadsheet_cell

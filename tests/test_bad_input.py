@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import Malformed
-from server.fronts._http import parse_json
+from server.fronts._json import parse_json
 from server.registry import METHODS
 
 
@@ -62,7 +62,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "true for an integer": (orjson.dumps(creation(settings=[True])), "invalid_params"),
     "an integer for a boolean": (orjson.dumps(creation(isActive=1)), "invalid_params"),
     "a string for a boolean": (orjson.dumps(creation(isActive="true")), "invalid_params"),
-    "a float for an integer": (orjson.dumps(creation(settings=[1.0])), "invalid_params"),
+    "a fraction for an integer": (orjson.dumps(creation(settings=[1.5])), "invalid_params"),
     "33 bits": (orjson.dumps(creation(settings=[2**31])), "invalid_params"),
     "an unknown member": (orjson.dumps(creation(nickname="x")), "invalid_params"),
     "an unknown member of the profile": (orjson.dumps(creation(profile={"shoe": 1})), "invalid_params"),
@@ -117,13 +117,13 @@ async def test_messages_never_quote_what_was_sent(client: Client) -> None:
         ({"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
         ({"Content-Type": "application/json; charset=latin-1"}, 415, "unsupported_media_type"),
-        ({"Content-Encoding": "gzip"}, 400, "bad_http"),
+        ({"Content-Encoding": "gzip"}, 400, "malformed_json"),
     ],
 )
 async def test_bad_headers(headers: dict[str, str], status: int, code: str, client: Client) -> None:
     async with await client.post({"method": "getUserByEmail"}, headers=headers) as response:
         assert (response.status, isinstance(await response.json(), str)) == (status, True)
-        assert response.headers["X-Error-Code"] in (code, "malformed_json")
+        assert response.headers["X-Error-Code"] == code
 
 
 async def test_large_bodies(client: Client) -> None:
@@ -156,8 +156,19 @@ async def test_other_verbs_and_addresses(client: Client) -> None:
         async with await client.post({"method": "getUserByEmail"}, verb=verb) as response:
             assert response.status == 405
             assert response.headers["Allow"] == "GET, POST"
-    async with client.http.get(client.url + "/rpc/") as response:
+    async with client.http.get(client.url + "/rpc/x") as response:
         assert (response.status, await response.json()) == (404, "no such address")
+
+
+async def test_a_slash_at_the_end_makes_no_difference(client: Client) -> None:
+    """Frameworks of clients add one; a redirect would lose the body of a POST."""
+    call = {"method": "getUserByEmail", "params": {"email": ADMIN}}
+    for verb in ("GET", "POST"):
+        headers = {"x-api-key": client.key}
+        async with client.http.request(verb, client.url + "/rpc/", json=call, headers=headers) as response:
+            assert (response.status, (await response.json())["email"]) == (200, ADMIN)
+    async with client.http.post(client.url + "/rpc/", json=call) as response:
+        assert (response.status, await response.json()) == (401, "not-allowed")
 
 
 async def test_headers_of_every_answer(client: Client) -> None:
@@ -282,6 +293,10 @@ STRUCTURED = {
     "listAuthSessions": ("after", {}),
 }
 """Methods whose cursors hold times and numbers, and not texts alone, of which all may be looked for."""
+WEBHOOK = """
+    INSERT INTO webhooks (instance_id, id, url, description, types, secret)
+    VALUES (1, 1, 'https://a.example', '', '{}', 'x') ON CONFLICT DO NOTHING
+"""
 FORGED = [
     *(f"{moment} 1 1" for moment in MOMENTS), *(f"{moment} {UUID}" for moment in MOMENTS),
     *(f"2026-01-01T00:00:00+00:00 {number} 1" for number in NUMBERS),
@@ -295,9 +310,7 @@ FORGED = [
 @pytest.mark.parametrize("method", STRUCTURED)
 async def test_forged_cursors(method: str, client: Client, db: asyncpg.Connection) -> None:
     member, params = STRUCTURED[method]
-    await db.execute(
-        "INSERT INTO webhooks (instance_id, id, url, description, types, secret) VALUES (1, 1, 'https://a.example', '', '{}', 'x')"
-    )
+    await db.execute(WEBHOOK)
     for forged in [*map(cursor, FORGED), "=", "====", "a", "\u00e4", "-_-_", "%", "AAAA" * 5]:
         if method == "listAuthSessions" and len(forged) > 100:
             continue
@@ -330,11 +343,16 @@ async def test_a_number_with_a_zero_before_it_is_decimal(client: Client, db: asy
         st.builds(f"{{}} {UUID}".format, MOMENT).map(cursor),
     )
 )
-async def test_no_cursor_breaks_anything(client: Client, operator: Client, given: str) -> None:
-    for method, (member, params) in STRUCTURED.items():
-        status, _ = await client.outcome(method, params | {member: given})
-        assert status in (200, 400), (method, given)
-    for method in ("listUsers", "listGroups", "listInstances"):
+async def test_no_cursor_breaks_anything(
+    client: Client, operator: Client, db: asyncpg.Connection, given: str
+) -> None:
+    """The answer is a page, or 400 that names the cursor: never another member, another status, or a bare text."""
+    await db.execute(WEBHOOK)
+    lists = {name: ("after", {}) for name in ("listUsers", "listGroups", "listInstances")}
+    for method, (member, params) in (STRUCTURED | lists).items():
         caller = operator if method == "listInstances" else client
-        status, _ = await caller.outcome(method, {"after": given})
-        assert status in (200, 400), (method, given)
+        status, answered = await caller.outcome(method, params | {member: given})
+        if status == 200:
+            assert isinstance(answered, dict) and any(isinstance(page, list) for page in answered.values())
+        else:
+            assert (status, answered.partition(": ")[0]) == (400, member), (method, given, answered)

@@ -184,7 +184,35 @@ async def test_answers_are_kept_for_a_day(client: Client, db: asyncpg.Connection
     assert await db.fetchval("SELECT count(*) FROM idempotency_keys") == 1
 
 
-@pytest.mark.parametrize("key", ["", " ", "x" * 256, "a\tb"], ids=["empty", "blank", "long", "control"])
+@pytest.mark.parametrize(
+    ("bare", "quoted"),
+    [
+        ("k", '"k"'),
+        ("8e03978e-40d5-43dd-bc93-6894a57f9324", '"8e03978e-40d5-43dd-bc93-6894a57f9324"'),
+        ('say "hi"', r'"say \"hi\""'),
+        ("back\\slash", r'"back\\slash"'),
+        ("x" * 255, '"' + "x" * 255 + '"'),
+    ],
+)
+async def test_a_quoted_key_is_the_key_without_quotes(bare: str, quoted: str, client: Client) -> None:
+    """A string of RFC 8941, as the IETF's draft has the header, and the bare text that most clients send."""
+    first = await send(client, CREATE, quoted)
+    assert (first.status, first.replayed) == (200, False)
+    for body, key in ((CREATE, bare), (CREATE, quoted), (CREATE | {"idempotencyKey": bare}, quoted)):
+        again = await send(client, body, key)
+        assert (again.status, again.replayed, again.body) == (200, True, first.body)
+
+
+@pytest.mark.parametrize("key", ['"k', 'k"', '"a"b"', r'"a\b"', '"k";x', "'k'"])
+async def test_what_is_no_quoted_string_is_a_key_as_it_stands(key: str, client: Client) -> None:
+    assert not (await send(client, CREATE, key)).replayed
+    assert (await send(client, CREATE, "k")).code == "duplicate_email"
+    assert (await send(client, CREATE, key)).replayed
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", '""', "x" * 256, "a\tb"], ids=["empty", "blank", "empty string", "long", "control"]
+)
 async def test_bad_keys(key: str, client: Client, db: asyncpg.Connection) -> None:
     """Blanks around a header's value are not part of it (RFC 9110, 5.5)."""
     before = await contents(db)

@@ -35,11 +35,11 @@ from server.fronts._http import (
     Front,
     answer,
     authenticate,
-    parse_json,
     read_body,
     require_json,
     run,
 )  # fmt: skip
+from server.fronts._json import parse_long_json
 
 ERROR_CODES: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -272,7 +272,7 @@ async def _given(request: web.Request, route: Route, key_id: int) -> dict[str, A
         given[name] = int(value) if whole else value
     if request.body_exists:
         require_json(request)
-        body = parse_json(
+        body = await parse_long_json(
             await read_body(
                 request,
                 with_picture=request.app[DISPATCHER].methods[route.method].with_picture,
@@ -296,7 +296,7 @@ def _translated(
     elif _needs_type(route, given, typed_by_gateway):
         failures.append(FieldError("type", "is required"))
     for flag in route.flags & given.keys():
-        if given[flag] not in (0, 1) or isinstance(given[flag], float):
+        if given[flag] not in (0, 1):
             failures.append(FieldError(flag, "must be 0 or 1"))
         given[flag] = bool(given[flag])
     method, other = route.method, route.other

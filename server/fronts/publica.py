@@ -38,11 +38,11 @@ from server.fronts._http import (
     abide,
     answer,
     authenticate,
-    parse_json,
     read_body,
     require_json,
     run,
 )  # fmt: skip
+from server.fronts._json import parse_long_json
 from server.limits import Allowance, RateLimiter
 
 ERRORS: dict[type[ServiceError], tuple[int, str | None]] = {
@@ -354,7 +354,7 @@ def _read(member: Member, value: Any) -> Any:
     match member.kind, value:
         case "integer", str() if _INTEGER.fullmatch(value):
             return int(value)
-        case "flag", int() if value in (0, 1):
+        case "flag", int() | float() if value in (0, 1):
             return bool(value)
         case "amounts", dict():
             return {name: _read(Member(name, "integer"), amount) for name, amount in value.items()}
@@ -388,7 +388,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
     if not body:
         return {}
     require_json(request)
-    parsed = parse_json(body)
+    parsed = await parse_long_json(body)
     if not isinstance(parsed, dict):
         raise Invalid.of([FieldError("body", "must be an object")])
     return parsed

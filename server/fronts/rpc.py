@@ -34,7 +34,10 @@ from server.errors import (
     WrongType,
     WrongVerb,
 )  # fmt: skip
+from server.fronts._envelope import BATCH, PLAIN, Envelope, envelope, envelope_of, identifier_of
 from server.fronts._http import (
+    BEGINNING,
+    BEGINNING_SIZE,
     CALLS,
     DISPATCHER,
     REQUEST_ID,
@@ -44,18 +47,20 @@ from server.fronts._http import (
     authenticate,
     body_limit,
     count,
-    parse_long_json,
     read_body,
     require_json,
     run,
     safe_traceback,
 )  # fmt: skip
+from server.fronts._json import parse_long_json
 from server.openrpc import rpc_code
 from server.registry import DRY_RUN
 
 log = structlog.get_logger()
 
 MAX_BATCH = 100
+ENVELOPE = web.RequestKey("ENVELOPE", Envelope)
+"""Set once it is known, and before an error of the request is rendered."""
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
     Invalid: 400,
@@ -80,19 +85,31 @@ STATUS: dict[type[ServiceError], int] = {
 
 
 def error_response(request: web.Request, error: ServiceError) -> web.Response:
-    """A plain error: a bare JSON string of one line."""
+    """A plain error is a bare JSON string of one line; a request in JSON-RPC 2.0 gets an error object."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    sent = request.get(ENVELOPE, PLAIN)
+    if sent.is_jsonrpc:
+        return answer(status, orjson.dumps(_error_object(request, error, sent.identifier)))
     return answer(status, orjson.dumps(" ".join(error.message.split())))
 
 
 async def handle(request: web.Request) -> web.Response:
-    """One request: authenticate, parse, and answer in the envelope it came in."""
+    """One request, answered in the envelope it came in."""
+    try:
+        return await _answered(request)
+    except ServiceError:
+        if ENVELOPE not in request:
+            request[ENVELOPE] = await envelope(request)
+        raise
+
+
+async def _answered(request: web.Request) -> web.Response:
     caller = await authenticate(request, "x-api-key", counted=False)
     over: TooMany | None = None
     try:
         count(request, caller)  # whatever comes of it
     except TooMany as error:
-        over = error  # told in the envelope that it came in
+        over = error  # told as soon as the envelope is known
     require_json(request)
     body = await read_body(request, with_picture="users:write" in caller.scopes, key_id=caller.key_id)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
@@ -101,41 +118,42 @@ async def handle(request: web.Request) -> web.Response:
         methods = request.app[DISPATCHER].methods.values()
         with_picture = {method.name for method in methods if method.with_picture}
         if not any(name.encode() in body for name in with_picture):
+            request[BEGINNING] = body[:BEGINNING_SIZE]
             raise TooLarge
     try:
         parsed = await parse_long_json(body)
     except Malformed as error:
+        request[ENVELOPE] = sent = envelope_of(body[:BEGINNING_SIZE])
         if over is not None:
             raise over from error
-        # Nothing says which envelope broken JSON was meant to be, but what these two open with.
-        if body.lstrip()[:1] == b"[" or b'"jsonrpc"' in body:
+        if sent.is_jsonrpc:
             return _rendered(_error_object(request, error, None))
         raise
+    if isinstance(parsed, list):
+        request[ENVELOPE] = BATCH
+    elif isinstance(parsed, dict) and "jsonrpc" in parsed:
+        request[ENVELOPE] = Envelope(True, identifier_of(parsed))
+    else:
+        request[ENVELOPE] = PLAIN
+    if over is not None:
+        raise over
     if len(body) > usual and not (isinstance(parsed, dict) and str(parsed.get("method")) in with_picture):
         raise TooLarge
     if isinstance(parsed, list):
-        return await _batch(request, caller, parsed, over)
-    if over is not None and not (isinstance(parsed, dict) and "jsonrpc" in parsed):
-        raise over
+        return await _batch(request, caller, parsed)
     if not isinstance(parsed, dict):
         raise Invalid("the body must be an object with method and params, or a list of such")
     if "jsonrpc" in parsed:
-        if over is not None:
-            return _refused(request, over, parsed.get("id") if _is_request(parsed) else None)
         return _rendered(await _item(request, caller, parsed))
     result = await run(request, caller, parsed.get("method"), parsed.get("params"), **_beside(parsed))
     return answer(200, orjson.dumps(result))
 
 
-async def _batch(
-    request: web.Request, caller: Caller, items: list[Any], over: TooMany | None
-) -> web.Response:
+async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.Response:
     """In order, one at a time; an item that is no request is answered as such and harms no other.
 
-    Each counts as a call: those beyond the rate of the key are refused one by one, or all of them with 429.
+    Each counts as a call: those beyond the rate of the key are refused one by one.
     """
-    if over is not None:
-        return _refused(request, over, None)
     if not items or len(items) > MAX_BATCH:
         message = f"a batch has 1 to {MAX_BATCH} items"
         fields = [FieldError("batch", message)]
@@ -161,11 +179,6 @@ def _refusal(request: web.Request, error: TooMany, item: Any) -> Any:
     if not _is_request(item):
         return _error_object(request, error, None)
     return _error_object(request, error, item["id"]) if "id" in item else None
-
-
-def _refused(request: web.Request, error: TooMany, identifier: Any) -> web.Response:
-    headers = {"X-Error-Code": error.code, "Retry-After": str(error.retry_after)}
-    return answer(429, orjson.dumps(_error_object(request, error, identifier)), headers)
 
 
 def _beside(envelope: dict[str, Any]) -> dict[str, Any]:
@@ -257,8 +270,9 @@ def _rendered(answered: Any) -> web.Response:
 
 def add_routes(router: web.UrlDispatcher) -> None:
     """POST, and GET with a body, which the documented clients send."""
-    router.add_route("GET", "/rpc", handle)
-    router.add_route("POST", "/rpc", handle)
+    for path in ("/rpc", "/rpc/"):
+        router.add_route("GET", path, handle)
+        router.add_route("POST", path, handle)
 
 
 FRONT = Front("rpc", "/rpc", add_routes, error_response)

@@ -46,11 +46,11 @@ from server.fronts._http import (
     Front,
     answer,
     authenticate,
-    parse_json,
     read_body,
     require_json,
     run,
 )  # fmt: skip
+from server.fronts._json import parse_long_json
 from server.openapi import (
     Answer,
     Operation,
@@ -270,7 +270,7 @@ async def _add_body(request: web.Request, route: Route, params: dict[str, Any]) 
     if route.in_body is None:
         return []
     require_json(request)
-    body = parse_json(await read_body(request))
+    body = await parse_long_json(await read_body(request))
     if not isinstance(body, dict):
         raise Invalid("the body must be an object", code="invalid_params")
     failures = []
