@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from server.fronts._http import (
     LARGE_BODIES,
     LIMITER,
     SETTINGS,
+    UNSENT,
     Front,
     LargeBodies,
     answer,
@@ -46,6 +47,7 @@ from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.registry import METHODS, Method
 from server.settings import Settings
+from server.unsent import Unsent
 from server.webhooks import keep_delivering
 
 log = structlog.get_logger()
@@ -65,6 +67,9 @@ DESCRIPTIONS = (
 )
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
+_PIPELINED = 4
+_PROGRESS = 16 * 1024
+"""Bytes that a client has to read in each write timeout; one by one it could hold an answer for days."""
 
 
 def build(
@@ -108,6 +113,7 @@ def create_app(
         settings, database_url, methods=methods, check_results=check_results
     )
     metrics = dispatcher.metrics
+    app[UNSENT] = Unsent(settings.unsent_limit, metrics.unsent)
     app[DATABASE], app[KEYS], app[DISPATCHER] = database, keys, dispatcher
 
     working: list[asyncio.Task[None]] = []
@@ -192,13 +198,81 @@ async def _watch_lag(metrics: Metrics) -> None:
 
 
 class _Connection(RequestHandler):
-    """aiohttp's connection, except for requests that are no HTTP.
+    """aiohttp's connection, except for requests that are no HTTP, clients that do not read, and its end.
 
-    aiohttp answers them with a text page that repeats what it could not read, and logs the same: an API
-    key with a control character in it would stand in clear in both. Ours says and logs neither.
+    aiohttp answers what is no HTTP with a text page that repeats what it could not read, and logs the same:
+    an API key with a control character in it would stand in clear in both. Ours says and logs neither.
+
+    A client that does not read its answer is disconnected after the write timeout; aiohttp would wait for it
+    without end.
     """
 
-    __slots__ = ()
+    __slots__ = ("_check", "_owner", "_server", "_size", "_unread", "_writing")
+
+    def __init__(self, server: "_Server", **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        # Of the answer that is written, or was written last: whose it is and how many bytes it has.
+        self._owner = self._size = 0
+        # Set while the client has not read it, with the bytes left at the last check and the next check.
+        self._writing: asyncio.Transport | None = None
+        self._unread = 0
+        self._check: asyncio.TimerHandle | None = None
+        # Pipelined requests that wait, each with its headers and body. aiohttp takes 32.
+        self._max_msg_queue_size, self._msg_queue_resume_size = _PIPELINED, _PIPELINED // 2
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # An answer is written when the kernel has all of it: nothing is left behind unseen.
+        cast(asyncio.Transport, transport).set_write_buffer_limits(0)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._sent()
+        super().connection_lost(exc)
+
+    def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        calls = request.get(_http.CALLS)
+        self._owner = calls.owner if calls else 0
+        self._size = len(resp.body) if isinstance(resp, web.Response) and isinstance(resp.body, bytes) else 0
+        return super().finish_response(request, resp, start_time)
+
+    def pause_writing(self) -> None:
+        """Not all of an answer fits into the socket's buffer."""
+        super().pause_writing()
+        if self.transport is None:
+            return
+        self._writing = self.transport
+        self._unread = self._writing.get_write_buffer_size()
+        self._check = self._loop.call_later(self._server.write_timeout, self._expect_progress)
+        self._server.unsent.wait(self._owner, self, max(self._size, self._unread))
+
+    def resume_writing(self) -> None:
+        """The client has read so much that the rest fits."""
+        super().resume_writing()
+        self._sent()
+
+    def drop(self) -> None:
+        """Disconnect a client that does not read."""
+        if self._writing is not None:
+            log.info("client_does_not_read", unread=self._writing.get_write_buffer_size())
+            self._writing.abort()
+
+    def _sent(self) -> None:
+        if self._writing is not None and self._check is not None:
+            self._check.cancel()
+            self._writing = self._check = None
+            self._server.unsent.done(self._owner, self)
+
+    def _expect_progress(self) -> None:
+        assert self._writing is not None
+        left = self._writing.get_write_buffer_size()
+        if self._unread - left < min(_PROGRESS, self._unread):
+            self.drop()
+            return
+        self._unread = left
+        self._check = self._loop.call_later(self._server.write_timeout, self._expect_progress)
 
     def handle_error(
         self,
@@ -223,6 +297,22 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
+    def __init__(
+        self, made: web.Server, handler: _http.Handler, unsent: Unsent, write_timeout: float
+    ) -> None:
+        """
+        Args:
+            made: as aiohttp makes it for the application.
+            handler: around the whole application.
+            unsent: counts what clients do not read.
+            write_timeout: seconds after which they are disconnected.
+        """
+        super().__init__(
+            cast(Any, handler), request_factory=made.request_factory, loop=made._loop, **made._kwargs
+        )
+        self.unsent = unsent
+        self.write_timeout = write_timeout
+
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
@@ -235,7 +325,6 @@ class Runner(web.AppRunner):
     """
 
     def __init__(self, app: web.Application) -> None:
-        self._metrics = app[DISPATCHER].metrics
         settings = app[SETTINGS]
         super().__init__(
             app,
@@ -247,7 +336,8 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        handler = _http.within_boundary(cast(_http.Handler, made.request_handler), FRONTS, self._metrics)
-        return _Server(
-            cast(Any, handler), request_factory=made.request_factory, loop=made._loop, **made._kwargs
+        app = self.app
+        handler = _http.within_boundary(
+            cast(_http.Handler, made.request_handler), FRONTS, app[DISPATCHER].metrics
         )
+        return _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout)

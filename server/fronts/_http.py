@@ -36,6 +36,7 @@ from server.limits import Allowance, RateLimiter
 from server.metrics import Metrics, RefusalFact
 from server.registry import DRY_RUN, Circumstances, without_dry_run
 from server.settings import Settings
+from server.unsent import Unsent
 
 log = structlog.get_logger()
 
@@ -44,6 +45,7 @@ KEYS = web.AppKey("KEYS", KeyRing)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 LIMITER = web.AppKey("LIMITER", RateLimiter)
 """Of all wires together; one that has a limit of its own counts for itself too."""
+UNSENT = web.AppKey("UNSENT", Unsent)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 
@@ -51,6 +53,8 @@ REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 class Calls:
     """The calls that a request has become, and what its answer has to say of them beside its body."""
 
+    # Whose they are: the default instance of the key, or one number for each key without any; 0: nobody's.
+    owner: int = 0
     begun: int = 0
     replayed: int = 0
     # Those that write, and those of them that were rehearsed.
@@ -120,6 +124,9 @@ def answer(status: int, body: bytes | None, headers: Mapping[str, str] | None = 
     response = Answer(status=status, body=body, headers=_HEADERS if body is None else _JSON_HEADERS)
     if headers:
         response.headers.update(headers)
+    if body is not None and len(body) > _LONG:
+        # Headers and body in one piece would be a copy of the body, kept for as long as the client reads.
+        response._send_headers_immediately = True
     return response
 
 
@@ -151,6 +158,7 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
     if not given or not given[0]:
         raise Unauthenticated
     caller = await request.app[KEYS].caller(given[0], address_of(request))
+    request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.key_id
     if counted:
         count(request, caller)
     return caller
