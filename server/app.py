@@ -18,6 +18,7 @@ from server.db import Database
 from server.dispatch import Dispatcher
 from server.errors import ServiceError
 from server.fronts import (
+    _cors,
     _http,
     _online_office_openapi,
     _publica_openapi,
@@ -146,7 +147,25 @@ def create_app(
     app.router.add_route("GET", "/livez", _alive)
     app.router.add_route("GET", "/readyz", _ready)
     app.router.add_route("GET", "/metrics", _metrics)
+    _add_head(app.router)
     return app
+
+
+def _add_head(router: web.UrlDispatcher) -> None:
+    """HEAD wherever GET is (RFC 9110, section 9.1), except at /rpc.
+
+    GET /rpc is a call that may write; HEAD must not, and would lose the result.
+    """
+    routes = {(route.resource, route.method): route for route in router.routes()}
+    for (resource, verb), route in routes.items():
+        if (
+            verb != "GET"
+            or not isinstance(resource, web.Resource)
+            or resource.canonical.rstrip("/") == "/rpc"
+        ):
+            continue
+        if (resource, "HEAD") not in routes:
+            resource.add_route("HEAD", route.handler)
 
 
 @lru_cache(maxsize=1)
@@ -340,4 +359,6 @@ class Runner(web.AppRunner):
         handler = _http.within_boundary(
             cast(_http.Handler, made.request_handler), FRONTS, app[DISPATCHER].metrics
         )
+        if origins := app[SETTINGS].cors_origins:
+            handler = _cors.allowing(origins, handler)
         return _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout)

@@ -1,7 +1,7 @@
 """Answers that clients have not read yet: how much memory they may take, and whose are dropped beyond that.
 
-An answer that fits into the socket's buffer is not counted. What is counted stays in this process: answers that
-their client reads slowly or not at all, and those of batches that still run.
+An answer that fits into the socket's buffer is not counted. What is counted stays in this process: answers
+whose client reads slowly or not at all, and those of batches that still run.
 """
 
 from collections import Counter

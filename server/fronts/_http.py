@@ -428,6 +428,13 @@ def _members(value: Any) -> int:
     return 0
 
 
+CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
+"""The challenge of each 401, which RFC 9110, section 11.6.1, requires.
+
+No scheme is registered for an API key in a header of its own, and a browser shows no login dialog for one that it
+does not know. Every wire takes the header x-api-key beside that of its document.
+"""
+
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -473,6 +480,8 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
                 metrics.refusal(
                     RefusalFact(front.name, error.code, response.status, request_id, error.cause())
                 )
+        if response.status == 401:
+            response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
         if told := calls.headers():
             response.headers.update(told)
         response.headers["X-Request-Id"] = request_id
