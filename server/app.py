@@ -158,13 +158,9 @@ def _add_head(router: web.UrlDispatcher) -> None:
     """
     routes = {(route.resource, route.method): route for route in router.routes()}
     for (resource, verb), route in routes.items():
-        if (
-            verb != "GET"
-            or not isinstance(resource, web.Resource)
-            or resource.canonical.rstrip("/") == "/rpc"
-        ):
+        if verb != "GET" or (resource, "HEAD") in routes or not isinstance(resource, web.Resource):
             continue
-        if (resource, "HEAD") not in routes:
+        if resource.canonical.rstrip("/") != "/rpc":
             resource.add_route("HEAD", route.handler)
 
 

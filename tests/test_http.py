@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 from conftest import ADMIN, Client, Serve
 
+from server.app import create_app
+from server.settings import Settings
+
 KEYLESS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 OF_WIRES = (
     "/online-office/user/exists?login=" + ADMIN,
@@ -45,9 +48,6 @@ async def test_head_of_errors(client: Client) -> None:
 
 async def test_every_get_has_head_but_that_of_rpc(client: Client) -> None:
     """GET /rpc is a call: HEAD would make it and lose its result."""
-    from server.app import create_app
-    from server.settings import Settings
-
     routes = create_app(Settings(), "postgresql://nowhere/none").router.routes()
     verbs: dict[Any, set[str]] = {}
     for route in routes:
