@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -68,6 +68,8 @@ DESCRIPTIONS = (
 )
 DATABASE = web.AppKey("DATABASE", Database)
 _LAG_EVERY = 0.05
+_HALF_CLOSED = 1.0
+"""Seconds that a client gets to close its side of an idle connection."""
 _PIPELINED = 4
 _PROGRESS = 16 * 1024
 """Bytes that a client has to read in each write timeout; one by one it could hold an answer for days."""
@@ -251,6 +253,8 @@ class _Connection(RequestHandler):
         calls = request.get(_http.CALLS)
         self._owner = calls.owner if calls else 0
         self._size = len(resp.body) if isinstance(resp, web.Response) and isinstance(resp.body, bytes) else 0
+        if self._server.ending and not self._messages:
+            resp.force_close()  # says Connection: close: the client opens another for its next request
         return super().finish_response(request, resp, start_time)
 
     def pause_writing(self) -> None:
@@ -267,6 +271,14 @@ class _Connection(RequestHandler):
         """The client has read so much that the rest fits."""
         super().resume_writing()
         self._sent()
+
+    def half_close(self) -> None:
+        """End a connection without a request; one that the client sends at this moment is not run.
+
+        It is read and thrown away (RFC 9112, section 9.6): closing at once would reset the connection.
+        """
+        if self._waiter is not None and not self._messages and self.transport is not None:
+            self.transport.write_eof()
 
     def drop(self) -> None:
         """Disconnect a client that does not read."""
@@ -313,7 +325,12 @@ class _Connection(RequestHandler):
 
 class _Server(web.Server):
     def __init__(
-        self, made: web.Server, handler: _http.Handler, unsent: Unsent, write_timeout: float
+        self,
+        made: web.Server,
+        handler: _http.Handler,
+        unsent: Unsent,
+        write_timeout: float,
+        patience: Callable[[], float],
     ) -> None:
         """
         Args:
@@ -321,12 +338,37 @@ class _Server(web.Server):
             handler: around the whole application.
             unsent: counts what clients do not read.
             write_timeout: seconds after which they are disconnected.
+            patience: seconds that idle clients get at the end to send a request and be told with its answer.
         """
         super().__init__(
             cast(Any, handler), request_factory=made.request_factory, loop=made._loop, **made._kwargs
         )
         self.unsent = unsent
         self.write_timeout = write_timeout
+        self.ending = False
+        self._patience = patience
+
+    def pre_shutdown(self) -> None:
+        """No connection is accepted any more; those that there are end with their next answer."""
+        self.ending = True
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Wait for the clients, then end the connections that are idle, then wait for the calls that run.
+
+        Args:
+            timeout: seconds for those calls.
+        """
+        await self._emptied(self._patience())
+        for connection in self.connections:
+            cast(_Connection, connection).half_close()
+        super().pre_shutdown()
+        await self._emptied(_HALF_CLOSED)
+        await super().shutdown(timeout)
+
+    async def _emptied(self, seconds: float) -> None:
+        until = self._loop.time() + seconds
+        while self._connections and self._loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -339,8 +381,14 @@ class Runner(web.AppRunner):
     what aiohttp refuses before any middleware.
     """
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, patience: Callable[[], float] = lambda: 0.0) -> None:
+        """
+        Args:
+            app: made by create_app.
+            patience: seconds that idle clients get at the end, asked for then.
+        """
         settings = app[SETTINGS]
+        self._patience = patience
         super().__init__(
             app,
             access_log=None,  # each call is logged by what it was, without its query string
@@ -357,4 +405,4 @@ class Runner(web.AppRunner):
         )
         if origins := app[SETTINGS].cors_origins:
             handler = _cors.allowing(origins, handler)
-        return _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout)
+        return _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)

@@ -1,11 +1,16 @@
 """What HTTP asks for on every wire: HEAD, challenges, and cross-origin requests."""
 
-from typing import Any
+import asyncio
+import json
+from typing import Any, cast
 
+import asyncpg
 import pytest
+from aiohttp import web
 from conftest import ADMIN, Client, Serve
+from processes import connected, parsed, request
 
-from server.app import create_app
+from server.app import Runner, _Server, create_app
 from server.settings import Settings
 
 KEYLESS = ("/livez", "/readyz", "/metrics", "/openapi.json")
@@ -60,6 +65,60 @@ async def test_every_get_has_head_but_that_of_rpc(client: Client) -> None:
         {"method": "createUser", "params": {"email": "a@b.cc"}}, verb="HEAD"
     ) as response:
         assert (response.status, response.headers["Allow"]) == (405, "GET, POST")
+
+
+# --- the end of connections ---------------------------------------------------------------------------
+
+
+def kept(client: Client, body: object) -> bytes:
+    """A request to /rpc that leaves the connection open."""
+    sent = request(json.dumps(body).encode(), b"x-api-key: " + client.key.encode())
+    return sent.replace(b"Connection: close\r\n", b"")
+
+
+async def ending(database_url: str, patience: float) -> Runner:
+    """A server of its own, with the seconds that idle clients get at its end."""
+    app = create_app(Settings(run_jobs=False), database_url)
+    runner = Runner(app, lambda: patience)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner
+
+
+async def test_clients_are_told_before_the_end(client: Client, database_url: str) -> None:
+    """The answer after the end has begun says `Connection: close`; then nothing is left to wait for."""
+    runner = await ending(database_url, patience=600)
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    look_up = kept(client, {"method": "getUserByEmail", "params": {"email": ADMIN}})
+    async with connected(url) as (reader, writer):
+        writer.write(look_up)
+        assert b"Connection" not in await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}")
+        cleaning = asyncio.create_task(runner.cleanup())
+        while not cast(_Server, runner.server).ending:
+            await asyncio.sleep(0)
+        writer.write(look_up)
+        told = parsed(await reader.read())
+        assert (told.status, told.header("Connection")) == (200, "close")
+        await cleaning
+
+
+async def test_a_request_that_crosses_the_end(
+    client: Client, database_url: str, db: asyncpg.Connection
+) -> None:
+    """An idle connection is closed on one side first: what the client sends then is not run, and not reset."""
+    runner = await ending(database_url, patience=0)
+    async with connected(f"http://127.0.0.1:{runner.addresses[0][1]}") as (reader, writer):
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+        cleaning = asyncio.create_task(runner.cleanup())
+        assert await reader.read() == b""
+        writer.write(kept(client, {"method": "createUser", "params": {"email": "late@example.com"}}))
+        await writer.drain()
+        writer.close()
+        await cleaning
+        await writer.wait_closed()  # raises where the connection was reset
+    assert await db.fetchval("SELECT count(*) FROM users") == 1
 
 
 # --- 401 ----------------------------------------------------------------------------------------------

@@ -431,7 +431,7 @@ def _members(value: Any) -> int:
 CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
 """The challenge of each 401, which RFC 9110, section 11.6.1, requires.
 
-No scheme is registered for an API key in a header of its own, and a browser shows no login dialog for one that
+No scheme is registered for a key in a header of its own, and a browser shows no login dialog for one that
 it does not know. Every wire takes the header x-api-key beside that of its document.
 """
 
