@@ -191,6 +191,13 @@ class TooLarge(ServiceError):
     code = "too_large"
 
 
+class BatchFull(ServiceError):
+    """the answers of this batch are too large; send this item and those after it in another one"""
+
+    code = "batch_full"
+    retryable = True
+
+
 class WrongType(ServiceError):
     """send the body as Content-Type: application/json"""
 

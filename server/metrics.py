@@ -89,6 +89,12 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+        self._unsent = Gauge(
+            "officerpc_unsent_bytes",
+            "Bytes of answers that clients have not read yet, and of batches that run.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._unread = Gauge(
             "officerpc_webhooks_unread_seconds",
             "Age of the oldest event that a webhook has not read.",
@@ -151,6 +157,10 @@ class Metrics:
     def lag(self, seconds: float) -> None:
         """How late the event loop was at worst, lately."""
         self._lag.set(seconds)
+
+    def unsent(self, size: int) -> None:
+        """How many bytes of answers this process holds."""
+        self._unsent.set(size)
 
     def webhooks_unread(self, seconds: float) -> None:
         """How old the oldest event is that a webhook has not read; 0 where all have read all."""

@@ -4,6 +4,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+import orjson
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
@@ -44,6 +45,7 @@ RPC_CODES: dict[str, int] = {
     "unsupported_media_type": -32015,
     "idempotency_conflict": -32022,
     "too_many_calls": -32029,
+    "batch_full": -32030,
     "unavailable": -32053,
 }
 """Kind of error -> JSON-RPC 2.0 code; those above -32100 are this server's own."""
@@ -91,6 +93,12 @@ def document(methods: tuple[Method, ...]) -> dict[str, Any]:
         "methods": described,
         "components": {"schemas": schemas},
     }
+
+
+@lru_cache(maxsize=1)
+def rendered(methods: tuple[Method, ...]) -> bytes:
+    """The same document as JSON."""
+    return orjson.dumps(document(methods))
 
 
 def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str, Any]:

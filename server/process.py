@@ -1,6 +1,7 @@
 """Worker processes: gunicorn's arbiter over aiohttp's uvloop worker."""
 
 import gc
+import mmap
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ from prometheus_client import multiprocess
 
 from server.app import Runner, create_app
 from server.settings import Settings
+
+IDLE_AT_STOP = 1.0
+"""Seconds that kept-alive clients get to be told that the server stops."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -29,7 +33,10 @@ def _forget_metrics(pid: int) -> None:
 
 
 class Arbiter(BaseApplication):  # type: ignore[misc]
-    """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT."""
+    """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT.
+
+    On SIGHUP new workers take over before the old ones end. Settings and code stay those of the start.
+    """
 
     def __init__(self, settings: Settings, database_url: str, when_ready: Callable[[], None]) -> None:
         """
@@ -39,6 +46,9 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
         self._settings = settings
         self._when_ready = when_ready
         self._is_ready = False
+        # Reloads until this process was forked, and (shared with all workers) until now.
+        self._reloads = 0
+        self._reloads_now = mmap.mmap(-1, mmap.PAGESIZE)
         self._database_url = database_url
         super().__init__()
 
@@ -57,6 +67,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "loglevel": "warning",
             "control_socket_disable": True,
             "when_ready": lambda _: self._ready(),
+            "on_reload": lambda _: self._count_reload(),
             "child_exit": lambda _, worker: _forget_metrics(worker.pid),
         }
         for name, value in options.items():
@@ -65,6 +76,19 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
     def _ready(self) -> None:
         self._is_ready = True
         self._when_ready()
+
+    def _count_reload(self) -> None:
+        self._reloads += 1
+        self._reloads_now[0] = self._reloads % 256
+
+    def _patience(self) -> float:
+        """For how long a worker that ends waits for idle clients, in seconds.
+
+        One that was replaced can wait until they send a request or have idled for too long: others serve.
+        """
+        if self._reloads_now[0] == self._reloads % 256:
+            return IDLE_AT_STOP
+        return min(self._settings.keepalive_timeout, self._settings.shutdown_timeout)
 
     def run(self) -> None:
         """Serve until a signal ends it."""
@@ -87,7 +111,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
         """What a worker serves, made within the worker."""
 
         async def runner() -> web.AppRunner:
-            made = Runner(create_app(self._settings, self._database_url))
+            made = Runner(create_app(self._settings, self._database_url), self._patience)
             # All of this stays. A full collection that goes through it keeps the event loop for 50 ms.
             gc.collect()
             gc.freeze()

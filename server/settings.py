@@ -56,7 +56,26 @@ class Settings(BaseSettings):
         le=30,
         description="Seconds an idle connection, or one with unfinished headers, stays open.",
     )
+    write_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds after which a client that does not read its answer is disconnected.",
+    )
     shutdown_timeout: float = Field(20.0, gt=0, description="Seconds that running calls get at shutdown.")
+    unsent_limit: int = Field(
+        64 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes of answers that clients have not read yet, in each worker; beyond it the oldest "
+        "of whoever holds most are dropped with their connections.",
+    )
+    batch_answer_limit: int = Field(
+        4 * 1024 * 1024,
+        ge=1024,
+        description="Bytes that the answers of a JSON-RPC batch may have before the rest of it is refused.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins, comma separated, whose pages may call from a browser; unset: none."
+    )
 
     argon2_memory: int = Field(19456, ge=8, description="Memory of one password hash in KiB (RFC 9106).")
     argon2_time: int = Field(2, ge=1, description="Passes of one password hash.")
@@ -123,7 +142,7 @@ class Settings(BaseSettings):
         None, description="API key of that instance; unset: generated at creation and printed once."
     )
 
-    @field_validator("trusted_proxies", mode="before")
+    @field_validator("trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return (
@@ -140,6 +159,15 @@ class Settings(BaseSettings):
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("a database address begins with postgresql://")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # As browsers write them (RFC 6454, section 6.2): small letters, no path, no default port.
+        for origin in value:
+            if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9]\d{0,4})?", origin):
+                raise ValueError("an origin is written as https://shop.example or https://shop.example:8443")
         return value
 
     @field_validator("graph_url", "graph_login_url")

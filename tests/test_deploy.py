@@ -1,11 +1,14 @@
 """Behind what operators put in front and beneath: the samples of scripts/deploy, run for real.
 
-Needs Debian's nginx-light, haproxy and pgbouncer, which CI installs.
+Needs Debian's nginx-light, haproxy, pgbouncer and prometheus (for promtool), which CI installs.
 """
 
 import asyncio
+import csv
+import io
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -14,9 +17,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
+import processes
+import psutil
 import pytest
-from aiohttp import web
-from conftest import ADMIN, Client, Serve
+from aiohttp import ClientSession, web
+from conftest import ADMIN, Client, Serve, insert_key, until
 
 SAMPLES = Path(__file__).parent.parent / "scripts" / "deploy"
 PATH = os.environ["PATH"] + ":/usr/sbin"
@@ -68,11 +74,16 @@ def nginx(folder: Path, upstream: int, port: int) -> list[str | Path]:
     return ["nginx", "-e", folder / "error.log", "-c", folder / "nginx.conf"]
 
 
-def haproxy(folder: Path, upstream: int, port: int) -> list[str | Path]:
+def haproxy(folder: Path, upstream: int, port: int, second: int | None = None) -> list[str | Path]:
     sample = (SAMPLES / "haproxy.cfg").read_text()
-    sample = sample.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}").replace(
-        "127.0.0.1:8443", f"127.0.0.1:{port}"
-    )
+    for ours, theirs in (
+        ("127.0.0.1:8080", f"127.0.0.1:{upstream}"),
+        ("127.0.0.1:8443", f"127.0.0.1:{port}"),
+        ("/run/haproxy", str(folder)),
+        ("# server two 127.0.0.1:8081", f"server two 127.0.0.1:{second}" if second else "#"),
+    ):
+        assert ours in sample
+        sample = sample.replace(ours, theirs)
     (folder / "haproxy.cfg").write_text(sample)
     return ["haproxy", "-db", "-q", "-f", folder / "haproxy.cfg"]
 
@@ -128,6 +139,131 @@ async def test_a_proxy_never_repeats_a_call(proxy: Proxy, client: Client, tmp_pa
             assert response.status == 502
     await runner.cleanup()
     assert len(seen) == 1
+
+
+@installed("haproxy")
+async def test_a_rolling_restart(database_url: str, db: asyncpg.Connection, tmp_path: Path) -> None:
+    """The steps of scripts/README.md: drained, restarted and let in again, two servers lose no call."""
+    key = await insert_key(db)
+    ports = [processes.free_port(), processes.free_port()]
+    port = free_port()
+    with processes.running(database_url) as officerpc:
+        servers = [await officerpc.serve(port=each) for each in ports]
+        async with running(*haproxy(tmp_path, *(ports[0], port, ports[1])), port=port):
+
+            async def admin(command: str) -> str:
+                reader, writer = await asyncio.open_unix_connection(tmp_path / "admin.sock")
+                writer.write(command.encode() + b"\n")
+                answer = (await reader.read()).decode()
+                writer.close()
+                return answer
+
+            async def state(server: str) -> str:
+                rows = csv.DictReader(io.StringIO((await admin("show stat")).lstrip("# ")))
+                (found,) = [row for row in rows if row["svname"] == server]
+                return found["status"]
+
+            async def is_up(server: str) -> bool:
+                return await state(server) == "UP"
+
+            stopped, calls = asyncio.Event(), 0
+
+            async def call_without_end() -> None:
+                nonlocal calls
+                async with ClientSession() as http:
+                    while not stopped.is_set():
+                        body = {"method": "getUserByEmail", "params": {"email": ADMIN}}
+                        async with http.post(
+                            f"http://127.0.0.1:{port}/rpc", json=body, headers={"x-api-key": key}
+                        ) as response:
+                            assert response.status == 200, await response.text()
+                            calls += 1
+                        await asyncio.sleep(0.01)
+
+            await until(lambda: is_up("two"))
+            clients = [asyncio.create_task(call_without_end()) for _ in range(4)]
+            for place, name in enumerate(("one", "two")):
+                await admin(f"set server officerpc/{name} state drain")
+                assert await servers[place].stop() == 0
+                servers[place] = await officerpc.serve(port=ports[place])
+                await admin(f"set server officerpc/{name} state ready")
+                await until(lambda name=name: is_up(name))
+                before = calls
+
+                async def went_on(before: int = before) -> bool:
+                    return calls > before + 20 or any(client.done() for client in clients)
+
+                await until(went_on)
+            stopped.set()
+            await asyncio.gather(*clients)
+
+
+# --- backup and restore -------------------------------------------------------------------------------
+
+
+async def test_backup_and_restore(
+    client: Client, serve: Serve, db: asyncpg.Connection, database_url: str
+) -> None:
+    """The steps of scripts/README.md: what was dumped serves from another database, and goes on from there."""
+    pid = await db.fetchval("SELECT pg_backend_pid()")
+    binaries = Path(psutil.Process(pid).exe()).parent
+    created = await client.call(
+        "createUsers", {"users": [{"email": f"u{n}@example.com"} for n in range(200)]}
+    )
+    assert len(created["results"]) == 200
+    seen = await client.call("listChanges", {"limit": 1000})
+    other = urlsplit(database_url).path[1:] + "_restored"
+    restored = database_url.replace(urlsplit(database_url).path + "?", f"/{other}?")
+    dump = Path(urlsplit(database_url).query.removeprefix("host=").replace("%2F", "/")) / f"{other}.dump"
+
+    async def run(program: str, *arguments: str | Path) -> None:
+        process = await asyncio.create_subprocess_exec(binaries / program, *arguments, cwd="/")
+        assert await process.wait() == 0, program
+
+    await run("pg_dump", "-Fc", "-f", dump, database_url)
+    await db.execute(f"CREATE DATABASE {other}")
+    try:
+        await run("pg_restore", "--no-owner", "--exit-on-error", "-d", restored, dump)
+        await run("vacuumdb", "-q", "--analyze-only", "-d", restored)
+        copy = await serve(url=restored)
+        copy = copy.using(client.key)
+        assert (await copy.call("getUserByEmail", {"email": "u7@example.com"}))["email"] == "u7@example.com"
+        await copy.call("createUser", {"email": "new@example.com"})
+        news = await copy.call("listChanges", {"cursor": seen["cursor"]})
+        assert [event["data"]["after"]["email"] for event in news["events"]] == ["new@example.com"]
+        await copy.http.close()
+    finally:
+        dump.unlink(missing_ok=True)
+        await db.execute(f"DROP DATABASE {other} WITH (FORCE)")
+
+
+# --- alerts -------------------------------------------------------------------------------------------
+
+
+async def test_alerts_name_metrics_that_exist(client: Client) -> None:
+    """Each series of the rules is one of a family that /metrics declares."""
+    async with client.http.get(client.url + "/metrics") as response:
+        families = set(re.findall(r"^# TYPE (\w+)", await response.text(), re.MULTILINE))
+    rules = (SAMPLES / "alerts.yml").read_text()
+    named = set(re.findall(r"\b(officerpc_\w+|process_\w+)", rules))
+    assert len(named) > 5
+    assert {re.sub("_bucket$", "", name) for name in named} <= families
+    assert len(re.findall("alert: ", rules)) == len(re.findall("expr: ", rules)) > 5
+
+
+@installed("promtool")
+def test_promtool_accepts_the_alerts() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "rules", SAMPLES / "alerts.yml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_allows_many_connections() -> None:
+    """systemd's and many systems' default of open files is 1024."""
+    for name in ("officerpc.service", "officerpc-work.service"):
+        unit = (SAMPLES / name).read_text()
+        assert "\nLimitNOFILE=65536\n" in unit and "\nRestartSec=5\n" in unit
 
 
 @installed("pgbouncer")

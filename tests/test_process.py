@@ -298,6 +298,61 @@ async def test_sigterm_under_load(
     assert await emails(db) == {ADMIN, *acknowledged}
 
 
+async def test_a_reload_under_load(
+    officerpc: Officerpc, http: aiohttp.ClientSession, key: str, db: asyncpg.Connection
+) -> None:
+    """Kept-alive clients, busy and pausing, lose no call while workers are replaced, and are told to reconnect."""
+    served = await officerpc.serve(workers=2)
+    stopped = asyncio.Event()
+    told: list[str] = []
+    made = [0] * 12
+
+    async def client(number: int) -> None:
+        pause = (0.0, 0.01, 0.3)[number % 3]
+        # A connection of its own, and POST, which aiohttp does not send a second time.
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+            while not stopped.is_set():
+                async with session.post(
+                    served.url + "/rpc", json=LOOK_UP, headers={"x-api-key": key}
+                ) as response:
+                    assert response.status == 200 and (await response.json())["email"] == ADMIN
+                    told.append(response.headers.get("Connection", "keep-alive"))
+                made[number] += 1
+                await asyncio.sleep(pause)
+
+    clients = [asyncio.create_task(client(number)) for number in range(12)]
+
+    async def all_went_on(since: list[int]) -> bool:
+        assert not any(task.done() for task in clients), [task for task in clients if task.done()]
+        return all(now > before + 2 for now, before in zip(made, since, strict=True))
+
+    await eventually(lambda: all_went_on([0] * 12))
+    for _ in range(2):
+        before = served.workers()
+        served.process.send_signal(signal.SIGHUP)
+        await eventually(lambda before=before: not alive(before))
+        await eventually(lambda: len(alive(served.workers())) == 2)
+        so_far = list(made)
+        await eventually(lambda so_far=so_far: all_went_on(so_far))
+    stopped.set()
+    await asyncio.gather(*clients)
+    assert "close" in told
+    assert "Traceback" not in served.log
+    assert await served.stop() == 0
+
+
+async def test_sigterm_and_an_idle_client(officerpc: Officerpc, key: str) -> None:
+    """It sees the end of its connection, not a reset."""
+    served = await officerpc.serve(workers=1)
+    kept = request(json.dumps(LOOK_UP).encode(), b"x-api-key: " + key.encode())
+    async with connected(served.url) as (reader, writer):
+        writer.write(kept.replace(b"Connection: close\r\n", b""))
+        assert b"Connection" not in await reader.readuntil(b"\r\n\r\n")
+        served.process.send_signal(signal.SIGTERM)
+        assert (await reader.read()).endswith(b"}")
+    assert await served.ended() == 0
+
+
 async def refuses(url: str) -> bool:
     """Whether nobody accepts connections there."""
     try:

@@ -42,6 +42,17 @@ def test_networks_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> No
     assert [str(network) for network in Settings().trusted_proxies] == ["127.0.0.1/32", "10.0.0.0/8"]
 
 
+@pytest.mark.parametrize(
+    "bad", ["*", "null", "shop.example", "https://shop.example/", "https://Shop.example"]
+)
+def test_origins_are_written_as_browsers_send_them(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFICERPC_CORS_ORIGINS", "https://shop.example, http://localhost:3000")
+    assert Settings().cors_origins == ("https://shop.example", "http://localhost:3000")
+    monkeypatch.setenv("OFFICERPC_CORS_ORIGINS", f"https://shop.example,{bad}")
+    with pytest.raises(ValidationError, match="origin"):
+        Settings()
+
+
 def test_workers_share_the_cores() -> None:
     assert Settings(workers=1).threads_for_hashing() == available_cores()
     assert Settings(workers=64).threads_for_hashing() == 1

@@ -35,6 +35,7 @@ from server.limits import Allowance, RateLimiter
 from server.metrics import Metrics, RefusalFact
 from server.registry import DRY_RUN, Circumstances, without_dry_run
 from server.settings import Settings
+from server.unsent import Unsent
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ KEYS = web.AppKey("KEYS", KeyRing)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 LIMITER = web.AppKey("LIMITER", RateLimiter)
 """Of all wires together; one that has a limit of its own counts for itself too."""
+UNSENT = web.AppKey("UNSENT", Unsent)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 
@@ -50,6 +52,8 @@ REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 class Calls:
     """The calls that a request has become, and what its answer has to say of them beside its body."""
 
+    # Whose they are: the default instance of the key, or one number for each key without any; 0: nobody's.
+    owner: int = 0
     begun: int = 0
     replayed: int = 0
     # Those that write, and those of them that were rehearsed.
@@ -108,6 +112,10 @@ _HEADERS = CIMultiDict({"Cache-Control": "no-store", "X-Content-Type-Options": "
 _JSON_HEADERS = CIMultiDict(_HEADERS, **{"Content-Type": "application/json"})
 
 
+_LARGE_ANSWER = 65536
+"""Bytes from which headers and body are sent apart."""
+
+
 def answer(status: int, body: bytes | None, headers: Mapping[str, str] | None = None) -> web.Response:
     """An answer in JSON, or without a body, with the headers that each has.
 
@@ -117,6 +125,9 @@ def answer(status: int, body: bytes | None, headers: Mapping[str, str] | None = 
     response = Answer(status=status, body=body, headers=_HEADERS if body is None else _JSON_HEADERS)
     if headers:
         response.headers.update(headers)
+    if body is not None and len(body) > _LARGE_ANSWER:
+        # Headers and body in one piece would be a copy of the body, kept for as long as the client reads.
+        response._send_headers_immediately = True
     return response
 
 
@@ -148,6 +159,7 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
     if not given or not given[0]:
         raise Unauthenticated
     caller = await request.app[KEYS].caller(given[0], address_of(request))
+    request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.key_id
     if counted:
         count(request, caller)
     return caller
@@ -372,6 +384,13 @@ def require_json(request: web.Request) -> None:
         raise WrongType
 
 
+CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
+"""The challenge of each 401, which RFC 9110, section 11.6.1, requires.
+
+No scheme is registered for a key in a header of its own, and a browser shows no login dialog for one that
+it does not know. Every wire takes the header x-api-key beside that of its document.
+"""
+
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -419,6 +438,8 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
                 metrics.refusal(
                     RefusalFact(front.name, error.code, response.status, request_id, error.cause())
                 )
+        if response.status == 401:
+            response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
         if told := calls.headers():
             response.headers.update(told)
         response.headers["X-Request-Id"] = request_id

@@ -15,6 +15,7 @@ from jsonrpcserver.result import Success
 from server.auth import Caller
 from server.errors import (
     BadExpectation,
+    BatchFull,
     Conflict,
     FieldError,
     Forbidden,
@@ -42,6 +43,7 @@ from server.fronts._http import (
     DISPATCHER,
     REQUEST_ID,
     SETTINGS,
+    UNSENT,
     Front,
     answer,
     authenticate,
@@ -153,6 +155,8 @@ async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.
     """In order, one at a time; an item that is no request is answered as such and harms no other.
 
     Each counts as a call: those beyond the rate of the key are refused one by one.
+    Once the answers have more bytes than they may, nothing more is run, from the first item on that would add
+    to them.
     """
     if not items or len(items) > MAX_BATCH:
         message = f"a batch has 1 to {MAX_BATCH} items"
@@ -160,22 +164,35 @@ async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.
         return _rendered(
             _error_object(request, Invalid(message, code="invalid_request", fields=fields), None)
         )
-    answers = []
-    for place, item in enumerate(items):
-        try:
-            if place > 0:  # the first was counted as the request
-                count(request, caller)
-        except TooMany as error:
-            answered = _refusal(request, error, item)
-        else:
-            answered = await _item(request, caller, item, place)
-        if answered is not None:
-            answers.append(answered)
-    return _rendered(answers or None)
+    unsent, owner = request.app[UNSENT], request[CALLS].owner
+    limit = request.app[SETTINGS].batch_answer_limit
+    answers: list[orjson.Fragment] = []
+    size, room, full = 0, True, False
+    try:
+        for place, item in enumerate(items):
+            # A notification has no answer: it is refused only after an item whose answer says so.
+            full = full or (not room and not (_is_request(item) and "id" not in item))
+            try:
+                if full:
+                    raise BatchFull
+                if place > 0:  # the first was counted as the request
+                    count(request, caller)
+            except (BatchFull, TooMany) as error:
+                answered = _refusal(request, error, item)
+            else:
+                answered = await _item(request, caller, item, place)
+            if answered is not None:
+                rendered = orjson.dumps(answered)
+                answers.append(orjson.Fragment(rendered))
+                size += len(rendered)
+                room = unsent.grow(owner, len(rendered)) and size <= limit
+        return _rendered(answers or None)
+    finally:
+        unsent.shrink(owner, size)
 
 
-def _refusal(request: web.Request, error: TooMany, item: Any) -> Any:
-    """The response object of an item that is beyond the rate; None for a notification."""
+def _refusal(request: web.Request, error: ServiceError, item: Any) -> Any:
+    """The response object of an item that is not run; None for a notification."""
     if not _is_request(item):
         return _error_object(request, error, None)
     return _error_object(request, error, item["id"]) if "id" in item else None

@@ -1,10 +1,17 @@
 """The description of the service, by the service."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from server.openrpc import document
+import orjson
+from pydantic import BeforeValidator
+
+from server.openrpc import rendered
 from server.registry import Call, Example, Params, method
+
+
+def _parsed(value: Any) -> Any:
+    return orjson.loads(orjson.dumps(value))  # the result is JSON already
 
 
 class NoParams(Params):
@@ -13,11 +20,11 @@ class NoParams(Params):
 
 @method(
     "rpc.discover",
-    result=dict[str, Any],
+    result=Annotated[dict[str, Any], BeforeValidator(_parsed)],
     scope="docs:read",
     writes=False,
     examples=(Example("All of it", {}, {"openrpc": "1.4.1"}),),
 )
 async def discover(call: Call, params: NoParams) -> Any:
     """Describe every method as an OpenRPC document."""
-    return await asyncio.to_thread(document, tuple(call.methods.values()))
+    return orjson.Fragment(await asyncio.to_thread(rendered, tuple(call.methods.values())))
