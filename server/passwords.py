@@ -86,9 +86,13 @@ class PasswordHasher:
             memory_cost=settings.argon2_memory,
             parallelism=settings.argon2_parallelism,
         )
+        threads = settings.threads_for_hashing()
+        # One thread more than one instance can use: while its expensive hashes keep all of those, another's
+        # login need not wait for any of them to end.
         self._pool = BoundedPool(
             "argon2",
-            threads=settings.threads_for_hashing(),
+            threads=threads + 1,
+            of_one=threads,
             waiting=settings.hash_queue,
             refusal="too many passwords are being hashed, try again",
         )
@@ -109,8 +113,8 @@ class PasswordHasher:
     async def hash_all(self, passwords: Sequence[str]) -> list[str]:
         """The PHC strings of many passwords, in their order.
 
-        No more of them are in the queue than there are threads, so that others' need not wait for all; where
-        the queue is full, these wait.
+        No more of them are in the queue than can run at once, so that others of the instance need not wait
+        for all; where the queue is full, these wait.
         """
         hashes = [""] * len(passwords)
         waiting = iter(enumerate(passwords))
@@ -124,7 +128,7 @@ class PasswordHasher:
                         await asyncio.sleep(0.05)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._pool.threads, len(passwords))):
+            for _ in range(min(self._pool.of_one, len(passwords))):
                 group.create_task(work())
         return hashes
 

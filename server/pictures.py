@@ -53,7 +53,11 @@ class Pictures:
         self._limit = settings.picture_limit
         self._pixels = settings.picture_pixels
         self._pool = BoundedPool(
-            "pictures", threads=1, waiting=_WAITING, refusal="too many pictures are being read, try again"
+            "pictures",
+            threads=1,
+            of_one=1,
+            waiting=_WAITING,
+            refusal="too many pictures are being read, try again",
         )
 
     def close(self) -> None:

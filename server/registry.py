@@ -158,6 +158,8 @@ class Method:
     extension: bool
     # Its params may hold a picture, and be as much longer.
     with_picture: bool
+    # It is about many users: few of one instance run at once.
+    many: bool
     summary: str
     description: str
     errors: tuple[type[ServiceError], ...]
@@ -181,6 +183,7 @@ def method(
     operator: bool = False,
     extension: bool = True,
     with_picture: bool = False,
+    many: bool = False,
     registry: dict[str, Method] = METHODS,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
     """Register `async def handler(call, params)`; its docstring is the documentation.
@@ -200,6 +203,7 @@ def method(
         operator: only for operator keys.
         extension: not part of the OneOffice document.
         with_picture: its params may hold a picture.
+        many: about many users, of one instance: few of these run at once for each.
         registry: where to; tests have their own.
 
     Raises:
@@ -229,6 +233,7 @@ def method(
             member_scopes or {},
             extension,
             with_picture,
+            many,
             summary,
             rest.strip(),
             errors,

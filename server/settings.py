@@ -63,7 +63,14 @@ class Settings(BaseSettings):
     hash_queue: int = Field(
         400,
         ge=1,
-        description="Hashes that may wait in one worker; more are refused with 503 and Retry-After.",
+        description="Hashes of one instance that may wait in one worker; more are refused with 503 and "
+        "Retry-After.",
+    )
+    instance_queue: int = Field(
+        400,
+        ge=1,
+        description="Calls of one instance that may wait for a database connection in one worker; more are "
+        "refused with 503 and Retry-After.",
     )
 
     session_hours: int = Field(24, ge=1, le=24 * 365, description="Hours a login session lives.")

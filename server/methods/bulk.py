@@ -111,6 +111,7 @@ _DUPLICATE = {
     result=CreatedUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_creations,
     errors=(Conflict,),
     examples=(
@@ -180,6 +181,7 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
     result=DoneUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_changes,
     errors=(NotFound, Conflict),
     examples=(
@@ -266,6 +268,7 @@ async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUs
     result=DoneUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_deletions,
     errors=(NotFound,),
     examples=(

@@ -214,6 +214,7 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     result=EnsuredUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_many,
     errors=(Conflict,),
     examples=(
