@@ -146,7 +146,7 @@ class Dispatcher:
                 bad.append(FieldError(DRY_RUN, "must be true or false"))
             elif dry_run:
                 circumstances = circumstances._replace(dry_run=True)
-            model = validated(method.params, params, bad)
+            model = validated(method.params, params, bad, settings=self._settings)
             for member, scope in method.member_scopes.items():
                 given = getattr(model, member)
                 if given != type(model).model_fields[member].default and scope not in caller.scopes:

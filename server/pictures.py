@@ -19,7 +19,8 @@ LARGE, SMALL = 512, 128
 _MEMORY = 76 * 1024 * 1024
 # Each scan of a progressive JPEG goes over the whole picture: cameras write about ten, the hostile thousands.
 _SCANS = 64
-_WAITING = 8
+# Waiting, each with all its bytes: of one instance, and of all.
+_WAITING, _WAITING_IN_ALL = 4, 16
 
 # By content; the extension of a file name proves nothing. Pillow's other formats are never tried.
 _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
@@ -57,6 +58,7 @@ class Pictures:
             threads=1,
             of_one=1,
             waiting=_WAITING,
+            waiting_in_all=_WAITING_IN_ALL,
             refusal="too many pictures are being read, try again",
         )
 

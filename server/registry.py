@@ -265,13 +265,21 @@ def positions(model: type[BaseModel]) -> list[str]:
     return sorted(fields, key=lambda name: not fields[name].is_required())
 
 
-def validated(model: type[BaseModel], params: object, known_bad: Sequence[FieldError] = ()) -> Any:
+def validated(
+    model: type[BaseModel],
+    params: object,
+    known_bad: Sequence[FieldError] = (),
+    *,
+    settings: Settings | None = None,
+) -> Any:
     """Params as an instance of their model.
 
     Args:
         model: a registered params model.
         params: parsed JSON: an object, a list (members by position) or None.
         known_bad: what is wrong with them already.
+        settings: the server's, where members are checked against them (the context of validators); without
+            them their defaults hold.
 
     Raises:
         Invalid: naming every bad member.
@@ -288,7 +296,7 @@ def validated(model: type[BaseModel], params: object, known_bad: Sequence[FieldE
     if len(params) > MAX_MEMBERS:
         raise Invalid(f"params: at most {MAX_MEMBERS} members")
     try:
-        valid = model.model_validate(params)
+        valid = model.model_validate(params, context=settings)
     except ValidationError as error:
         raise Invalid.of([*field_errors(error), *known_bad]) from error
     if known_bad:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+BCRYPT_MAX_COST = 12
+"""OWASP's cheat sheet on password storage asks for 10 at least; common systems make hashes of 10 to 12."""
+
 
 def available_cores() -> int:
     """Cores this process may use, which in a container are fewer than the machine has."""
@@ -57,6 +60,13 @@ class Settings(BaseSettings):
     argon2_memory: int = Field(19456, ge=8, description="Memory of one password hash in KiB (RFC 9106).")
     argon2_time: int = Field(2, ge=1, description="Passes of one password hash.")
     argon2_parallelism: int = Field(1, ge=1, description="Lanes of one password hash.")
+    bcrypt_max_cost: int = Field(
+        BCRYPT_MAX_COST,
+        ge=4,
+        le=16,
+        description="Highest cost of bcrypt hashes that are taken from elsewhere; a step doubles the time, "
+        "which is a quarter of a second at 12. Stored ones log in whatever they cost.",
+    )
     hash_threads: int = Field(
         0, ge=0, description="Hashing threads of each worker; 0: the cores divided by the workers."
     )
@@ -89,6 +99,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Calls a minute that each key without a rate of its own may make on all wires together, "
         "in each worker; 0: any.",
+    )
+    instance_rate_limit: int = Field(
+        30_000,
+        ge=0,
+        description="Calls a minute that the keys of each instance without a rate of its own may make "
+        "together, on all wires and in each worker; 0: any. One worker answers about six times as many.",
     )
 
     run_jobs: bool = Field(

@@ -35,17 +35,26 @@ class Shares:
     robin), and within a share in the order of arrival.
     """
 
-    def __init__(self, *, size: int = sys.maxsize, of_one: int, waiting: int, refusal: str) -> None:
+    def __init__(
+        self,
+        *,
+        size: int = sys.maxsize,
+        of_one: int,
+        waiting: int,
+        waiting_in_all: int = sys.maxsize,
+        refusal: str,
+    ) -> None:
         """
         Args:
             size: slots; by default as many as are asked for, so that only of_one limits.
             of_one: slots that one share may hold.
             waiting: how many of one share may wait.
+            waiting_in_all: how many of all shares together may, where each keeps much in memory.
             refusal: what the next one is told.
         """
         self.of_one = of_one
         self._free = size
-        self._waiting_limit = waiting
+        self._waiting_limit, self._waiting_in_all = waiting, waiting_in_all
         self._refusal = refusal
         # By share: slots held, and those who wait. The share that is first served next stands first.
         self._held: dict[int, int] = {}
@@ -67,7 +76,10 @@ class Shares:
         """
         if self.take_now(share):
             return
-        if len(self._waiting.get(share, ())) >= self._waiting_limit:
+        if (
+            len(self._waiting.get(share, ())) >= self._waiting_limit
+            or sum(map(len, self._waiting.values())) >= self._waiting_in_all
+        ):
             raise Unavailable(self._refusal, code="busy", retry_after=1)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(share, deque()).append(turn)

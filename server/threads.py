@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,18 +17,30 @@ T = TypeVar("T")
 class BoundedPool:
     """A pool of threads, shared out by instance, with a bounded queue for each."""
 
-    def __init__(self, name: str, *, threads: int, of_one: int, waiting: int, refusal: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        threads: int,
+        of_one: int,
+        waiting: int,
+        waiting_in_all: int = sys.maxsize,
+        refusal: str,
+    ) -> None:
         """
         Args:
             name: of the threads, as a debugger shows them.
             threads: how much runs at once.
             of_one: how much of that may be of one instance.
             waiting: how much more of one instance may wait.
+            waiting_in_all: how much more of all instances together may.
             refusal: what the next one is told.
         """
         self.of_one = of_one
         self._executor = ThreadPoolExecutor(threads, name, initializer=_yield_to_others)
-        self._slots = Shares(size=threads, of_one=of_one, waiting=waiting, refusal=refusal)
+        self._slots = Shares(
+            size=threads, of_one=of_one, waiting=waiting, waiting_in_all=waiting_in_all, refusal=refusal
+        )
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """The result of work(*args), from the share of the running task.

@@ -94,7 +94,7 @@ async def handle(request: web.Request) -> web.Response:
     except TooMany as error:
         over = error  # told in the envelope that it came in
     require_json(request)
-    body = await read_body(request, with_picture="users:write" in caller.scopes, key_id=caller.key_id)
+    body = await read_body(request, with_picture="users:write" in caller.scopes, share=caller.share)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
     with_picture: set[str] = set()
     if len(body) > usual:
