@@ -1,5 +1,6 @@
 -- Calls for wrk, as bench.py asks for them. Arguments: kind of call, number of the run, users to choose
--- from, members of createUser beside the e-mail and the name.
+-- from, members of createUser beside the e-mail and the name, milliseconds that a connection rests before
+-- each call.
 local threads = 0
 
 function setup(thread)
@@ -9,7 +10,12 @@ end
 
 function init(args)
   kind, run, users, members, calls = args[1], args[2], tonumber(args[3]), args[4], 0
+  rest = tonumber(args[5])
   math.randomseed(tonumber(run) * 64 + number)
+end
+
+function delay()
+  return rest
 end
 
 function request()
@@ -24,8 +30,9 @@ function request()
   return wrk.format("POST", nil, nil, call)
 end
 
-function done(summary)
+function done(summary, latency)
   local errors = summary.errors
-  io.write(string.format('{"calls":%d,"seconds":%f,"failed":%d}\n', summary.requests, summary.duration / 1e6,
-    errors.status + errors.connect + errors.read + errors.write + errors.timeout))
+  io.write(string.format('{"calls":%d,"seconds":%f,"failed":%d,"p50":%f,"p99":%f}\n', summary.requests,
+    summary.duration / 1e6, errors.status + errors.connect + errors.read + errors.write + errors.timeout,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
 end

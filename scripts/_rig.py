@@ -117,18 +117,20 @@ class Bench:
         return self._databases[name]
 
     @contextlib.contextmanager
-    def server(self, database: str, workers: int = 1) -> Iterator[Server]:
-        """`officerpc serve` with default settings."""
+    def server(self, database: str, workers: int = 1, **settings: str) -> Iterator[Server]:
+        """`officerpc serve` with default settings, except for those that are given and the limit of an
+        instance's calls a minute, which a load goes beyond.
+        """
         port = _free_port()
         environment = {
+            "OFFICERPC_INSTANCE_RATE_LIMIT": "0",
             "OFFICERPC_PORT": str(port),
             "OFFICERPC_WORKERS": str(workers),
             "OFFICERPC_DATABASE_URL": database,
             "OFFICERPC_DATA_DIR": str(self._directory),
             "OFFICERPC_BOOTSTRAP_API_KEY": self._key,
         }
-        command = [str(Path(sys.executable).with_name("officerpc")), "serve"]
-        with self._running(command, environment, port, workers) as server:
+        with self._running([officerpc_path(), "serve"], environment | settings, port, workers) as server:
             yield server
 
     @contextlib.contextmanager
@@ -198,13 +200,46 @@ class Bench:
         Raises:
             BenchError: some call was not answered with 200.
         """
+        result = self._wrk(
+            server, kind, users=users, members=members, seconds=seconds, connections=connections,
+            meanwhile=meanwhile,
+        )  # fmt: skip
+        # Calls that wrk left behind still run, and would take their time from whoever is next.
+        while sum(worker.cpu_percent(0.1) for worker in server.workers) > 20:
+            pass
+        return float(result["calls"] / result["seconds"])
+
+    def reads(self, server: Server, users: int, connections: int = 4, rest: int = 10) -> dict[str, float]:
+        """Look-ups on few connections: their number and the median and 99th percentile in milliseconds.
+
+        Args:
+            users: how many there are to choose from.
+            rest: milliseconds between two calls of a connection.
+
+        Raises:
+            BenchError: some call was not answered with 200.
+        """
+        return self._wrk(server, "get", users=users, connections=connections, rest=rest)
+
+    def _wrk(
+        self,
+        server: Server,
+        kind: str,
+        *,
+        users: int = 0,
+        members: str = "",
+        seconds: int = 0,
+        connections: int = 0,
+        rest: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> dict[str, float]:
         self._runs += 1
         command = [
             wrk_path(), "--script", str(Path(__file__).with_name("_calls.lua")), "--threads", "1",
             "--connections", str(connections or CONNECTIONS * len(server.workers)), "--timeout", "60s",
             "--duration", f"{seconds or self.seconds}s",
             "--header", f"x-api-key: {self._key}", "--header", "Content-Type: application/json",
-            f"{server.url}/rpc", "--", kind, str(self._runs), str(users), members,
+            f"{server.url}/rpc", "--", kind, str(self._runs), str(users), members, str(rest),
         ]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             while meanwhile and process.poll() is None:
@@ -212,13 +247,10 @@ class Bench:
             output, _ = process.communicate()
         if process.returncode != 0:
             raise BenchError(f"wrk failed: {output}")
-        result = orjson.loads(output.splitlines()[-1])
+        result: dict[str, float] = orjson.loads(output.splitlines()[-1])
         if result["failed"] or not result["calls"]:
             raise BenchError(f"{result['failed']} of {result['calls']} calls failed\n{_tail(server.log)}")
-        # Calls that wrk left behind still run, and would take their time from whoever is next.
-        while sum(worker.cpu_percent(0.1) for worker in server.workers) > 20:
-            pass
-        return float(result["calls"] / result["seconds"])
+        return result
 
     def latency(self, server: Server, method: str, params: dict[str, Any], times: int = 15) -> list[float]:
         """Milliseconds of calls one after the other on one connection, the first few left out."""
@@ -343,16 +375,16 @@ BATCH = 1000
 _HASH = "$argon2id$v=19$m=19456,t=2,p=1$" + "A" * 22 + "$" + "A" * 43
 
 
-def _bulk_items(name: str) -> list[dict[str, Any]]:
+def _bulk_items(name: str, size: int = BATCH) -> list[dict[str, Any]]:
     return [
         {"email": f"new{name}-{number}@example.com", "displayName": "Bench User", "passwordHash": _HASH}
-        for number in range(BATCH)
+        for number in range(size)
     ]
 
 
-def bulk_body(name: str) -> bytes:
+def bulk_body(name: str, size: int = BATCH) -> bytes:
     """A call of createUsers whose e-mails hold the name."""
-    return orjson.dumps({"method": "createUsers", "params": {"users": _bulk_items(name)}})
+    return orjson.dumps({"method": "createUsers", "params": {"users": _bulk_items(name, size)}})
 
 
 def bulk_sql(label: str, instance: int) -> str:
@@ -523,6 +555,11 @@ def _tool(name: str, package: str, *places: Path) -> str:
 def wrk_path() -> str:
     """Where wrk is; BenchError says how to get it."""
     return _tool("wrk", "wrk")
+
+
+def officerpc_path() -> str:
+    """The command of the checkout that is measured."""
+    return str(Path(sys.executable).with_name("officerpc"))
 
 
 def psql_path() -> str:

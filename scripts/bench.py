@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from typing import Annotated, Any, NoReturn
 import argon2
 import orjson
 import typer
+from _neighbour import Neighbour
 from _rig import (
     CORES,
     DEFAULTS,
@@ -319,6 +321,48 @@ def search(bench: Bench) -> Iterator[Figure]:
         yield Figure("branch", f"ms, getBranch at the root of {places:,} places", taken, 50, at_most=True)
 
 
+def fair_shares(bench: Bench) -> Iterator[Figure]:
+    """Look-ups of a tenant while another one has a lot of work, by their 99th percentile when it has none.
+
+    The load of a round goes on for as long as the look-ups are measured; in the details are their medians,
+    how long a login and a creation of the quiet tenant take meanwhile (seconds), and what of the load was
+    answered with 200 and with 503.
+    """
+    users = 1000
+    database = bench.database("shared", users)
+    neighbour = Neighbour(database, "NEIGHBOUR")
+    with bench.server(database) as server:
+        neighbour.prepare(server)
+    loads = {
+        "bulk": ("while another creates 200 users a call, 30 at once", neighbour.creating),
+        "lock": ("while 30 calls of another wait for a locked row", neighbour.locked),
+        "logins": ("while another has 120 logins with bcrypt, cost 14", neighbour.logging_in),
+    }
+    rounds = 1 if bench.quick else 5
+    task = bench.progress.add_task("fair shares", total=rounds * len(loads))
+    for name, (what, load) in loads.items():
+        ratios, details = [], defaultdict[str, float](float)
+        for _ in range(rounds):
+            # A server of its own for each: calls of the load that nobody waits for any more would go on.
+            with bench.server(database, OFFICERPC_SHUTDOWN_TIMEOUT="1") as server:
+                bench.reads(server, users)
+                quiet = bench.reads(server, users)
+                with load(server) as statuses:
+                    time.sleep(1)
+                    busy = bench.reads(server, users)
+            ratios.append(busy["p99"] / quiet["p99"])
+            for title, value in {
+                "quiet_p99_ms": quiet["p99"], "p50_ms": busy["p50"], "p99_ms": busy["p99"],
+                "load_200": statuses[200], "load_503": statuses[503],
+            }.items():  # fmt: skip
+                details[title] += value / rounds
+            bench.progress.advance(task)
+        rounded = {title: round(value, 2) for title, value in details.items()}
+        yield Figure(
+            f"fair_{name}", f"p99 of look-ups {what} / alone", ratios, 5, at_most=True, details=rounded
+        )
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "get_user": get_user,
     "create_user": create_user,
@@ -328,6 +372,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "search": search,
     "loop_lag": loop_lag,
     "peak_memory": peak_memory,
+    "fair_shares": fair_shares,
 }
 
 

@@ -31,14 +31,15 @@ from server.fronts import (
 )
 from server.fronts._http import (
     DISPATCHER,
+    INSTANCE_LIMITER,
     KEYS,
     LARGE_BODIES,
     LIMITER,
     SETTINGS,
     UNSENT,
     Front,
-    LargeBodies,
     answer,
+    large_bodies,
     safe_traceback,
 )
 from server.jobs import Services, keep_purging, work
@@ -113,8 +114,9 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
-    app[LARGE_BODIES] = LargeBodies()
+    app[LARGE_BODIES] = large_bodies()
     app[LIMITER] = RateLimiter(settings.key_rate_limit, keys=settings.key_cache_size)
+    app[INSTANCE_LIMITER] = RateLimiter(settings.instance_rate_limit, keys=settings.key_cache_size)
     app[publica.LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
     database, keys, hasher, dispatcher = build(
         settings, database_url, methods=methods, check_results=check_results

@@ -18,6 +18,7 @@ from pydantic import Field, FieldSerializationInfo, SecretStr, field_serializer
 from server.db import Database
 from server.errors import FieldError, Forbidden, Invalid, NotHeld, ServiceError, Unauthenticated
 from server.idempotency import caller_secret
+from server.shares import FILES, KEY_LOOKUPS, SERVER, taking_from
 from server.strict import Strict
 
 log = structlog.get_logger()
@@ -140,6 +141,13 @@ class InstanceSettings(Strict):
         None, ge=1, lt=2**53, description="Seats: users that are not deleted, suspended ones too; null: any."
     )
     defaultQuotas: DefaultQuotas = Field(default_factory=DefaultQuotas)
+    ratePerMinute: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Calls a minute of all its keys together, in each worker; 0: any, null: the server's "
+        "setting.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +176,21 @@ class Caller:
     secret: bytes = field(default=b"", repr=False)
     # Calls a minute; 0: any, None: the server's setting.
     rate_per_minute: int | None = None
+    # From which its calls take until their instance is known, where it has no default.
+    own_share: int = SERVER
+
+    @property
+    def share(self) -> int:
+        """From which its calls take until their instance is known."""
+        return self.default_instance.id if self.default_instance else self.own_share
 
 
 OPERATOR = Caller(0, "command line", frozenset(SCOPES), True, None)
 """The caller behind the command line, which needs no key: it holds the database."""
 
-KEYLESS_READER_OF_FILES = Caller(-1, "reader of files", frozenset({"files:read"}), False, None)
+KEYLESS_READER_OF_FILES = Caller(
+    -1, "reader of files", frozenset({"files:read"}), False, None, own_share=FILES
+)
 """The caller behind /files, where nobody has a key: a file's unguessable name is the right to read it."""
 
 
@@ -286,7 +303,8 @@ class KeyRing:
 
     async def _look_up(self, key: str, key_digest: bytes) -> tuple[float, Caller, Sequence[Any]]:
         generation, now = self._generation, time.monotonic()
-        row = await self._database.look_up("find_key", digest=key_digest)
+        with taking_from(KEY_LOOKUPS):
+            row = await self._database.look_up("find_key", digest=key_digest)
         if row is None:
             raise Unauthenticated
         default = row["instance_id"] and Instance(

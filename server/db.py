@@ -226,7 +226,7 @@ class Database:
             init=_set_codecs,
             **options,
         )
-        self.pool = Pool(opened, settings.pool_size, settings.acquire_timeout)
+        self.pool = Pool(opened, settings.pool_size, settings.acquire_timeout, settings.instance_queue)
 
     async def close(self) -> None:
         """Close the pool; a database that does not answer is left behind after two seconds."""

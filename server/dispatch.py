@@ -42,10 +42,14 @@ from server.registry import (
     without_dry_run,
 )  # fmt: skip
 from server.settings import Settings
+from server.shares import CURRENT_SHARE, Shares
 
 log = structlog.get_logger()
 
 _ATTEMPTS = 4
+_MANY_AT_ONCE, _MANY_WAITING = 2, 50
+"""Calls about many users that run at once for one instance, and those that wait. Two keep the event loop and
+Postgres busy in turn; each of those that wait holds all its items in memory."""
 
 
 class Answered(NamedTuple):
@@ -87,6 +91,11 @@ class Dispatcher:
         self._dry_hasher = DryHasher(hasher)
         self._check_results = check_results
         self._deadlines = Deadlines(settings.call_timeout)
+        self._many = Shares(
+            of_one=_MANY_AT_ONCE,
+            waiting=_MANY_WAITING,
+            refusal="too many calls about many users are waiting, try again",
+        )
 
     async def call(self, caller: Caller, name: object, params: object, circumstances: Circumstances) -> Any:
         """The result of answer alone."""
@@ -119,6 +128,7 @@ class Dispatcher:
         """
         started = time.perf_counter()
         code, known, call, cause = "internal", "unknown", None, None
+        share = CURRENT_SHARE.set(caller.share)
         try:
             method = self.methods.get(name) if isinstance(name, str) else None
             if method is None:
@@ -136,7 +146,7 @@ class Dispatcher:
                 bad.append(FieldError(DRY_RUN, "must be true or false"))
             elif dry_run:
                 circumstances = circumstances._replace(dry_run=True)
-            model = validated(method.params, params, bad)
+            model = validated(method.params, params, bad, settings=self._settings)
             for member, scope in method.member_scopes.items():
                 given = getattr(model, member)
                 if given != type(model).model_fields[member].default and scope not in caller.scopes:
@@ -158,6 +168,7 @@ class Dispatcher:
                 if answered is None:
                     if isinstance(model, TenantParams):
                         call.instance = await self.keys.instance(caller, model.instance)
+                        CURRENT_SHARE.set(call.instance.id)
                     answered = await self._run(method, call, model, repeatable)
             code = "ok"
             return answered
@@ -168,6 +179,7 @@ class Dispatcher:
             code, cause = error.code, error.cause()
             raise
         finally:
+            CURRENT_SHARE.reset(share)
             instance = getattr(call, "instance", None)
             self.metrics.call(
                 CallFact(
@@ -191,6 +203,14 @@ class Dispatcher:
         return Answered(repeatable.opened(row["request"], row["answer"]), replayed=True)
 
     async def _run(
+        self, method: Method, call: Call, params: BaseModel, repeatable: Repeatable | None
+    ) -> Answered:
+        if not method.many:
+            return await self._run_now(method, call, params, repeatable)
+        async with self._many.turn(call.instance.id):
+            return await self._run_now(method, call, params, repeatable)
+
+    async def _run_now(
         self, method: Method, call: Call, params: BaseModel, repeatable: Repeatable | None
     ) -> Answered:
         arguments: tuple[Any, ...] = (call, params)

@@ -1,6 +1,6 @@
-"""How many calls a key may make: a fixed window for each, counted in this process's memory.
+"""How many calls a key or an instance may make: a fixed window for each, counted in this process's memory.
 
-Each worker counts for itself, so that a key gets up to the limit from every one of them. What is counted and
+Each worker counts for itself, so that each gets up to the limit from every one of them. What is counted and
 what an answer says about it is the front's affair.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What is left to a key after a call."""
+    """What is left to a key, or an instance, after a call."""
 
     granted: bool
     limit: int
@@ -25,7 +25,7 @@ class Allowance:
 
 
 class RateLimiter:
-    """Counts the calls of each key in windows that begin with its first call."""
+    """Counts the calls of each key, or instance, in windows that begin with its first call."""
 
     def __init__(
         self, limit: int, *, window: float = 60.0, keys: int, clock: Callable[[], float] = time.monotonic
@@ -46,10 +46,10 @@ class RateLimiter:
         self._counts: OrderedDict[int, list[float]] = OrderedDict()
 
     def spend(self, key_id: int, own_limit: int | None = None) -> Allowance | None:
-        """Count a call of a key.
+        """Count a call of a key, or an instance, by its id.
 
         Args:
-            own_limit: the key's, instead of everybody's; 0 for no limit.
+            own_limit: its own, instead of everybody's; 0 for no limit.
 
         Returns:
             whether it is granted and what is left; None where there is no limit.

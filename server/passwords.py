@@ -22,8 +22,8 @@ MAX_PASSWORD = 1024
 
 # A stored hash names its own cost. These ceilings keep a hostile import from taking the machine:
 # 64 MiB and a few passes are several times what RFC 9106 recommends for memory-constrained servers.
-# A bcrypt hash of cost 14 takes a core about a second.
-MAX_MEMORY_KIB, MAX_TIME, MAX_PARALLELISM, MAX_BCRYPT_COST = 65536, 6, 8, 14
+# That of bcrypt is a setting.
+MAX_MEMORY_KIB, MAX_TIME, MAX_PARALLELISM = 65536, 6, 8
 _PHC = re.compile(
     r"\$argon2id\$v=19\$m=(\d{1,10}),t=(\d{1,10}),p=(\d{1,10})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{16,172}"
 )
@@ -50,14 +50,15 @@ def is_common(password: str) -> bool:
     return normalized(password).lower() in _common_passwords()
 
 
-def hash_problem(password_hash: str) -> str | None:
+def hash_problem(password_hash: str, max_bcrypt_cost: int) -> str | None:
     """What is wrong with an imported hash, or None.
 
     Args:
         password_hash: argon2id as a PHC string, or bcrypt ($2a$, $2b$, $2y$), with costs under the ceilings.
+        max_bcrypt_cost: the ceiling of bcrypt's.
     """
     if password_hash.startswith("$2"):
-        return _bcrypt_problem(password_hash)
+        return _bcrypt_problem(password_hash, max_bcrypt_cost)
     found = _PHC.fullmatch(password_hash)
     if not found:
         return "must be an argon2id hash in PHC form, or a bcrypt hash"
@@ -69,11 +70,11 @@ def hash_problem(password_hash: str) -> str | None:
     return None
 
 
-def _bcrypt_problem(password_hash: str) -> str | None:
+def _bcrypt_problem(password_hash: str, max_cost: int) -> str | None:
     found = _BCRYPT.fullmatch(password_hash)
     cost = int(found[1]) if found else 0
-    if cost > MAX_BCRYPT_COST:
-        return f"costs too much: at most cost {MAX_BCRYPT_COST}"
+    if cost > max_cost:
+        return f"costs too much: at most cost {max_cost}"
     return None if cost >= 4 else "is not a valid bcrypt hash ($2a$, $2b$ or $2y$)"
 
 
@@ -86,9 +87,13 @@ class PasswordHasher:
             memory_cost=settings.argon2_memory,
             parallelism=settings.argon2_parallelism,
         )
+        threads = settings.threads_for_hashing()
+        # One thread more than one instance can use: while its expensive hashes keep all of those, another's
+        # login need not wait for any of them to end.
         self._pool = BoundedPool(
             "argon2",
-            threads=settings.threads_for_hashing(),
+            threads=threads + 1,
+            of_one=threads,
             waiting=settings.hash_queue,
             refusal="too many passwords are being hashed, try again",
         )
@@ -109,8 +114,8 @@ class PasswordHasher:
     async def hash_all(self, passwords: Sequence[str]) -> list[str]:
         """The PHC strings of many passwords, in their order.
 
-        No more of them are in the queue than there are threads, so that others' need not wait for all; where
-        the queue is full, these wait.
+        No more of them are in the queue than can run at once, so that others of the instance need not wait
+        for all; where the queue is full, these wait.
         """
         hashes = [""] * len(passwords)
         waiting = iter(enumerate(passwords))
@@ -124,7 +129,7 @@ class PasswordHasher:
                         await asyncio.sleep(0.05)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._pool.threads, len(passwords))):
+            for _ in range(min(self._pool.of_one, len(passwords))):
                 group.create_task(work())
         return hashes
 

@@ -19,7 +19,8 @@ LARGE, SMALL = 512, 128
 _MEMORY = 76 * 1024 * 1024
 # Each scan of a progressive JPEG goes over the whole picture: cameras write about ten, the hostile thousands.
 _SCANS = 64
-_WAITING = 8
+# Waiting, each with all its bytes: of one instance, and of all.
+_WAITING, _WAITING_IN_ALL = 4, 16
 
 # By content; the extension of a file name proves nothing. Pillow's other formats are never tried.
 _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
@@ -53,7 +54,12 @@ class Pictures:
         self._limit = settings.picture_limit
         self._pixels = settings.picture_pixels
         self._pool = BoundedPool(
-            "pictures", threads=1, waiting=_WAITING, refusal="too many pictures are being read, try again"
+            "pictures",
+            threads=1,
+            of_one=1,
+            waiting=_WAITING,
+            waiting_in_all=_WAITING_IN_ALL,
+            refusal="too many pictures are being read, try again",
         )
 
     def close(self) -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections import deque
 
 import asyncpg
 import structlog
 from asyncpg import exceptions as pg
 
 from server.deadlines import Deadline, Deadlines
+from server.shares import CURRENT_SHARE, Shares
 
 log = structlog.get_logger()
 
@@ -26,58 +26,62 @@ class Pool:
     connection that comes back in order goes straight to the next call and never sees it.
     """
 
-    def __init__(self, opened: asyncpg.Pool, size: int, wait: float) -> None:
+    def __init__(self, opened: asyncpg.Pool, size: int, wait: float, waiting: int) -> None:
         """
         Args:
             opened: with the same size.
             size: connections at most.
             wait: seconds for one to become free.
+            waiting: calls of one instance that may wait for one.
         """
         self._opened = opened
-        self._size = size
         self._waits = Deadlines(wait)
-        # Places taken of that size: by a connection that is used, idles here, or is being opened.
-        self._places = 0
+        # A slot for each connection that is used, or is being opened or mended after use. One instance gets
+        # two thirds of them: what keeps those busy, such as a lock, leaves the others to the others.
+        self._slots = Shares(
+            size=size,
+            of_one=max(1, size - max(1, size // 3)),
+            waiting=waiting,
+            refusal="too many calls are waiting for the database, try again",
+        )
         self._idle: list[tuple[asyncpg.Connection, float]] = []
-        # By those in use, the seconds that they had idled for.
-        self._used: dict[asyncpg.Connection, float] = {}
+        # By those in use, the seconds that they had idled for, and whose share their slot is of.
+        self._used: dict[asyncpg.Connection, tuple[float, int]] = {}
         # Those that were used while all were to be opened anew, and the tasks that see to it.
         self._old: set[asyncpg.Connection] = set()
         self._mending: set[asyncio.Task[None]] = set()
-        # Who waits is given a connection, or None for the place of one, to open it.
-        self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
 
     async def take(self) -> asyncpg.Connection:
-        """A connection, the one that was used last if any is free.
+        """A connection, the one that was used last if any is free, from the share of the running task.
 
         Raises:
             TimeoutError: none became free in time.
+            Unavailable: too many calls of the instance are waiting already.
             Exception: the driver's, if none can be opened.
         """
+        share = CURRENT_SHARE.get()
+        if not self._slots.take_now(share):
+            with Deadline(self._waits):
+                await self._slots.take(share)
         while self._idle:
             connection, since = self._idle.pop()
             with contextlib.suppress(pg.InterfaceError):  # closed, and asyncpg's pool has heard of it
                 idled = time.monotonic() - since
                 if idled < IDLE_SECONDS and not connection.is_closed():
-                    self._used[connection] = idled
+                    self._used[connection] = idled, share
                     return connection
                 connection.terminate()
-            self._places -= 1
-        if self._places < self._size:
-            self._places += 1
-        elif connection := await self._wait():
-            return connection
         try:
             connection = await self._opened.acquire()
         except BaseException:
-            self._free_place()
+            self._slots.give_back(share)
             raise
-        self._used[connection] = 0.0
+        self._used[connection] = 0.0, share
         return connection
 
     def idled(self, connection: asyncpg.Connection) -> float:
         """Seconds for which a connection that is used now had not been: it may have been lost meanwhile."""
-        return self._used[connection]
+        return self._used[connection][0]
 
     def give_back(self, connection: asyncpg.Connection) -> None:
         """A connection that is as it was taken, for the next call."""
@@ -86,16 +90,13 @@ class Pool:
             self._mending.add(task)
             task.add_done_callback(self._mending.discard)
             return
-        del self._used[connection]
-        if waiting := self._next():
-            self._used[connection] = 0.0
-            waiting.set_result(connection)
-        else:
-            self._idle.append((connection, time.monotonic()))
+        _, share = self._used.pop(connection)
+        self._idle.append((connection, time.monotonic()))
+        self._slots.give_back(share)
 
     async def mend(self, connection: asyncpg.Connection) -> None:
         """A connection that was left in the middle of work: asyncpg's pool resets or drops it."""
-        self._used.pop(connection, None)
+        used = self._used.pop(connection, None)
         self._old.discard(connection)
         try:
             # Shielded and bounded: a call that was cancelled or timed out still frees its connection.
@@ -103,7 +104,8 @@ class Pool:
         except DRIVER_ERRORS as error:
             log.warning("connection_dropped", error=type(error).__name__)
         finally:
-            self._free_place()
+            if used is not None:
+                self._slots.give_back(used[1])
 
     async def renew(self) -> None:
         """Let every connection be opened anew, those in use when they come back."""
@@ -121,28 +123,3 @@ class Pool:
                 await self._opened.close()
         except (TimeoutError, *DRIVER_ERRORS):
             self._opened.terminate()
-
-    async def _wait(self) -> asyncpg.Connection | None:
-        turn: asyncio.Future[asyncpg.Connection | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            with Deadline(self._waits):
-                return await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():  # its turn came as it gave up: the next one's
-                given = turn.result()
-                self.give_back(given) if given else self._free_place()
-            raise
-
-    def _next(self) -> "asyncio.Future[asyncpg.Connection | None] | None":
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():  # otherwise it gave up
-                return turn
-        return None
-
-    def _free_place(self) -> None:
-        if turn := self._next():
-            turn.set_result(None)
-        else:
-            self._places -= 1

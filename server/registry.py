@@ -159,6 +159,8 @@ class Method:
     extension: bool
     # Its params may hold a picture, and be as much longer.
     with_picture: bool
+    # It is about many users: few of one instance run at once.
+    many: bool
     summary: str
     description: str
     errors: tuple[type[ServiceError], ...]
@@ -182,6 +184,7 @@ def method(
     operator: bool = False,
     extension: bool = True,
     with_picture: bool = False,
+    many: bool = False,
     registry: dict[str, Method] = METHODS,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
     """Register `async def handler(call, params)`; its docstring is the documentation.
@@ -201,6 +204,7 @@ def method(
         operator: only for operator keys.
         extension: not part of the OneOffice document.
         with_picture: its params may hold a picture.
+        many: about many users, of one instance: few of these run at once for each.
         registry: where to; tests have their own.
 
     Raises:
@@ -230,6 +234,7 @@ def method(
             member_scopes or {},
             extension,
             with_picture,
+            many,
             summary,
             rest.strip(),
             errors,
@@ -261,13 +266,21 @@ def positions(model: type[BaseModel]) -> list[str]:
     return sorted(fields, key=lambda name: not fields[name].is_required())
 
 
-def validated(model: type[BaseModel], params: object, known_bad: Sequence[FieldError] = ()) -> Any:
+def validated(
+    model: type[BaseModel],
+    params: object,
+    known_bad: Sequence[FieldError] = (),
+    *,
+    settings: Settings | None = None,
+) -> Any:
     """Params as an instance of their model.
 
     Args:
         model: a registered params model.
         params: parsed JSON: an object, a list (members by position) or None.
         known_bad: what is wrong with them already.
+        settings: the server's, where members are checked against them (the context of validators); without
+            them their defaults hold.
 
     Raises:
         Invalid: naming every bad member.
@@ -284,7 +297,7 @@ def validated(model: type[BaseModel], params: object, known_bad: Sequence[FieldE
     if len(params) > MAX_MEMBERS:
         raise Invalid(f"params: at most {MAX_MEMBERS} members")
     try:
-        valid = model.model_validate(params)
+        valid = model.model_validate(params, context=settings)
     except ValidationError as error:
         raise Invalid.of([*field_errors(error), *known_bad]) from error
     if known_bad:

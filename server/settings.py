@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 OTHER_VARIABLES = frozenset({"OFFICERPC_NEW_PASSWORD", "OFFICERPC_URL", "OFFICERPC_API_KEY"})
 """Variables that are no settings: of users create, and of the seed script."""
+BCRYPT_MAX_COST = 12
+"""OWASP's cheat sheet on password storage asks for 10 at least; common systems make hashes of 10 to 12."""
 
 
 def available_cores() -> int:
@@ -80,13 +82,27 @@ class Settings(BaseSettings):
     argon2_memory: int = Field(19456, ge=8, description="Memory of one password hash in KiB (RFC 9106).")
     argon2_time: int = Field(2, ge=1, description="Passes of one password hash.")
     argon2_parallelism: int = Field(1, ge=1, description="Lanes of one password hash.")
+    bcrypt_max_cost: int = Field(
+        BCRYPT_MAX_COST,
+        ge=4,
+        le=16,
+        description="Highest cost of bcrypt hashes that are taken from elsewhere; a step doubles the time, "
+        "which is a quarter of a second at 12. Stored ones log in whatever they cost.",
+    )
     hash_threads: int = Field(
         0, ge=0, description="Hashing threads of each worker; 0: the cores divided by the workers."
     )
     hash_queue: int = Field(
         400,
         ge=1,
-        description="Hashes that may wait in one worker; more are refused with 503 and Retry-After.",
+        description="Hashes of one instance that may wait in one worker; more are refused with 503 and "
+        "Retry-After.",
+    )
+    instance_queue: int = Field(
+        400,
+        ge=1,
+        description="Calls of one instance that may wait for a database connection in one worker; more are "
+        "refused with 503 and Retry-After.",
     )
 
     session_hours: int = Field(24, ge=1, le=24 * 365, description="Hours a login session lives.")
@@ -105,6 +121,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Calls a minute that each key without a rate of its own may make on all wires together, "
         "in each worker; 0: any.",
+    )
+    instance_rate_limit: int = Field(
+        30_000,
+        ge=0,
+        description="Calls a minute that the keys of each instance without a rate of its own may make "
+        "together, on all wires and in each worker; 0: any. One worker answers about six times as many.",
     )
 
     run_jobs: bool = Field(

@@ -22,10 +22,10 @@ from PIL import Image, PngImagePlugin
 from server import pictures
 from server.db import load_queries
 from server.errors import Invalid
-from server.fronts._http import LargeBodies
 from server.methods.avatars import EXAMPLE_NAME, SentPicture
 from server.pictures import LARGE, SMALL, Pictures, avatar_url
 from server.settings import Settings
+from server.shares import taking_from
 
 JANE = {"email": "jane@example.com"}
 
@@ -426,22 +426,23 @@ async def test_no_picture_costs_a_hundred_megabytes(name: str, tmp_path: Path) -
 
 
 async def test_few_pictures_wait(client: Client, jane: dict[str, Any]) -> None:
-    """Beyond one at work and eight waiting a picture is refused at once."""
+    """Beyond one at work and four of an instance waiting a picture is refused at once."""
     gate = threading.Event()
     pool = client.dispatcher.pictures._pool
-    waiting = [asyncio.create_task(pool.run(gate.wait)) for _ in range(9)]
-    await asyncio.sleep(0)
+    with taking_from(1):
+        waiting = [asyncio.create_task(pool.run(gate.wait)) for _ in range(5)]
+        await asyncio.sleep(0)
     body = {"method": "setAvatarByEmail", "params": JANE | {"avatar": sent(encoded(photo(), "PNG"))}}
     async with await client.post(body) as response:
         assert (response.status, response.headers["Retry-After"]) == (503, "1")
         assert response.headers["X-Error-Code"] == "busy"
     gate.set()
-    assert await asyncio.gather(*waiting) == [True] * 9
+    assert await asyncio.gather(*waiting) == [True] * 5
     await give(client)
 
 
 async def test_few_large_bodies_are_read_at_once(serve: Serve, db: asyncpg.Connection) -> None:
-    """The others of the key stay with their senders; other keys, and calls of the usual size, pass them by."""
+    """The others of the instance stay with their senders; other instances, and calls of the usual size, pass."""
     client = await serve(body_timeout=1.5)
     place = urlsplit(client.url)
     data = b'{"method":"setAvatarByEmail","params":{"email":"' + b"x" * (2 * 2**20)
@@ -456,9 +457,11 @@ async def test_few_large_bodies_are_read_at_once(serve: Serve, db: asyncpg.Conne
         writer.close()
         return int(answer.split()[1])
 
-    stalled = [asyncio.create_task(stall()) for _ in range(LargeBodies.OF_ONE + 3)]
+    operator = client.using(await insert_key(db, operator=True))
+    await operator.call("createInstance", {"name": "OTHER", "admin": {"email": JANE["email"]}})
+    other = client.using(await insert_key(db, instances=("OTHER",)))
+    stalled = [asyncio.create_task(stall()) for _ in range(5)]
     await asyncio.sleep(0.5)
-    other = client.using(await insert_key(db))
     assert (await client.outcome("getUserByEmail", {"email": ADMIN}))[0] == 200
     await client.call("createUser", JANE)
     large = Image.effect_noise((1400, 1400), 100)
@@ -468,7 +471,7 @@ async def test_few_large_bodies_are_read_at_once(serve: Serve, db: asyncpg.Conne
     )
     async with await other.post(io.BytesIO(body.encode())) as response:
         assert response.status == 200
-    assert await asyncio.gather(*stalled) == [408] * (LargeBodies.OF_ONE + 3)
+    assert await asyncio.gather(*stalled) == [408] * 5
 
 
 # --- what is stored -----------------------------------------------------------------------------------

@@ -135,6 +135,61 @@ async def test_rates_on_every_wire(wire: str, serve: Serve, db: asyncpg.Connecti
         assert status == 200 and "key" not in headers.get("RateLimit", "")
 
 
+@pytest.mark.parametrize("wire", CALLS)
+async def test_rates_of_an_instance(wire: str, serve: Serve, db: asyncpg.Connection) -> None:
+    """All its keys share them, on every wire; another instance's keys and operators' have nothing of it."""
+    client = await serve(key_rate_limit=50, instance_rate_limit=3)
+    operator = client.using(await insert_key(db, operator=True))
+    await operator.call("createInstance", {"name": "OTHER", "admin": {"email": ADMIN}})
+    verb, address, header, body = CALLS[wire]
+
+    async def call(key: str) -> tuple[int, dict[str, str], Any]:
+        async with client.http.request(
+            verb, client.url + address, headers={header: key}, json=body
+        ) as response:
+            text = await response.read()
+            return response.status, dict(response.headers), orjson.loads(text) if text else None
+
+    for key, left in ((client.key, 2), (await insert_key(db), 1), (client.key, 0)):
+        status, headers, _ = await call(key)
+        assert status == 200
+        assert headers["RateLimit-Policy"].startswith('"key";q=50;w=60, "instance";q=3;w=60')
+        assert f', "instance";r={left};t=' in headers["RateLimit"]
+    status, headers, answered = await call(await insert_key(db))
+    assert (status, headers["X-Error-Code"]) == (429, "too_many_calls")
+    assert headers["RateLimit"].endswith(f', "instance";r=0;t={headers["Retry-After"]}')
+    assert answered == REFUSALS[wire] if wire != "2.0" else answered["error"]["code"] == -32029
+    others = client.using(await insert_key(db, instances=("OTHER",)))
+    for _ in range(3):
+        await others.call("getUserByEmail", LOOK_UP)
+    for _ in range(5):
+        await operator.call("getUserByEmail", LOOK_UP | MINE)
+
+
+async def test_an_instance_with_a_rate_of_its_own(client: Client, operator: Client) -> None:
+    """By default there is one that is out of most callers' way. An operator sets another, or none."""
+    look_up = {"method": "getUserByEmail", "params": LOOK_UP}
+    for rate, policy in (
+        (None, '"instance";q=30000;w=60'), (2, '"instance";q=2;w=60'), (0, None), (60, '"instance";q=60;w=60'),
+    ):  # fmt: skip
+        await operator.call("updateInstance", MINE | {"settings": {"ratePerMinute": rate}})
+        assert (await operator.call("getInstance", MINE))["settings"]["ratePerMinute"] == rate
+        async with await client.post(look_up) as response:
+            assert response.headers.get("RateLimit-Policy") == policy
+    bad = (-1, 2**31, "5", 1.5, True)
+    for rate in bad:
+        change = MINE | {"settings": {"ratePerMinute": rate}}
+        assert (await operator.outcome("updateInstance", change))[0] == 400
+
+
+async def test_each_item_of_a_batch_counts_for_the_instance(serve: Serve) -> None:
+    client = await serve(instance_rate_limit=3)
+    look_up = {"jsonrpc": "2.0", "method": "getUserByEmail", "params": LOOK_UP}
+    async with await client.post([look_up | {"id": number} for number in range(5)]) as response:
+        answers = await response.json()
+    assert ["error" in answer for answer in answers] == [False] * 3 + [True] * 2
+
+
 async def test_wires_share_the_rate(serve: Serve) -> None:
     client = await serve(key_rate_limit=2)
     await client.call("getUserByEmail", LOOK_UP)
@@ -146,7 +201,8 @@ async def test_wires_share_the_rate(serve: Serve) -> None:
     assert before_bad_json.status == 429  # broken JSON counts too
 
 
-async def test_no_rate_and_no_headers_by_default(client: Client) -> None:
+async def test_no_rate_and_no_headers_without_limits(serve: Serve) -> None:
+    client = await serve(instance_rate_limit=0)
     for _ in range(3):
         async with await client.post({"method": "getUserByEmail", "params": LOOK_UP}) as response:
             assert response.status == 200 and "RateLimit" not in response.headers
@@ -246,7 +302,7 @@ async def test_rates_of_keys_are_kept_and_changed(
     async with await client.using(rotated["key"]).post(
         {"method": "getUserByEmail", "params": LOOK_UP}
     ) as response:
-        assert response.headers["RateLimit-Policy"] == '"key";q=500;w=60'
+        assert response.headers["RateLimit-Policy"] == '"key";q=500;w=60, "instance";q=30000;w=60'
 
 
 # --- seats ----------------------------------------------------------------------------------------------

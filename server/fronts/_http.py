@@ -5,7 +5,7 @@ import contextlib
 import random
 import re
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, TypeAlias
@@ -35,6 +35,7 @@ from server.limits import Allowance, RateLimiter
 from server.metrics import Metrics, RefusalFact
 from server.registry import DRY_RUN, Circumstances, without_dry_run
 from server.settings import Settings
+from server.shares import SERVER, Shares
 from server.unsent import Unsent
 
 log = structlog.get_logger()
@@ -43,7 +44,9 @@ DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
 KEYS = web.AppKey("KEYS", KeyRing)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 LIMITER = web.AppKey("LIMITER", RateLimiter)
-"""Of all wires together; one that has a limit of its own counts for itself too."""
+"""Of keys, on all wires together; a wire that has a limit of its own counts for itself too."""
+INSTANCE_LIMITER = web.AppKey("INSTANCE_LIMITER", RateLimiter)
+"""Of instances, on all wires and for all their keys together."""
 UNSENT = web.AppKey("UNSENT", Unsent)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
@@ -142,7 +145,7 @@ def request_id_of(given: str | None) -> str:
 
 
 async def authenticate(request: web.Request, *headers: str, counted: bool = True) -> Caller:
-    """Who calls; the call counts towards the rate of its key.
+    """Who calls; the call counts towards the rates of its key and of the key's instance.
 
     Args:
         headers: where this wire looks for the key.
@@ -151,7 +154,7 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
     Raises:
         Unauthenticated: no key, or one that is unknown, revoked or expired.
         Invalid: more than one key.
-        TooMany: the key has made as many calls as it may.
+        TooMany: the key, or its instance, has made as many calls as it may.
     """
     given = [value for header in headers for value in request.headers.getall(header, ())]
     if len(given) > 1:
@@ -166,14 +169,18 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
 
 
 def count(request: web.Request, caller: Caller) -> None:
-    """Count a call towards the rate of its key.
+    """Count a call towards the rates of its key and of the key's (default) instance, where it has one.
 
     Raises:
-        TooMany: the key has made as many calls as it may.
+        TooMany: the key, or its instance, has made as many calls as it may.
     """
     allowance = request.app[LIMITER].spend(caller.key_id, caller.rate_per_minute)
     if allowance is not None:
         abide(request, "key", allowance)
+    if (instance := caller.default_instance) is not None:
+        allowance = request.app[INSTANCE_LIMITER].spend(instance.id, instance.settings.ratePerMinute)
+        if allowance is not None:
+            abide(request, "instance", allowance)
 
 
 def abide(request: web.Request, limit: str, allowance: Allowance) -> None:
@@ -295,42 +302,26 @@ def body_limit(settings: Settings, *, with_picture: bool) -> int:
     return settings.body_limit + (settings.picture_limit * 4 // 3 if with_picture else 0)
 
 
-class LargeBodies:
-    """Lets in bodies larger than usual, which hold pictures: so many at once, and few of any one key."""
-
-    ALL, OF_ONE = 16, 2
-
-    def __init__(self) -> None:
-        self._all = asyncio.Semaphore(self.ALL)
-        self._of_one: dict[int, tuple[asyncio.Semaphore, list[int]]] = {}
-
-    @contextlib.asynccontextmanager
-    async def turn(self, key_id: int) -> AsyncIterator[None]:
-        """Held while a large body is read. The others stay with their senders."""
-        own, users = self._of_one.setdefault(key_id, (asyncio.Semaphore(self.OF_ONE), []))
-        users.append(1)
-        try:
-            async with own, self._all:
-                yield
-        finally:
-            users.pop()
-            if not users:
-                del self._of_one[key_id]
+LARGE_BODIES = web.AppKey("LARGE_BODIES", Shares)
+"""Bodies larger than usual, which hold pictures, while they are read. The others stay with their senders."""
 
 
-LARGE_BODIES = web.AppKey("LARGE_BODIES", LargeBodies)
+def large_bodies() -> Shares:
+    """So many at once, and few of any one instance."""
+    return Shares(size=16, of_one=2, waiting=100, refusal="too many large bodies are being sent, try again")
 
 
-async def read_body(request: web.Request, *, with_picture: bool = False, key_id: int = 0) -> bytes:
+async def read_body(request: web.Request, *, with_picture: bool = False, share: int = SERVER) -> bytes:
     """The body of a request, inflated, within the limits of size and time.
 
     Args:
         with_picture: whether it may hold one.
-        key_id: whose it is.
+        share: whose it is.
 
     Raises:
         TooLarge: more bytes than allowed, before or after inflating.
         TooSlow: it did not arrive in time.
+        Unavailable: too many large ones of the same instance are waiting.
         Malformed: it cannot be inflated.
     """
     settings = request.app[SETTINGS]
@@ -349,7 +340,7 @@ async def read_body(request: web.Request, *, with_picture: bool = False, key_id:
         async with asyncio.timeout(settings.body_timeout) as running, contextlib.AsyncExitStack() as held:
             async for chunk in request.content.iter_any():
                 if size <= settings.body_limit < size + len(chunk):
-                    await held.enter_async_context(request.app[LARGE_BODIES].turn(key_id))
+                    await held.enter_async_context(request.app[LARGE_BODIES].turn(share))
                     running.reschedule(asyncio.get_running_loop().time() + settings.body_timeout)
                 size += len(chunk)
                 chunks.append(chunk)

@@ -261,7 +261,7 @@ ROUTES = (
 )  # fmt: skip
 
 
-async def _given(request: web.Request, route: Route, key_id: int) -> dict[str, Any]:
+async def _given(request: web.Request, route: Route, share: int) -> dict[str, Any]:
     """The params of a request: the query of a GET, else (and beside it) a JSON object in the body."""
     given: dict[str, Any] = {}
     for name, value in request.query.items():
@@ -276,7 +276,7 @@ async def _given(request: web.Request, route: Route, key_id: int) -> dict[str, A
             await read_body(
                 request,
                 with_picture=request.app[DISPATCHER].methods[route.method].with_picture,
-                key_id=key_id,
+                share=share,
             )
         )
         if not isinstance(body, dict):
@@ -325,7 +325,7 @@ def _needs_type(route: Route, given: Container[str], typed_by_gateway: bool) -> 
 def _handler(route: Route, typed_by_gateway: bool) -> Callable[[web.Request], Any]:
     async def handle(request: web.Request) -> web.Response:
         caller = await authenticate(request, "x-api-key", "Token")
-        given = await _given(request, route, caller.key_id)
+        given = await _given(request, route, caller.share)
         method, params, back = _translated(route, given, typed_by_gateway)
         try:
             result = await run(request, caller, method, params)

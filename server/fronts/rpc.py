@@ -113,7 +113,7 @@ async def _answered(request: web.Request) -> web.Response:
     except TooMany as error:
         over = error  # told as soon as the envelope is known
     require_json(request)
-    body = await read_body(request, with_picture="users:write" in caller.scopes, key_id=caller.key_id)
+    body = await read_body(request, with_picture="users:write" in caller.scopes, share=caller.share)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
     with_picture: set[str] = set()
     if len(body) > usual:

@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 Items = Annotated[list[SkipValidation[Item]], Field(min_length=1, max_length=MOST)]
 # Items are validated one by one in the course of the call, each by the rules of the method for one.
 
-_SLICE = 0.004
+_SLICE = 0.001
 """Seconds of work after which the event loop gets a turn for others."""
 
 
@@ -163,7 +163,9 @@ def _described(error: ServiceError) -> dict[str, Any]:
     }
 
 
-async def checked(model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any]) -> Batch[M]:
+async def checked(
+    call: Call, model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any]
+) -> Batch[M]:
     """The items, validated without keeping others from the event loop."""
     batch: Batch[M] = Batch(mode, {}, {}, len(given))
     pace = Pace()
@@ -171,7 +173,7 @@ async def checked(model: type[M], mode: Literal["atomic", "each"], given: Sequen
         try:
             if not isinstance(item, dict):
                 raise Invalid("must be an object")
-            batch.items[index] = validated(model, item)
+            batch.items[index] = validated(model, item, settings=call.settings)
         except Invalid as error:
             batch.errors[index] = error
         await pace.rest()

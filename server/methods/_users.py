@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from server.auth import Mebibytes
 from server.errors import FieldError, Invalid, NotFound
@@ -18,6 +18,7 @@ from server.methods._store import ExternalId, LastDay, PlanId, SessionsLimit, ne
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
 from server.registry import NO_CONTROLS, Call, Params, Result, TenantParams
+from server.settings import BCRYPT_MAX_COST, Settings
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""
@@ -59,8 +60,9 @@ def _small_json(value: Any) -> Any:
     return value
 
 
-def _importable(password_hash: str) -> str:
-    if problem := hash_problem(password_hash):
+def _importable(password_hash: str, info: ValidationInfo) -> str:
+    settings: Settings | None = info.context
+    if problem := hash_problem(password_hash, settings.bcrypt_max_cost if settings else BCRYPT_MAX_COST):
         raise ValueError(problem)
     return password_hash
 

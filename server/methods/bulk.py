@@ -64,7 +64,7 @@ class CreatedUsers(ManyResult):
 
 
 async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
-    batch = await checked(NewUser, params.mode, params.users)
+    batch = await checked(call, NewUser, params.mode, params.users)
     _refuse_admins(call, batch)
     await refuse_early(call, batch)
     batch.settle()
@@ -111,6 +111,7 @@ _DUPLICATE = {
     result=CreatedUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_creations,
     errors=(Conflict,),
     examples=(
@@ -165,7 +166,7 @@ class DoneUsers(ManyResult):
 
 
 async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges]:
-    batch = await checked(UserChanges, params.mode, params.users)
+    batch = await checked(call, UserChanges, params.mode, params.users)
     for member, scope in (("isAdmin", "users:admin"), ("groups", "groups:write")):
         if scope not in call.caller.scopes:
             for index, item in list(batch.items.items()):
@@ -180,6 +181,7 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
     result=DoneUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_changes,
     errors=(NotFound, Conflict),
     examples=(
@@ -256,7 +258,7 @@ class DeleteUsers(ManyParams):
 
 
 async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUser]:
-    batch = await checked(DeletedUser, params.mode, params.users)
+    batch = await checked(call, DeletedUser, params.mode, params.users)
     batch.settle()
     return batch
 
@@ -266,6 +268,7 @@ async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUs
     result=DoneUsers,
     scope="users:write",
     writes=True,
+    many=True,
     prepare=_prepare_deletions,
     errors=(NotFound,),
     examples=(

@@ -277,6 +277,9 @@ class SettingsChange(Params):
         None, description="Seats; not fewer than there are users. null: any number."
     )
     defaultQuotas: DefaultQuotasChange = ABSENT
+    ratePerMinute: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="Calls a minute of all its keys together. 0: any; null: the server's setting."
+    )
 
 
 class UpdateInstance(TenantParams):

@@ -64,7 +64,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     failures: list[FieldError] = []
     bad: set[str] = set()
     try:
-        validated(CreateUser, params)
+        validated(CreateUser, params, settings=call.settings)
     except Invalid as error:
         failures += error.fields
         bad = {failure.field.partition(".")[0] for failure in failures}
