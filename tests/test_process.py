@@ -385,6 +385,33 @@ async def test_kill_9_in_a_stream_of_creations(
     assert await emails(db) >= {ADMIN, *acknowledged}
 
 
+async def test_clients_that_do_not_read(officerpc: Officerpc) -> None:
+    """As in test_unsent.py, on the event loop of production: no connection and no byte is held."""
+    served = await officerpc.serve(write_timeout=1)
+    (worker,) = served.workers()
+    port = int(served.url.rpartition(":")[2])
+
+    async def unsent() -> float:
+        answer = await exchange(served.url, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        (line,) = [line for line in answer.body.splitlines() if line.startswith(b"officerpc_unsent_bytes ")]
+        return float(line.split()[1])
+
+    with contextlib.ExitStack() as opened:
+        for _ in range(5):
+            deaf = opened.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", port))
+            deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 60)
+        await eventually(unsent)
+        await eventually(lambda: served.log.count('"client_does_not_read"') == 5)
+
+        async def all_gone() -> bool:
+            held = [found for found in worker.net_connections("tcp") if found.laddr.port == port]
+            return not any(found.status == psutil.CONN_ESTABLISHED for found in held) and await unsent() == 0
+
+        await eventually(all_gone)
+
+
 # --- two workers --------------------------------------------------------------------------------------
 
 
