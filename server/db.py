@@ -26,7 +26,7 @@ from server.errors import (
     Unavailable,
     from_constraint,
 )
-from server.pool import DRIVER_ERRORS, Pool
+from server.pool import DRIVER_ERRORS, DriverConnection, Pool
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -156,13 +156,6 @@ class Connection:
         await self.raw.fetch(sql, *args)
 
 
-class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-    """Nothing of ours leaves session state behind, so giving a connection back costs no round trip."""
-
-    def get_reset_query(self) -> str:
-        return ""
-
-
 async def _set_codecs(raw: "asyncpg.Connection") -> None:
     await raw.set_type_codec(
         "jsonb",
@@ -222,7 +215,7 @@ class Database:
             # No command_timeout: a timer for each statement costs a tenth of a call. The server's own
             # statement_timeout ends slow ones; for a server that does not answer at all, dispatch has one
             # timer for all calls, and look_up and direct have theirs.
-            connection_class=_PooledConnection,
+            connection_class=DriverConnection,
             init=_set_codecs,
             **options,
         )
@@ -333,7 +326,11 @@ class Database:
     async def direct(self) -> "asyncpg.Connection":
         """A connection of its own, past any pooler; the caller closes it."""
         try:
-            connection = await asyncpg.connect(self._direct_url, timeout=self._settings.connect_timeout)
+            connection = await asyncpg.connect(
+                self._direct_url,
+                timeout=self._settings.connect_timeout,
+                connection_class=DriverConnection,
+            )
             await _set_codecs(connection)
         except Exception as error:
             raise translated(error) from error

@@ -226,6 +226,25 @@ class OwnPostgres:
             )
         self.start()
 
+    def create_standby(self, folder: Path) -> "OwnPostgres":
+        """Copy this running server into another one that follows it, and start that.
+
+        Args:
+            folder: for its files and its socket; the system user of this server can write there.
+        """
+        standby = OwnPostgres(self.processes()[0].pid, folder)
+        standby._run(
+            "pg_basebackup", "-h", str(self._folder), "-U", "postgres", "-R", "-c", "fast", "--no-sync"
+        )
+        with (folder / "data" / "postgresql.conf").open("a") as conf:
+            conf.write(f"unix_socket_directories = '{folder}'\nsynchronous_standby_names = ''\n")
+        standby.start()
+        return standby
+
+    def promote(self) -> None:
+        """Let a standby become a primary."""
+        self._run("pg_ctl", "-w", "promote")
+
     def start(self) -> None:
         """Start it, also after a kill."""
         self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "start")

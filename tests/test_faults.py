@@ -362,15 +362,15 @@ async def test_5_connections_are_terminated_under_load(serve: Serve, db: asyncpg
     assert await answered(client, "createUser", {"email": "after@example.com"}) == OK
 
 
-@pytest.fixture(scope="module")
-def own_server(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
+@contextlib.contextmanager
+def own_postgres(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
     """A Postgres of its own with MYINSTANCE, and an API key for it."""
 
-    async def common() -> int:
+    async def common() -> OwnPostgres:
         connection = await asyncpg.connect(postgres_url)
         pid = connection.get_server_pid()
         try:
-            server = OwnPostgres(pid, Path(folder))
+            server = OwnPostgres(pid, folder)
             await asyncio.to_thread(server.create)
             return server
         finally:
@@ -386,15 +386,30 @@ def own_server(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
         assert started.api_key is not None
         return started.api_key
 
-    with tempfile.TemporaryDirectory(prefix="officerpc-own-") as folder:
-        if os.geteuid() == 0:
-            Path(folder).chmod(0o777)
+    with folder_for_postgres() as folder:
         server = asyncio.run(common())
         try:
             yield server, asyncio.run(fill(server.url))
         finally:
             server.thaw()
-            server.stop()
+            if server.processes():
+                server.stop()
+
+
+@contextlib.contextmanager
+def folder_for_postgres() -> Iterator[Path]:
+    """An empty folder that the system user of Postgres can write to."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-own-") as folder:
+        if os.geteuid() == 0:
+            Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def own_server(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
+    """One for all tests that harm it and mend it again."""
+    with own_postgres(postgres_url) as made:
+        yield made
 
 
 @pytest.fixture
@@ -509,6 +524,91 @@ async def test_7_the_connection_is_lost_at_commit(
             assert await emails(db) == ({ADMIN, "jane@example.com"} if after else {ADMIN})
             again = await client.outcome("createUser", params)
             assert again == DUPLICATE if after else again[0] == 200
+
+
+@pytest.fixture
+def replicated(postgres_url: str) -> Iterator[tuple[OwnPostgres, OwnPostgres, str]]:
+    """A primary that commits when its standby has everything, that standby, and an API key."""
+    with own_postgres(postgres_url) as (primary, key), folder_for_postgres() as folder:
+        standby = primary.create_standby(folder)
+        try:
+            asyncio.run(wait_for_standby(primary.url))
+            yield primary, standby, key
+        finally:
+            if standby.processes():
+                standby.stop()
+
+
+async def wait_for_standby(url: str) -> None:
+    """Switch synchronous replication on, and wait until a standby takes part in it."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await connection.execute("SELECT pg_reload_conf()")
+    await eventually(
+        lambda: connection.fetchval("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'")
+    )
+    await connection.close()
+
+
+WAITS_FOR_STANDBY = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'officerpc' AND wait_event = 'SyncRep'
+"""
+LOST = {"email": "lost@example.com"}
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["statement", "transaction"])
+async def test_7_the_standby_is_gone_at_commit(
+    keyed: bool, replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve
+) -> None:
+    """7: what no standby has is not acknowledged, neither by the first answer nor by a retry, and nobody sees it."""
+    primary, standby, key = replicated
+    # Were statement_timeout or lock_timeout to end a COMMIT, they would be the first to.
+    short = {"statement_timeout": 0.5, "lock_timeout": 0.5, "acquire_timeout": 0.5, "call_timeout": 1.5}
+    client = (await serve(url=primary.url, run_jobs=False, **short)).using(key)
+    headers = {"headers": {"Idempotency-Key": "order-17"}} if keyed else {}
+    await client.call("createUser", {"email": "kept@example.com"})
+    standby.stop()
+    async with await client.post({"method": "createUser", "params": LOST}, **headers) as response:
+        assert (response.status, response.headers["X-Error-Code"]) == (503, "outcome_unknown")
+    db = await asyncpg.connect(primary.url)
+    assert await db.fetchval(WAITS_FOR_STANDBY) == 1
+    for _ in range(2):
+        async with await client.post({"method": "createUser", "params": LOST}, **headers) as response:
+            assert response.status in (409, 503), await response.text()
+    assert await client.outcome("getUserByEmail", LOST) == (400, "not found")
+    assert await emails(db) == {ADMIN, "kept@example.com"}
+    await db.close()
+
+    primary.kill()
+    standby.start()
+    standby.promote()
+    db = await asyncpg.connect(standby.url)
+    assert await emails(db) == {ADMIN, "kept@example.com"}
+    await db.close()
+    client = (await serve(url=standby.url)).using(key)
+    assert (await client.outcome("createUser", LOST, **headers))[0] == 200
+
+
+async def test_7_a_server_that_stops_while_the_standby_is_gone(
+    replicated: tuple[OwnPostgres, OwnPostgres, str],
+) -> None:
+    """7: its end commits nothing either, and when the standby is back, what waited is there."""
+    primary, standby, key = replicated
+    db = await asyncpg.connect(primary.url)
+    with running(primary.url) as officerpc:
+        served = await officerpc.serve(shutdown_timeout=0.5, acquire_timeout=0.5)
+        standby.stop()
+        data = request(creation("waiting@example.com"), b"x-api-key: " + key.encode())
+        asked = asyncio.create_task(exchange(served.url, data))
+        await eventually(lambda: db.fetchval(WAITS_FOR_STANDBY))
+        assert await served.stop() == 0
+        await asyncio.gather(asked, return_exceptions=True)
+    assert await db.fetchval(WAITS_FOR_STANDBY)
+    assert await emails(db) == {ADMIN}
+    standby.start()
+    await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM users"))
+    assert await emails(db) == {ADMIN, "waiting@example.com"}
+    await db.close()
 
 
 async def test_9_a_server_that_only_reads(client: Client, db: asyncpg.Connection) -> None:
