@@ -24,12 +24,12 @@ from aiohttp.test_utils import BaseTestServer
 from server import logs
 from server.app import Runner, create_app
 from server.auth import OPERATOR, SCOPES, TENANT_SCOPES, digest, new_key
-from server.db import load_migrations, migrate
 from server.dispatch import Dispatcher
 from server.fronts._http import DISPATCHER
 from server.methods.avatars import EXAMPLE_DOT, EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
+from server.migrations import load_migrations, migrate
 from server.registry import METHODS, Circumstances, Method
 from server.settings import Settings
 

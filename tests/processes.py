@@ -285,6 +285,23 @@ class OwnPostgres:
         )
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
+    """A file system of this size on a folder, as root; False where this process may not mount one."""
+    options = ["-o", f"size={megabytes}m,mode=0777"]
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", *options, "tmpfs", folder], check=False, capture_output=True
+        ).returncode
+    )
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 class DroppingProxy:
     """Stands between server and Postgres, and loses the connection at a COMMIT, or at whatever else commits."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
-from conftest import ADMIN, Client, Serve, insert_key
+from conftest import ADMIN, Client, Serve, database_named, insert_key
 from processes import (
     DroppingProxy,
     Officerpc,
@@ -32,6 +32,7 @@ from processes import (
     parsed,
     request,
     running,
+    small_disk,
     until_closed,
 )
 
@@ -800,6 +801,128 @@ async def test_13_the_disk_is_full(client: Client, db: asyncpg.Connection) -> No
         assert await answered(client, "getUserByEmail", {"email": ADMIN}) == OK
     assert await answered(client, "createUser", JANE) == OK
     assert await emails(db) == {ADMIN, "jane@example.com"}
+
+
+class Disk:
+    """What a database is on, to be filled: a small file system of its own or, where nobody may mount one, a trigger."""
+
+    FULL = "CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION full_disk()"
+    TABLES = ("heartbeats", "users")
+
+    def __init__(self, folder: Path | None, url: str) -> None:
+        self.url = url
+        self._filler = folder / "filler" if folder else None
+
+    async def fill(self) -> None:
+        """Leave no room."""
+        if self._filler:
+            with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            return
+        db = await asyncpg.connect(self.url)
+        await db.execute("CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$"
+                         " BEGIN RAISE EXCEPTION 'made by the test' USING ERRCODE = '53100'; END $$")  # fmt: skip
+        for table in self.TABLES:
+            await db.execute(self.FULL.format(table))
+        await db.close()
+
+    async def clear(self) -> None:
+        """Make room again."""
+        if self._filler:
+            self._filler.unlink()
+            return
+        db = await asyncpg.connect(self.url)
+        await db.execute("DROP FUNCTION full_disk CASCADE")
+        await db.close()
+
+
+@pytest.fixture
+async def disk(postgres_url: str, database_url: str, db: asyncpg.Connection) -> AsyncIterator[Disk]:
+    """One with a copy of the template on it, or the test's own database."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-disk-") as name, small_disk(Path(name), 60) as mounted:
+        if not mounted:
+            yield Disk(None, database_url)
+            return
+        files = Path(name, "files")
+        files.mkdir()
+        Path(name).chmod(0o777)
+        owner = psutil.Process(db.get_server_pid()).uids().effective
+        os.chown(files, owner, -1)
+        server = await asyncpg.connect(postgres_url)
+        await server.execute(f"CREATE TABLESPACE small LOCATION '{files}'")
+        await server.execute(
+            "CREATE DATABASE on_small TEMPLATE template_test TABLESPACE small STRATEGY file_copy"
+        )
+        try:
+            yield Disk(Path(name), database_named(postgres_url, "on_small"))
+        finally:
+            await server.execute("DROP DATABASE on_small WITH (FORCE)")
+            await server.execute("DROP TABLESPACE small")
+            await server.close()
+
+
+async def test_13_ready_means_that_writes_go_through(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13: with a disk that is really full /readyz is red until a write has found room again."""
+    monkeypatch.setattr("server.writes.FRESH", 0.0)
+    db = await asyncpg.connect(disk.url)
+    client = (await serve(url=disk.url, run_jobs=False)).using(await insert_key(db))
+    await db.close()
+    assert await answered(client, "createUser", {"email": "before@example.com"}) == OK
+    assert await health(client) == (200, 200)
+    await disk.fill()
+    number = 0
+
+    async def refused() -> bool:  # there is some room in the pages of the tables
+        nonlocal number
+        number += 1
+        users = [{"email": f"{number}-{user}@example.com"} for user in range(200)]
+        return await answered(client, "createUsers", {"users": users}) == UNAVAILABLE
+
+    await eventually(refused)
+    for _ in range(3):
+        assert await health(client) == (200, 503)
+        assert await answered(client, "createUser", JANE) == UNAVAILABLE
+        assert await answered(client, "getUserByEmail", {"email": ADMIN}) == OK
+    await disk.clear()
+    await eventually(lambda: readiness(client, 200))
+    assert await answered(client, "createUser", JANE) == OK
+
+
+async def test_13_readiness_writes_now_and_then(
+    client: Client, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13: one write is proof for some seconds, however often /readyz is asked."""
+    monkeypatch.setattr("server.writes.FRESH", 3600.0)
+    assert await health(client) == (200, 200)
+    written = await db.fetchval("SELECT xmin::text::bigint FROM heartbeats")
+    for _ in range(20):
+        assert await health(client) == (200, 200)
+    assert await db.fetchval("SELECT xmin::text::bigint FROM heartbeats") == written
+
+
+async def test_13_writes_wait_for_nobody_while_a_standby_is_gone(
+    replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve
+) -> None:
+    """13: /readyz is red; a write that would wait for the standby is refused before it begins, and few wait."""
+    primary, standby, key = replicated
+    short = {"lock_timeout": 0.5, "acquire_timeout": 0.5, "call_timeout": 1.0, "pool_size": 4}
+    client = (await serve(url=primary.url, run_jobs=False, **short)).using(key)
+    assert await health(client) == (200, 200)
+    standby.stop()
+    assert await answered(client, "createUser", LOST) == (503, "outcome_unknown", False)
+    for number in range(4):
+        assert await answered(client, "createPlan", {"type": "recurring", "name": f"{number}"}) == UNAVAILABLE
+        assert await answered(client, "getUserByEmail", {"email": ADMIN}) == OK
+    assert await health(client) == (200, 503)
+    db = await asyncpg.connect(primary.url)
+    assert await db.fetchval(WAITS_FOR_STANDBY) == 2  # the lost one and the proof
+    standby.start()
+    await eventually(lambda: readiness(client, 200))
+    assert await emails(db) == {ADMIN, "lost@example.com"}
+    await db.close()
 
 
 @pytest.mark.parametrize("hours", [2, -2], ids=["ahead", "behind"])

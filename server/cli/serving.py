@@ -39,8 +39,8 @@ def serve() -> None:
 
 
 def _serve(settings: Settings, url: str) -> None:
-    from server.db import MigrationError
     from server.errors import ServiceError
+    from server.migrations import MigrationError
     from server.process import Arbiter
 
     logs.configure(settings.log_level)

@@ -4,6 +4,19 @@
 -- Readiness: true where the database takes writes.
 SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off' AS writable;
 
+-- name: write_heartbeat()$
+-- The write that shows that others will go through.
+INSERT INTO heartbeats (id) VALUES (1)
+ON CONFLICT (id) DO UPDATE SET written_at = now()
+RETURNING true AS written;
+
+-- name: try_for_room()!
+-- Takes a megabyte of disk and gives it back when it commits or fails; an error where there is none. Updating a row does
+-- not show that: it finds room in its page, and the log in a file that has been made before.
+CREATE TEMPORARY TABLE room ON COMMIT DROP AS
+SELECT repeat('x', 1000) AS filler
+FROM generate_series(1, 1000);
+
 -- name: find_batch_end(after_instance, after_user, batch_size)^
 -- The last user of the next batch in the order of the primary key; no row past the end.
 SELECT max(instance_id) AS instance_id, max(id) FILTER (WHERE is_last) AS user_id, count(*) AS users
