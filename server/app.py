@@ -16,7 +16,7 @@ import server.methods  # noqa: F401  # fills the registry
 from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
-from server.errors import ServiceError
+from server.errors import ServiceError, Unavailable
 from server.fronts import (
     _http,
     _online_office_openapi,
@@ -64,6 +64,7 @@ DESCRIPTIONS = (
     _publica_openapi.describe,
 )
 DATABASE = web.AppKey("DATABASE", Database)
+METRICS = web.AppKey("METRICS", Metrics)
 _LAG_EVERY = 0.05
 
 
@@ -108,7 +109,7 @@ def create_app(
         settings, database_url, methods=methods, check_results=check_results
     )
     metrics = dispatcher.metrics
-    app[DATABASE], app[KEYS], app[DISPATCHER] = database, keys, dispatcher
+    app[DATABASE], app[KEYS], app[DISPATCHER], app[METRICS] = database, keys, dispatcher, metrics
 
     working: list[asyncio.Task[None]] = []
 
@@ -140,6 +141,23 @@ def create_app(
     app.router.add_route("GET", "/livez", _alive)
     app.router.add_route("GET", "/readyz", _ready)
     app.router.add_route("GET", "/metrics", _metrics)
+    return app
+
+
+def create_waiting_app(settings: Settings) -> web.Application:
+    """What answers while the database is being prepared: live, not ready, and 503 on every wire."""
+    app = web.Application()
+    app[SETTINGS], app[METRICS] = settings, Metrics()
+
+    async def unavailable(request: web.Request) -> web.Response:
+        raise Unavailable(retry_after=1)
+
+    async def close_connection(request: web.Request, response: web.StreamResponse) -> None:
+        response.force_close()  # the workers take the port over
+
+    app.router.add_route("GET", "/livez", _alive)
+    app.router.add_route("*", "/{path:.*}", unavailable)
+    app.on_response_prepare.append(close_connection)
     return app
 
 
@@ -235,7 +253,7 @@ class Runner(web.AppRunner):
     """
 
     def __init__(self, app: web.Application) -> None:
-        self._metrics = app[DISPATCHER].metrics
+        self._metrics = app[METRICS]
         settings = app[SETTINGS]
         super().__init__(
             app,

@@ -5,6 +5,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from ssl import SSLError
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import aiosql
@@ -157,6 +158,7 @@ class Database:
         self._queries = load_queries()
         self.pool: Pool
         self.writes = Writes(self._prove_writable)
+        self._advised = False
         self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -344,6 +346,9 @@ class Database:
             self._renewing = asyncio.get_running_loop().create_task(self.pool.renew())
         elif isinstance(error, pg.DiskFullError | pg.PostgresIOError):
             self.writes.doubt(type(error).__name__)
+        if (text := advice(error)) and not self._advised:
+            self._advised = True
+            log.error("connections_refused", advice=text)
         known = translated(error)
         if known is error:  # a bug: not its own cause
             raise error
@@ -387,3 +392,28 @@ def pass_on_cancelling(error: Exception) -> None:
     """Stop if this task is to stop: a commit that is cancelled says that its outcome is unknown instead."""
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError from error
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a database may yet come: nobody listens, it is starting, it has no primary, it is full.
+
+    Not so where it refuses who connects, or how, or knows no such database.
+    """
+    cause = error.__cause__ if isinstance(error, ServiceError) else error
+    if isinstance(cause, pg.InvalidAuthorizationSpecificationError | pg.InvalidCatalogNameError | SSLError):
+        return False
+    return isinstance(error, Unavailable | OSError | TimeoutError) and advice(error) is None
+
+
+def advice(error: BaseException) -> str | None:
+    """What an operator has to set, where a pooler refuses what each connection of the pool asks for."""
+    for _ in range(10):
+        if isinstance(error, pg.ProtocolViolationError) and "startup parameter" in str(error):
+            return (
+                f"{error}: there is a pooler at OFFICERPC_DATABASE_URL. Set OFFICERPC_DATABASE_DIRECT_URL to"
+                " the address of Postgres itself, and pool_mode = transaction in pgbouncer"
+            )
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
+    return None

@@ -93,10 +93,10 @@ def postgres_url() -> Iterator[str]:
 
 
 def _embedded_postgres(folder: Path) -> Iterator[str]:
-    from server.embedded import embedded_postgres_url
+    from server.embedded import embedded_server
 
-    with embedded_postgres_url(folder) as url:
-        yield url
+    with embedded_server(folder) as server:
+        yield server.url
 
 
 def _system_postgres(folder: Path) -> Iterator[str]:

@@ -110,14 +110,14 @@ class Officerpc:
         )
         return environment(FAST_HASHES | database | {"TMPDIR": str(self._folder)} | given)
 
-    def launch(self, **settings: Any) -> Served:
+    def launch(self, command: str = "serve", **settings: Any) -> Served:
         """Start it and do not wait."""
         port = settings.setdefault("port", free_port())
         folder = self._folder / f"start{len(self._started)}"
         folder.mkdir()
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                [OFFICERPC, "serve"],
+                [OFFICERPC, command],
                 env=self.settings(**settings),
                 cwd=folder,
                 stdout=out,
@@ -129,13 +129,16 @@ class Officerpc:
         return Served(process, f"http://127.0.0.1:{port}", folder)
 
     async def serve(self, **settings: Any) -> Served:
-        """Start it and wait until it answers."""
+        """Start it and wait until a worker answers."""
         served = self.launch(**settings)
 
         async def answers() -> bool:
             assert served.process.poll() is None, served.log
             with contextlib.suppress(OSError):
-                return (await exchange(served.url, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200
+                return (
+                    "officerpc serves" in served.output
+                    and (await exchange(served.url, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200
+                )
             return False
 
         await eventually(answers)
@@ -216,6 +219,15 @@ class OwnPostgres:
         self._folder = folder
         self.url = f"postgresql://postgres:@/postgres?host={quote(str(folder))}"
 
+    @classmethod
+    async def beside(cls, url: str, folder: Path) -> "OwnPostgres":
+        """One of the make of the server at an address; its files and its socket are in the folder."""
+        connection = await asyncpg.connect(url)
+        try:
+            return cls(connection.get_server_pid(), folder)
+        finally:
+            await connection.close()
+
     def create(self) -> None:
         """Make its files and start it."""
         self._run("initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
@@ -283,6 +295,15 @@ class OwnPostgres:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+
+@contextlib.contextmanager
+def folder_for_postgres() -> Iterator[Path]:
+    """An empty folder that the system user of Postgres can write to."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-own-") as folder:
+        if os.geteuid() == 0:
+            Path(folder).chmod(0o777)
+        yield Path(folder)
 
 
 @contextlib.contextmanager

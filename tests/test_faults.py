@@ -29,6 +29,7 @@ from processes import (
     emails,
     eventually,
     exchange,
+    folder_for_postgres,
     parsed,
     request,
     running,
@@ -367,16 +368,6 @@ async def test_5_connections_are_terminated_under_load(serve: Serve, db: asyncpg
 def own_postgres(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
     """A Postgres of its own with MYINSTANCE, and an API key for it."""
 
-    async def common() -> OwnPostgres:
-        connection = await asyncpg.connect(postgres_url)
-        pid = connection.get_server_pid()
-        try:
-            server = OwnPostgres(pid, folder)
-            await asyncio.to_thread(server.create)
-            return server
-        finally:
-            await connection.close()
-
     async def fill(url: str) -> str:
         settings = Settings(argon2_memory=64, argon2_time=1)
         database, _, hasher, dispatcher = build(settings, url)
@@ -388,22 +379,14 @@ def own_postgres(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
         return started.api_key
 
     with folder_for_postgres() as folder:
-        server = asyncio.run(common())
+        server = asyncio.run(OwnPostgres.beside(postgres_url, folder))
+        server.create()
         try:
             yield server, asyncio.run(fill(server.url))
         finally:
             server.thaw()
             if server.processes():
                 server.stop()
-
-
-@contextlib.contextmanager
-def folder_for_postgres() -> Iterator[Path]:
-    """An empty folder that the system user of Postgres can write to."""
-    with tempfile.TemporaryDirectory(prefix="officerpc-own-") as folder:
-        if os.geteuid() == 0:
-            Path(folder).chmod(0o777)
-        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
