@@ -72,30 +72,39 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
             ) from None
 
 
+async def pending(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[Migration]:
+    """Those of the migrations that were not yet applied.
+
+    Raises:
+        MigrationError: as migrate does.
+    """
+    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        return migrations
+    rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
+    applied = {row["version"]: row["checksum"] for row in rows}
+    if unknown := sorted(set(applied) - {migration.version for migration in migrations}):
+        raise MigrationError(f"the database holds migration {unknown[-1]}, which this program does not know")
+    for migration in migrations:
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
+            raise MigrationError(f"migration {migration.version} was applied from another file")
+    return [migration for migration in migrations if migration.version not in applied]
+
+
 async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
+    missing = await pending(connection, migrations)
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         await connection.execute(
             "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
             " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
-    rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
-    applied = {row["version"]: row["checksum"] for row in rows}
-    known = {migration.version for migration in migrations}
-    if unknown := sorted(set(applied) - known):
-        raise MigrationError(f"the database holds migration {unknown[-1]}, which this program does not know")
-    done = []
-    for migration in migrations:
-        if migration.version not in applied:
-            async with connection.transaction():
-                for statement in migration.statements:
-                    await connection.execute(statement)
-                await connection.execute(
-                    "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-                    migration.version,
-                    migration.name,
-                    migration.checksum,
-                )
-            done.append(migration.name)
-        elif applied[migration.version] != migration.checksum:
-            raise MigrationError(f"migration {migration.version} was applied from another file")
-    return done
+    for migration in missing:
+        async with connection.transaction():
+            for statement in migration.statements:
+                await connection.execute(statement)
+            await connection.execute(
+                "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                migration.version,
+                migration.name,
+                migration.checksum,
+            )
+    return [migration.name for migration in missing]

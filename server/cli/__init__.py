@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import database, instances, jobs, keys, reference, serving, users
+from server.cli import database, doctor, instances, jobs, keys, reference, serving, users
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -10,7 +10,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="A user-provisioning server.",
 )
-for subject in (serving, database, reference):
+for subject in (serving, database, doctor, reference):
     cli.add_typer(subject.app)
 cli.add_typer(instances.app, name="instances")
 cli.add_typer(keys.app, name="keys")
