@@ -535,7 +535,7 @@ def _free_port() -> int:
 def _answers(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     with contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("GET", "/livez")
+        connection.request("GET", "/readyz")
         return connection.getresponse().status < 500
     return False
 

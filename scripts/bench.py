@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.embedded import embedded_postgres_url
+from server.embedded import embedded_server
 from server.methods._provision import creation
 from server.methods._users import CreateUser
 
@@ -448,10 +448,10 @@ def main(
         wrk_path(), pgbench_path()  # better missing now than in ten minutes
         with (
             tempfile.TemporaryDirectory(prefix="officerpc-bench-") as directory,
-            embedded_postgres_url(Path(directory)) as postgres,
+            embedded_server(Path(directory)) as postgres,
             Progress(*columns, console=err) as progress,
         ):
-            bench = Bench(Path(directory), postgres, quick, progress)
+            bench = Bench(Path(directory), postgres.url, quick, progress)
             for name in names:
                 figures += MEASUREMENTS[name](bench)
     except BenchError as error:

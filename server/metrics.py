@@ -108,6 +108,15 @@ class Metrics:
             multiprocess_mode="livemostrecent",
         )
 
+        self._halted = Gauge(
+            "officerpc_feed_halted_seconds",
+            "Age of the transaction that holds the feed of changes and webhooks back; 0: it ended.",
+            ["pid", "application"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._halting: tuple[str, str] | None = None
+
     def call(self, fact: CallFact) -> None:
         """A call ended, well or not."""
         kept = self._kept.get((fact.method, fact.code))
@@ -169,6 +178,14 @@ class Metrics:
     def webhooks_due(self, seconds: float) -> None:
         """For how long a delivery has been due at most; 0 where none is."""
         self._due.set(seconds)
+
+    def feed_halted(self, by: tuple[str, str] | None, seconds: float = 0.0) -> None:
+        """Which transaction (process id and application) holds the feed back for so long; None: none does."""
+        if self._halting is not None and self._halting != by:
+            self._halted.labels(*self._halting).set(0.0)
+        self._halting = by
+        if by is not None:
+            self._halted.labels(*by).set(seconds)
 
     def exposition(self) -> bytes:
         """The Prometheus text format, over all workers."""

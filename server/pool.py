@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from typing import Any
 
 import asyncpg
 import structlog
@@ -16,6 +17,38 @@ log = structlog.get_logger()
 DRIVER_ERRORS = (pg.PostgresError, pg.InterfaceError, pg.InternalClientError, OSError)
 IDLE_SECONDS = 300
 """A connection that idled longer is not trusted: a firewall may have dropped it without a word."""
+
+
+class DriverConnection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's connection, which never asks Postgres to cancel what may be committing.
+
+    With synchronous replication a COMMIT waits for the standby. Postgres ends that wait on a CancelRequest by
+    committing locally: everybody then sees rows that are lost at a failover. asyncpg sends a CancelRequest
+    when a task that waits for an answer is cancelled, or its timeout passes, or the connection is closed
+    meanwhile. Where the statement may be committing, this class drops the connection instead: the server
+    process goes on waiting, nobody sees its rows until the standby has them, and its locks stay.
+
+    Outside a transaction each statement commits at its end, so only a statement within a transaction is
+    cancelled, COMMIT excepted. statement_timeout need not be switched off for it: Postgres stops that timer
+    before it commits.
+    """
+
+    _is_commit = False
+
+    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        """As asyncpg's. Its Transaction sends BEGIN, COMMIT and ROLLBACK through here."""
+        self._is_commit = query == "COMMIT;"
+        return super().execute(query, *args, timeout=timeout)
+
+    def _cancel_current_command(self, *waiters: Any) -> None:
+        if self.is_in_transaction() and not self._is_commit:
+            super()._cancel_current_command(*waiters)
+        else:  # later: asyncpg's protocol still works on the connection when it has called this
+            self._loop.call_soon(self.terminate)
+
+    def get_reset_query(self) -> str:
+        """Empty: officerpc leaves no session state behind, so giving back costs no round trip."""
+        return ""
 
 
 class Pool:

@@ -4,12 +4,15 @@ import gc
 import mmap
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from gunicorn import arbiter
 from gunicorn.app.base import BaseApplication
+from gunicorn.errors import HaltServer
 from prometheus_client import multiprocess
 
 from server.app import Runner, create_app
@@ -32,31 +35,53 @@ def _forget_metrics(pid: int) -> None:
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
+class _Master(arbiter.Arbiter):  # type: ignore[misc]
+    """gunicorn's loop, which also looks after what the workers need. It comes by once a second at least."""
+
+    def manage_workers(self) -> None:
+        try:
+            self.app.look_after()
+        except Exception as error:
+            sys.stderr.write(f"officerpc: {error}\n")
+            raise HaltServer(None, 1) from error
+        super().manage_workers()
+
+
 class Arbiter(BaseApplication):  # type: ignore[misc]
     """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT.
 
     On SIGHUP new workers take over before the old ones end. Settings and code stay those of the start.
     """
 
-    def __init__(self, settings: Settings, database_url: str, when_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        listening: socket.socket,
+        look_after: Callable[[], None],
+        when_ready: Callable[[], None],
+    ) -> None:
         """
         Args:
-            when_ready: called once the port is open.
+            listening: the socket that workers take connections from; it is closed when this ends.
+            look_after: called every second; an exception ends the server with status 1.
+            when_ready: called before the first worker starts.
         """
         self._settings = settings
         self._when_ready = when_ready
-        self._is_ready = False
         # Reloads until this process was forked, and (shared with all workers) until now.
         self._reloads = 0
         self._reloads_now = mmap.mmap(-1, mmap.PAGESIZE)
+        self._listening = listening.detach()
         self._database_url = database_url
+        self.look_after = look_after
         super().__init__()
 
     def load_config(self) -> None:
         """gunicorn's settings from ours."""
         settings = self._settings
         options: dict[str, Any] = {
-            "bind": f"{settings.host}:{settings.port}",
+            "bind": f"fd://{self._listening}",
             "workers": settings.workers,
             "worker_class": "aiohttp.GunicornUVLoopWebWorker",
             # What runs gets shutdown_timeout; the arbiter waits a little longer than the workers do.
@@ -66,16 +91,12 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "accesslog": None,
             "loglevel": "warning",
             "control_socket_disable": True,
-            "when_ready": lambda _: self._ready(),
+            "when_ready": lambda _: self._when_ready(),
             "on_reload": lambda _: self._count_reload(),
             "child_exit": lambda _, worker: _forget_metrics(worker.pid),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
-
-    def _ready(self) -> None:
-        self._is_ready = True
-        self._when_ready()
 
     def _count_reload(self) -> None:
         self._reloads += 1
@@ -98,14 +119,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING),
             after_in_child=_end_by_signal,
         )
-        try:
-            super().run()
-        except SystemExit as end:
-            if end.code and not self._is_ready:  # gunicorn has said why
-                where = f"{self._settings.host}:{self._settings.port}"
-                hint = "see OFFICERPC_HOST and OFFICERPC_PORT"
-                sys.stderr.write(f"officerpc: cannot listen on {where}: {hint}\n")
-            raise
+        _Master(self).run()
 
     def load(self) -> Any:
         """What a worker serves, made within the worker."""

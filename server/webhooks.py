@@ -8,6 +8,7 @@ and some come twice, with the same webhook-id.
 import asyncio
 import contextlib
 import random
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ EACH = 4
 """Of these again, at most so many to one webhook."""
 METER_EVERY = 15.0
 """Seconds between two looks at how far behind all this is."""
+HALTED_AFTER = 60.0
+"""Seconds after which a transaction that holds the feed back is named, in the log at most as often."""
 # Events read at once: what the loop decodes and encodes without giving way.
 _BATCH = 100
 # Webhooks in a row for which the database is not there: the others need not be tried.
@@ -276,13 +279,48 @@ async def _keep_sending(
 
 
 async def _keep_metering(database: Database, metrics: Metrics) -> None:
+    halt = FeedHalt(metrics)
     while True:
         try:
             async with database.connection() as db:
                 metrics.webhooks_due(await db.value("find_oldest_due") or 0.0)
+                halt.observe(await db.one("find_feed_halt"))
         except Exception as error:  # those who need the database more say that it is away
             pass_on_cancelling(error)
         await asyncio.sleep(METER_EVERY)
+
+
+class FeedHalt:
+    """Names the transaction that has held the feed of changes and webhooks back for HALTED_AFTER."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._seen: tuple[int, str] | None = None
+        self._since = 0.0
+        self._told_at = float("-inf")
+
+    def observe(self, row: Any) -> None:
+        """What was found now.
+
+        Args:
+            row: of find_feed_halt; None: no transaction is open. Where this role may not see its age, it is
+                counted from the first look that found it.
+        """
+        now = time.monotonic()
+        found = None if row is None else (row["pid"], row["application"])
+        if found != self._seen:
+            self._seen, self._since = found, now
+        if row is None:
+            self._metrics.feed_halted(None)
+            return
+        age = now - self._since if row["age"] is None else row["age"]
+        if age < HALTED_AFTER:
+            self._metrics.feed_halted(None)
+            return
+        self._metrics.feed_halted((str(row["pid"]), row["application"]), age)
+        if now - self._told_at >= HALTED_AFTER:
+            self._told_at = now
+            log.warning("feed_halted", pid=row["pid"], application=row["application"], seconds=round(age))
 
 
 async def _claim(database: Database, sending: Iterable[tuple[int, int]]) -> list[Any]:

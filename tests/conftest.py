@@ -24,12 +24,12 @@ from aiohttp.test_utils import BaseTestServer
 from server import logs
 from server.app import Runner, create_app
 from server.auth import OPERATOR, SCOPES, TENANT_SCOPES, digest, new_key
-from server.db import load_migrations, migrate
 from server.dispatch import Dispatcher
 from server.fronts._http import DISPATCHER
 from server.methods.avatars import EXAMPLE_DOT, EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
+from server.migrations import load_migrations, migrate
 from server.registry import METHODS, Circumstances, Method
 from server.settings import Settings
 
@@ -93,10 +93,10 @@ def postgres_url() -> Iterator[str]:
 
 
 def _embedded_postgres(folder: Path) -> Iterator[str]:
-    from server.embedded import embedded_postgres_url
+    from server.embedded import embedded_server
 
-    with embedded_postgres_url(folder) as url:
-        yield url
+    with embedded_server(folder) as server:
+        yield server.url
 
 
 def _system_postgres(folder: Path) -> Iterator[str]:

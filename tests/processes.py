@@ -110,14 +110,14 @@ class Officerpc:
         )
         return environment(FAST_HASHES | database | {"TMPDIR": str(self._folder)} | given)
 
-    def launch(self, **settings: Any) -> Served:
+    def launch(self, command: str = "serve", **settings: Any) -> Served:
         """Start it and do not wait."""
         port = settings.setdefault("port", free_port())
         folder = self._folder / f"start{len(self._started)}"
         folder.mkdir()
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                [OFFICERPC, "serve"],
+                [OFFICERPC, command],
                 env=self.settings(**settings),
                 cwd=folder,
                 stdout=out,
@@ -129,13 +129,16 @@ class Officerpc:
         return Served(process, f"http://127.0.0.1:{port}", folder)
 
     async def serve(self, **settings: Any) -> Served:
-        """Start it and wait until it answers."""
+        """Start it and wait until a worker answers."""
         served = self.launch(**settings)
 
         async def answers() -> bool:
             assert served.process.poll() is None, served.log
             with contextlib.suppress(OSError):
-                return (await exchange(served.url, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200
+                return (
+                    "officerpc serves" in served.output
+                    and (await exchange(served.url, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200
+                )
             return False
 
         await eventually(answers)
@@ -216,6 +219,15 @@ class OwnPostgres:
         self._folder = folder
         self.url = f"postgresql://postgres:@/postgres?host={quote(str(folder))}"
 
+    @classmethod
+    async def beside(cls, url: str, folder: Path) -> "OwnPostgres":
+        """One of the make of the server at an address; its files and its socket are in the folder."""
+        connection = await asyncpg.connect(url)
+        try:
+            return cls(connection.get_server_pid(), folder)
+        finally:
+            await connection.close()
+
     def create(self) -> None:
         """Make its files and start it."""
         self._run("initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
@@ -225,6 +237,25 @@ class OwnPostgres:
                 "fsync = off\nfull_page_writes = off\nshared_buffers = 16MB\n"
             )
         self.start()
+
+    def create_standby(self, folder: Path) -> "OwnPostgres":
+        """Copy this running server into another one that follows it, and start that.
+
+        Args:
+            folder: for its files and its socket; the system user of this server can write there.
+        """
+        standby = OwnPostgres(self.processes()[0].pid, folder)
+        standby._run(
+            "pg_basebackup", "-h", str(self._folder), "-U", "postgres", "-R", "-c", "fast", "--no-sync"
+        )
+        with (folder / "data" / "postgresql.conf").open("a") as conf:
+            conf.write(f"unix_socket_directories = '{folder}'\nsynchronous_standby_names = ''\n")
+        standby.start()
+        return standby
+
+    def promote(self) -> None:
+        """Let a standby become a primary."""
+        self._run("pg_ctl", "-w", "promote")
 
     def start(self) -> None:
         """Start it, also after a kill."""
@@ -264,6 +295,32 @@ class OwnPostgres:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+
+@contextlib.contextmanager
+def folder_for_postgres() -> Iterator[Path]:
+    """An empty folder that the system user of Postgres can write to."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-own-") as folder:
+        if os.geteuid() == 0:
+            Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
+    """A file system of this size on a folder, as root; False where this process may not mount one."""
+    options = ["-o", f"size={megabytes}m,mode=0777"]
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", *options, "tmpfs", folder], check=False, capture_output=True
+        ).returncode
+    )
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 class DroppingProxy:

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -266,29 +267,48 @@ def test_the_unit_allows_many_connections() -> None:
         assert "\nLimitNOFILE=65536\n" in unit and "\nRestartSec=5\n" in unit
 
 
-@installed("pgbouncer")
-async def test_behind_a_transaction_pooler(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    """Many calls at once over two server connections that change hands after each transaction."""
+@asynccontextmanager
+async def pgbouncer(database_url: str, folder: Path, mode: str) -> AsyncIterator[str]:
+    """The address of a pooler before the database."""
     parts = urlsplit(database_url)
     socket_dir = parse_qs(parts.query)["host"][0]
     port = free_port()
-    users = tmp_path / "users.txt"
+    users = folder / "users.txt"
     users.write_text('"postgres" ""\n')
-    config = tmp_path / "pgbouncer.ini"
+    config = folder / "pgbouncer.ini"
     config.write_text(
         f"[databases]\n{parts.path[1:]} = host={socket_dir} user=postgres\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = trust\nauth_file = {users}\n"
-        "pool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n"
+        f"pool_mode = {mode}\ndefault_pool_size = 2\nunix_socket_dir =\n"
     )
     # It refuses to run as root; the user of the database server can reach its socket.
     owner = pwd.getpwuid(Path(socket_dir).stat().st_uid).pw_name
     as_user = ["-u", owner] if os.geteuid() == 0 else []
-    for path in (tmp_path, *list(tmp_path.parents)[:2]) if as_user else ():
+    for path in (folder, *list(folder.parents)[:2]) if as_user else ():
         path.chmod(0o755)
     async with running("pgbouncer", "-q", *as_user, config, port=port):
-        client = await serve(
-            url=f"postgresql://postgres@127.0.0.1:{port}{parts.path}", database_direct_url=database_url
-        )
+        yield f"postgresql://postgres@127.0.0.1:{port}{parts.path}"
+
+
+@installed("pgbouncer")
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_a_pooler_without_a_direct_address(
+    mode: str, officerpc: Any, database_url: str, tmp_path: Path
+) -> None:
+    """Status 1 and a line that says which setting is missing, from the server and from commands."""
+    async with pgbouncer(database_url, tmp_path, mode) as url:
+        for words in (("serve",), ("users", "list", "--instance", "MYINSTANCE")):
+            ended = await officerpc(*words, OFFICERPC_DATABASE_URL=url, OFFICERPC_PORT=str(free_port()))
+            assert ended.status == 1
+            assert "unsupported startup parameter" in ended.err
+            assert "Set OFFICERPC_DATABASE_DIRECT_URL" in ended.err and "Traceback" not in ended.err
+
+
+@installed("pgbouncer")
+async def test_behind_a_transaction_pooler(serve: Serve, database_url: str, tmp_path: Path) -> None:
+    """Many calls at once over two server connections that change hands after each transaction."""
+    async with pgbouncer(database_url, tmp_path, "transaction") as url:
+        client = await serve(url=url, database_direct_url=database_url)
 
         async def work(number: int) -> None:
             email = f"user{number}@example.com"

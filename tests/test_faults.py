@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
-from conftest import ADMIN, Client, Serve, insert_key
+from conftest import ADMIN, Client, Serve, database_named, insert_key
 from processes import (
     DroppingProxy,
     Officerpc,
@@ -29,9 +29,11 @@ from processes import (
     emails,
     eventually,
     exchange,
+    folder_for_postgres,
     parsed,
     request,
     running,
+    small_disk,
     until_closed,
 )
 
@@ -126,10 +128,26 @@ async def test_2_a_client_vanishes(client: Client, db: asyncpg.Connection) -> No
             await writer.drain()
             for _ in range(number):
                 await asyncio.sleep(0)
+    stored = await stored_at_rest(client, db)
+    arrived_whole = {email for number, email in enumerate(asked) if number % 8 == 7}
+    assert stored - {ADMIN} <= arrived_whole
     for email in asked:
         outcome = await client.outcome("createUser", {"email": email})
-        assert outcome == DUPLICATE or outcome[0] == 200
+        assert outcome == DUPLICATE if email in stored else outcome[0] == 200, email
     assert await emails(db) == {ADMIN, *asked}
+
+
+async def stored_at_rest(client: Client, db: asyncpg.Connection) -> set[str]:
+    """Whom the database holds, once no call runs any more and none that was left alone begins."""
+    running = client.dispatcher._deadlines.running
+
+    async def unchanged() -> bool:
+        before = await emails(db)
+        await asyncio.sleep(0.2)
+        return not running and await emails(db) == before
+
+    await eventually(unchanged)
+    return await emails(db)
 
 
 def hang_up_hard(writer: asyncio.StreamWriter) -> None:
@@ -168,9 +186,11 @@ async def test_3_a_half_closed_client(client: Client, db: asyncpg.Connection) ->
         writer.write(request(creation("half@example.com"), keyed(client)))
         writer.write_eof()
         answer = await until_closed(reader)
-    assert not answer or parsed(answer).status == 200
+    stored = await stored_at_rest(client, db)
+    if answer:
+        assert parsed(answer).status == 200 and "half@example.com" in stored
     outcome = await client.outcome("createUser", {"email": "half@example.com"})
-    assert outcome == DUPLICATE or (not answer and outcome[0] == 200)
+    assert outcome == DUPLICATE if "half@example.com" in stored else outcome[0] == 200
     assert await emails(db) == {ADMIN, "half@example.com"}
 
 
@@ -362,19 +382,9 @@ async def test_5_connections_are_terminated_under_load(serve: Serve, db: asyncpg
     assert await answered(client, "createUser", {"email": "after@example.com"}) == OK
 
 
-@pytest.fixture(scope="module")
-def own_server(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
+@contextlib.contextmanager
+def own_postgres(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
     """A Postgres of its own with MYINSTANCE, and an API key for it."""
-
-    async def common() -> int:
-        connection = await asyncpg.connect(postgres_url)
-        pid = connection.get_server_pid()
-        try:
-            server = OwnPostgres(pid, Path(folder))
-            await asyncio.to_thread(server.create)
-            return server
-        finally:
-            await connection.close()
 
     async def fill(url: str) -> str:
         settings = Settings(argon2_memory=64, argon2_time=1)
@@ -386,15 +396,22 @@ def own_server(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
         assert started.api_key is not None
         return started.api_key
 
-    with tempfile.TemporaryDirectory(prefix="officerpc-own-") as folder:
-        if os.geteuid() == 0:
-            Path(folder).chmod(0o777)
-        server = asyncio.run(common())
+    with folder_for_postgres() as folder:
+        server = asyncio.run(OwnPostgres.beside(postgres_url, folder))
+        server.create()
         try:
             yield server, asyncio.run(fill(server.url))
         finally:
             server.thaw()
-            server.stop()
+            if server.processes():
+                server.stop()
+
+
+@pytest.fixture(scope="module")
+def own_server(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
+    """One for all tests that harm it and mend it again."""
+    with own_postgres(postgres_url) as made:
+        yield made
 
 
 @pytest.fixture
@@ -509,6 +526,91 @@ async def test_7_the_connection_is_lost_at_commit(
             assert await emails(db) == ({ADMIN, "jane@example.com"} if after else {ADMIN})
             again = await client.outcome("createUser", params)
             assert again == DUPLICATE if after else again[0] == 200
+
+
+@pytest.fixture
+def replicated(postgres_url: str) -> Iterator[tuple[OwnPostgres, OwnPostgres, str]]:
+    """A primary that commits when its standby has everything, that standby, and an API key."""
+    with own_postgres(postgres_url) as (primary, key), folder_for_postgres() as folder:
+        standby = primary.create_standby(folder)
+        try:
+            asyncio.run(wait_for_standby(primary.url))
+            yield primary, standby, key
+        finally:
+            if standby.processes():
+                standby.stop()
+
+
+async def wait_for_standby(url: str) -> None:
+    """Switch synchronous replication on, and wait until a standby takes part in it."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await connection.execute("SELECT pg_reload_conf()")
+    await eventually(
+        lambda: connection.fetchval("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'")
+    )
+    await connection.close()
+
+
+WAITS_FOR_STANDBY = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'officerpc' AND wait_event = 'SyncRep'
+"""
+LOST = {"email": "lost@example.com"}
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["statement", "transaction"])
+async def test_7_the_standby_is_gone_at_commit(
+    keyed: bool, replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve
+) -> None:
+    """7: what no standby has is not acknowledged, neither by the first answer nor by a retry, and nobody sees it."""
+    primary, standby, key = replicated
+    # Were statement_timeout or lock_timeout to end a COMMIT, they would be the first to.
+    short = {"statement_timeout": 0.5, "lock_timeout": 0.5, "acquire_timeout": 0.5, "call_timeout": 1.5}
+    client = (await serve(url=primary.url, run_jobs=False, **short)).using(key)
+    headers = {"headers": {"Idempotency-Key": "order-17"}} if keyed else {}
+    await client.call("createUser", {"email": "kept@example.com"})
+    standby.stop()
+    async with await client.post({"method": "createUser", "params": LOST}, **headers) as response:
+        assert (response.status, response.headers["X-Error-Code"]) == (503, "outcome_unknown")
+    db = await asyncpg.connect(primary.url)
+    assert await db.fetchval(WAITS_FOR_STANDBY) == 1
+    for _ in range(2):
+        async with await client.post({"method": "createUser", "params": LOST}, **headers) as response:
+            assert response.status in (409, 503), await response.text()
+    assert await client.outcome("getUserByEmail", LOST) == (400, "not found")
+    assert await emails(db) == {ADMIN, "kept@example.com"}
+    await db.close()
+
+    primary.kill()
+    standby.start()
+    standby.promote()
+    db = await asyncpg.connect(standby.url)
+    assert await emails(db) == {ADMIN, "kept@example.com"}
+    await db.close()
+    client = (await serve(url=standby.url)).using(key)
+    assert (await client.outcome("createUser", LOST, **headers))[0] == 200
+
+
+async def test_7_a_server_that_stops_while_the_standby_is_gone(
+    replicated: tuple[OwnPostgres, OwnPostgres, str],
+) -> None:
+    """7: its end commits nothing either, and when the standby is back, what waited is there."""
+    primary, standby, key = replicated
+    db = await asyncpg.connect(primary.url)
+    with running(primary.url) as officerpc:
+        served = await officerpc.serve(shutdown_timeout=0.5, acquire_timeout=0.5)
+        standby.stop()
+        data = request(creation("waiting@example.com"), b"x-api-key: " + key.encode())
+        asked = asyncio.create_task(exchange(served.url, data))
+        await eventually(lambda: db.fetchval(WAITS_FOR_STANDBY))
+        assert await served.stop() == 0
+        await asyncio.gather(asked, return_exceptions=True)
+    assert await db.fetchval(WAITS_FOR_STANDBY)
+    assert await emails(db) == {ADMIN}
+    standby.start()
+    await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM users"))
+    assert await emails(db) == {ADMIN, "waiting@example.com"}
+    await db.close()
 
 
 async def test_9_a_server_that_only_reads(client: Client, db: asyncpg.Connection) -> None:
@@ -700,6 +802,128 @@ async def test_13_the_disk_is_full(client: Client, db: asyncpg.Connection) -> No
         assert await answered(client, "getUserByEmail", {"email": ADMIN}) == OK
     assert await answered(client, "createUser", JANE) == OK
     assert await emails(db) == {ADMIN, "jane@example.com"}
+
+
+class Disk:
+    """What a database is on, to be filled: a small file system of its own or, where nobody may mount one, a trigger."""
+
+    FULL = "CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION full_disk()"
+    TABLES = ("heartbeats", "users")
+
+    def __init__(self, folder: Path | None, url: str) -> None:
+        self.url = url
+        self._filler = folder / "filler" if folder else None
+
+    async def fill(self) -> None:
+        """Leave no room."""
+        if self._filler:
+            with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            return
+        db = await asyncpg.connect(self.url)
+        await db.execute("CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$"
+                         " BEGIN RAISE EXCEPTION 'made by the test' USING ERRCODE = '53100'; END $$")  # fmt: skip
+        for table in self.TABLES:
+            await db.execute(self.FULL.format(table))
+        await db.close()
+
+    async def clear(self) -> None:
+        """Make room again."""
+        if self._filler:
+            self._filler.unlink()
+            return
+        db = await asyncpg.connect(self.url)
+        await db.execute("DROP FUNCTION full_disk CASCADE")
+        await db.close()
+
+
+@pytest.fixture
+async def disk(postgres_url: str, database_url: str, db: asyncpg.Connection) -> AsyncIterator[Disk]:
+    """One with a copy of the template on it, or the test's own database."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-disk-") as name, small_disk(Path(name), 60) as mounted:
+        if not mounted:
+            yield Disk(None, database_url)
+            return
+        files = Path(name, "files")
+        files.mkdir()
+        Path(name).chmod(0o777)
+        owner = psutil.Process(db.get_server_pid()).uids().effective
+        os.chown(files, owner, -1)
+        server = await asyncpg.connect(postgres_url)
+        await server.execute(f"CREATE TABLESPACE small LOCATION '{files}'")
+        await server.execute(
+            "CREATE DATABASE on_small TEMPLATE template_test TABLESPACE small STRATEGY file_copy"
+        )
+        try:
+            yield Disk(Path(name), database_named(postgres_url, "on_small"))
+        finally:
+            await server.execute("DROP DATABASE on_small WITH (FORCE)")
+            await server.execute("DROP TABLESPACE small")
+            await server.close()
+
+
+async def test_13_ready_means_that_writes_go_through(
+    disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13: with a disk that is really full /readyz is red until a write has found room again."""
+    monkeypatch.setattr("server.writes.FRESH", 0.0)
+    db = await asyncpg.connect(disk.url)
+    client = (await serve(url=disk.url, run_jobs=False)).using(await insert_key(db))
+    await db.close()
+    assert await answered(client, "createUser", {"email": "before@example.com"}) == OK
+    assert await health(client) == (200, 200)
+    await disk.fill()
+    number = 0
+
+    async def refused() -> bool:  # there is some room in the pages of the tables
+        nonlocal number
+        number += 1
+        users = [{"email": f"{number}-{user}@example.com"} for user in range(200)]
+        return await answered(client, "createUsers", {"users": users}) == UNAVAILABLE
+
+    await eventually(refused)
+    for _ in range(3):
+        assert await health(client) == (200, 503)
+        assert await answered(client, "createUser", JANE) == UNAVAILABLE
+        assert await answered(client, "getUserByEmail", {"email": ADMIN}) == OK
+    await disk.clear()
+    await eventually(lambda: readiness(client, 200))
+    assert await answered(client, "createUser", JANE) == OK
+
+
+async def test_13_readiness_writes_now_and_then(
+    client: Client, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13: one write is proof for some seconds, however often /readyz is asked."""
+    monkeypatch.setattr("server.writes.FRESH", 3600.0)
+    assert await health(client) == (200, 200)
+    written = await db.fetchval("SELECT xmin::text::bigint FROM heartbeats")
+    for _ in range(20):
+        assert await health(client) == (200, 200)
+    assert await db.fetchval("SELECT xmin::text::bigint FROM heartbeats") == written
+
+
+async def test_13_writes_wait_for_nobody_while_a_standby_is_gone(
+    replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve
+) -> None:
+    """13: /readyz is red; a write that would wait for the standby is refused before it begins, and few wait."""
+    primary, standby, key = replicated
+    short = {"lock_timeout": 0.5, "acquire_timeout": 0.5, "call_timeout": 1.0, "pool_size": 4}
+    client = (await serve(url=primary.url, run_jobs=False, **short)).using(key)
+    assert await health(client) == (200, 200)
+    standby.stop()
+    assert await answered(client, "createUser", LOST) == (503, "outcome_unknown", False)
+    for number in range(4):
+        assert await answered(client, "createPlan", {"type": "recurring", "name": f"{number}"}) == UNAVAILABLE
+        assert await answered(client, "getUserByEmail", {"email": ADMIN}) == OK
+    assert await health(client) == (200, 503)
+    db = await asyncpg.connect(primary.url)
+    assert await db.fetchval(WAITS_FOR_STANDBY) == 2  # the lost one and the proof
+    standby.start()
+    await eventually(lambda: readiness(client, 200))
+    assert await emails(db) == {ADMIN, "lost@example.com"}
+    await db.close()
 
 
 @pytest.mark.parametrize("hours", [2, -2], ids=["ahead", "behind"])

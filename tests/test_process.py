@@ -21,7 +21,19 @@ import asyncpg
 import psutil
 import pytest
 from conftest import ADMIN, insert_key
-from processes import Officerpc, Served, connected, emails, eventually, exchange, request, running
+from processes import (
+    Officerpc,
+    OwnPostgres,
+    Served,
+    connected,
+    emails,
+    eventually,
+    exchange,
+    folder_for_postgres,
+    kill,
+    request,
+    running,
+)
 
 LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 
@@ -181,12 +193,66 @@ async def test_bad_settings(variable: str, value: str, embedded: Officerpc) -> N
     assert "Traceback" not in served.log and "hunter2" not in served.log + served.output
 
 
-async def test_the_database_is_away_at_the_start(embedded: Officerpc, tmp_path: Path) -> None:
-    """Status 1 and one line, whether nobody listens there or there is no such database."""
-    served = embedded.launch(database_url=f"postgresql://postgres:hunter2@/postgres?host={tmp_path}")
-    assert await served.ended() == 1
-    assert "cannot be prepared" in served.log
-    assert "Traceback" not in served.log and "hunter2" not in served.log
+@pytest.fixture
+def own(postgres_url: str) -> Iterator[OwnPostgres]:
+    """A Postgres of the test's own, not yet made."""
+    with folder_for_postgres() as folder:
+        server = asyncio.run(OwnPostgres.beside(postgres_url, folder))
+        yield server
+        kill(server.processes())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_database_is_away_at_the_start(
+    workers: int, own: OwnPostgres, http: aiohttp.ClientSession
+) -> None:
+    """6: it is live and not ready, says so once, and does what a first start does when the database comes."""
+    with running(own.url) as officerpc:
+        served = officerpc.launch(workers=workers)
+        await eventually(lambda: "serve_waits_for_database" in served.log)
+        plain = b"Host: x\r\nConnection: close\r\n\r\n"
+        for _ in range(2):
+            assert (await exchange(served.url, b"GET /livez HTTP/1.1\r\n" + plain)).status == 200
+            assert (await exchange(served.url, b"GET /readyz HTTP/1.1\r\n" + plain)).status == 503
+            answer = await exchange(served.url, request(json.dumps(LOOK_UP).encode()))
+            assert (answer.status, answer.header("X-Error-Code")) == (503, "unavailable")
+            assert answer.header("Retry-After") and isinstance(json.loads(answer.body), str)
+        own.create()
+
+        async def ready() -> bool:
+            return (await exchange(served.url, b"GET /readyz HTTP/1.1\r\n" + plain)).status == 200
+
+        await eventually(ready)
+        assert (await call(http, served, shown_key(served), **LOOK_UP))[0] == 200
+        assert served.log.count("serve_waits_for_database") == 1
+        assert await served.stop() == 0
+
+
+async def test_sigterm_while_the_database_is_away(own: OwnPostgres) -> None:
+    """14: whoever waits for its database ends with status 0 too."""
+    with running(own.url) as officerpc:
+        served = officerpc.launch()
+        await eventually(lambda: "serve_waits_for_database" in served.log)
+        assert await served.stop() == 0
+        assert await eventually(lambda: refuses(served.url))
+
+
+async def test_work_waits_for_the_database(own: OwnPostgres, http: aiohttp.ClientSession) -> None:
+    """6: `officerpc work` does so too, and works the queue once the database is there."""
+    with running(own.url) as officerpc:
+        worker = officerpc.launch("work")
+        await eventually(lambda: "queue_waits_for_database" in worker.log)
+        own.create()
+        served = await officerpc.serve(run_jobs=False)
+        key = shown_key(served)
+        db = await asyncpg.connect(own.url)
+        await db.execute("""UPDATE instances SET settings = '{"confirmationHosts": ["example.com"]}'""")
+        await db.close()
+        asked = {"email": ADMIN, "confirmationUrl": "https://example.com/{{code}}"}
+        assert (await call(http, served, key, "requestPasswordReset", asked))[0] == 200
+        await eventually(lambda: list(worker.folder.glob(".data/mail/*.eml")))
+        assert await worker.stop() == 0
+        assert await served.stop() == 0
 
 
 async def test_there_is_no_such_database(officerpc: Officerpc, database_url: str) -> None:
@@ -266,6 +332,80 @@ async def test_after_kill_9_the_next_start_works(embedded: Officerpc) -> None:
     assert await second.stop() == 0
     assert alive(postgres) == [] and naming(embedded.data_dir) == []
     await eventually(lambda: not alive(orphans))
+
+
+async def test_two_servers_on_one_data_directory(embedded: Officerpc) -> None:
+    """They share Postgres: it stays while one of them lives, also where the other was killed, and ends with the last."""
+    first = await embedded.serve()
+    key = shown_key(first)
+    second, third = [await embedded.serve() for _ in range(2)]
+    postgres = embedded.postgres()
+    assert await first.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert await third.stop() == 0
+    async with aiohttp.ClientSession() as http:
+        assert (await call(http, second, key, **LOOK_UP))[0] == 200
+    postgres += embedded.postgres()
+    assert await second.stop() == 0
+    assert alive(postgres) == [] and naming(embedded.data_dir) == []
+
+
+async def test_the_embedded_postgres_is_killed(embedded: Officerpc, http: aiohttp.ClientSession) -> None:
+    """6: it is started again, and what was acknowledged is there."""
+    served = await embedded.serve(workers=2)
+    key = shown_key(served)
+
+    async def found() -> bool:
+        with contextlib.suppress(aiohttp.ClientError):
+            return (await call(http, served, key, **LOOK_UP))[0] == 200
+        return False
+
+    assert (await call(http, served, key, "createUser", {"email": "jane@example.com"}))[0] == 200
+    for times in (1, 2):
+        killed = embedded.postgres()
+        killed[0].kill()  # the postmaster alone: the others see that it is gone
+        await eventually(lambda killed=killed: not alive(killed))
+        await eventually(found)
+        await eventually(lambda times=times: served.log.count("embedded_postgres_restarted") == times)
+    look_up = {"email": "jane@example.com"}
+    assert (await call(http, served, key, "getUserByEmail", look_up))[0] == 200
+    assert await served.stop() == 0
+    assert naming(embedded.data_dir) == []
+
+
+@pytest.mark.parametrize("command", ["serve", "work"])
+async def test_the_embedded_postgres_cannot_be_started_again(command: str, embedded: Officerpc) -> None:
+    """6: after some tries the server ends, with a status that is not 0 and one line that says where to look."""
+    served = embedded.launch(command)
+    await eventually(lambda: len(embedded.postgres()) > 3)
+    await eventually(lambda: "officerpc serves" in served.output or "queue_waits" in served.log)
+    pgdata = embedded.data_dir / "postgres"
+    (pgdata / "postgresql.conf").write_text("nonsense")
+    embedded.postgres()[0].kill()
+    assert await served.ended() == 1
+    told = [line for line in served.log.splitlines() if "does not stay up" in line]
+    assert told == [f"officerpc: the embedded Postgres does not stay up: see {pgdata / 'log'}"]
+    assert "Traceback" not in served.log
+    assert naming(embedded.data_dir) == []
+
+
+async def test_folders_for_metrics(officerpc: Officerpc) -> None:
+    """What a killed server left behind goes at the next start, what a living one uses stays."""
+
+    def folders() -> set[Path]:
+        return set(officerpc.data_dir.parent.glob("officerpc-metrics-*"))
+
+    first = await officerpc.serve(workers=2)
+    (of_first,) = folders()
+    second = await officerpc.serve(workers=2)
+    assert len(folders()) == 2 and of_first in folders()
+    os.killpg(first.process.pid, signal.SIGKILL)
+    await first.ended()
+    of_second = folders() - {of_first}
+    third = await officerpc.serve()
+    assert folders() == of_second
+    assert await second.stop() == 0
+    assert await third.stop() == 0
+    assert folders() == set()
 
 
 async def test_sigterm_under_load(

@@ -10,13 +10,15 @@ import pytest
 from pglast import ast
 from pglast.visitors import Visitor
 
-from server.db import load_migrations, load_queries, migrate
+from server.db import load_queries
 from server.errors import CONSTRAINTS
+from server.migrations import load_migrations, migrate
 
 QUERIES = load_queries()
 QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}
 GLOBAL_TABLES = {
     "event_clock",
+    "heartbeats",
     "instances",
     "api_keys",
     "api_key_instances",

@@ -14,8 +14,8 @@ app = typer.Typer()
 @app.command()
 def migrate(as_json: AsJson = False) -> None:
     """Bring the database's schema up to date."""
-    from server.db import MigrationError, load_migrations
-    from server.db import migrate as apply
+    from server.migrations import MigrationError, load_migrations
+    from server.migrations import migrate as apply
 
     async def work(session: Session) -> list[str]:
         connection = await session.database.direct()

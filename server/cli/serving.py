@@ -1,18 +1,22 @@
 """officerpc serve and work: processes that run until they are told to stop."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import structlog
 import typer
 
 from server import logs
-from server.cli.session import Session, database_url, read_settings
+from server.cli.session import Located, Session, located_database, read_settings
 from server.cli.terminal import fail, say
 from server.settings import Settings, unknown_variables
 
@@ -22,39 +26,79 @@ app = typer.Typer()
 
 @app.command()
 def serve() -> None:
-    """Migrate, make the demo instance on first start, and serve until SIGTERM or Ctrl-C."""
+    """Migrate, make the demo instance on first start, and serve until SIGTERM or Ctrl-C.
+
+    A database that is away at the start is waited for.
+    """
     # gunicorn takes the signals over when it starts; an earlier SIGTERM ends us in order too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = read_settings(warn=False)
-    # Read by prometheus_client when it is imported: where several workers put their numbers together.
-    # One worker alone counts in its memory, which is faster.
-    metrics_dir = tempfile.mkdtemp(prefix="officerpc-metrics-") if settings.workers > 1 else ""
-    if metrics_dir:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+    with _metrics_folder(settings), located_database(settings) as database:
+        _serve(settings, database)
+
+
+METRICS_FOLDERS = "officerpc-metrics-"
+
+
+@contextlib.contextmanager
+def _metrics_folder(settings: Settings) -> Iterator[None]:
+    """Where several workers put their numbers together. One worker counts in its memory, which is faster.
+
+    prometheus_client reads its place when it is imported. Each server holds a lock on its folder for as long
+    as it or one of its workers lives; folders without one were left behind by servers that were killed.
+    """
+    _remove_dead_folders(Path(tempfile.gettempdir()))
+    if settings.workers == 1:
+        yield
+        return
+    # Locked before it has the name by which others look for it.
+    making = Path(tempfile.mkdtemp(prefix="officerpc-making-"))
+    fcntl.flock(os.open(making, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
+    folder = making.rename(making.with_name(making.name.replace("officerpc-making-", METRICS_FOLDERS)))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     owner = os.getpid()
     try:
-        with database_url(settings) as url:
-            _serve(settings, url)
+        yield
     finally:
-        if metrics_dir and os.getpid() == owner:
-            shutil.rmtree(metrics_dir, ignore_errors=True)
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serve(settings: Settings, url: str) -> None:
-    from server.db import MigrationError
+def _remove_dead_folders(where: Path) -> None:
+    for folder in where.glob(METRICS_FOLDERS + "*"):
+        with contextlib.suppress(OSError):  # locked, or another user's, or removed by another server
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+
+
+def _serve(settings: Settings, database: Located) -> None:
+    from server.bootstrap import bootstrap
+    from server.db import advice
     from server.errors import ServiceError
+    from server.migrations import MigrationError
     from server.process import Arbiter
+    from server.waiting import listen, prepared
 
     logs.configure(settings.log_level)
     _warn_of_unknown_variables()
+    try:
+        listening = listen(settings.host, settings.port)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        fail(f"cannot listen on {where}: see OFFICERPC_HOST and OFFICERPC_PORT ({error.strerror})")
 
     async def first_start() -> Any:
-        from server.bootstrap import bootstrap
-
-        session = Session(settings, url)
+        session = Session(settings, database.url)
         await session.database.open()
         try:
-            return await bootstrap(settings, session.database, session.dispatcher)
+            return await prepared(
+                settings, listening, lambda: bootstrap(settings, session.database, session.dispatcher)
+            )
         finally:
             session.hasher.close()
             await session.database.close()
@@ -62,11 +106,11 @@ def _serve(settings: Settings, url: str) -> None:
     try:
         started = asyncio.run(first_start())
     except (MigrationError, ServiceError, OSError, TimeoutError) as error:
-        fail(f"the database cannot be prepared: {error.__cause__ or error}")
+        fail(f"the database cannot be prepared: {advice(error) or error.__cause__ or error}")
     key = started.api_key if settings.bootstrap_api_key is None else None
     if key is not None:  # before anything else can go wrong: it is nowhere else
         say(f"API key of {settings.bootstrap_instance}, shown this once: {key}")
-    Arbiter(settings, url, when_ready=lambda: _greet(settings, key)).run()
+    Arbiter(settings, database.url, listening, database.look_after, lambda: _greet(settings, key)).run()
 
 
 def _warn_of_unknown_variables() -> None:
@@ -97,10 +141,10 @@ def work() -> None:
     logs.configure(settings.log_level)
     _warn_of_unknown_variables()
 
-    async def working(url: str) -> None:
+    async def working(database: Located) -> None:
         from server import jobs, webhooks
 
-        session = Session(settings, url)
+        session = Session(settings, database.url)
         services = jobs.Services(settings, session.database, session.dispatcher.metrics)
         await session.database.open()
         tasks = [
@@ -110,11 +154,22 @@ def work() -> None:
                 webhooks.keep_delivering(settings, session.database, session.dispatcher.metrics)
             ),
         ]
+        failures: list[Exception] = []
 
         def stop() -> None:
             for task in tasks:
                 task.cancel()
 
+        async def look_after() -> None:
+            try:
+                while True:
+                    await asyncio.sleep(1)
+                    await asyncio.to_thread(database.look_after)
+            except Exception as error:
+                failures.append(error)
+                stop()
+
+        tasks.append(asyncio.create_task(look_after()))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
         try:
@@ -122,6 +177,8 @@ def work() -> None:
         finally:
             session.hasher.close()
             await session.database.close()
+        if failures:
+            fail(str(failures[0]))
 
-    with database_url(settings) as url:
-        asyncio.run(working(url))
+    with located_database(settings) as database:
+        asyncio.run(working(database))

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -38,16 +38,24 @@ def read_settings(*, warn: bool = True) -> Settings:
     return settings
 
 
+class Located(NamedTuple):
+    """A database."""
+
+    url: str
+    # To be called every second by whoever runs for long: it keeps the embedded server up.
+    look_after: Callable[[], None] = lambda: None
+
+
 @contextlib.contextmanager
-def database_url(settings: Settings) -> Iterator[str]:
+def located_database(settings: Settings) -> Iterator[Located]:
     """Where the database is: the configured one, or the embedded one, run meanwhile."""
     if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
+        yield Located(settings.database_url.get_secret_value())
         return
-    from server.embedded import embedded_postgres_url
+    from server.embedded import embedded_server
 
-    with embedded_postgres_url(settings.data_dir) as url:
-        yield url
+    with embedded_server(settings.data_dir) as server:
+        yield Located(server.url, server.look_after)
 
 
 class Session:
@@ -72,6 +80,7 @@ class Session:
 
 def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Run a command against the database. Whatever the caller can mend ends with status 1 and one line."""
+    from server.db import advice
     from server.errors import ServiceError
 
     settings = read_settings()
@@ -83,16 +92,16 @@ def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
         try:
             return await work(session)
         except ServiceError as error:
-            fail(_worded(error, session.asked))
+            fail(advice(error) or _worded(error, session.asked))
         finally:
             session.hasher.close()
             await session.database.close()
 
-    with database_url(settings) as url:
+    with located_database(settings) as database:
         try:
-            return asyncio.run(session(url))
+            return asyncio.run(session(database.url))
         except ServiceError as error:
-            fail(error.message)
+            fail(advice(error) or error.message)
 
 
 def _worded(error: Any, asked: dict[str, Any]) -> str:

@@ -4,6 +4,19 @@
 -- Readiness: true where the database takes writes.
 SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off' AS writable;
 
+-- name: write_heartbeat()$
+-- The write that shows that others will go through.
+INSERT INTO heartbeats (id) VALUES (1)
+ON CONFLICT (id) DO UPDATE SET written_at = now()
+RETURNING true AS written;
+
+-- name: try_for_room()!
+-- Takes a megabyte of disk and gives it back when it commits or fails; an error where there is none. Updating a row does
+-- not show that: it finds room in its page, and the log in a file that has been made before.
+CREATE TEMPORARY TABLE room ON COMMIT DROP AS
+SELECT repeat('x', 1000) AS filler
+FROM generate_series(1, 1000);
+
 -- name: find_batch_end(after_instance, after_user, batch_size)^
 -- The last user of the next batch in the order of the primary key; no row past the end.
 SELECT max(instance_id) AS instance_id, max(id) FILTER (WHERE is_last) AS user_id, count(*) AS users
@@ -388,6 +401,46 @@ CROSS JOIN LATERAL (
 ) AS unread
 WHERE w.is_active AND i.deleted_at IS NULL
 ORDER BY w.instance_id, w.read_xid, w.read_place;
+
+-- name: find_feed_halt()^
+-- The transaction of this database that began to write first and has not ended: event_horizon() is its number, so that
+-- no event of a later one shows. age: seconds since it began, null where this role may not see that (pg_read_all_stats).
+SELECT
+    holding.pid, coalesce(holding.application_name, '') AS application,
+    extract(EPOCH FROM now() - holding.began)::float8 AS age
+FROM (
+    SELECT a.pid, a.application_name, a.xact_start AS began, l.transactionid
+    FROM pg_locks AS l
+    INNER JOIN pg_stat_activity AS a ON l.pid = a.pid
+    WHERE
+        l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted AND a.datname = current_database()
+        AND a.pid <> pg_backend_pid()
+    UNION ALL
+    SELECT 0, 'prepared transaction ' || p.gid, p.prepared, p.transaction
+    FROM pg_prepared_xacts AS p
+    WHERE p.database = current_database()
+) AS holding
+ORDER BY age(holding.transactionid) DESC
+LIMIT 1;
+
+-- name: find_server_facts()^
+-- What officerpc doctor holds against the settings. seconds: the database's clock.
+SELECT
+    current_setting('server_version') AS version, current_setting('server_version_num')::integer / 10000 AS major,
+    current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer AS connections,
+    extract(EPOCH FROM clock_timestamp())::float8 AS seconds;
+
+-- name: count_parked_jobs()$
+SELECT count(*) AS parked
+FROM pgqueuer
+WHERE status = 'failed'::pgqueuer_status;
+
+-- name: find_tables_without_statistics()
+-- Tables with rows that were never analyzed: their plans are those of empty ones.
+SELECT s.relname AS name, s.n_live_tup AS live_rows
+FROM pg_stat_user_tables AS s
+WHERE s.last_analyze IS NULL AND s.last_autoanalyze IS NULL AND s.n_live_tup > 1000
+ORDER BY s.n_live_tup DESC;
 
 -- name: find_oldest_due()$
 -- For how many seconds the delivery that waits longest has been due; null where none is. Steps from webhook to webhook
