@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from server.auth import Mebibytes
 from server.errors import FieldError, Invalid, NotFound
+from server.mail import ENCODED_WORD
 from server.methods._groups import GroupNames, is_admins, need_admin_scope
 from server.methods._store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.passwords import MAX_PASSWORD, hash_problem
@@ -27,13 +28,21 @@ OF_ADMINISTRATOR = "of an administrator needs the scope users:admin"
 
 
 def address(email: str) -> str:
-    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it."""
+    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it.
+
+    An encoded word (RFC 2047) has no place in an address, but mail software decodes it there all the same.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         found = validate_email(email, check_deliverability=False, globally_deliverable=False)
     except EmailNotValidError as error:
         raise ValueError("is not a valid e-mail address") from error
     if "." not in found.domain:
         raise ValueError("is not a valid e-mail address: the domain has no dot")
+    if ENCODED_WORD in unicodedata.normalize("NFKC", email + found.normalized + found.ascii_domain):
+        raise ValueError("is not a valid e-mail address: it holds an encoded word (=?)")
     return found.normalized
 
 
