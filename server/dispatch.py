@@ -97,10 +97,10 @@ class Dispatcher:
     ) -> Answered:
         """Run one method for a caller.
 
-        With an idempotency key, a method that writes does its work once: whoever sends the same call again
-        within 24 hours gets the answer of the first. Only work that was committed is kept: a call that was
-        refused has changed nothing, and may be sent again, mended or not, under its key. A dry run goes the
-        whole way and is rolled back.
+        With an idempotency key, a method that writes and keeps its answer does its work once: whoever sends
+        the same call again within 24 hours gets the answer of the first. Only work that was committed is
+        kept: a call that was refused has changed nothing, and may be sent again, mended or not, under its
+        key. A dry run goes the whole way and is rolled back.
 
         Args:
             caller: who calls.
@@ -292,7 +292,7 @@ class Dispatcher:
 
 def _repeatable(method: Method, call: Call, params: object) -> Repeatable | None:
     caller, key = call.caller, call.circumstances.idempotency_key
-    if key is None or not method.writes:
+    if key is None or not method.writes or not method.keeps_answer:
         return None
     instance_id = caller.default_instance.id if caller.default_instance else 0
     return Repeatable(caller.secret, instance_id, caller.key_id, key, method.name, params)

@@ -152,6 +152,8 @@ class Method:
     # Whether these params are done by one statement, which writes the event too (Call.single). It needs no
     # transaction around it: one round trip is enough.
     single: Callable[[Any], bool] | None
+    # Whether its answer is kept under an idempotency key, for the retries of the call.
+    keeps_answer: bool
     # Members that need a scope of their own when they are given another value than their default.
     member_scopes: Mapping[str, str]
     # Not in the OneOffice document.
@@ -177,6 +179,7 @@ def method(
     errors: tuple[type[ServiceError], ...] = (),
     prepare: Callable[..., Awaitable[Any]] | None = None,
     single: Callable[[Any], bool] | None = None,
+    keeps_answer: bool = True,
     member_scopes: Mapping[str, str] | None = None,
     operator: bool = False,
     extension: bool = True,
@@ -196,6 +199,8 @@ def method(
             is the handler's third argument.
         single: `def single(params)`: whether the handler makes one statement for these params, which writes
             the event too.
+        keeps_answer: False where an answer says what holds at this moment, such as that a password is right:
+            sent again under its idempotency key, the call is done again.
         member_scopes: scopes that single members need.
         operator: only for operator keys.
         extension: not part of the OneOffice document.
@@ -226,6 +231,7 @@ def method(
             operator,
             prepare,
             single,
+            keeps_answer,
             member_scopes or {},
             extension,
             with_picture,

@@ -24,7 +24,7 @@ from server.errors import (
 from server.events import Change
 from server.methods import _office365
 from server.methods._provision import creation, names_of, password_problem, shown_name
-from server.methods._users import NewUser, UserChanges, end_sessions
+from server.methods._users import NewUser, UserChanges, end_access
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
 
@@ -502,7 +502,6 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         after
         | {
             "state": None,  # what it was is known here
-            "is_renamed": after["email_key"] != before["email_key"],
             "has_new_avatar": after["avatar"] != before["avatar"],
         }
         for before, after in changes
@@ -517,4 +516,7 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         if after != before:
             call.record_user(before["id"], before["state"], states[before["id"]])
             await pace.rest()
-    await end_sessions(call, [row["id"] for row in rows if not row["is_active"]])
+    await end_access(call, [row["id"] for row in rows if not row["is_active"]])
+    renamed = [before["id"] for before, after in changes if before["email_key"] != after["email_key"]]
+    if renamed:
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=renamed)

@@ -4,8 +4,8 @@ import base64
 import binascii
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
@@ -22,6 +22,10 @@ from server.registry import NO_CONTROLS, Call, Params, Result, TenantParams
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""
+
+
+Purpose: TypeAlias = Literal["confirm", "reset"]
+"""What a code is good for; also the name of its mail's templates."""
 
 
 OF_ADMINISTRATOR = "of an administrator needs the scope users:admin"
@@ -274,29 +278,48 @@ def found(result: Any) -> Any:
     return result
 
 
-async def end_sessions(call: Call, user_ids: Sequence[int]) -> None:
-    """End every session of users whose rows this transaction holds.
+async def end_access(
+    call: Call, user_ids: Sequence[int], codes: Sequence[Purpose] = get_args(Purpose)
+) -> None:
+    """End every session of users whose rows this transaction holds, and their codes.
 
-    A statement of its own, after that which held the rows: one that waited there for a login does not see the
-    session which that login made.
+    A statement of its own, after that which held the rows: one that waited there for a login, or for a code
+    that was being made, does not see the session or the code.
+
+    Args:
+        codes: those of these purposes end; of all, where the users may not log in any more.
     """
     if not user_ids:
         return
-    rows = await call.db.all("end_sessions_of", instance_id=call.instance.id, user_ids=user_ids)
+    rows = await call.db.all(
+        "end_access_of", instance_id=call.instance.id, user_ids=user_ids, purposes=list(codes)
+    )
     for row in rows:
         before, after = {"sessions": row["ended"]}, {"sessions": 0}
         call.record("session.revoked", row["user_id"], before=before, after=after)
 
 
 async def record_password(call: Call, user: Any) -> None:
-    """Note that a user has another password, and end its sessions.
+    """Note that a user has another password, and end its sessions and its codes for setting one.
 
     Args:
         user: a row with id and had_password, of a statement that holds the user.
     """
     before = {"password": "set" if user["had_password"] else None}
     call.record("user.password_changed", user["id"], before=before, after={"password": "set"})
-    await end_sessions(call, [user["id"]])
+    await end_access(call, [user["id"]], codes=("reset",))
+
+
+async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str, Any], user_id: int) -> None:
+    """End the codes of a user, whose row this transaction holds, where its e-mail is another one than before.
+
+    They went to the old address.
+
+    Args:
+        before, after: states of the user.
+    """
+    if before["email"].lower() != after["email"].lower():
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 
 class UserRef(TenantParams):

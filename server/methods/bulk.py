@@ -40,7 +40,7 @@ from server.methods._users import (
     NewUser,
     UserChanges,
     email_key,
-    end_sessions,
+    end_access,
 )
 from server.registry import Call, Example, Params, method
 
@@ -304,6 +304,6 @@ async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedU
         await call.db.run("delete_users", instance_id=call.instance.id, ids=ids)
         for user in gone:
             call.record("user.deleted", user["id"], before=identity(user["state"]))
-        await end_sessions(call, ids)
+        await end_access(call, ids)
     batch.note_nothing(call, "deleteUsers")
     return batch.answer(dict.fromkeys(batch.items, True))

@@ -312,7 +312,8 @@ class UpdateInstance(TenantParams):
 async def update_instance(call: Call, params: UpdateInstance) -> Any:
     """Change an instance's title or settings, or suspend it.
 
-    The keys of a suspended instance are answered with 403; its users and their data stay.
+    The keys of a suspended instance are answered with 403; its users and their data stay. Codes that were
+    mailed to its users end, its pictures are not served, and its webhooks wait.
     """
     stored = dict(found(await call.db.one("lock_instance", instance_id=call.instance.id)))
     settings = None
@@ -337,6 +338,8 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
         is_active=params.isActive,
         settings=settings,
     )
+    if params.isActive is False:
+        await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     given = params.model_dump(include={"title", "isActive"}, exclude_unset=True)
     if settings is not None:
         given["settings"] = settings
@@ -368,6 +371,7 @@ async def delete_instance(call: Call, params: DeleteInstance) -> Any:
     """
     if await call.db.value("delete_instance", instance_id=call.instance.id) is None:
         raise NotHeld  # somebody else was faster
+    await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     call.note(before={"name": call.instance.name})
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)

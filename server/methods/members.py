@@ -19,7 +19,7 @@ from server.methods._users import (
     Password,
     UserId,
     email_key,
-    end_sessions,
+    end_access,
     found,
     record_password,
 )
@@ -361,7 +361,7 @@ async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
         need_admin_scope(call)
     closed = {"accountClosed": True} if params.withAccount else None
     call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
-    await end_sessions(call, [params.id])
+    await end_access(call, [params.id])
     return True
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from server.errors import Conflict, NotFound
 from server.events import identity
 from server.methods._groups import need_admin_scope
-from server.methods._users import UserRef, email_key, end_sessions, found
+from server.methods._users import UserRef, email_key, end_access, found
 from server.registry import Call, Example, method
 
 
@@ -29,7 +29,7 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     if user["state"]["isAdmin"]:
         need_admin_scope(call)
     call.record("user.deleted", user["id"], before=identity(user["state"]))
-    await end_sessions(call, [user["id"]])
+    await end_access(call, [user["id"]])
     return True
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from server.auth import digest, new_secret
 from server.errors import Invalid, NotFound, TooMany
 from server.methods import _logins
-from server.methods._users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
+from server.methods._users import USER, Email, User, UserRef, email_key, end_access, found, read_user
 from server.passwords import MAX_PASSWORD
 from server.registry import Call, Example, Result, TenantParams, method
 
@@ -80,6 +80,7 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
     scope="sessions:write",
     writes=True,
     prepare=verify_and_renew,
+    keeps_answer=False,
     errors=(WrongLogin, TooMany),
     examples=(
         Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),
@@ -98,6 +99,9 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
     five failures of an account from anywhere further logins are refused for at most four seconds, wherever
     they come from. While a login is refused the right password is too. Failed logins count in a dry run as
     well.
+
+    An Idempotency-Key is ignored: sent again, a login checks the password again and begins another session,
+    so that no stored answer stands for a password that has changed or a session that has ended.
 
     Give the clientAddress: without it nobody can tell who guesses from who owns the account, and guesses are
     slowed by the last rule alone.
@@ -248,5 +252,5 @@ async def force_logout_by_email(call: Call, params: UserRef) -> Any:
     key = email_key(params.email)
     user_id = found(await call.db.value("hold_user_by_email", instance_id=call.instance.id, email_key=key))
     call.subject = user_id
-    await end_sessions(call, [user_id])
+    await end_access(call, [user_id], codes=())
     return True

@@ -24,7 +24,8 @@ from server.methods._users import (
     NewEmail,
     UserId,
     email_key,
-    end_sessions,
+    end_access,
+    end_codes,
     found,
     from_cursor,
     protect_activity,
@@ -335,7 +336,9 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
     given = params.model_dump(include=members & params.model_fields_set)
     changes.append(await change_store_user(call.db, call.instance.id, params.id, given))
-    call.record_user(params.id, changes[0]["before"], changes[-1]["after"])
+    before, after = changes[0]["before"], changes[-1]["after"]
+    call.record_user(params.id, before, after)
+    await end_codes(call, before=before, after=after, user_id=params.id)
     if password_hash is not None:
         await record_password(
             call, found(await call.db.one("set_password_by_id", **user, password_hash=password_hash))
@@ -366,7 +369,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
     protect_activity(call, user)
     call.record_user(user_id, user["before"], user["after"])
     if not is_active:
-        await end_sessions(call, [user_id])
+        await end_access(call, [user_id])
     return True
 
 
@@ -412,7 +415,7 @@ async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
     user_id = await _find(call, params)
     await _hold(call, user_id)
     call.subject = user_id
-    await end_sessions(call, [user_id])
+    await end_access(call, [user_id], codes=())
     return True
 
 

@@ -30,7 +30,8 @@ from server.methods._users import (
     UserChanges,
     UserRef,
     email_key,
-    end_sessions,
+    end_access,
+    end_codes,
     found,
     from_cursor,
     protect_activity,
@@ -163,7 +164,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
         await replace_groups(call, {user["id"]: group_ids})
         await record_groups(call, before)
     if params.isActive is False:
-        await end_sessions(call, [user["id"]])
+        await end_access(call, [user["id"]])
     return True
 
 
@@ -224,6 +225,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     if user["before"]["isAdmin"]:
         need_admin_scope(call)
     call.record_user(user["id"], user["before"], user["after"])
+    await end_codes(call, before=user["before"], after=user["after"], user_id=user["id"])
     return True
 
 
@@ -270,6 +272,7 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     if changed["before"]["isAdmin"] and (renamed or password_hash is not None):
         need_admin_scope(call)
     call.record_user(changed["id"], changed["before"], changed["after"])
+    await end_codes(call, before=changed["before"], after=changed["after"], user_id=changed["id"])
     if password_hash is not None:
         await record_password(call, changed)
     return True

@@ -56,12 +56,6 @@ stored AS (
     FROM target
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = now()
-),
-
-void AS (
-    DELETE FROM codes
-    USING target
-    WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
 SELECT

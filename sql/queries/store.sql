@@ -155,9 +155,17 @@ FROM held
 WHERE users.instance_id = :instance_id AND users.id = held.id
 RETURNING users.id, held.before, user_state(users) AS after;
 
--- name: end_sessions_of(instance_id, user_ids)
--- Every session of users, who have been held; of whom any lived, how many.
-WITH ended AS (
+-- name: end_access_of(instance_id, user_ids, purposes)
+-- Every session of users, who have been held by a statement before this one, and their codes for these purposes. Whose
+-- sessions lived, and how many.
+WITH void AS (
+    DELETE FROM codes
+    USING unnest(:user_ids::bigint []) AS held (id)
+    WHERE
+        codes.instance_id = :instance_id AND codes.user_id = held.id AND codes.purpose = any(:purposes::text [])
+),
+
+ended AS (
     DELETE FROM sessions
     USING unnest(:user_ids::bigint []) AS held (id)
     WHERE sessions.instance_id = :instance_id AND sessions.user_id = held.id

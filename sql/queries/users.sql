@@ -198,8 +198,7 @@ SELECT id, before, after
 FROM changed;
 
 -- name: rename_user(instance_id, email_key, new_email, new_email_key)^
--- Another address for a living user.
--- Codes that went to the old one are void.
+-- Another address for a living user. Codes that went to the old one are ended by a statement after this one.
 WITH held AS (
     SELECT u.id, user_state(u) AS before
     FROM users AS u
@@ -213,19 +212,13 @@ renamed AS (
     FROM held
     WHERE users.instance_id = :instance_id AND users.id = held.id
     RETURNING users.id, held.before, user_state(users) AS after
-),
-
-void AS (
-    DELETE FROM codes
-    USING renamed
-    WHERE codes.instance_id = :instance_id AND codes.user_id = renamed.id
 )
 
 SELECT id, before, after
 FROM renamed;
 
 -- name: set_password(instance_id, email_key, password_hash)^
--- A new password. The sessions end by a statement after it: this one does not see that of a login it waited for.
+-- A new password. Sessions and codes end by a statement after it: this one does not see those that it waited for.
 WITH target AS (
     SELECT id, is_admin
     FROM users
@@ -239,12 +232,6 @@ stored AS (
     FROM target
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = now()
-),
-
-void AS (
-    DELETE FROM codes
-    USING target
-    WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
 SELECT
@@ -310,14 +297,6 @@ stored AS (
     WHERE :password_hash::text IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = now()
-),
-
-void AS (
-    DELETE FROM codes
-    USING changed
-    WHERE
-        codes.instance_id = :instance_id AND codes.user_id = changed.id
-        AND (:new_email_key <> :email_key OR (:password_hash::text IS NOT NULL AND codes.purpose = 'reset'))
 )
 
 SELECT
