@@ -27,7 +27,7 @@ from server.errors import (
     Unavailable,
     UnknownMethod,
 )
-from server.events import Change, redacted
+from server.events import IN_EVENTS, Change
 from server.idempotency import Repeatable
 from server.metrics import CallFact, Metrics
 from server.passwords import DryHasher, PasswordHasher
@@ -276,8 +276,10 @@ class Dispatcher:
     async def _write_down(self, method: Method, call: Call, params: BaseModel) -> None:
         changes = call.changes
         if not changes:
-            given = params.model_dump(mode="json", exclude_unset=True, exclude={"instance"})
-            changes = [Change("", call.subject, None, redacted(given))]
+            given = params.model_dump(
+                mode="json", exclude_unset=True, exclude={"instance"}, context=IN_EVENTS
+            )
+            changes = [Change("", call.subject, None, given)]
         instance = getattr(call, "instance", None)
         await call.db.run(
             "insert_events",

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
 from server.errors import FieldError, Invalid, ServiceError
-from server.events import EVENTS, Change, redacted, user_changes
+from server.events import EVENTS, Change, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.settings import Settings
@@ -102,12 +102,11 @@ class Call:
         Args:
             event: one of events.EVENTS.
             user_id: whom it is about.
-            before, after: the members that changed; secrets in them are left out.
+            before, after: the members that changed, whole and without secrets; models are dumped with
+                context=IN_EVENTS.
         """
         assert event in EVENTS, event
-        self.changes.append(
-            Change(event, user_id, redacted(before) if before else None, redacted(after) if after else None)
-        )
+        self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
 
     def record_user(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Note what differs between two states of a user, as the SQL function user_state gives them."""
@@ -122,9 +121,7 @@ class Call:
         after: Mapping[str, Any] | None = None,
     ) -> None:
         """Note a change that only the audit tells of, by the name of the method; see record."""
-        self.changes.append(
-            Change("", user_id, redacted(before) if before else None, redacted(after) if after else None)
-        )
+        self.changes.append(Change("", user_id, dict(before or {}) or None, dict(after or {}) or None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import structlog
 
 from server.db import Connection, Database, pass_on_cancelling
 from server.errors import Unavailable
-from server.events import EVENTS, by_itself, payload
+from server.events import EVENTS, PAGE_BYTES, by_itself, is_full, payload
 from server.metrics import JobFact, Metrics
 from server.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.settings import Settings
@@ -104,7 +104,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
             continue
         failures = 0
         made = made or chosen > 0
-        more = more or (page is not None and len(page.events) == _BATCH)
+        more = more or (page is not None and is_full(page.events, _BATCH))
     return made, more
 
 
@@ -124,6 +124,7 @@ async def _read_on(
             xid=webhook["xid"],
             place=webhook["place"],
             row_limit=_BATCH,
+            byte_limit=PAGE_BYTES,
         )
         page = _Page(*start, events, page.bodies if page and page.instance_id == instance_id else {})
     if not page.events:

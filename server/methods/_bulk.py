@@ -272,21 +272,6 @@ class Claims:
         return None
 
 
-def lacks_admin_scope(call: Call, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> bool:
-    """Whether the key may not make this of a user. after is None for a deletion.
-
-    To make or unmake an administrator, to give one another e-mail or isActive and to delete one needs the
-    scope users:admin; see need_admin_scope.
-    """
-    if "users:admin" in call.caller.scopes:
-        return False
-    if after is None:
-        return bool(before["is_admin"])
-    if before["is_admin"] != after["is_admin"]:
-        return True
-    return before["is_admin"] and any(before[name] != after[name] for name in ("email_key", "is_active"))
-
-
 # --- new users ----------------------------------------------------------------------------------------
 
 

@@ -11,10 +11,12 @@ import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from server import access
 from server.auth import Mebibytes
 from server.errors import FieldError, Invalid, NotFound
+from server.events import HIDDEN, SECRET
 from server.mail import ENCODED_WORD
-from server.methods._groups import GroupNames, is_admins, need_admin_scope
+from server.methods._groups import GroupNames, is_admins
 from server.methods._store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
@@ -100,10 +102,10 @@ DisplayName = Annotated[
 ]
 
 
-Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD), SECRET]
 
 
-PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable)]
+PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable), SECRET]
 
 
 Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
@@ -278,6 +280,17 @@ def found(result: Any) -> Any:
     return result
 
 
+def written(call: Call, row: Any) -> Any:
+    """The row of a statement that holds or has written one user. Every method that changes a user asks this.
+
+    Raises:
+        NotFound: there is no row, as there is no such user.
+        MemberForbidden: the caller may not change this user; see server/access.py. It undoes the transaction.
+    """
+    access.require_user(call.caller, found(row))
+    return row
+
+
 async def end_access(
     call: Call, user_ids: Sequence[int], codes: Sequence[Purpose] = get_args(Purpose)
 ) -> None:
@@ -305,8 +318,8 @@ async def record_password(call: Call, user: Any) -> None:
     Args:
         user: a row with id and had_password, of a statement that holds the user.
     """
-    before = {"password": "set" if user["had_password"] else None}
-    call.record("user.password_changed", user["id"], before=before, after={"password": "set"})
+    before = {"password": HIDDEN if user["had_password"] else None}
+    call.record("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
     await end_access(call, [user["id"]], codes=("reset",))
 
 
@@ -380,17 +393,6 @@ class UserChanges(Params):
     def in_admins(self) -> bool:
         """Whether the reserved group is among the groups."""
         return any(is_admins(name) for name in self.groups)
-
-
-def protect_activity(call: Call, user: Any) -> None:
-    """Raises Forbidden where an administrator was suspended or reactivated, and the key may not.
-
-    Args:
-        user: a row with before and after, states of the user.
-    """
-    before, after = user["before"], user["after"]
-    if before["isAdmin"] and before["isActive"] != after["isActive"]:
-        need_admin_scope(call)
 
 
 class ResetPassword(UserRef):

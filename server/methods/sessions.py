@@ -6,13 +6,25 @@ from pydantic import Field
 
 from server.auth import digest, new_secret
 from server.errors import Invalid, NotFound, TooMany
+from server.events import SECRET
 from server.methods import _logins
-from server.methods._users import USER, Email, User, UserRef, email_key, end_access, found, read_user
-from server.passwords import MAX_PASSWORD
+from server.methods._groups import hold_member
+from server.methods._users import (
+    USER,
+    Email,
+    Password,
+    User,
+    UserRef,
+    email_key,
+    end_access,
+    found,
+    read_user,
+    written,
+)
 from server.registry import Call, Example, Result, TenantParams, method
 
 TOKEN_LENGTH = 40
-Token = Annotated[str, Field(min_length=1, max_length=200, description="As login answered it.")]
+Token = Annotated[str, Field(min_length=1, max_length=200, description="As login answered it."), SECRET]
 
 EXAMPLE_TOKEN = "ExampleTokenExampleTokenExampleToken1234"  # noqa: S105
 _LOGGED_IN = USER | {"token": EXAMPLE_TOKEN, "tokenExpiresAt": 1683557662}
@@ -28,7 +40,7 @@ class Login(TenantParams):
     """Who logs in."""
 
     email: Email
-    password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+    password: Password
     clientAddress: _logins.ClientAddress | None = None
 
 
@@ -248,9 +260,11 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
     examples=(Example("End all sessions", {"email": "jane@example.com"}, True),),
 )
 async def force_logout_by_email(call: Call, params: UserRef) -> Any:
-    """End every session of a user, whether or not there is any."""
-    key = email_key(params.email)
-    user_id = found(await call.db.value("hold_user_by_email", instance_id=call.instance.id, email_key=key))
-    call.subject = user_id
-    await end_access(call, [user_id], codes=())
+    """End every session of a user, whether or not there is any.
+
+    An administrator's needs the scope users:admin.
+    """
+    user = written(call, await hold_member(call, email_key(params.email)))
+    call.subject = user["id"]
+    await end_access(call, [user["id"]], codes=())
     return True

@@ -199,8 +199,11 @@ FROM ended;
 -- name: end_session_by_id(instance_id, session_id)^
 -- A session, if it lived; whose it was.
 DELETE FROM sessions
-WHERE instance_id = :instance_id AND id = :session_id AND expires_at > now()
-RETURNING id, user_id;
+USING users AS u
+WHERE
+    sessions.instance_id = :instance_id AND sessions.id = :session_id AND sessions.expires_at > now()
+    AND u.instance_id = :instance_id AND u.id = sessions.user_id
+RETURNING sessions.id, sessions.user_id, u.is_admin;
 
 -- name: list_auth_sessions(instance_id, before, row_limit)
 -- Living sessions of living users, the newest first.

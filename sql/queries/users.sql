@@ -243,21 +243,17 @@ SELECT
 FROM target;
 
 -- name: find_user(instance_id, email_key)^
--- Whether there is such a living user, and an administrator or not.
-SELECT id, is_admin
+-- Whether there is such a living user, and what validateReplacement compares with.
+SELECT id, is_admin, email, fields
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
--- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, may_administrate, password_hash)^
+-- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, password_hash)^
 -- Several changes of a living user at once; null leaves what is there. names are profile fields, {} for none.
--- Codes that went to another address, or that would set the password
--- again, are void. No row where isAdmin would change and may not.
 WITH held AS (
     SELECT u.id, user_state(u) AS before
     FROM users AS u
-    WHERE
-        u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-        AND (:may_administrate::boolean OR u.is_admin = coalesce(:is_admin, u.is_admin))
+    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
     FOR UPDATE
 ),
 
