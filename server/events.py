@@ -91,16 +91,23 @@ def user_changes(user_id: int, before: Mapping[str, Any], after: Mapping[str, An
     return changes
 
 
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The members that differ; of objects their members that do. null: the other one alone has it."""
+def _difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, within: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The members that differ. null: the other one alone has it.
+
+    Args:
+        within: of objects (profile, values, fields, quotas) their members that differ. What tenants store in
+            those is told whole: of parts nobody could make what was written.
+    """
     old: dict[str, Any] = {}
     new: dict[str, Any] = {}
     for name in before.keys() | after.keys():
         was, is_now = before.get(name), after.get(name)
         if was == is_now:
             continue
-        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-            was, is_now = _difference(was, is_now)
+        if within and isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            was, is_now = _difference(was, is_now, within=False)
         old[name], new[name] = was, is_now
     return old, new
 

@@ -65,7 +65,7 @@ class _Page(NamedTuple):
     xid: str
     place: int
     events: list[Any]
-    # Of all events of the instance that a webhook wanted so far, by their id.
+    # Of those events that a webhook wanted so far, by their id.
     bodies: dict[str, bytes]
 
 
@@ -126,7 +126,9 @@ async def _read_on(
             row_limit=_BATCH,
             byte_limit=PAGE_BYTES,
         )
-        page = _Page(*start, events, page.bodies if page and page.instance_id == instance_id else {})
+        known = page.bodies if page and page.instance_id == instance_id else {}
+        bodies = {event["id"]: known[event["id"]] for event in events if event["id"] in known}
+        page = _Page(*start, events, bodies)
     if not page.events:
         return page, 0
     chosen = [event for event in page.events if wants(webhook["types"], webhook["skip_origin"], event)]

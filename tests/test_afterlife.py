@@ -1,16 +1,20 @@
 """What ends with the right to it: sessions, codes, pictures, mails and webhooks after suspension and deletion."""
 
 import asyncio
+import json
 from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, Serve, until
+from conftest import ADMIN, Client, Serve, insert_key, until
 from test_avatars import fetch, give
 
 from server.auth import digest
 from server.db import Database
+from server.jobs import Services
 from server.methods.codes import EXAMPLE_CODES, issue_code
+from server.methods.profiles import apply_profile
+from server.metrics import Metrics
 from server.settings import Settings
 
 JANE = {"email": "jane@example.com"}
@@ -200,6 +204,36 @@ async def test_a_mail_that_waited_is_not_sent_to_who_is_gone(
         assert await issue_code(making, 1, JANE["email"], "reset", 3600) is None
     assert await db.fetchval("SELECT count(*) FROM codes WHERE digest <> ALL($1)",
                              [digest(code) for code in EXAMPLE_CODES.values()]) == 0  # fmt: skip
+
+
+async def test_a_document_shows_no_deleted_user(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    """What came of a change is told for a week, but not who is gone."""
+    asked = await client.call("updateProfile", {"id": 2, "profile": {"firstname": "Jane"}})
+    member = await client.call("getUserById", {"id": 2})
+    result = {"success": True, "message": "", "member": member}
+    await db.execute("UPDATE documents SET result = $1::text::jsonb", json.dumps(result))
+    document = {"id": asked["documentId"]}
+    assert (await client.call("getDocument", document))["result"] == result
+    await client.call("deleteUserByEmail", JANE)
+    assert (await client.call("getDocument", document))["result"] == result | {"member": None}
+    await client.call("restoreUserByEmail", JANE)
+    assert (await client.call("getDocument", document))["result"] == result
+
+
+async def test_a_change_that_waits_does_not_reach_who_became_an_administrator(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection, database: Database
+) -> None:
+    """Asked for by a key without users:admin, while that was enough."""
+    weak = client.using(await insert_key(db, scopes=("users:read", "users:write")))
+    asked = await weak.call("updateProfile", {"id": 2, "profile": {"firstname": "Mallory"}})
+    await client.call("updateUserByEmail", JANE | {"isAdmin": True})
+    services = Services(Settings(), database, Metrics())
+    await apply_profile(services, {"instance_id": 1, "user_id": 2})
+    outcome = (await client.call("getDocument", {"id": asked["documentId"]}))["result"]
+    assert outcome == {"success": False, "message": "not-allowed", "member": None}
+    assert (await client.call("getUserById", {"id": 2}))["profile"] == {}
 
 
 # --- pictures -----------------------------------------------------------------------------------------

@@ -188,7 +188,10 @@ SET result = :result
 WHERE instance_id = :instance_id AND id = :document_id;
 
 -- name: get_document(instance_id, document_id)^
--- A document with its result, if there is one yet.
-SELECT id::text AS id, entity, action, result
-FROM documents
-WHERE instance_id = :instance_id AND id = :document_id;
+-- A document with its result, if there is one yet; a deleted user is not shown in it.
+SELECT
+    d.id::text AS id, d.entity, d.action,
+    CASE WHEN u.deleted_at IS NULL THEN d.result ELSE jsonb_set(d.result, '{member}', 'null') END AS result
+FROM documents AS d
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = d.user_id
+WHERE d.instance_id = :instance_id AND d.id = :document_id;
