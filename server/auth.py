@@ -17,6 +17,7 @@ from pydantic import Field, FieldSerializationInfo, SecretStr, field_serializer
 
 from server.db import Database
 from server.errors import FieldError, Forbidden, Invalid, NotHeld, ServiceError, Unauthenticated
+from server.events import HIDDEN, IN_EVENTS
 from server.idempotency import caller_secret
 from server.shares import FILES, KEY_LOOKUPS, SERVER, taking_from
 from server.strict import Strict
@@ -32,7 +33,7 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SCOPES: dict[str, str] = {
     "users:read": "look users up",
     "users:write": "create, change, suspend, delete and restore users",
-    "users:admin": "make or unmake administrators, and set their e-mail or password, suspend or delete them",
+    "users:admin": "make, unmake and change administrators, suspend, log out, delete, restore and purge them",
     "users:purge": "remove deleted users for good",
     "users:confirm": "confirm a registration without its code",
     "accounts:read": "look at accounts and trees",
@@ -46,7 +47,7 @@ SCOPES: dict[str, str] = {
     "sessions:read": "list login sessions",
     "sessions:write": "log users in and out",
     "keys:read": "list API keys",
-    "keys:write": "create, rotate and revoke API keys",
+    "keys:write": "create, change, rotate and revoke API keys that hold no more scopes",
     "instances:read": "look at instances",
     "instances:write": "create and change instances (operator keys)",
     "jobs:read": "look at the queue (operator keys)",
@@ -106,7 +107,11 @@ class Office365(Strict):
 
     @field_serializer("clientSecret")
     def _shown(self, secret: SecretStr | None, info: FieldSerializationInfo) -> str | None:
-        return secret.get_secret_value() if secret and info.context == WITH_SECRETS else None
+        if secret is None:
+            return None
+        if info.context == WITH_SECRETS:
+            return secret.get_secret_value()
+        return HIDDEN if info.context == IN_EVENTS else None
 
 
 Mebibytes = Annotated[int, Field(ge=0, lt=2**31)]

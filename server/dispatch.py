@@ -27,7 +27,7 @@ from server.errors import (
     Unavailable,
     UnknownMethod,
 )
-from server.events import Change, redacted
+from server.events import IN_EVENTS, Change
 from server.idempotency import Repeatable
 from server.metrics import CallFact, Metrics
 from server.passwords import DryHasher, PasswordHasher
@@ -106,10 +106,10 @@ class Dispatcher:
     ) -> Answered:
         """Run one method for a caller.
 
-        With an idempotency key, a method that writes does its work once: whoever sends the same call again
-        within 24 hours gets the answer of the first. Only work that was committed is kept: a call that was
-        refused has changed nothing, and may be sent again, mended or not, under its key. A dry run goes the
-        whole way and is rolled back.
+        With an idempotency key, a method that writes and keeps its answer does its work once: whoever sends
+        the same call again within 24 hours gets the answer of the first. Only work that was committed is
+        kept: a call that was refused has changed nothing, and may be sent again, mended or not, under its
+        key. A dry run goes the whole way and is rolled back.
 
         Args:
             caller: who calls.
@@ -296,8 +296,10 @@ class Dispatcher:
     async def _write_down(self, method: Method, call: Call, params: BaseModel) -> None:
         changes = call.changes
         if not changes:
-            given = params.model_dump(mode="json", exclude_unset=True, exclude={"instance"})
-            changes = [Change("", call.subject, None, redacted(given))]
+            given = params.model_dump(
+                mode="json", exclude_unset=True, exclude={"instance"}, context=IN_EVENTS
+            )
+            changes = [Change("", call.subject, None, given)]
         instance = getattr(call, "instance", None)
         await call.db.run(
             "insert_events",
@@ -312,7 +314,7 @@ class Dispatcher:
 
 def _repeatable(method: Method, call: Call, params: object) -> Repeatable | None:
     caller, key = call.caller, call.circumstances.idempotency_key
-    if key is None or not method.writes:
+    if key is None or not method.writes or not method.keeps_answer:
         return None
     instance_id = caller.default_instance.id if caller.default_instance else 0
     return Repeatable(caller.secret, instance_id, caller.key_id, key, method.name, params)

@@ -122,7 +122,7 @@ class MemberForbidden(Forbidden):
         self,
         message: str | None = None,
         *,
-        scope: str | None = "users:admin",  # nearly always it is about an administrator
+        scope: str | None = "users:admin",  # nearly always it is about an administrator: server/access.py
         code: str | None = None,
         fields: Sequence[FieldError] = (),
     ) -> None:

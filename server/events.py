@@ -1,9 +1,10 @@
 """What changes: the words for it, and what is kept of it for the audit, webhooks and the feed of changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+from pydantic import PlainSerializer, SerializationInfo
 
 EVENTS: dict[str, str] = {
     "user.created": "a user was created",
@@ -23,15 +24,26 @@ EVENTS: dict[str, str] = {
 }
 """What webhooks and listChanges tell of. Any other change is in the audit alone, by its method's name."""
 
-_SECRET = frozenset(
-    {
-        "password", "newPassword", "passwordHash", "token", "key", "secret", "clientSecret", "code", "data",
-        "authorization",
-    }
-)  # fmt: skip
+IN_EVENTS = "in events"
+"""Context for model_dump of what goes into an event: members that are SECRET become HIDDEN."""
+HIDDEN = "***"
+"""What stands in an event for a secret that was set."""
+
+
+def _hidden(value: Any, info: SerializationInfo) -> Any:
+    return HIDDEN if value is not None and info.context == IN_EVENTS else value
+
+
+SECRET = PlainSerializer(_hidden)
+"""For the type of a member that no event may hold, as in Annotated[str, SECRET]: passwords, hashes, tokens
+and codes. What tenants store of their own is told as it is, whatever its members are called."""
+
+PAGE_BYTES = 1024 * 1024
+"""Bytes of before and after in one page of events, as stored. The event that reaches it is the last one."""
 _LONGEST = 1000
+"""Characters that the audit shows of a text."""
 _LARGEST = 8192
-"""Bytes of JSON that one member may have: more is left out."""
+"""Bytes of JSON that the audit shows of one object or list: "..." stands for more."""
 IDENTITY = ("email", "displayName", "externalId")
 """What is kept of a user who goes or comes back."""
 
@@ -75,20 +87,27 @@ def user_changes(user_id: int, before: Mapping[str, Any], after: Mapping[str, An
                 Change(said[new[member]], user_id, {member: old.pop(member)}, {member: new.pop(member)})
             )
     if new:
-        changes.append(Change("user.updated", user_id, redacted(old), redacted(new)))
+        changes.append(Change("user.updated", user_id, old, new))
     return changes
 
 
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The members that differ; of objects their members that do. null: the other one alone has it."""
+def _difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, within: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The members that differ. null: the other one alone has it.
+
+    Args:
+        within: of objects (profile, values, fields, quotas) their members that differ. What tenants store in
+            those is told whole: of parts nobody could make what was written.
+    """
     old: dict[str, Any] = {}
     new: dict[str, Any] = {}
     for name in before.keys() | after.keys():
         was, is_now = before.get(name), after.get(name)
         if was == is_now:
             continue
-        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-            was, is_now = _difference(was, is_now)
+        if within and isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            was, is_now = _difference(was, is_now, within=False)
         old[name], new[name] = was, is_now
     return old, new
 
@@ -115,21 +134,28 @@ def payload(event: Mapping[str, Any], instance: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bounded(value: Any) -> Any:
-    if isinstance(value, (dict, list)) and len(orjson.dumps(value)) > _LARGEST:
-        return "..."
+def is_full(rows: Sequence[Mapping[str, Any]], limit: int) -> bool:
+    """Whether a page of events was cut, so that there may be more.
+
+    Args:
+        rows: of a query with row_limit and byte_limit (PAGE_BYTES).
+        limit: the row_limit.
+    """
+    return len(rows) == limit or (bool(rows) and rows[-1]["page_bytes"] >= PAGE_BYTES)
+
+
+def shortened(value: Any) -> Any:
+    """The same with long texts cut and large members left out, as the audit shows it."""
+    if isinstance(value, Mapping):
+        return {name: _bounded(shortened(item)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shortened(item) for item in value]
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return value[:_LONGEST] + "..."
     return value
 
 
-def redacted(value: Any) -> Any:
-    """The same without secrets and long texts, as the audit keeps it."""
-    if isinstance(value, Mapping):
-        return {
-            name: "***" if name in _SECRET and item is not None else _bounded(redacted(item))
-            for name, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [redacted(item) for item in value]
-    if isinstance(value, str) and len(value) > _LONGEST:
-        return value[:_LONGEST] + "..."
+def _bounded(value: Any) -> Any:
+    if isinstance(value, (dict, list)) and len(orjson.dumps(value)) > _LARGEST:
+        return "..."
     return value

@@ -5,6 +5,8 @@ A translation is a folder named by its ISO 639-1 code with three files for each 
 """
 
 import asyncio
+import email
+import email.policy
 import functools
 import os
 import secrets
@@ -13,13 +15,12 @@ import unicodedata
 from datetime import UTC, datetime
 from email.headerregistry import Address, AddressHeader
 from email.message import EmailMessage
-from email.policy import SMTP, SMTPUTF8
 from email.utils import make_msgid
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiosmtplib
-from email_validator import validate_email
+from email_validator import EmailNotValidError, ValidatedEmail, validate_email
 from jinja2 import FileSystemLoader, StrictUndefined, select_autoescape
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -29,12 +30,28 @@ FALLBACK = "en"
 RIGHT_TO_LEFT = frozenset({"ar", "dv", "fa", "he", "ps", "sd", "ug", "ur", "yi"})
 TIMEOUT = 30.0
 """Seconds that the mail server has for each of its answers."""
+ENCODED_WORD = "=?"
+"""How an encoded word (RFC 2047) begins. Python's header parser decodes encoded words in addresses too, and
+writes the decoded text, line breaks included, into the message."""
+LONGEST_SUBJECT = 300
+"""Characters: more than any title with the words around it has."""
+HEADERS = (
+    "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type",
+    "Content-Language",
+)  # fmt: skip
+"""The header fields of every mail, in their order: no more and no fewer."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Refused(Exception):
     """the mail server will not take this mail, now or later"""
+
+
+class Unusable(Refused):
+    """the recipient's address cannot be written into a header as one address"""
+
+    code = "unusable_address"
 
 
 class Mail(NamedTuple):
@@ -84,9 +101,10 @@ def render(name: str, language: str, values: dict[str, Any]) -> Mail:
 
 
 def _one_line(text: str) -> str:
-    """Nothing in a subject may begin another header."""
+    """A subject that cannot begin another header field, neither as it is nor decoded as encoded words."""
     line = " ".join(text.split())
-    return "".join(char for char in line if unicodedata.category(char) != "Cc")
+    line = "".join(char for char in line if unicodedata.category(char) != "Cc")
+    return line.replace(ENCODED_WORD, "= ?")[:LONGEST_SUBJECT]
 
 
 def compose(settings: Settings, to: str, mail: Mail) -> EmailMessage:
@@ -96,21 +114,51 @@ def compose(settings: Settings, to: str, mail: Mail) -> EmailMessage:
         to: one address, without a name.
 
     Raises:
-        email_validator.EmailNotValidError: to is no address.
+        Unusable: to is no address, or the finished message would have another recipient or header field.
     """
-    found = validate_email(to, check_deliverability=False, globally_deliverable=False)
+    found = _parsed(to)
+    sender = settings.mail_from
     # A domain in ASCII goes through every server; a local part beyond ASCII needs one with SMTPUTF8.
-    message = EmailMessage(policy=SMTP if found.local_part.isascii() else SMTPUTF8)
-    message["From"] = settings.mail_from
+    policy = email.policy.SMTP if (found.local_part + sender).isascii() else email.policy.SMTPUTF8
+    # Bodies in seven bits, so that the bytes go through every server as they are.
+    message = EmailMessage(policy=policy.clone(cte_type="7bit"))
+    message["From"] = sender
     message["To"] = Address(username=found.local_part, domain=found.ascii_domain)
-    message["Subject"] = mail.subject
+    message["Subject"] = _one_line(mail.subject)
     message["Date"] = datetime.now(UTC)
     message["Message-ID"] = make_msgid(domain=_domain(message["From"]))
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies, please
     message.set_content(mail.text)
     message.add_alternative(mail.html, subtype="html")
     message["Content-Language"] = mail.language
+    _check(message.as_bytes(), recipient_of(found))
     return message
+
+
+def _parsed(to: str) -> ValidatedEmail:
+    if ENCODED_WORD in to:
+        raise Unusable
+    try:
+        return validate_email(to, check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError:
+        raise Unusable from None  # its text quotes the address
+
+
+def recipient_of(address: ValidatedEmail) -> str:
+    """The address as it stands in the envelope and in the header To."""
+    return f"{address.local_part}@{address.ascii_domain}"
+
+
+def _check(raw: bytes, recipient: str) -> None:
+    """Hold the finished bytes against what they must say, whatever the library made of the values.
+
+    Raises:
+        Unusable: there is another header field, or To is not this one address.
+    """
+    message = email.message_from_string(raw.decode(), policy=email.policy.default)
+    to = message["To"]
+    if tuple(message.keys()) != HEADERS or [found.addr_spec for found in to.addresses] != [recipient]:
+        raise Unusable
 
 
 def _domain(sender: AddressHeader) -> str:
@@ -121,7 +169,7 @@ async def send(settings: Settings, to: str, mail: Mail) -> None:
     """Hand a mail to the mail server, or write it into the data directory where there is none.
 
     Raises:
-        Refused: the server says that it never will take it.
+        Refused: the server says that it never will take it, or the address cannot be used.
         aiosmtplib.SMTPException, OSError: another try may succeed.
     """
     message = compose(settings, to, mail)
@@ -129,9 +177,14 @@ async def send(settings: Settings, to: str, mail: Mail) -> None:
         await asyncio.to_thread(_keep, folder(settings), message)
         return
     password = settings.smtp_password and settings.smtp_password.get_secret_value()
+    # Envelope and bytes are given apart, so that no header decides who gets the mail.
+    sender, recipient = message["From"].addresses[0].addr_spec, recipient_of(_parsed(to))
     try:
         await aiosmtplib.send(
-            message,
+            message.as_bytes(),
+            sender=sender,
+            recipients=[recipient],
+            mail_options=[] if (sender + recipient).isascii() else ["SMTPUTF8"],
             hostname=settings.smtp_host,
             port=settings.smtp_port,
             username=settings.smtp_user or None,

@@ -106,7 +106,7 @@ def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str,
     required = model.get("required", [])
     result = TypeAdapter(method.result).json_schema(mode="serialization", ref_template=template)
     schemas.update(result.pop("$defs", {}))
-    of_writing = REPEATED if method.writes else ()
+    of_writing = REPEATED if method.writes and method.keeps_answer else ()
     kinds: dict[type[ServiceError], None] = dict.fromkeys(
         (*ANY_CALL, UnknownMethod, *of_writing, *method.errors)
     )

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
 from server.errors import FieldError, Invalid, ServiceError
-from server.events import EVENTS, Change, redacted, user_changes
+from server.events import EVENTS, Change, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
 from server.settings import Settings
@@ -103,12 +103,11 @@ class Call:
         Args:
             event: one of events.EVENTS.
             user_id: whom it is about.
-            before, after: the members that changed; secrets in them are left out.
+            before, after: the members that changed, whole and without secrets; models are dumped with
+                context=IN_EVENTS.
         """
         assert event in EVENTS, event
-        self.changes.append(
-            Change(event, user_id, redacted(before) if before else None, redacted(after) if after else None)
-        )
+        self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
 
     def record_user(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Note what differs between two states of a user, as the SQL function user_state gives them."""
@@ -123,9 +122,7 @@ class Call:
         after: Mapping[str, Any] | None = None,
     ) -> None:
         """Note a change that only the audit tells of, by the name of the method; see record."""
-        self.changes.append(
-            Change("", user_id, redacted(before) if before else None, redacted(after) if after else None)
-        )
+        self.changes.append(Change("", user_id, dict(before or {}) or None, dict(after or {}) or None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +150,8 @@ class Method:
     # Whether these params are done by one statement, which writes the event too (Call.single). It needs no
     # transaction around it: one round trip is enough.
     single: Callable[[Any], bool] | None
+    # Whether its answer is kept under an idempotency key, for the retries of the call.
+    keeps_answer: bool
     # Members that need a scope of their own when they are given another value than their default.
     member_scopes: Mapping[str, str]
     # Not in the OneOffice document.
@@ -180,6 +179,7 @@ def method(
     errors: tuple[type[ServiceError], ...] = (),
     prepare: Callable[..., Awaitable[Any]] | None = None,
     single: Callable[[Any], bool] | None = None,
+    keeps_answer: bool = True,
     member_scopes: Mapping[str, str] | None = None,
     operator: bool = False,
     extension: bool = True,
@@ -200,6 +200,8 @@ def method(
             is the handler's third argument.
         single: `def single(params)`: whether the handler makes one statement for these params, which writes
             the event too.
+        keeps_answer: False where an answer says what holds at this moment, such as that a password is right:
+            sent again under its idempotency key, the call is done again.
         member_scopes: scopes that single members need.
         operator: only for operator keys.
         extension: not part of the OneOffice document.
@@ -231,6 +233,7 @@ def method(
             operator,
             prepare,
             single,
+            keeps_answer,
             member_scopes or {},
             extension,
             with_picture,

@@ -18,7 +18,7 @@ import structlog
 
 from server.db import Connection, Database, pass_on_cancelling
 from server.errors import Unavailable
-from server.events import EVENTS, by_itself, payload
+from server.events import EVENTS, PAGE_BYTES, by_itself, is_full, payload
 from server.metrics import JobFact, Metrics
 from server.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.settings import Settings
@@ -68,7 +68,7 @@ class _Page(NamedTuple):
     xid: str
     place: int
     events: list[Any]
-    # Of all events of the instance that a webhook wanted so far, by their id.
+    # Of those events that a webhook wanted so far, by their id.
     bodies: dict[str, bytes]
 
 
@@ -107,7 +107,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
             continue
         failures = 0
         made = made or chosen > 0
-        more = more or (page is not None and len(page.events) == _BATCH)
+        more = more or (page is not None and is_full(page.events, _BATCH))
     return made, more
 
 
@@ -127,8 +127,11 @@ async def _read_on(
             xid=webhook["xid"],
             place=webhook["place"],
             row_limit=_BATCH,
+            byte_limit=PAGE_BYTES,
         )
-        page = _Page(*start, events, page.bodies if page and page.instance_id == instance_id else {})
+        known = page.bodies if page and page.instance_id == instance_id else {}
+        bodies = {event["id"]: known[event["id"]] for event in events if event["id"] in known}
+        page = _Page(*start, events, bodies)
     if not page.events:
         return page, 0
     chosen = [event for event in page.events if wants(webhook["types"], webhook["skip_origin"], event)]

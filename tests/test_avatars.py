@@ -608,7 +608,7 @@ async def test_how_a_picture_is_served(client: Client, jane: dict[str, Any]) -> 
     assert (status, len(body)) == (200, int(headers["Content-Length"]))
     expected = {
         "Content-Type": "image/jpeg",
-        "Cache-Control": "public, max-age=31536000, immutable",
+        "Cache-Control": "public, no-cache",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'",
         "Content-Disposition": "inline",

@@ -284,10 +284,13 @@ async def test_admin_as_it_is_needs_no_scope(
     assert answer == {"message": "This action is unauthorized."}
     assert await contents(db) == before
     await store.done("PUT", f"{USERS}/{reader}", whole | {"admin": True})
-    await shop.done("PUT", f"{USERS}/{reader}", whole | {"admin": True, "sessions_limit": 8})
-    for more in ({"admin": 0}, {"new_password": "Abcd12345"}, {"email": "mine@example.com"}):
+    await shop.done("PUT", f"{USERS}/{reader}", whole | {"admin": True, "sessions_limit": 7})
+    for more in (
+        {"admin": 0}, {"new_password": "Abcd12345"}, {"email": "mine@example.com"}, {"sessions_limit": 8},
+        {"external_id": "mine"}, {"email": READER["email"].upper()},
+    ):  # fmt: skip
         await shop.json("PUT", f"{USERS}/{reader}", whole | more, status=403)
-    assert (await client.call("getStoreUser", {"id": reader}))["sessionsLimit"] == 8
+    assert (await client.call("getStoreUser", {"id": reader}))["sessionsLimit"] == 7
 
 
 async def test_update_leaves_what_is_left_out(store: Store, client: Client, reader: int) -> None:

@@ -507,7 +507,6 @@ async def test_an_instance_that_has_been_deleted(operator: Client) -> None:
     ("name", "params", "secret"),
     [
         ("createApiKey", {"name": "shop", "scopes": ["users:read"]}, "key"),
-        ("login", {"email": "jane@example.com", "password": "demo1234"}, "token"),
         ("createMember", MEMBER, "password"),
     ],
 )

@@ -19,11 +19,11 @@ import asyncpg
 import jinja2
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
-from conftest import FAST_HASHES, Client, Log, Serve, until
+from conftest import ADMIN, FAST_HASHES, Client, Log, Serve, until
 
 from server import jobs, mail
 from server.cli.serving import _greet
-from server.mail import Mail, Refused, compose, render, send
+from server.mail import HEADERS, Mail, Refused, Unusable, compose, render, send
 from server.settings import Settings
 
 VALUES = {"name": "Jane Doe", "title": "Acme Inc.", "hours": 24, "link": "https://example.com/?a=1&code=c0de"}
@@ -208,12 +208,42 @@ def test_nothing_in_a_subject_begins_another_header() -> None:
         "jane@example.com, evil@example.com",
         "Jane <jane@example.com>",
         "jane@example.com>\r\nRCPT TO:<evil@example.com",
+        "=?utf-8?q?a=0d=0aBcc=3a=20x=40evil.example=2c?=@trusted.example",
+        "=?utf-8?b?YSxiQGV2aWwuZXhhbXBsZQ==?=@trusted.example",
+        "a.=?us-ascii?q?=2c?=@trusted.example",
+        "a@=?utf-8?q?evil.example=2c?=.example",
+        '"a, b@evil.example"@trusted.example',
+        "all: a@evil.example, b@evil.example;",
         "",
     ],
 )
 def test_a_recipient_is_one_address(to: str) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
+    with pytest.raises(Unusable):
         compose(Settings(), to, HELLO)
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "=?utf-8?q?a=0d=0aBcc=3a=20x=40evil.example?=",
+        "=?utf-8?q?a?= =?utf-8?q?b=0d=0aBcc:x@evil.example?=",
+        "=\x00?utf-8?q?=0d=0aTo:x@evil.example?=",
+        "=\r\n?utf-8?q?=0d=0aTo:x@evil.example?=",
+        'Smith, Jones "and" <Sons>; (Ltd.)',
+        "é" * 5000,
+        "x" * 5000,
+        "\u202e\ufeff\U0001f600",
+    ],
+)
+async def test_a_title_is_text_in_the_subject_and_nothing_else(mailbox: Mailbox, title: str) -> None:
+    await send(
+        Settings(**smtp(mailbox)), "jane@example.com", render("reset", "en", VALUES | {"title": title})
+    )
+    (message,) = mailbox.mails
+    assert tuple(message.keys()) == HEADERS
+    assert mailbox.recipients == [["jane@example.com"]] and message["To"] == "jane@example.com"
+    assert message["Subject"].startswith("Set a new password – ")
+    assert "\r" not in message["Subject"] and "\n" not in message["Subject"]
 
 
 def test_domains_beyond_ascii_go_through_every_server() -> None:
@@ -429,3 +459,83 @@ async def test_a_worker_that_is_told_to_stop_finishes(
         gate.set()
         assert await process.wait() == 0
     assert len(mailbox.mails) == 1 and await _empty(db)
+
+
+# --- whatever is stored ---------------------------------------------------------------------------------
+
+ENCODED = "=?utf-8?q?a=0d=0aBcc=3a=20x=40evil.example=2c?=@trusted.example"
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        ENCODED,
+        "=?UTF-8?B?YQ0KQmNjOiB4QGV2aWwuZXhhbXBsZSw=?=@trusted.example",
+        "a.=?us-ascii?q?b?=@trusted.example",
+        "a@=?utf-8?q?trusted?=.example",
+        "a=?b@trusted.example",
+    ],
+)
+async def test_encoded_words_are_no_part_of_an_address(client: Client, email: str) -> None:
+    """On no wire: all of them take addresses by the same type."""
+    calls: list[tuple[str, dict[str, Any], str]] = [
+        ("createUser", {"email": email}, "email"),
+        ("createUsers", {"users": [{"email": email}]}, "users.0.email"),
+        ("ensureUser", {"email": email}, "email"),
+        ("renameUserByEmail", {"email": ADMIN, "newEmail": email}, "newEmail"),
+        ("replaceUserByEmail", {"email": ADMIN, "newEmail": email}, "newEmail"),
+        ("createStoreUser", {"email": email, "externalId": "1"}, "email"),
+        ("updateStoreUser", {"id": 1, "email": email, "externalId": "1", "onlySeesReadable": True}, "email"),
+        ("createMember", {"login": email, "sponsorId": 1, "profile": {}}, "login"),
+    ]
+    for method, params, member in calls:
+        status, answer = await client.outcome(method, params)
+        assert status == 400 and f"{member}: is not a valid e-mail address" in answer, (method, answer)
+
+
+async def test_a_stored_address_that_is_none_parks_its_mail_at_once(
+    mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, logged: Log
+) -> None:
+    """Rows that no validation has seen: one try, no mail to anybody, and the log says why."""
+    client = await serve(**smtp(mailbox))
+    await client.call("createUser", {"email": "jane@example.com", "displayName": "Jane Doe"})
+    stored = [ENCODED, "jane@example.com, x@evil.example", "jane@example.com\r\nBcc: x@evil.example"]
+    for number, address in enumerate(stored, 1):
+        await db.execute("UPDATE users SET email = $1 WHERE email_key = 'jane@example.com'", address)
+        await client.call("requestPasswordReset", RESET)
+
+        async def parked(wanted: int = number) -> bool:
+            return await db.fetchval("SELECT count(*) FROM pgqueuer WHERE status = 'failed'") == wanted  # type: ignore[no-any-return]
+
+        await until(parked)
+    assert [outcome for outcome, _ in outcomes(logged)] == ["parked"] * len(stored)
+    assert all(cause.startswith("Unusable unusable_address at ") for _, cause in outcomes(logged))
+    assert mailbox.mails == [] and mailbox.recipients == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=?utf-8?q?=0d=0aBcc=3a=20x=40evil.example?=",
+        "Doe, Jane <x@evil.example>",
+        'Jane "J." Doe',
+        "Jane\r\nBcc: x@evil.example\r\n\r\nbody",
+        "Йане 🎉",
+        "n" * 20_000,
+    ],
+)
+async def test_a_stored_name_or_title_adds_no_header_and_no_recipient(
+    mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, text: str
+) -> None:
+    client = await serve(**smtp(mailbox))
+    await client.call("createUser", {"email": "jane@example.com"})
+    await db.execute("UPDATE users SET display_name = $1 WHERE email_key = 'jane@example.com'", text)
+    await db.execute("UPDATE instances SET title = $1", text)
+    await client.call("requestPasswordReset", RESET)
+    await until(lambda: _empty(db))
+    (message,) = mailbox.mails
+    assert mailbox.recipients == [["jane@example.com"]]
+    assert tuple(message.keys()) == HEADERS
+    assert [found.addr_spec for found in message["To"].addresses] == ["jane@example.com"]
+    text_body, html_body = bodies(message)
+    assert "https://example.com/reset?code=" in text_body and "https://example.com/reset?code=" in html_body

@@ -31,9 +31,10 @@ STATUS: dict[type[ServiceError], int] = {
 }
 """Kind of error -> status; a kind that is not here has that of its parent."""
 
-# A name is never given to another picture, so that its bytes can be kept for as long as anybody likes.
+# A name is never given to another picture, so that its bytes may be kept. Whether they may still be shown is
+# asked each time: a picture is no longer public once its user or instance is suspended or deleted.
 _HEADERS = {
-    "Cache-Control": "public, max-age=31536000, immutable",
+    "Cache-Control": "public, no-cache",
     "Content-Disposition": "inline",
     "Content-Security-Policy": "default-src 'none'",
 }

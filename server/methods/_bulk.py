@@ -24,7 +24,7 @@ from server.errors import (
 from server.events import Change
 from server.methods import _office365
 from server.methods._provision import creation, names_of, password_problem, shown_name
-from server.methods._users import NewUser, UserChanges, end_sessions
+from server.methods._users import NewUser, UserChanges, end_access
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
 
@@ -274,21 +274,6 @@ class Claims:
         return None
 
 
-def lacks_admin_scope(call: Call, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> bool:
-    """Whether the key may not make this of a user. after is None for a deletion.
-
-    To make or unmake an administrator, to give one another e-mail or isActive and to delete one needs the
-    scope users:admin; see need_admin_scope.
-    """
-    if "users:admin" in call.caller.scopes:
-        return False
-    if after is None:
-        return bool(before["is_admin"])
-    if before["is_admin"] != after["is_admin"]:
-        return True
-    return before["is_admin"] and any(before[name] != after[name] for name in ("email_key", "is_active"))
-
-
 # --- new users ----------------------------------------------------------------------------------------
 
 
@@ -504,7 +489,6 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         after
         | {
             "state": None,  # what it was is known here
-            "is_renamed": after["email_key"] != before["email_key"],
             "has_new_avatar": after["avatar"] != before["avatar"],
         }
         for before, after in changes
@@ -519,4 +503,7 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         if after != before:
             call.record_user(before["id"], before["state"], states[before["id"]])
             await pace.rest()
-    await end_sessions(call, [row["id"] for row in rows if not row["is_active"]])
+    await end_access(call, [row["id"] for row in rows if not row["is_active"]])
+    renamed = [before["id"] for before, after in changes if before["email_key"] != after["email_key"]]
+    if renamed:
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=renamed)

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from server.errors import FieldError, Invalid, MemberForbidden, NotFound
+from server import access
+from server.errors import FieldError, Invalid, NotFound
 from server.registry import Call
 
 ADMINS = "Admins"
@@ -43,7 +44,7 @@ def is_admins(name: str) -> bool:
 
 
 async def hold_member(call: Call, key: str) -> Any:
-    """A living user, held until the transaction ends.
+    """A living user, held until the transaction ends: id and is_admin.
 
     Raises:
         NotFound: there is none.
@@ -52,22 +53,6 @@ async def hold_member(call: Call, key: str) -> Any:
     if member is None:
         raise NotFound
     return member
-
-
-def may_administrate(call: Call, member: Any, is_admin: bool) -> None:
-    """Raises Forbidden where a user would begin or cease to be an administrator, and the key may not."""
-    if member["is_admin"] != is_admin:
-        need_admin_scope(call)
-
-
-def need_admin_scope(call: Call) -> None:
-    """Raises Forbidden where the key may not touch administrators.
-
-    Whoever sets an administrator's password or e-mail can become one, and whoever suspends or deletes one can
-    lock the others out: so this is asked wherever that is done, of a row that the transaction holds.
-    """
-    if "users:admin" not in call.caller.scopes:
-        raise MemberForbidden
 
 
 async def find_group_ids(call: Call, names: Iterable[str]) -> dict[str, int]:
@@ -114,10 +99,15 @@ async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> Non
 
 
 async def record_groups(call: Call, before: Mapping[int, list[str]]) -> None:
-    """Note the changes of held users' groups, if there are any."""
+    """Note the changes of held users' groups, if there are any.
+
+    Raises:
+        MemberForbidden: they are those of an administrator, and the key may not change one.
+    """
     if not before:
         return
     after = await groups_of(call, list(before))
     for user_id, names in before.items():
         if names != after[user_id]:
+            access.require_user(call.caller, {"is_admin": ADMINS in (*names, *after[user_id])})
             call.record("user.updated", user_id, before={"groups": names}, after={"groups": after[user_id]})

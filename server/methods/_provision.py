@@ -5,7 +5,6 @@ from typing import Any
 
 from server.auth import PasswordPolicy
 from server.errors import FieldError, Invalid
-from server.events import redacted
 from server.methods._store import assign_plan
 from server.methods._users import CreateUser, NewUser, ReplaceUser, ResetPassword, found
 from server.passwords import is_common
@@ -115,7 +114,7 @@ async def insert_user(
         mail_quota=params.quotas and params.quotas.mail,
         files_quota=params.quotas and params.quotas.files,
         password_hash=password_hash or params.passwordHash,
-        event=redacted(event) if call.single else None,
+        event=event if call.single else None,
         **call.author(),
     )
     row = dict(found(created))

@@ -4,16 +4,19 @@ import base64
 import binascii
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from server import access
 from server.auth import Mebibytes
 from server.errors import FieldError, Invalid, NotFound
-from server.methods._groups import GroupNames, is_admins, need_admin_scope
+from server.events import HIDDEN, SECRET
+from server.mail import ENCODED_WORD
+from server.methods._groups import GroupNames, is_admins
 from server.methods._store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.passwords import MAX_PASSWORD, hash_problem
 from server.pictures import avatar_url
@@ -24,17 +27,29 @@ ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""
 
 
+Purpose: TypeAlias = Literal["confirm", "reset"]
+"""What a code is good for; also the name of its mail's templates."""
+
+
 OF_ADMINISTRATOR = "of an administrator needs the scope users:admin"
 
 
 def address(email: str) -> str:
-    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it."""
+    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it.
+
+    An encoded word (RFC 2047) has no place in an address, but mail software decodes it there all the same.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         found = validate_email(email, check_deliverability=False, globally_deliverable=False)
     except EmailNotValidError as error:
         raise ValueError("is not a valid e-mail address") from error
     if "." not in found.domain:
         raise ValueError("is not a valid e-mail address: the domain has no dot")
+    if ENCODED_WORD in unicodedata.normalize("NFKC", email + found.normalized + found.ascii_domain):
+        raise ValueError("is not a valid e-mail address: it holds an encoded word (=?)")
     return found.normalized
 
 
@@ -89,10 +104,10 @@ DisplayName = Annotated[
 ]
 
 
-Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD), SECRET]
 
 
-PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable)]
+PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable), SECRET]
 
 
 Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
@@ -267,29 +282,59 @@ def found(result: Any) -> Any:
     return result
 
 
-async def end_sessions(call: Call, user_ids: Sequence[int]) -> None:
-    """End every session of users whose rows this transaction holds.
+def written(call: Call, row: Any) -> Any:
+    """The row of a statement that holds or has written one user. Every method that changes a user asks this.
 
-    A statement of its own, after that which held the rows: one that waited there for a login does not see the
-    session which that login made.
+    Raises:
+        NotFound: there is no row, as there is no such user.
+        MemberForbidden: the caller may not change this user; see server/access.py. It undoes the transaction.
+    """
+    access.require_user(call.caller, found(row))
+    return row
+
+
+async def end_access(
+    call: Call, user_ids: Sequence[int], codes: Sequence[Purpose] = get_args(Purpose)
+) -> None:
+    """End every session of users whose rows this transaction holds, and their codes.
+
+    A statement of its own, after that which held the rows: one that waited there for a login, or for a code
+    that was being made, does not see the session or the code.
+
+    Args:
+        codes: those of these purposes end; of all, where the users may not log in any more.
     """
     if not user_ids:
         return
-    rows = await call.db.all("end_sessions_of", instance_id=call.instance.id, user_ids=user_ids)
+    rows = await call.db.all(
+        "end_access_of", instance_id=call.instance.id, user_ids=user_ids, purposes=list(codes)
+    )
     for row in rows:
         before, after = {"sessions": row["ended"]}, {"sessions": 0}
         call.record("session.revoked", row["user_id"], before=before, after=after)
 
 
 async def record_password(call: Call, user: Any) -> None:
-    """Note that a user has another password, and end its sessions.
+    """Note that a user has another password, and end its sessions and its codes for setting one.
 
     Args:
         user: a row with id and had_password, of a statement that holds the user.
     """
-    before = {"password": "set" if user["had_password"] else None}
-    call.record("user.password_changed", user["id"], before=before, after={"password": "set"})
-    await end_sessions(call, [user["id"]])
+    before = {"password": HIDDEN if user["had_password"] else None}
+    call.record("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
+    await end_access(call, [user["id"]], codes=("reset",))
+
+
+async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str, Any], user_id: int) -> None:
+    """End the codes of a user, whose row this transaction holds, where its e-mail is another one than before.
+
+    They went to the old address.
+
+    Args:
+        before, after: states of the user.
+    """
+    if before["email"].lower() != after["email"].lower():
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 
 class UserRef(TenantParams):
@@ -350,17 +395,6 @@ class UserChanges(Params):
     def in_admins(self) -> bool:
         """Whether the reserved group is among the groups."""
         return any(is_admins(name) for name in self.groups)
-
-
-def protect_activity(call: Call, user: Any) -> None:
-    """Raises Forbidden where an administrator was suspended or reactivated, and the key may not.
-
-    Args:
-        user: a row with before and after, states of the user.
-    """
-    before, after = user["before"], user["after"]
-    if before["isAdmin"] and before["isActive"] != after["isActive"]:
-        need_admin_scope(call)
 
 
 class ResetPassword(UserRef):

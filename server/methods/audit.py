@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.errors import FieldError, Invalid
+from server.events import PAGE_BYTES, is_full, shortened
 from server.methods._users import Email, email_key, from_cursor, to_cursor
 from server.methods.accounts import Id
 from server.registry import Call, Example, Params, Result, method
@@ -46,8 +47,12 @@ class AuditEvent(Result):
     id: str
     type: str
     userId: int | None = Field(description="Whom it is about.")
-    before: dict[str, Any] | None = Field(description="The members that changed, without secrets.")
-    after: dict[str, Any] | None = Field(description="The members that changed, without secrets.")
+    before: dict[str, Any] | None = Field(
+        description="The members that changed, without secrets; long ones are cut."
+    )
+    after: dict[str, Any] | None = Field(
+        description="The members that changed, without secrets; long ones are cut."
+    )
     method: str
     keyId: int = Field(description="Whose call it was; 0: the command line or the server itself.")
     keyName: str
@@ -123,7 +128,9 @@ async def _instance_id(call: Call, params: ListAuditEvents) -> int:
 async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: int) -> Any:
     """List what was changed, the newest first: each change was written in the transaction that made it.
 
-    Kept for 365 days and never altered. A page may be shorter than its limit and still have a next one.
+    Kept for 365 days and never altered, without secrets. A page may be shorter than its limit and still have
+    a next one. Texts of more than 1,000 characters are cut here, and "..." stands for objects and lists of
+    more than 8 KiB; listChanges has them whole.
     """
     until = datetime.max.replace(tzinfo=UTC) if params.until is None else _moment(params.until)
     before = _place(params.after) if params.after is not None else (until, str(2**64 - 1), 2**31 - 1)
@@ -135,10 +142,12 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
         "before_xid": before[1],
         "before_place": before[2],
     }
-    asked = {"type": params.type, "method": params.method, "row_limit": params.limit}
+    asked = {
+        "type": params.type, "method": params.method, "row_limit": params.limit, "byte_limit": PAGE_BYTES,
+    }  # fmt: skip
     if params.userId is None and params.email is None:
         rows = await call.db.all("list_events", **which, **asked, look=LOOKS)
-        last = rows[-1] if len(rows) == params.limit else None
+        last = rows[-1] if is_full(rows, params.limit) else None
         if last is None and (params.type is not None or params.method is not None):
             last = await call.db.one("skip_events", **which, look=LOOKS)
     else:
@@ -149,8 +158,12 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
             those = {row["user_id"] for row in named}
             user_ids = those if user_ids is None else user_ids & those
         rows = await call.db.all("list_user_events", **which, **asked, user_ids=sorted(user_ids or ()))
-        last = rows[-1] if len(rows) == params.limit else None
-    events = [{name: row[name] for name in AuditEvent.model_fields} for row in rows]
+        last = rows[-1] if is_full(rows, params.limit) else None
+    events = [
+        {name: row[name] for name in AuditEvent.model_fields}
+        | {name: shortened(row[name]) for name in ("before", "after")}
+        for row in rows
+    ]
     return {"events": events, "next": None if last is None else _cursor(last)}
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, PrivateAttr
 
 from server.auth import new_secret
 from server.errors import FieldError, Invalid, NotFound
-from server.methods._users import Line, UserId, UserRef, email_key, found
+from server.methods._users import Line, UserId, UserRef, email_key, found, written
 from server.pictures import Picture, avatar_url, picture_path
 from server.registry import Call, Example, Params, Result, method, validated
 
@@ -79,9 +79,11 @@ async def store_picture(call: Call, user_id: int, prepared: PreparedPicture) -> 
 
     Raises:
         NotFound: there is no such user.
+        MemberForbidden: it is an administrator, and the key may not change one.
     """
     name, picture = prepared
-    stored = found(
+    stored = written(
+        call,
         await call.db.one(
             "set_picture",
             instance_id=call.instance.id,
@@ -89,7 +91,7 @@ async def store_picture(call: Call, user_id: int, prepared: PreparedPicture) -> 
             avatar=picture_path(call.instance.id, name),
             name=name,
             **picture._asdict(),
-        )
+        ),
     )
     call.record_user(user_id, stored["before"], stored["after"])
     return str(stored["avatar"])
@@ -180,8 +182,9 @@ async def remove_picture(call: Call, user_id: int) -> None:
 
     Raises:
         NotFound: there is no such user.
+        MemberForbidden: it is an administrator, and the key may not change one.
     """
-    user = found(await call.db.one("remove_picture", instance_id=call.instance.id, user_id=user_id))
+    user = written(call, await call.db.one("remove_picture", instance_id=call.instance.id, user_id=user_id))
     call.record_user(user_id, user["before"], user["after"])
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from server import access
 from server.errors import CONSTRAINTS, Conflict, MemberForbidden, NotFound, ServiceError
 from server.events import identity
 from server.methods._bulk import (
@@ -25,7 +26,6 @@ from server.methods._bulk import (
     hold,
     hold_counters,
     insert,
-    lacks_admin_scope,
     refuse_early,
     refuse_plans,
     refuse_seats,
@@ -40,7 +40,7 @@ from server.methods._users import (
     NewUser,
     UserChanges,
     email_key,
-    end_sessions,
+    end_access,
 )
 from server.registry import Call, Example, Params, method
 
@@ -81,7 +81,7 @@ async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
 
 
 def _refuse_admins(call: Call, batch: Batch[Any]) -> None:
-    if "users:admin" not in call.caller.scopes:
+    if not access.may_administrate(call.caller):
         for index, item in list(batch.items.items()):
             if item.isAdmin:
                 batch.fail(index, MemberForbidden())
@@ -200,7 +200,7 @@ async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChan
 
     Each item is what updateUserByEmail takes, without the instance. An externalId that another user has now
     is taken, even where the same call takes it away from there. isAdmin needs the scope users:admin, and so
-    does isActive that an administrator has not; groups needs groups:write.
+    does any change of an administrator; groups needs groups:write.
     """
     batch = prepared.again()
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
@@ -220,7 +220,8 @@ async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChan
             if row is None:
                 raise NotFound
             after = changed(row, item)
-            if lacks_admin_scope(call, row, after):
+            changes_it = after != row or item.groups is not None
+            if changes_it and not access.may_change_user(call.caller, row, after):
                 raise MemberForbidden
             chosen = None if item.groups is None else chosen_groups(item.groups, group_ids)
             if refusal := claims.refusal(row, after):
@@ -297,7 +298,7 @@ async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedU
         user = users.pop(key, None)
         if user is None:
             batch.fail(index, NotFound())
-        elif lacks_admin_scope(call, user, None):
+        elif not access.may_change_user(call.caller, user):
             batch.fail(index, MemberForbidden())
         else:
             gone.append(user)
@@ -307,6 +308,6 @@ async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedU
         await call.db.run("delete_users", instance_id=call.instance.id, ids=ids)
         for user in gone:
             call.record("user.deleted", user["id"], before=identity(user["state"]))
-        await end_sessions(call, ids)
+        await end_access(call, ids)
     batch.note_nothing(call, "deleteUsers")
     return batch.answer(dict.fromkeys(batch.items, True))

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import JsonValue
@@ -13,9 +13,7 @@ from server.auth import digest, new_secret
 from server.db import Connection
 from server.errors import FieldError, Invalid
 from server.jobs import Hopeless, Services, enqueue, job
-
-Purpose = Literal["confirm", "reset"]
-"""What a code is good for; also the name of its mail's templates."""
+from server.methods._users import Purpose
 
 CODE_LENGTH = 24
 """Base62 characters: 142 bits."""
@@ -147,7 +145,7 @@ async def issue_code(
 
     Returns:
         the code in clear and the row of who is to get it (email, name, language, title); None where there
-        is nobody: no such user, suspended, deleted, or confirmed already.
+        is nobody: no such user, suspended, deleted, or confirmed already, or the instance is suspended.
     """
     code = new_secret(CODE_LENGTH)
     recipient = await db.one(
@@ -165,7 +163,8 @@ async def redeem(db: Connection, instance_id: int, code: str, purpose: Purpose) 
     """Take a code, which is then gone.
 
     Raises:
-        WrongCode: unknown, used, expired, of another purpose or another instance.
+        WrongCode: unknown, used, expired, of another purpose or another instance, or its user is suspended or
+            deleted.
     """
     row = await db.one("redeem_code", instance_id=instance_id, digest=digest(code), purpose=purpose)
     if row is None:

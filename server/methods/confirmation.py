@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.errors import FieldError, Invalid, NotFound
+from server.events import SECRET
+from server.methods._groups import hold_member
 from server.methods._provision import password_problem
-from server.methods._users import Password, UserRef, email_key, found, record_password
+from server.methods._users import Password, UserRef, email_key, found, record_password, written
 from server.methods.codes import (
     EXAMPLE_CODES,
     LINK_SCHEMA,
@@ -18,7 +20,7 @@ from server.methods.codes import (
 )
 from server.registry import Call, Example, TenantParams, method
 
-Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it.")]
+Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it."), SECRET]
 
 
 class RequestPasswordReset(UserRef):
@@ -144,9 +146,9 @@ async def _confirm(call: Call, user_id: int) -> None:
 async def force_confirm_email(call: Call, params: UserRef) -> Any:
     """Confirm a registration without its code, and whether or not the code has expired.
 
-    A user who is confirmed already stays so.
+    A user who is confirmed already stays so. An administrator's needs the scope users:admin.
     """
     key = email_key(params.email)
-    user_id = found(await call.db.value("find_user_id", instance_id=call.instance.id, email_key=key))
-    await _confirm(call, user_id)
+    user = written(call, await hold_member(call, key))
+    await _confirm(call, user["id"])
     return True

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from server import access
 from server.errors import Conflict, Contention, MemberForbidden, ServiceError
 from server.methods._bulk import (
     MOST,
@@ -23,7 +24,6 @@ from server.methods._bulk import (
     hold,
     hold_counters,
     insert,
-    lacks_admin_scope,
     refuse_early,
     refuse_plans,
     refuse_seats,
@@ -151,14 +151,16 @@ def _refused_change(
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
         return taken("users_email")
-    return MemberForbidden() if lacks_admin_scope(call, row, after) else None
+    if after != row and not access.may_change_user(call.caller, row, after):
+        return MemberForbidden()
+    return None
 
 
 def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
     """Why a user cannot be created, or None; then it is noted."""
     if item.email is None:
         return bad("email", "is required: nobody has this externalId")
-    if item.isAdmin and "users:admin" not in call.caller.scopes:
+    if item.isAdmin and not access.may_administrate(call.caller):
         return MemberForbidden()
     return claims.new(item)
 
@@ -203,8 +205,8 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     given. What createUser takes is for new users; of one who is there the members that are given are changed,
     as updateUserByEmail does, and firstName, lastName, and the e-mail where the externalId says who it is.
     password, passwordHash, planId and createInOffice365 count for new users alone. A deleted user is refused,
-    and so is an e-mail whose user has another externalId. To make or unmake an administrator, or to give one
-    another e-mail or isActive, needs the scope users:admin.
+    and so is an e-mail whose user has another externalId. To make an administrator, or to change one,
+    needs the scope users:admin.
     """
     return (await _ensure(call, prepared.again()))[0]
 

@@ -12,7 +12,6 @@ from server.methods._groups import (
     groups_of,
     hold_member,
     is_admins,
-    may_administrate,
     record_groups,
 )  # fmt: skip
 from server.methods._users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
@@ -152,7 +151,6 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
     user = {"instance_id": call.instance.id, "user_id": member["id"]}
     before = await groups_of(call, [member["id"]])
     if is_admins(params.name):
-        may_administrate(call, member, is_in)
         if member["is_admin"] != is_in:
             await call.db.run("set_admin", **user, is_admin=is_in)
             states = {"before": {"isAdmin": not is_in}, "after": {"isAdmin": is_in}}

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from server.auth import WITH_SECRETS, Host, Instance, InstanceSettings, Mebibytes, Office365
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
+from server.events import IN_EVENTS
 from server.methods._provision import insert_user, password_problem
 from server.methods._users import (
     ABSENT,
@@ -113,7 +114,7 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     assert row is not None
     # So that what happens is written down there.
     call.instance = Instance(row["id"], row["name"], row["is_active"], params.settings)
-    call.note(after=params.model_dump(exclude={"admin"}))
+    call.note(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
     user = await insert_user(call, row["id"], admin, password_hash)
     await call.db.one(
@@ -315,7 +316,8 @@ class UpdateInstance(TenantParams):
 async def update_instance(call: Call, params: UpdateInstance) -> Any:
     """Change an instance's title or settings, or suspend it.
 
-    The keys of a suspended instance are answered with 403; its users and their data stay.
+    The keys of a suspended instance are answered with 403; its users and their data stay. Codes that were
+    mailed to its users end, its pictures are not served, and its webhooks wait.
     """
     stored = dict(found(await call.db.one("lock_instance", instance_id=call.instance.id)))
     settings = None
@@ -340,10 +342,16 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
         is_active=params.isActive,
         settings=settings,
     )
+    if params.isActive is False:
+        await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     given = params.model_dump(include={"title", "isActive"}, exclude_unset=True)
+    before = {name: stored[name] for name in given}
     if settings is not None:
-        given["settings"] = settings
-    call.note(before={name: stored[name] for name in given}, after=given)
+        before["settings"], given["settings"] = (
+            InstanceSettings.model_validate(those).model_dump(context=IN_EVENTS)
+            for those in (stored["settings"], settings)
+        )
+    call.note(before=before, after=given)
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True
@@ -371,6 +379,7 @@ async def delete_instance(call: Call, params: DeleteInstance) -> Any:
     """
     if await call.db.value("delete_instance", instance_id=call.instance.id) is None:
         raise NotHeld  # somebody else was faster
+    await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     call.note(before={"name": call.instance.name})
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)

@@ -2,13 +2,14 @@
 
 import contextlib
 import ipaddress
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from server import access
 from server.auth import SCOPES, digest, new_key
 from server.errors import FieldError, Forbidden, Invalid, NotFound
+from server.events import HIDDEN
 from server.methods._users import ABSENT, DisplayName
 from server.methods.instances import Name
 from server.registry import Call, Example, Params, Result, method
@@ -123,39 +124,6 @@ _CREATED = {name: value for name, value in _LISTED.items() if name not in ("pref
 }
 
 
-def _calls(call: Call, rate: int | None) -> float:
-    """Calls a minute, as a number that compares."""
-    return (call.settings.key_rate_limit if rate is None else rate) or float("inf")
-
-
-def held_rate(call: Call, rate: int | None, *others: int | None) -> int | None:
-    """The rate that the caller may give a key.
-
-    Args:
-        rate: the one asked for; None for what the caller's own key has.
-        others: more rates that it must not exceed.
-
-    Raises:
-        Forbidden: it would be higher than that of the caller's key, or than one of the others, and the caller
-            is no operator.
-    """
-    own = call.caller.rate_per_minute
-    if call.caller.is_operator:
-        return rate
-    rate = own if rate is None else rate
-    if _calls(call, rate) > min(_calls(call, limit) for limit in (own, *others)):
-        raise Forbidden("not-allowed", code="rate_not_held")
-    return rate
-
-
-def _hold_networks(call: Call, networks: Sequence[str]) -> None:
-    """Raises Forbidden where one of them is not within those that the caller's key is bound to."""
-    bound = [ipaddress.ip_network(network) for network in call.caller.networks]
-    for network in map(ipaddress.ip_network, networks) if bound else ():
-        if not any(network.version == own.version and network.subnet_of(own) for own in bound):  # type: ignore[arg-type]
-            raise Forbidden("not-allowed", code="network_not_held")
-
-
 async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
     """The instances that a new key is to hold, the default first; none for an operator's key.
 
@@ -163,11 +131,10 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
         Forbidden: the caller may not make such a key.
         Invalid: naming the instance that does not exist.
     """
-    if not set(params.scopes) <= call.caller.scopes:
-        raise Forbidden("not-allowed", code="scope_not_held")
+    access.require_scopes(call.caller, params.scopes)
     if (params.isOperator or params.instances is not None) and not call.caller.is_operator:
         raise Forbidden
-    _hold_networks(call, params.networks)
+    access.require_networks(call.caller, params.networks)
     if params.isOperator:
         return []
     if params.instances is None:
@@ -203,12 +170,13 @@ async def create_api_key(call: Call, params: CreateApiKey, instances: list[str])
     The key is in this answer and nowhere else. It can have no scope that the caller's key lacks, lives no
     longer, makes no more calls a minute, and works from no other networks.
     """
+    rate = access.permitted_rate(call.caller, call.settings.key_rate_limit, params.ratePerMinute)
     created = await _insert_key(
         call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
         instances=instances, networks=params.networks or list(call.caller.networks),
-        lifetime=params.expiresIn, rate_per_minute=held_rate(call, params.ratePerMinute),
+        lifetime=params.expiresIn, rate_per_minute=rate,
     )  # fmt: skip
-    call.note(after=created)
+    call.note(after=created | {"key": HIDDEN})
     return created
 
 
@@ -285,9 +253,16 @@ async def managed_key(call: Call, params: ApiKeyRef) -> int | None:
 
 
 async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
+    """A key that the caller may change, held until the transaction ends.
+
+    Raises:
+        NotFound: there is none, or not among those that the caller manages.
+        Forbidden: it is stronger than the caller's.
+    """
     row = await call.db.one("lock_key", key_id=key_id, instance_id=instance_id)
     if row is None:
         raise NotFound
+    access.require_key(call.caller, row)
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return row
@@ -313,7 +288,7 @@ async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | No
     one when it is sent again with the new key, so let retries end within the overlap.
     """
     row = await _locked_key(call, params.id, instance_id)
-    _hold_all(call, row)
+    access.require_whole_key(call.caller, call.settings.key_rate_limit, row)
     created = await _insert_key(
         call, new_key(), name=row["name"], scopes=row["scopes"], is_operator=row["is_operator"],
         instances=row["instances"], networks=row["networks"], lifetime=row["seconds_left"],
@@ -321,24 +296,8 @@ async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | No
     )  # fmt: skip
     # Only now: a key that rotates itself would pass its new end on.
     await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
-    call.note(before=_held(row), after=created | {"overlap": params.overlap})
+    call.note(before=_held(row), after=created | {"key": HIDDEN, "overlap": params.overlap})
     return created
-
-
-def _hold_all(call: Call, row: Any) -> None:
-    """Raises Forbidden where a key holds more than the caller's, which is no operator's."""
-    caller = call.caller
-    if not set(row["scopes"]) <= caller.scopes:
-        raise Forbidden("not-allowed", code="scope_not_held")
-    if caller.is_operator:
-        return
-    _hold_networks(call, row["networks"] or ["0.0.0.0/0", "::/0"])
-    if caller.seconds_left is not None and (
-        row["seconds_left"] is None or row["seconds_left"] > caller.seconds_left
-    ):
-        raise Forbidden("not-allowed", code="lifetime_not_held")
-    if _calls(call, row["rate_per_minute"]) > _calls(call, caller.rate_per_minute):
-        raise Forbidden("not-allowed", code="rate_not_held")
 
 
 def _held(row: Any) -> dict[str, Any]:
@@ -373,11 +332,17 @@ class UpdateApiKey(ApiKeyRef):
 async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | None) -> Any:
     """Change a key's name, or how many calls a minute it may make.
 
-    Only an operator's key can raise that again.
+    Only an operator's key can raise that again. A key that has a scope which the caller's key lacks cannot be
+    changed.
     """
     row = await _locked_key(call, params.id, instance_id)
     given = [name for name in ("ratePerMinute",) if name in params.model_fields_set]
-    rate = held_rate(call, params.ratePerMinute, row["rate_per_minute"]) if given else None
+    default = call.settings.key_rate_limit
+    rate = (
+        access.permitted_rate(call.caller, default, params.ratePerMinute, row["rate_per_minute"])
+        if given
+        else None
+    )
     await call.db.run(
         "change_key", key_id=params.id, name=params.name, given=given, rate_per_minute=rate
     )  # fmt: skip
@@ -397,7 +362,10 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     examples=(Example("Revoke", {"id": 1}, True),),
 )
 async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None) -> Any:
-    """End a key now; its next request is refused."""
+    """End a key now; its next request is refused.
+
+    A key that has a scope which the caller's key lacks cannot be ended.
+    """
     row = await _locked_key(call, params.id, instance_id)
     await call.db.run("revoke_key", key_id=params.id)
     call.note(before=_held(row))

@@ -7,9 +7,8 @@ from pydantic import AfterValidator, Field
 
 from server.auth import GeneratedPasswords
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
-from server.events import identity
+from server.events import SECRET, identity
 from server.methods._fields import checked, fields_of, profile_schema
-from server.methods._groups import need_admin_scope
 from server.methods._logins import ClientAddress
 from server.methods._provision import insert_user, password_problem
 from server.methods._users import (
@@ -19,9 +18,10 @@ from server.methods._users import (
     Password,
     UserId,
     email_key,
-    end_sessions,
+    end_access,
     found,
     record_password,
+    written,
 )
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
@@ -147,7 +147,7 @@ class CheckAuth(TenantParams):
     """What somebody claims to be."""
 
     login: Email
-    password: Annotated[str, Field(min_length=1, max_length=1024)]
+    password: Password
     clientAddress: ClientAddress | None = None
 
 
@@ -194,7 +194,7 @@ class CreateMember(TenantParams):
         description="Alias -> value, every mandatory field among them.",
         json_schema_extra=profile_schema(complete=True),
     )
-    password: Annotated[str, Field(max_length=1024)] | None = Field(
+    password: Annotated[str, Field(max_length=1024), SECRET] | None = Field(
         None, description="Null or empty: one is made by the instance's settings and returned."
     )
     confirmationUrl: Annotated[str, Field(max_length=2000, json_schema_extra=LINK_SCHEMA)] | None = Field(
@@ -317,16 +317,15 @@ async def set_password(call: Call, params: SetPassword, password_hash: str) -> A
 
     An administrator's needs the scope users:admin.
     """
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "set_password_by_id",
             instance_id=call.instance.id,
             user_id=params.id,
             password_hash=password_hash,
-        )
+        ),
     )
-    if user["is_admin"]:
-        need_admin_scope(call)
     await record_password(call, user)
     return True
 
@@ -349,19 +348,18 @@ class DeleteUser(UserId):
 )
 async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
     """Delete a user by id, as deleteUserByEmail does, with or without its account (user/delete)."""
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "delete_member",
             instance_id=call.instance.id,
             user_id=params.id,
             with_account=params.withAccount,
-        )
+        ),
     )
-    if user["state"]["isAdmin"]:
-        need_admin_scope(call)
     closed = {"accountClosed": True} if params.withAccount else None
     call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
-    await end_sessions(call, [params.id])
+    await end_access(call, [params.id])
     return True
 
 
@@ -381,10 +379,11 @@ class ChangeLanguage(UserId):
 )
 async def change_language(call: Call, params: ChangeLanguage) -> Any:
     """Change the language that a user gets its mails in (user/change-language)."""
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "set_language", instance_id=call.instance.id, user_id=params.id, language=params.language
-        )
+        ),
     )
     call.record_user(params.id, user["before"], user["after"])
     return True

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from server.errors import Conflict, NotFound
 from server.methods import _office365
-from server.methods._users import UserRef, email_key, found
+from server.methods._groups import hold_member
+from server.methods._users import UserRef, email_key, found, written
 from server.registry import Call, Example, Result, method
 
 
@@ -57,10 +58,10 @@ async def create_in_office365(call: Call, params: UserRef) -> Any:
     """Have an existing user created in the Microsoft directory, for the first time or after a failure.
 
     The user gets a random password there, which nobody knows: an administrator of the directory, or its
-    self-service, gives it one.
+    self-service, gives it one. An administrator's needs the scope users:admin.
     """
     key = email_key(params.email)
-    user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
+    user = written(call, await hold_member(call, key))
     if _office365.credentials_of(call.instance.settings) is None:
         raise Conflict("the instance has no Microsoft Graph credentials (office365)", code="no_credentials")
     if not await _office365.begin(call, user["id"]):

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from server.errors import FieldError, Invalid, NotFound
 from server.methods._store import LastDay, PlanId, PlanName, assign_plan
-from server.methods._users import ABSENT, Line, found
+from server.methods._users import ABSENT, Line, found, written
 from server.methods.accounts import Id
 from server.registry import Call, Example, Params, Result, TenantParams, method
 
@@ -258,10 +258,10 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     """Assign a plan to a user, from today on.
 
     A user who has the plan already keeps it, with the new end, so that the same call can be sent again.
-    When its last day is over a plan ends by itself.
+    When its last day is over a plan ends by itself. An administrator's needs the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    found(await call.db.one("hold_store_user", **ref))
+    written(call, await call.db.one("hold_store_user", **ref))
     assigned = await assign_plan(
         call, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
     )

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from server import access
 from server.db import Connection
 from server.errors import FieldError, Invalid, NotFound
 from server.events import Change, user_changes
@@ -18,7 +19,7 @@ from server.methods._fields import (
     fields_of,
     profile_schema,
 )
-from server.methods._users import ABSENT, Line, UserId, found
+from server.methods._users import ABSENT, Line, UserId, found, written
 from server.methods.avatars import (
     PreparedPicture,
     SentPicture,
@@ -28,6 +29,9 @@ from server.methods.avatars import (
 )  # fmt: skip
 from server.methods.members import Member, ProfileValues, member_of
 from server.registry import Call, Example, Result, TenantParams, method
+
+MAY_ADMINISTRATE = "may_administrate"
+"""Member of asked_by: whether the key that asked may change administrators."""
 
 
 class UpdateProfile(UserId):
@@ -95,10 +99,11 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
 async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedProfile) -> Any:
     """Change profile fields through the queue (user/profile-update); getDocument tells what came of it.
 
-    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile.
+    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. An
+    administrator's needs the scope users:admin.
     """
     document_id = uuid.uuid4()
-    await call.db.run(
+    document = await call.db.one(
         "create_document",
         instance_id=call.instance.id,
         document_id=document_id,
@@ -109,9 +114,10 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         asked_by={
             "key_id": call.caller.key_id, "key_name": call.caller.key_name,
             "request_id": call.circumstances.request_id, "address": call.circumstances.address,
-            "origin": call.circumstances.origin,
+            "origin": call.circumstances.origin, MAY_ADMINISTRATE: access.may_administrate(call.caller),
         },
     )  # fmt: skip
+    written(call, document)
     call.subject = params.id
     if prepared.picture is not None:
         await store_picture(call, params.id, prepared.picture)
@@ -130,17 +136,19 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
     """
     user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
     async with services.database.transaction() as db:
-        await db.value("hold_user", **user)
+        held = await db.one("hold_user", **user)
         changes: list[tuple[Change, dict[str, Any]]] = []
         for document in await db.all("list_unfinished", **user):
-            done = await db.one("merge_fields", **user, fields=document["fields"])
+            # A user may have become an administrator since.
+            may = held is not None and (document["asked_by"].get(MAY_ADMINISTRATE) or not held["is_admin"])
+            done = await db.one("merge_fields", **user, fields=document["fields"]) if may else None
             if done is not None:
                 found_changes = user_changes(done["id"], done["before"], done["after"])
                 changes += [(change, document["asked_by"]) for change in found_changes]
             row = await db.one("get_member", **user) if done else None
             result = {
                 "success": row is not None,
-                "message": "" if row else "not found",
+                "message": "" if row else "not found" if may or held is None else "not-allowed",
                 "member": row and member_of(row, services.settings),
             }
             await db.run(

@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from server.errors import Conflict, NotFound
 from server.events import identity
-from server.methods._groups import need_admin_scope
-from server.methods._users import UserRef, email_key, end_sessions, found
+from server.methods._users import UserRef, email_key, end_access, found, written
 from server.registry import Call, Example, method
 
 
@@ -25,11 +24,9 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     the scope users:admin.
     """
     key = email_key(params.email)
-    user = found(await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
-    if user["state"]["isAdmin"]:
-        need_admin_scope(call)
+    user = written(call, await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
     call.record("user.deleted", user["id"], before=identity(user["state"]))
-    await end_sessions(call, [user["id"]])
+    await end_access(call, [user["id"]])
     return True
 
 
@@ -47,9 +44,7 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     An administrator's return needs the scope users:admin.
     """
     key = email_key(params.email)
-    user = found(await call.db.one("restore_user", instance_id=call.instance.id, email_key=key))
-    if user["state"]["isAdmin"]:
-        need_admin_scope(call)
+    user = written(call, await call.db.one("restore_user", instance_id=call.instance.id, email_key=key))
     call.record("user.restored", user["id"], after=identity(user["state"]))
     return True
 
@@ -65,12 +60,14 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
 async def purge_user_by_email(call: Call, params: UserRef) -> Any:
     """Remove a deleted user for good, with all that was provisioned for it.
 
-    Only a deleted user can be purged; a living one is answered with a conflict.
+    Only a deleted user can be purged; a living one is answered with a conflict. An administrator's purge
+    needs the scope users:admin.
     """
     user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
     purged = await call.db.one("purge_user", **user)
     if purged is None:
         found(await call.db.value("find_email", **user))
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
+    written(call, purged)
     call.record("user.purged", purged["id"], before=identity(purged["state"]))
     return True

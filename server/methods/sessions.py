@@ -6,13 +6,25 @@ from pydantic import Field
 
 from server.auth import digest, new_secret
 from server.errors import Invalid, NotFound, TooMany
+from server.events import SECRET
 from server.methods import _logins
-from server.methods._users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
-from server.passwords import MAX_PASSWORD
+from server.methods._groups import hold_member
+from server.methods._users import (
+    USER,
+    Email,
+    Password,
+    User,
+    UserRef,
+    email_key,
+    end_access,
+    found,
+    read_user,
+    written,
+)
 from server.registry import Call, Example, Result, TenantParams, method
 
 TOKEN_LENGTH = 40
-Token = Annotated[str, Field(min_length=1, max_length=200, description="As login answered it.")]
+Token = Annotated[str, Field(min_length=1, max_length=200, description="As login answered it."), SECRET]
 
 EXAMPLE_TOKEN = "ExampleTokenExampleTokenExampleToken1234"  # noqa: S105
 _LOGGED_IN = USER | {"token": EXAMPLE_TOKEN, "tokenExpiresAt": 1683557662}
@@ -28,7 +40,7 @@ class Login(TenantParams):
     """Who logs in."""
 
     email: Email
-    password: Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD)]
+    password: Password
     clientAddress: _logins.ClientAddress | None = None
 
 
@@ -80,6 +92,7 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
     scope="sessions:write",
     writes=True,
     prepare=verify_and_renew,
+    keeps_answer=False,
     errors=(WrongLogin, TooMany),
     examples=(
         Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),
@@ -98,6 +111,9 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
     five failures of an account from anywhere further logins are refused for at most four seconds, wherever
     they come from. While a login is refused the right password is too. Failed logins count in a dry run as
     well.
+
+    An Idempotency-Key is ignored: sent again, a login checks the password again and begins another session,
+    so that no stored answer stands for a password that has changed or a session that has ended.
 
     Give the clientAddress: without it nobody can tell who guesses from who owns the account, and guesses are
     slowed by the last rule alone.
@@ -244,9 +260,11 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
     examples=(Example("End all sessions", {"email": "jane@example.com"}, True),),
 )
 async def force_logout_by_email(call: Call, params: UserRef) -> Any:
-    """End every session of a user, whether or not there is any."""
-    key = email_key(params.email)
-    user_id = found(await call.db.value("hold_user_by_email", instance_id=call.instance.id, email_key=key))
-    call.subject = user_id
-    await end_sessions(call, [user_id])
+    """End every session of a user, whether or not there is any.
+
+    An administrator's needs the scope users:admin.
+    """
+    user = written(call, await hold_member(call, email_key(params.email)))
+    call.subject = user["id"]
+    await end_access(call, [user["id"]], codes=())
     return True

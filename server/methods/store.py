@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from server import access
 from server.errors import Conflict, FieldError, Invalid, NotFound
-from server.methods._groups import may_administrate, need_admin_scope
+from server.events import SECRET
 from server.methods._provision import insert_user, password_problem
 from server.methods._store import (
     ExternalId,
@@ -24,12 +25,13 @@ from server.methods._users import (
     NewEmail,
     UserId,
     email_key,
-    end_sessions,
+    end_access,
+    end_codes,
     found,
     from_cursor,
-    protect_activity,
     record_password,
     to_cursor,
+    written,
 )
 from server.methods.accounts import Id
 from server.pictures import avatar_url
@@ -38,7 +40,7 @@ from server.registry import Call, Example, Result, TenantParams, method
 DEEPEST = 1_000_000
 """How many users a list can be turned over, page by page: a page is counted off from the first user on."""
 
-NewPassword = Annotated[str, Field(min_length=8, max_length=255)]
+NewPassword = Annotated[str, Field(min_length=8, max_length=255), SECRET]
 
 
 class HeldPlan(Result):
@@ -313,15 +315,10 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
 
     A new password ends its sessions. A lower sessionsLimit shows at its next login. The planId of a plan that
     it has already changes nothing without planValidTo: the same call can be sent again on another day.
-    Another e-mail or a password for an administrator needs the scope users:admin.
+    To change an administrator needs the scope users:admin.
     """
     user = {"instance_id": call.instance.id, "user_id": params.id}
     held = await _hold(call, params.id)
-    if params.isAdmin is not None:
-        may_administrate(call, held, params.isAdmin)
-    renamed = params.email.lower() != held["email_key"]
-    if held["is_admin"] and (renamed or password_hash is not None):
-        need_admin_scope(call)
     changes = []
     if params.email != held["email"]:
         renamed = await call.db.one(
@@ -334,8 +331,10 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
         changes.append(found(renamed))
     members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
     given = params.model_dump(include=members & params.model_fields_set)
-    changes.append(await change_store_user(call.db, call.instance.id, params.id, given))
-    call.record_user(params.id, changes[0]["before"], changes[-1]["after"])
+    changes.append(written(call, await change_store_user(call.db, call.instance.id, params.id, given)))
+    before, after = changes[0]["before"], changes[-1]["after"]
+    call.record_user(params.id, before, after)
+    await end_codes(call, before=before, after=after, user_id=params.id)
     if password_hash is not None:
         await record_password(
             call, found(await call.db.one("set_password_by_id", **user, password_hash=password_hash))
@@ -354,19 +353,21 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
                 before={"plan": plan | {"name": named["old_name"]}},
                 after={"plan": plan | {"name": params.planName}},
             )
+    if call.changes:
+        access.require_user(call.caller, held)
     return True
 
 
 async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True]:
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active
-        )
+        ),
     )
-    protect_activity(call, user)
     call.record_user(user_id, user["before"], user["after"])
     if not is_active:
-        await end_sessions(call, [user_id])
+        await end_access(call, [user_id])
     return True
 
 
@@ -408,11 +409,14 @@ async def reactivate_user_by_id(call: Call, params: UserId) -> Any:
     examples=(Example("End all sessions", {"id": 2}, True),),
 )
 async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
-    """End every session of a user, whether or not there is any."""
+    """End every session of a user, whether or not there is any.
+
+    An administrator's needs the scope users:admin.
+    """
     user_id = await _find(call, params)
-    await _hold(call, user_id)
+    written(call, await _hold(call, user_id))
     call.subject = user_id
-    await end_sessions(call, [user_id])
+    await end_access(call, [user_id], codes=())
     return True
 
 
@@ -503,9 +507,9 @@ class SessionId(TenantParams):
     examples=(Example("End a session", {"id": 1}, True),),
 )
 async def end_session(call: Call, params: SessionId) -> Any:
-    """End one session by its id."""
-    session = found(
-        await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
+    """End one session by its id; an administrator's needs the scope users:admin."""
+    session = written(
+        call, await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
     )
     call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True

@@ -4,15 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from server.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound
+from server import access
+from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.methods import _office365
 from server.methods._groups import (
     chosen_groups,
     find_group_ids,
     groups_of,
     hold_member,
-    may_administrate,
-    need_admin_scope,
     record_groups,
     replace_groups,
 )  # fmt: skip
@@ -30,13 +29,14 @@ from server.methods._users import (
     UserChanges,
     UserRef,
     email_key,
-    end_sessions,
+    end_access,
+    end_codes,
     found,
     from_cursor,
-    protect_activity,
     read_user,
     record_password,
     to_cursor,
+    written,
 )
 from server.registry import Call, Example, Result, TenantParams, method
 
@@ -125,17 +125,17 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     """Change any part of a user but its e-mail and password.
 
     profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
-    ends every session of the user in the same transaction; to suspend or reactivate an administrator needs
-    the scope users:admin.
+    ends every session of the user in the same transaction. To change an administrator, in whatever, needs the
+    scope users:admin.
     """
     key, is_admin, before = email_key(params.email), params.isAdmin, {}
     if params.groups is not None:
         member, is_admin = await hold_member(call, key), params.in_admins()
-        may_administrate(call, member, is_admin)
         group_ids = chosen_groups(params.groups, await find_group_ids(call, params.groups))
         before = await groups_of(call, [member["id"]])
     quotas = params.quotas or Quotas()
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "update_user",
             instance_id=call.instance.id,
@@ -155,15 +155,14 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             only_sees_readable=params.onlySeesReadable,
             mail_quota=quotas.mail,
             files_quota=quotas.files,
-        )
+        ),
     )
-    protect_activity(call, user)
     call.record_user(user["id"], user["before"], user["after"])
     if before:
         await replace_groups(call, {user["id"]: group_ids})
         await record_groups(call, before)
     if params.isActive is False:
-        await end_sessions(call, [user["id"]])
+        await end_access(call, [user["id"]])
     return True
 
 
@@ -179,16 +178,15 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
 )
 async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
     """Set a user's password and end its sessions; an administrator's needs the scope users:admin."""
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "set_password",
             instance_id=call.instance.id,
             email_key=email_key(params.email),
             password_hash=password_hash,
-        )
+        ),
     )
-    if user["is_admin"]:
-        need_admin_scope(call)
     await record_password(call, user)
     return True
 
@@ -212,18 +210,18 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 
     An administrator's needs the scope users:admin.
     """
-    user = found(
+    user = written(
+        call,
         await call.db.one(
             "rename_user",
             instance_id=call.instance.id,
             email_key=email_key(params.email),
             new_email=params.newEmail,
             new_email_key=params.newEmail.lower(),
-        )
+        ),
     )
-    if user["before"]["isAdmin"]:
-        need_admin_scope(call)
     call.record_user(user["id"], user["before"], user["after"])
+    await end_codes(call, before=user["before"], after=user["after"], user_id=user["id"])
     return True
 
 
@@ -246,30 +244,26 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
     """Change a user's e-mail, names, password and administration at once, all of it or nothing (seeds/002).
 
-    What is left out stays as it is. The display name follows the names. Another e-mail or a password for an
-    administrator needs the scope users:admin.
+    What is left out stays as it is. The display name follows the names. An administrator's replacement needs
+    the scope users:admin.
     """
-    # What the value is compared with is known here alone, so this scope cannot be left to dispatch.
-    may_administrate = "users:admin" in call.caller.scopes
-    key = email_key(params.email)
-    changed = await call.db.one(
-        "replace_user",
-        instance_id=call.instance.id,
-        email_key=key,
-        new_email=params.newEmail,
-        new_email_key=params.newEmail and params.newEmail.lower(),
-        names=names_of(params),
-        is_admin=params.isAdmin,
-        may_administrate=may_administrate,
-        password_hash=password_hash,
+    changed = written(
+        call,
+        await call.db.one(
+            "replace_user",
+            instance_id=call.instance.id,
+            email_key=email_key(params.email),
+            new_email=params.newEmail,
+            new_email_key=params.newEmail and params.newEmail.lower(),
+            names=names_of(params),
+            is_admin=params.isAdmin,
+            password_hash=password_hash,
+        ),
     )
-    if changed is None:
-        found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
-        raise MemberForbidden
-    renamed = params.newEmail is not None and params.newEmail.lower() != key
-    if changed["before"]["isAdmin"] and (renamed or password_hash is not None):
-        need_admin_scope(call)
+    if password_hash is not None:
+        access.require_user(call.caller, {"is_admin": changed["before"]["isAdmin"]})
     call.record_user(changed["id"], changed["before"], changed["after"])
+    await end_codes(call, before=changed["before"], after=changed["after"], user_id=changed["id"])
     if password_hash is not None:
         await record_password(call, changed)
     return True

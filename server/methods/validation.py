@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
+from server import access
 from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.methods import _office365
 from server.methods._provision import password_problem
@@ -74,7 +75,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     failures += _password_failures(call, params, bad)
     if params.get("createInOffice365") is True and not _office365.credentials_of(call.instance.settings):
         failures.append(FieldError("createInOffice365", _office365.NO_CREDENTIALS))
-    if params.get("isAdmin") is True and "users:admin" not in call.caller.scopes:
+    if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
         taken = await call.db.value(
@@ -92,6 +93,17 @@ def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> lis
         return []
     problem = password_problem(password, call.instance.settings.passwordPolicy)
     return [FieldError("password", problem)] if problem else []
+
+
+def _differs(user: Any, member: str, given: dict[str, Any]) -> bool:
+    """Whether a good member of ReplaceUser says something else than what is stored."""
+    match member:
+        case "newEmail":
+            return bool(address(given[member]) != user["email"])
+        case "firstName" | "lastName":
+            name = given[member] if given[member].strip() else None
+            return bool(name != user["fields"].get(member.lower()))
+    return True
 
 
 class ValidateReplacement(TenantParams):
@@ -131,14 +143,16 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
         key = email_key(email)
         user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
         if isinstance(is_admin, bool) and is_admin != user["is_admin"]:
-            may = "users:admin" in call.caller.scopes
+            may = access.may_administrate(call.caller)
             failures += [] if may else [FieldError("isAdmin", "a change needs the scope users:admin")]
-        protected = user["is_admin"] and "users:admin" not in call.caller.scopes
-        if protected and isinstance(given.get("password"), str) and "password" not in bad:
-            failures.append(FieldError("password", OF_ADMINISTRATOR))
+        if not access.may_change_user(call.caller, user):
+            failures += [
+                FieldError(member, OF_ADMINISTRATOR)
+                for member in ("password", "newEmail", "firstName", "lastName")
+                if isinstance(given.get(member), str) and member not in bad and _differs(user, member, given)
+            ]
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = address(new_email).lower()
-            failures += [FieldError("newEmail", OF_ADMINISTRATOR)] if protected and new_key != key else []
             is_taken = new_key != key and (
                 await call.db.value("find_email", instance_id=call.instance.id, email_key=new_key) is not None
             )

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from server import outbound, webhooks
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
-from server.events import EVENTS, payload
+from server.events import EVENTS, PAGE_BYTES, is_full, payload
 from server.methods._users import ABSENT, Line, found, from_cursor, to_cursor
 from server.methods.audit import cursor_moment
 from server.registry import Call, Example, Result, TenantParams, method
@@ -517,7 +517,8 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     """Read what webhooks tell, in the order in which it can be read without skipping any: for those who ask.
 
     An event shows once every transaction that began to write before its own has ended, most often at once.
-    A page may hold fewer events than the limit, or none, and still have more behind it.
+    A page may hold fewer events than the limit, or none, and still have more behind it: it ends where its
+    events have more than a megabyte.
     """
     if params.cursor is not None:
         xid, place = _read_cursor(params.cursor)
@@ -526,9 +527,10 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     else:
         xid, place = "0", 0
     rows = await call.db.all(
-        "read_events", instance_id=call.instance.id, xid=xid, place=place, row_limit=params.limit
-    )
+        "read_events", instance_id=call.instance.id, xid=xid, place=place, row_limit=params.limit,
+        byte_limit=PAGE_BYTES,
+    )  # fmt: skip
     if rows:
         xid, place = rows[-1]["xid"], rows[-1]["place"]
     events = [payload(row, call.instance.name) for row in rows if webhooks.wants(params.types, None, row)]
-    return {"events": events, "cursor": _cursor(xid, place), "more": len(rows) == params.limit}
+    return {"events": events, "cursor": _cursor(xid, place), "more": is_full(rows, params.limit)}

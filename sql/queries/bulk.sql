@@ -143,14 +143,14 @@ FOR NO KEY UPDATE OF u;
 
 -- name: write_users(instance_id, users)
 -- All that can be changed of users who are held. Who has another avatar loses the stored picture, unless that is what
--- the new address leads to, and who has another e-mail the codes that went to the old one.
+-- the new address leads to.
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
         id bigint, email text, email_key text, display_name text, is_active boolean, is_admin boolean, profile jsonb,
         app_values jsonb, settings integer [], apps integer [], avatar text, fields jsonb, external_id text,
         sessions_limit integer, is_plan_admin boolean, only_sees_readable boolean, mail_quota bigint,
-        files_quota bigint, is_renamed boolean, has_new_avatar boolean
+        files_quota bigint, has_new_avatar boolean
     )
 ),
 
@@ -179,12 +179,6 @@ changed AS (
     FROM given
     WHERE users.instance_id = :instance_id AND users.id = given.id
     RETURNING users.id, user_state(users) AS state
-),
-
-void AS (
-    DELETE FROM codes
-    USING given
-    WHERE codes.instance_id = :instance_id AND codes.user_id = given.id AND given.is_renamed
 ),
 
 replaced AS (

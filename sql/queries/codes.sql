@@ -1,12 +1,18 @@
 -- name: issue_code(instance_id, email_key, purpose, digest, lifetime)^
 -- A code for a user who may log in (or may once it is confirmed), instead of those it had for the purpose.
 -- Who is to get it; no row where there is nobody, or nothing left to confirm. The lifetime is in seconds.
+-- User and instance are held, so that whatever takes the right away from now on finds the code to end.
 WITH recipient AS (
-    SELECT id, email, full_name, language
-    FROM users
+    SELECT
+        u.id, u.email, u.full_name AS name, u.language, coalesce(nullif(i.title, ''), i.name) AS title
+    FROM users AS u
+    INNER JOIN instances AS i ON i.id = :instance_id
     WHERE
-        instance_id = :instance_id AND email_key = :email_key AND is_active AND deleted_at IS NULL
-        AND (:purpose::text <> 'confirm' OR confirmed_at IS NULL)
+        u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.deleted_at IS NULL
+        AND i.is_active AND i.deleted_at IS NULL
+        AND (:purpose::text <> 'confirm' OR u.confirmed_at IS NULL)
+    FOR NO KEY UPDATE OF u
+    FOR SHARE OF i
 ),
 
 replaced AS (
@@ -23,21 +29,39 @@ issued AS (
     FROM recipient
 )
 
-SELECT
-    recipient.email, recipient.full_name AS name, recipient.language,
-    coalesce(nullif(i.title, ''), i.name) AS title
-FROM recipient
-INNER JOIN instances AS i ON i.id = :instance_id;
+SELECT email, name, language, title
+FROM recipient;
 
 -- name: redeem_code(instance_id, digest, purpose)^
--- Whose code it was, once: of several who redeem it together, the row goes to one.
+-- Whose code it was, once: of several who redeem it together, the row goes to one. The user is held first: one who is
+-- suspended, deleted or renamed meanwhile has no code any more.
+WITH held AS (
+    SELECT u.id, u.email_key
+    FROM codes AS c
+    INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = c.user_id
+    WHERE
+        c.instance_id = :instance_id AND c.digest = :digest AND c.purpose = :purpose AND c.expires_at > now()
+        AND u.is_active AND u.deleted_at IS NULL
+    FOR NO KEY UPDATE OF u
+)
+
 DELETE FROM codes
-USING users AS u
+USING held
 WHERE
     codes.instance_id = :instance_id AND codes.digest = :digest AND codes.purpose = :purpose
-    AND codes.expires_at > now()
-    AND u.instance_id = :instance_id AND u.id = codes.user_id AND u.deleted_at IS NULL
-RETURNING u.id AS user_id, u.email_key;
+    AND codes.user_id = held.id
+RETURNING held.id AS user_id, held.email_key;
+
+-- name: end_codes_of(instance_id, user_ids)!
+-- Every code of users, who have been held by a statement before this one.
+DELETE FROM codes
+USING unnest(:user_ids::bigint []) AS held (id)
+WHERE codes.instance_id = :instance_id AND codes.user_id = held.id;
+
+-- name: end_codes_of_instance(instance_id)!
+-- Every code of an instance, which has been held by a statement before this one.
+DELETE FROM codes
+WHERE instance_id = :instance_id;
 
 -- name: confirm_user(instance_id, user_id)^
 -- A living user is confirmed, if it was not yet, and needs no code for it any more.

@@ -24,18 +24,32 @@ FROM unnest(
     type, user_id, before, after, key_id, key_name, request_id, address, origin, place
 );
 
--- name: read_events(instance_id, xid, place, row_limit)
+-- name: read_events(instance_id, xid, place, row_limit, byte_limit)
 -- Events after a place, in the order in which all can be read: no further than the oldest transaction that still
 -- runs, so that whatever commits later comes later. The order is that of the column, not of the text it is shown as.
+-- The event that reaches byte_limit is the last one; page_bytes: what it and those before it have. Sizes are told
+-- without reading what is stored beside the row.
 SELECT
     xid::text AS xid, place, id::text AS id, type, user_id, before, after, origin,
-    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment
-FROM events
-WHERE
-    instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :place::integer)
-    AND xid < event_horizon()
-ORDER BY events.xid, events.place
-LIMIT :row_limit;
+    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment, page_bytes
+FROM (
+    SELECT
+        xid, place, id, type, user_id, before, after, origin, created_at, bytes,
+        (sum(bytes) OVER (ORDER BY xid, place ROWS UNBOUNDED PRECEDING))::bigint AS page_bytes
+    FROM (
+        SELECT
+            xid, place, id, type, user_id, before, after, origin, created_at,
+            coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
+        FROM events
+        WHERE
+            instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :place::integer)
+            AND xid < event_horizon()
+        ORDER BY events.xid, events.place
+        LIMIT :row_limit
+    ) AS looked
+) AS page
+WHERE page_bytes - bytes < :byte_limit
+ORDER BY page.xid, page.place;
 
 -- name: find_feed_end()$
 -- Where somebody begins who wants what is to come alone.
@@ -59,26 +73,39 @@ SELECT user_id
 FROM events
 WHERE instance_id = :instance_id AND type = 'user.purged' AND lower(before ->> 'email') = :email_key;
 
--- name: list_events(instance_id, type, method, since, until, before_time, before_xid, before_place, look, row_limit)
+-- name: list_events(instance_id, type, method, since, until, before_time, before_xid, before_place, look, row_limit, byte_limit)
 -- A page of the audit, the newest first (index events_by_time); of no more events than look are type and method asked.
+-- byte_limit and page_bytes are as in read_events.
 SELECT
     id::text AS id, type, user_id AS "userId", before, after, method, key_id AS "keyId", key_name AS "keyName",
     request_id AS "requestId", address, origin,
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt",
-    created_at, xid::text AS xid, place
+    created_at, xid::text AS xid, place, page_bytes
 FROM (
     SELECT
-        id, type, user_id, before, after, method, key_id, key_name, request_id, address, origin, created_at, xid, place
-    FROM events
-    WHERE
-        instance_id = :instance_id AND created_at >= :since AND created_at < :until
-        AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
-    ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-    LIMIT :look
-) AS looked
-WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
-ORDER BY looked.created_at DESC, looked.xid DESC, looked.place DESC
-LIMIT :row_limit;
+        asked.*,
+        (sum(bytes) OVER (ORDER BY created_at DESC, xid DESC, place DESC ROWS UNBOUNDED PRECEDING))::bigint AS page_bytes
+    FROM (
+        SELECT
+            looked.*, coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
+        FROM (
+            SELECT
+                id, type, user_id, before, after, method, key_id, key_name, request_id, address, origin, created_at,
+                xid, place
+            FROM events
+            WHERE
+                instance_id = :instance_id AND created_at >= :since AND created_at < :until
+                AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
+            ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
+            LIMIT :look
+        ) AS looked
+        WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+        ORDER BY looked.created_at DESC, looked.xid DESC, looked.place DESC
+        LIMIT :row_limit
+    ) AS asked
+) AS page
+WHERE page_bytes - bytes < :byte_limit
+ORDER BY page.created_at DESC, page.xid DESC, page.place DESC;
 
 -- name: skip_events(instance_id, since, until, before_time, before_xid, before_place, look)^
 -- The last event that list_events looked at, if there were as many.
@@ -91,18 +118,30 @@ ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
 OFFSET :look - 1
 LIMIT 1;
 
--- name: list_user_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_place, row_limit)
+-- name: list_user_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_place, row_limit, byte_limit)
 -- The same of some users (index events_by_user).
 SELECT
     id::text AS id, type, user_id AS "userId", before, after, method, key_id AS "keyId", key_name AS "keyName",
     request_id AS "requestId", address, origin,
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt",
-    created_at, xid::text AS xid, place
-FROM events
-WHERE
-    instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
-    AND created_at >= :since AND created_at < :until
-    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
-    AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
-ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-LIMIT :row_limit;
+    created_at, xid::text AS xid, place, page_bytes
+FROM (
+    SELECT
+        asked.*,
+        (sum(bytes) OVER (ORDER BY created_at DESC, xid DESC, place DESC ROWS UNBOUNDED PRECEDING))::bigint AS page_bytes
+    FROM (
+        SELECT
+            id, type, user_id, before, after, method, key_id, key_name, request_id, address, origin, created_at, xid,
+            place, coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
+        FROM events
+        WHERE
+            instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
+            AND created_at >= :since AND created_at < :until
+            AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
+            AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+        ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
+        LIMIT :row_limit
+    ) AS asked
+) AS page
+WHERE page_bytes - bytes < :byte_limit
+ORDER BY page.created_at DESC, page.xid DESC, page.place DESC;

@@ -56,12 +56,6 @@ stored AS (
     FROM target
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = now()
-),
-
-void AS (
-    DELETE FROM codes
-    USING target
-    WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
 SELECT
@@ -159,22 +153,23 @@ SET removed_at = now()
 WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
 RETURNING jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices);
 
--- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)!
--- A note of what was asked of the queue. Holding the user puts those of one user in an order.
+-- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)^
+-- A note of what was asked of the queue. Holding the user puts those of one user in an order. No row without the user.
 WITH held AS (
-    SELECT id
+    SELECT id, is_admin
     FROM users
-    WHERE instance_id = :instance_id AND id = :user_id
+    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
     FOR NO KEY UPDATE
 )
 
 INSERT INTO documents (instance_id, id, entity, action, user_id, fields, asked_by, created_at)
 SELECT :instance_id, :document_id, :entity, :action, held.id, :fields, :asked_by, statement_timestamp()
-FROM held;
+FROM held
+RETURNING (SELECT held.is_admin FROM held) AS is_admin;
 
--- name: hold_user(instance_id, user_id)$
+-- name: hold_user(instance_id, user_id)^
 -- Keeps others from changing a user until the transaction ends.
-SELECT id
+SELECT id, is_admin
 FROM users
 WHERE instance_id = :instance_id AND id = :user_id
 FOR NO KEY UPDATE;
@@ -193,7 +188,10 @@ SET result = :result
 WHERE instance_id = :instance_id AND id = :document_id;
 
 -- name: get_document(instance_id, document_id)^
--- A document with its result, if there is one yet.
-SELECT id::text AS id, entity, action, result
-FROM documents
-WHERE instance_id = :instance_id AND id = :document_id;
+-- A document with its result, if there is one yet; a deleted user is not shown in it.
+SELECT
+    d.id::text AS id, d.entity, d.action,
+    CASE WHEN u.deleted_at IS NULL THEN d.result ELSE jsonb_set(d.result, '{member}', 'null') END AS result
+FROM documents AS d
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = d.user_id
+WHERE d.instance_id = :instance_id AND d.id = :document_id;

@@ -61,8 +61,12 @@ SELECT id, before, after
 FROM changed;
 
 -- name: get_picture(instance_id, name, is_small)^
--- One size of a picture by its random name; that of a deleted user is kept for its restoration, unseen.
+-- One size of a picture by its random name. That of a deleted or suspended user or instance is kept, unseen, until they
+-- are back.
 SELECT p.media_type, CASE WHEN :is_small::boolean THEN p.small ELSE p.large END AS content
 FROM pictures AS p
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = p.user_id
-WHERE p.instance_id = :instance_id AND p.name = :name AND u.deleted_at IS NULL;
+INNER JOIN instances AS i ON i.id = :instance_id
+WHERE
+    p.instance_id = :instance_id AND p.name = :name AND u.is_active AND u.deleted_at IS NULL
+    AND i.is_active AND i.deleted_at IS NULL;

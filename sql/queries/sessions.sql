@@ -77,10 +77,3 @@ WHERE
     AND s.expires_at > now() AND s.id > :after
 ORDER BY s.id
 LIMIT :row_limit;
-
--- name: hold_user_by_email(instance_id, email_key)$
--- Keeps others, logins too, from a living user until the transaction ends.
-SELECT id
-FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-FOR NO KEY UPDATE;

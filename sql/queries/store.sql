@@ -155,9 +155,17 @@ FROM held
 WHERE users.instance_id = :instance_id AND users.id = held.id
 RETURNING users.id, held.before, user_state(users) AS after;
 
--- name: end_sessions_of(instance_id, user_ids)
--- Every session of users, who have been held; of whom any lived, how many.
-WITH ended AS (
+-- name: end_access_of(instance_id, user_ids, purposes)
+-- Every session of users, who have been held by a statement before this one, and their codes for these purposes. Whose
+-- sessions lived, and how many.
+WITH void AS (
+    DELETE FROM codes
+    USING unnest(:user_ids::bigint []) AS held (id)
+    WHERE
+        codes.instance_id = :instance_id AND codes.user_id = held.id AND codes.purpose = any(:purposes::text [])
+),
+
+ended AS (
     DELETE FROM sessions
     USING unnest(:user_ids::bigint []) AS held (id)
     WHERE sessions.instance_id = :instance_id AND sessions.user_id = held.id
@@ -191,8 +199,11 @@ FROM ended;
 -- name: end_session_by_id(instance_id, session_id)^
 -- A session, if it lived; whose it was.
 DELETE FROM sessions
-WHERE instance_id = :instance_id AND id = :session_id AND expires_at > now()
-RETURNING id, user_id;
+USING users AS u
+WHERE
+    sessions.instance_id = :instance_id AND sessions.id = :session_id AND sessions.expires_at > now()
+    AND u.instance_id = :instance_id AND u.id = sessions.user_id
+RETURNING sessions.id, sessions.user_id, u.is_admin;
 
 -- name: list_auth_sessions(instance_id, before, row_limit)
 -- Living sessions of living users, the newest first.

@@ -318,7 +318,9 @@ USING (
             OR NOT EXISTS (
                 SELECT FROM webhooks AS w
                 INNER JOIN instances AS i ON w.instance_id = i.id
-                WHERE w.instance_id = d.instance_id AND w.id = d.webhook_id AND w.is_active AND i.deleted_at IS NULL
+                WHERE
+                    w.instance_id = d.instance_id AND w.id = d.webhook_id AND w.is_active
+                    AND i.is_active AND i.deleted_at IS NULL
             )
         )
     ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
@@ -399,7 +401,7 @@ CROSS JOIN LATERAL (
     ORDER BY e.xid, e.place
     LIMIT 1
 ) AS unread
-WHERE w.is_active AND i.deleted_at IS NULL
+WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
 ORDER BY w.instance_id, w.read_xid, w.read_place;
 
 -- name: find_feed_halt()^
@@ -469,7 +471,7 @@ SELECT extract(EPOCH FROM now() - min(waiting.due_at))::float8 AS age
 FROM waiting
 INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
 INNER JOIN instances AS i ON waiting.instance_id = i.id
-WHERE waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL;
+WHERE waiting.due_at <= now() AND w.is_active AND i.is_active AND i.deleted_at IS NULL;
 
 -- name: claim_deliveries(lease, each, per_instance, row_limit, busy_instances, busy_webhooks)
 -- Deliveries that are due, for nobody else to take for lease seconds. Of those whose webhooks and instances are busy
@@ -523,7 +525,7 @@ free AS (
     LEFT JOIN busy ON w.instance_id = busy.instance_id AND w.id = busy.webhook_id
     LEFT JOIN busy_as_one ON w.instance_id = busy_as_one.instance_id
     WHERE
-        waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL
+        waiting.due_at <= now() AND w.is_active AND i.is_active AND i.deleted_at IS NULL
         AND coalesce(busy.sending, 0) < :each
 ),
 

@@ -198,8 +198,7 @@ SELECT id, before, after
 FROM changed;
 
 -- name: rename_user(instance_id, email_key, new_email, new_email_key)^
--- Another address for a living user.
--- Codes that went to the old one are void.
+-- Another address for a living user. Codes that went to the old one are ended by a statement after this one.
 WITH held AS (
     SELECT u.id, user_state(u) AS before
     FROM users AS u
@@ -213,19 +212,13 @@ renamed AS (
     FROM held
     WHERE users.instance_id = :instance_id AND users.id = held.id
     RETURNING users.id, held.before, user_state(users) AS after
-),
-
-void AS (
-    DELETE FROM codes
-    USING renamed
-    WHERE codes.instance_id = :instance_id AND codes.user_id = renamed.id
 )
 
 SELECT id, before, after
 FROM renamed;
 
 -- name: set_password(instance_id, email_key, password_hash)^
--- A new password. The sessions end by a statement after it: this one does not see that of a login it waited for.
+-- A new password. Sessions and codes end by a statement after it: this one does not see those that it waited for.
 WITH target AS (
     SELECT id, is_admin
     FROM users
@@ -239,12 +232,6 @@ stored AS (
     FROM target
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = now()
-),
-
-void AS (
-    DELETE FROM codes
-    USING target
-    WHERE codes.instance_id = :instance_id AND codes.user_id = target.id AND codes.purpose = 'reset'
 )
 
 SELECT
@@ -256,21 +243,17 @@ SELECT
 FROM target;
 
 -- name: find_user(instance_id, email_key)^
--- Whether there is such a living user, and an administrator or not.
-SELECT id, is_admin
+-- Whether there is such a living user, and what validateReplacement compares with.
+SELECT id, is_admin, email, fields
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
--- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, may_administrate, password_hash)^
+-- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, password_hash)^
 -- Several changes of a living user at once; null leaves what is there. names are profile fields, {} for none.
--- Codes that went to another address, or that would set the password
--- again, are void. No row where isAdmin would change and may not.
 WITH held AS (
     SELECT u.id, user_state(u) AS before
     FROM users AS u
-    WHERE
-        u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-        AND (:may_administrate::boolean OR u.is_admin = coalesce(:is_admin, u.is_admin))
+    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
     FOR UPDATE
 ),
 
@@ -310,14 +293,6 @@ stored AS (
     WHERE :password_hash::text IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = now()
-),
-
-void AS (
-    DELETE FROM codes
-    USING changed
-    WHERE
-        codes.instance_id = :instance_id AND codes.user_id = changed.id
-        AND (:new_email_key <> :email_key OR (:password_hash::text IS NOT NULL AND codes.purpose = 'reset'))
 )
 
 SELECT

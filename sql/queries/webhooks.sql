@@ -104,7 +104,7 @@ RETURNING true AS disabled;
 -- Where a webhook has read to, held for whoever makes its next deliveries; no row while somebody else does.
 SELECT w.types, w.skip_origin, w.read_xid::text AS xid, w.read_place AS place, i.name AS instance
 FROM webhooks AS w
-INNER JOIN instances AS i ON i.id = :instance_id AND i.deleted_at IS NULL
+INNER JOIN instances AS i ON i.id = :instance_id AND i.is_active AND i.deleted_at IS NULL
 WHERE w.instance_id = :instance_id AND w.id = :webhook_id AND w.is_active
 FOR NO KEY UPDATE OF w SKIP LOCKED;
 
