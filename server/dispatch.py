@@ -18,9 +18,10 @@ from server.errors import (
     ConnectionLost,
     Contention,
     FieldError,
-    Forbidden,
     MemberForbidden,
+    MissingScope,
     NotBegun,
+    OperatorsOnly,
     OutcomeUnknown,
     ServiceError,
     StillRunning,
@@ -127,9 +128,9 @@ class Dispatcher:
                 )
             known = method.name
             if method.scope not in caller.scopes:
-                raise Forbidden(scope=method.scope)
+                raise MissingScope(scope=method.scope)
             if method.operator and not caller.is_operator:
-                raise Forbidden
+                raise OperatorsOnly
             bad = []
             params, dry_run = without_dry_run(params)
             if not isinstance(dry_run, bool):
@@ -157,7 +158,7 @@ class Dispatcher:
                 answered = await self._replay(call, model, repeatable) if repeatable else None
                 if answered is None:
                     if isinstance(model, TenantParams):
-                        call.instance = await self.keys.instance(caller, model.instance)
+                        call.instance = await call.find_instance(model.instance)
                     answered = await self._run(method, call, model, repeatable)
             code = "ok"
             return answered
@@ -187,7 +188,7 @@ class Dispatcher:
         if row is None:
             return None
         if not call.caller.is_operator:  # whose call may have taken the instance itself away
-            call.instance = await self.keys.instance(call.caller, getattr(params, "instance", None))
+            call.instance = await call.find_instance(getattr(params, "instance", None))
         return Answered(repeatable.opened(row["request"], row["answer"]), replayed=True)
 
     async def _run(

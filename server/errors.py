@@ -112,6 +112,27 @@ class Forbidden(ServiceError):
         return self.fields + ((FieldError("scope", f"needs {self.scope}"),) if self.scope else ())
 
 
+class MissingScope(Forbidden):
+    """not-allowed"""
+
+    # The key lacks the scope of the method, which X-Required-Scope names.
+    code = "missing_scope"
+
+
+class OperatorsOnly(Forbidden):
+    """not-allowed"""
+
+    # The method, or what is asked of it, takes an operator's key.
+    code = "operators_only"
+
+
+class InstanceSuspended(Forbidden):
+    """not-allowed"""
+
+    # The instance is suspended: its own keys can do nothing, operators' keys can read and manage it.
+    code = "instance_suspended"
+
+
 class MemberForbidden(Forbidden):
     """not-allowed"""
 

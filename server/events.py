@@ -20,6 +20,8 @@ EVENTS: dict[str, str] = {
     "group.deleted": "a group is gone, and with it every membership in it",
     "session.created": "a user logged in",
     "session.revoked": "sessions of a user were ended",
+    "instance.suspended": "the instance was suspended by its operator, and all its sessions ended",
+    "instance.reactivated": "a suspended instance can be used again",
 }
 """What webhooks and listChanges tell of. Any other change is in the audit alone, by its method's name."""
 

@@ -81,6 +81,11 @@ class Call:
     # The handler's one statement writes its event itself; see Method.single.
     single: bool = False
 
+    async def find_instance(self, name: str | int | None) -> Instance:
+        """The instance that the call names, or the key's default; see KeyRing.instance for the errors."""
+        allowed = self.methods[self.method].while_suspended
+        return await self.keys.instance(self.caller, name, while_suspended=allowed)
+
     def author(self) -> dict[str, Any]:
         """Who does what from where: those columns of an event."""
         return {
@@ -147,6 +152,8 @@ class Method:
     scope: str
     writes: bool
     operator: bool
+    # Whether operators may call it about a suspended instance, as they may read and manage it.
+    while_suspended: bool
     # Runs before a connection is taken: hashing, and whatever else is slow. Its result goes to the handler.
     prepare: Callable[..., Awaitable[Any]] | None
     # Whether these params are done by one statement, which writes the event too (Call.single). It needs no
@@ -179,6 +186,7 @@ def method(
     single: Callable[[Any], bool] | None = None,
     member_scopes: Mapping[str, str] | None = None,
     operator: bool = False,
+    while_suspended: bool | None = None,
     extension: bool = True,
     with_picture: bool = False,
     registry: dict[str, Method] = METHODS,
@@ -198,6 +206,8 @@ def method(
             the event too.
         member_scopes: scopes that single members need.
         operator: only for operator keys.
+        while_suspended: whether operators may call it about a suspended instance; by default where it writes
+            nothing and its scope is one of reading.
         extension: not part of the OneOffice document.
         with_picture: its params may hold a picture.
         registry: where to; tests have their own.
@@ -224,6 +234,7 @@ def method(
             scope,
             writes,
             operator,
+            not writes and scope.endswith(":read") if while_suspended is None else while_suspended,
             prepare,
             single,
             member_scopes or {},

@@ -241,7 +241,9 @@ def _handler(route: Route) -> Callable[[web.Request], Any]:
         params = _from_path(request, route)
         try:
             if not of_environment:
-                environment = await request.app[KEYS].instance(caller, params["instance"])
+                environment = await request.app[KEYS].instance(
+                    caller, params["instance"], while_suspended=True
+                )
                 if not environment.settings.provisioningEnabled:
                     raise Forbidden("provisioning is switched off", code="provisioning_disabled")
             unknown = await _add_body(request, route, params)
