@@ -15,6 +15,7 @@ from server.auth import Caller, KeyRing
 from server.db import READ_TRIES, Database
 from server.deadlines import Deadline, Deadlines
 from server.errors import (
+    Conflict,
     ConnectionLost,
     Contention,
     FieldError,
@@ -244,6 +245,12 @@ class Dispatcher:
                     raise
                 text = "the connection was lost while committing, send it again under its idempotency key"
                 raise OutcomeUnknown(text, retry_after=1) from error
+            except Conflict as error:
+                explained: ServiceError | None = None
+                if call.explain is not None:
+                    with contextlib.suppress(Unavailable):  # then without its reason
+                        explained = await call.explain(error)
+                raise explained or error from error.__cause__
             except (Contention, NotBegun):
                 # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
                 # transaction again, after a jittered pause. Nothing of it has been done.

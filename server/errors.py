@@ -187,6 +187,13 @@ class Conflict(ServiceError):
     code = "conflict"
 
 
+class UserDeleted(Conflict):
+    """this user is deleted: restore or purge it first"""
+
+    # The e-mail or externalId is that of a deleted user, who keeps both until it is purged.
+    code = "user_deleted"
+
+
 class IdempotencyConflict(ServiceError):
     """this idempotency key was used for another request"""
 
@@ -278,8 +285,8 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     ),
     "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
     # Gone while somebody was put into it, or it into something.
-    "group_members_group": (NotFound, "not_found", "not found", "name"),
-    "group_members_user": (NotFound, "not_found", "not found", "email"),
+    "group_members_group": (NotFound, "not_found", "not found: there is no such group", "name"),
+    "group_members_user": (NotFound, "not_found", "not found: there is no such user", "email"),
     "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
     "api_keys_digest": (Conflict, "duplicate_key", _duplicate("api_keys_digest"), "key"),
     "positions_account": (Conflict, "already_placed", "the account stands in this tree already", "accountId"),

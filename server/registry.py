@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
-from server.errors import FieldError, Invalid, ServiceError
+from server.errors import Conflict, FieldError, Invalid, ServiceError
 from server.events import EVENTS, Change, redacted, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
@@ -80,6 +80,8 @@ class Call:
     subject: int | None = None
     # The handler's one statement writes its event itself; see Method.single.
     single: bool = False
+    # Looks at what is stored once a conflict has ended the transaction; a more telling error, or None.
+    explain: Callable[[Conflict], Awaitable[ServiceError | None]] | None = None
 
     async def find_instance(self, name: str | int | None) -> Instance:
         """The instance that the call names, or the key's default; see KeyRing.instance for the errors."""

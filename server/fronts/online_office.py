@@ -27,6 +27,7 @@ from server.errors import (
     Unauthenticated,
     Unavailable,
     UnknownMethod,
+    UserDeleted,
     WrongType,
     WrongVerb,
 )  # fmt: skip
@@ -76,6 +77,7 @@ RUSSIAN = {
     "is required": "обязательное поле",
     "is not a valid e-mail address": "неверный адрес электронной почты",
     CONSTRAINTS["users_email"][2]: "Пользователь с таким логином уже существует",
+    UserDeleted.__doc__ or "": "Пользователь с таким логином удалён: восстановите его или удалите навсегда",
     "the account has no position in this tree": "У аккаунта нет позиции в этом дереве",
     "is no account with a place in tree 0": "не является аккаунтом с позицией в дереве 0",
     "the code is not valid or has expired": "Код неверен или просрочен",

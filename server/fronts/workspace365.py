@@ -37,6 +37,7 @@ from server.errors import (
     Unauthenticated,
     Unavailable,
     UnknownMethod,
+    UserDeleted,
     WrongType,
     WrongVerb,
 )  # fmt: skip
@@ -96,6 +97,7 @@ TELLING = frozenset({400, 408, 409, 413, 415, 422})
 WORDS = {
     CONSTRAINTS["users_email"][2]: "is taken by another user",
     CONSTRAINTS["instances_name"][2]: "is taken by another environment",
+    UserDeleted.__doc__ or "": "is that of a deleted user: restore or purge that user first",
 }
 
 
@@ -329,7 +331,10 @@ async def _outcome(
     back = {target: name for names in (route.in_path, route.in_body or {}) for name, target in names.items()}
     failures = [FieldError(back.get(name, name), message) for name, message in failures]
     if unknown or failures:
-        raise Invalid.of(unknown + failures) from refused
+        error = Invalid.of(unknown + failures)
+        if refused is not None:
+            error.code = refused.code
+        raise error from refused
     return None
 
 

@@ -24,7 +24,7 @@ from server.errors import (
 from server.events import Change
 from server.methods import _office365
 from server.methods._provision import creation, names_of, password_problem, shown_name
-from server.methods._users import NewUser, UserChanges, end_sessions
+from server.methods._users import NewUser, UserChanges, end_sessions, user_deleted
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
 
@@ -234,6 +234,7 @@ class Claims:
     """Which e-mails and external ids are spoken for, so that no two users, or items, get the same."""
 
     def __init__(self, held: Sequence[Mapping[str, Any]]) -> None:
+        self.deleted = {row["id"] for row in held if row["is_deleted"]}
         self.emails = {row["email_key"]: row["id"] for row in held}
         self.external_ids = {row["external_id"]: row["id"] for row in held if row["external_id"] is not None}
         self.users: set[int] = set()
@@ -246,6 +247,15 @@ class Claims:
         if user_id is None and item.email is not None:
             user_id = self.emails.get(item.email.lower())
         return user_id
+
+    def taken(self, name: str, holder: int | None) -> Conflict:
+        """The error for an e-mail or external id that somebody has.
+
+        Args:
+            name: of the constraint.
+            holder: the user's id; None for another item of the call.
+        """
+        return user_deleted(CONSTRAINTS[name][3]) if holder in self.deleted else taken(name)
 
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""
@@ -263,9 +273,9 @@ class Claims:
         if row["id"] in self.users:
             return Conflict("another item of this call names the same user", code="named_twice")
         if key in self.keys or self.emails.get(key, row["id"]) != row["id"]:
-            return taken("users_email")
+            return self.taken("users_email", self.emails.get(key))
         if name is not None and (name in self.names or self.external_ids.get(name, row["id"]) != row["id"]):
-            return taken("users_external_id")
+            return self.taken("users_external_id", self.external_ids.get(name))
         self.users.add(row["id"])
         self.keys.add(key)
         self.names |= {name} - {None}

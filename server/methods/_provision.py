@@ -7,7 +7,14 @@ from server.auth import PasswordPolicy
 from server.errors import FieldError, Invalid
 from server.events import redacted
 from server.methods._store import assign_plan
-from server.methods._users import CreateUser, NewUser, ReplaceUser, ResetPassword, found
+from server.methods._users import (
+    CreateUser,
+    NewUser,
+    ReplaceUser,
+    ResetPassword,
+    explain_taken,
+    found,
+)  # fmt: skip
 from server.passwords import is_common
 from server.registry import Call
 
@@ -82,15 +89,18 @@ async def insert_user(
     fields: dict[str, Any] | None = None,
     language: str = "en",
     is_confirmed: bool = True,
+    email_member: str = "email",
 ) -> Any:
     """Create and provision a user in one statement.
 
     Args:
+        email_member: what the params of the call name the e-mail.
         fields: profile fields of the member platform by alias.
         language: ISO 639-1.
         is_confirmed: False until the code of its mail is redeemed.
     """
     profile, values = params.profile.model_dump(), params.values.model_dump()
+    explain_taken(call, params.email, params.externalId, email_member)
     event = creation(params, fields=fields, language=language, is_confirmed=is_confirmed)
     created = await call.db.one(
         "create_user",

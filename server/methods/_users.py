@@ -12,7 +12,7 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from server.auth import Mebibytes
-from server.errors import FieldError, Invalid, NotFound
+from server.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
 from server.methods._groups import GroupNames, is_admins, need_admin_scope
 from server.methods._store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.passwords import MAX_PASSWORD, hash_problem
@@ -252,6 +252,42 @@ USER = {
     "rootFiles": 3, "trashFiles": 4, "inbox": 7, "spam": 8, "sent": 9, "trashEmail": 10, "drafts": 12,
     "mainCalendar": 2, "token": "", "tokenExpiresAt": 0,
 }  # fmt: skip
+
+
+def user_deleted(member: str) -> UserDeleted:
+    """The error for a name that is a deleted user's.
+
+    Args:
+        member: of the params, that names it.
+    """
+    return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
+
+
+def explain_taken(call: Call, email: str | None, external_id: str | None, member: str = "email") -> None:
+    """Have a conflict about an e-mail or externalId tell whether a deleted user has it.
+
+    Args:
+        email, external_id: what is about to be written.
+        member: of the params, that holds the e-mail.
+    """
+    instance_id = call.instance.id
+
+    async def explain(conflict: Conflict) -> ServiceError | None:
+        if conflict.code == "duplicate_email" and email is not None:
+            holder = await call.database.look_up(
+                "find_email", instance_id=instance_id, email_key=email.lower()
+            )
+            taken = member
+        elif conflict.code == "duplicate_external_id":
+            holder = await call.database.look_up(
+                "find_external_id", instance_id=instance_id, external_id=external_id
+            )
+            taken = "externalId"
+        else:
+            return None
+        return user_deleted(taken) if holder is not None and holder["is_deleted"] else None
+
+    call.explain = explain
 
 
 def found(result: Any) -> Any:

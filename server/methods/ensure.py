@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from server.errors import Conflict, Contention, MemberForbidden, ServiceError
+from server.errors import Conflict, Contention, MemberForbidden, ServiceError, UserDeleted
 from server.methods._bulk import (
     MOST,
     Batch,
@@ -147,7 +147,7 @@ def _refused_change(
 ) -> ServiceError | None:
     """Why a user is not to become this."""
     if row["is_deleted"]:
-        return Conflict("this user is deleted: restore or purge it first", code="user_deleted")
+        return UserDeleted()
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
         return taken("users_email")

@@ -276,7 +276,7 @@ async def create_member(call: Call, params: CreateMember, prepared: Prepared) ->
     user = CreateUser(email=params.login, displayName=name[:200])
     created = await insert_user(
         call, call.instance.id, user, prepared.password_hash, fields=values, language=params.language,
-        is_confirmed=params.confirmationUrl is None,
+        is_confirmed=params.confirmationUrl is None, email_member="login",
     )  # fmt: skip
     account = await insert_account(call, created["id"], params.sponsorId, name)
     call.note(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})

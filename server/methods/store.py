@@ -25,6 +25,7 @@ from server.methods._users import (
     UserId,
     email_key,
     end_sessions,
+    explain_taken,
     found,
     from_cursor,
     protect_activity,
@@ -323,6 +324,7 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     if held["is_admin"] and (renamed or password_hash is not None):
         need_admin_scope(call)
     changes = []
+    explain_taken(call, params.email, params.externalId)
     if params.email != held["email"]:
         renamed = await call.db.one(
             "rename_user",

@@ -31,6 +31,7 @@ from server.methods._users import (
     UserRef,
     email_key,
     end_sessions,
+    explain_taken,
     found,
     from_cursor,
     protect_activity,
@@ -71,8 +72,8 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
     and its two file folders (root, trash) are made together or not at all. A taken e-mail answers
     `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
-    taken until that user is purged. So does its externalId. Where the instance has no seat left (maxUsers),
-    nobody is created.
+    taken until that user is purged, and so does its externalId: both are answered with the code user_deleted.
+    Where the instance has no seat left (maxUsers), nobody is created.
     """
     if params.createInOffice365 and _office365.credentials_of(call.instance.settings) is None:
         raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
@@ -135,6 +136,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
         group_ids = chosen_groups(params.groups, await find_group_ids(call, params.groups))
         before = await groups_of(call, [member["id"]])
     quotas = params.quotas or Quotas()
+    explain_taken(call, None, params.externalId)
     user = found(
         await call.db.one(
             "update_user",
@@ -212,6 +214,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 
     An administrator's needs the scope users:admin.
     """
+    explain_taken(call, params.newEmail, None, "newEmail")
     user = found(
         await call.db.one(
             "rename_user",
@@ -252,6 +255,7 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     # What the value is compared with is known here alone, so this scope cannot be left to dispatch.
     may_administrate = "users:admin" in call.caller.scopes
     key = email_key(params.email)
+    explain_taken(call, params.newEmail, None, "newEmail")
     changed = await call.db.one(
         "replace_user",
         instance_id=call.instance.id,

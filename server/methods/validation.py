@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
-from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound
+from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
 from server.methods import _office365
 from server.methods._provision import password_problem
 from server.methods._store import store_failures
@@ -77,13 +77,18 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     if params.get("isAdmin") is True and "users:admin" not in call.caller.scopes:
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
-        taken = await call.db.value(
-            "find_email", instance_id=call.instance.id, email_key=address(email).lower()
-        )
-        failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
+        failures += await _taken(call, "email", address(email).lower())
     if not await call.db.value("has_seat", instance_id=call.instance.id):
         failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
     return failures + await store_failures(call.db, call.instance.id, params, bad)
+
+
+async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
+    """Why an e-mail cannot be given to anybody else."""
+    deleted = await call.db.value("find_email", instance_id=call.instance.id, email_key=key)
+    if deleted is None:
+        return []
+    return [FieldError(member, (UserDeleted.__doc__ or "") if deleted else CONSTRAINTS["users_email"][2])]
 
 
 def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
@@ -139,8 +144,5 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = address(new_email).lower()
             failures += [FieldError("newEmail", OF_ADMINISTRATOR)] if protected and new_key != key else []
-            is_taken = new_key != key and (
-                await call.db.value("find_email", instance_id=call.instance.id, email_key=new_key) is not None
-            )
-            failures += [FieldError("newEmail", CONSTRAINTS["users_email"][2])] if is_taken else []
+            failures += await _taken(call, "newEmail", new_key) if new_key != key else []
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
