@@ -331,10 +331,10 @@ async def _outcome(
     back = {target: name for names in (route.in_path, route.in_body or {}) for name, target in names.items()}
     failures = [FieldError(back.get(name, name), message) for name, message in failures]
     if unknown or failures:
-        error = Invalid.of(unknown + failures)
+        named = Invalid.of(unknown + failures)
         if refused is not None:
-            error.code = refused.code
-        raise error from refused
+            named.code = refused.code
+        raise named from refused
     return None
 
 
