@@ -145,6 +145,12 @@ class InstanceSettings(BaseModel):
     confirmationHosts: list[Host] = Field(
         default_factory=list, max_length=100, description="Hosts that links in mails may lead to."
     )
+    httpConfirmationHosts: list[Host] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Hosts that links in mails may lead to by http, too. Codes in such links can be read "
+        "on their way.",
+    )
     positionsByHand: bool = Field(
         False, description="True: a new account gets no place in tree 0 until addToTree gives it one."
     )

@@ -34,7 +34,7 @@ _SECRET = frozenset(
 _LONGEST = 1000
 _LARGEST = 8192
 """Bytes of JSON that one member may have: more is left out."""
-IDENTITY = ("email", "displayName", "externalId")
+IDENTITY = ("email", "login", "displayName", "externalId")
 """What is kept of a user who goes or comes back."""
 
 

@@ -293,7 +293,7 @@ def _translated(
     """The method to call, its params, and the document's name for each of them."""
     failures = []
     if route.typed and "type" in given:
-        if given.pop("type") != "member":
+        if not _is_type(route, given.pop("type")):
             failures.append(FieldError("type", "must be member"))
     elif _needs_type(route, given, typed_by_gateway):
         failures.append(FieldError("type", "is required"))
@@ -318,6 +318,12 @@ def _translated(
     for name, target in route.names.items():
         back.setdefault(target, name)
     return method, params, back
+
+
+def _is_type(route: Route, given: object) -> bool:
+    """Whether this stands for a member; where the document has an integer, any does."""
+    by_number = route.typed_with is not None and isinstance(given, int) and not isinstance(given, bool)
+    return given == "member" or by_number
 
 
 def _needs_type(route: Route, given: Container[str], typed_by_gateway: bool) -> bool:

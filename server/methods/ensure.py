@@ -99,8 +99,9 @@ async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
 
 
 async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
-    held = await hold(call, await find_same(call.db, call, batch.items.values()))
-    claims = Claims(held)
+    found = await find_same(call.db, call, batch.items.values())
+    held = await hold(call, found)
+    claims = Claims(held, found)
     users = {row["id"]: row for row in held}
     changes: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
     unknown = [index for index, item in batch.items.items() if claims.holder(item) is None]

@@ -267,6 +267,7 @@ class SettingsChange(Params):
     retentionDays: Annotated[int, Field(ge=0, le=3650)] | None = None
     generatedPasswords: GeneratedPasswordsChange = ABSENT
     confirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
+    httpConfirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
     positionsByHand: bool = ABSENT
     provisioningEnabled: bool = ABSENT
     office365: Office365 | None = Field(

@@ -11,6 +11,7 @@ from server.events import Change, user_changes
 from server.jobs import Services, enqueue, job
 from server.methods._fields import (
     ALIAS,
+    EMAIL,
     SYSTEM_FIELDS,
     TYPES,
     ProfileField,
@@ -18,6 +19,8 @@ from server.methods._fields import (
     fields_of,
     profile_schema,
 )
+from server.methods._groups import need_admin_scope
+from server.methods._names import change_email
 from server.methods._users import ABSENT, Line, UserId, found
 from server.methods.avatars import (
     PreparedPicture,
@@ -54,6 +57,9 @@ class PreparedProfile(NamedTuple):
     fields: dict[str, Any]
     picture: PreparedPicture | None
     without_picture: bool
+    # Whether the e-mail changes, and to which one; None takes it away.
+    with_email: bool
+    email: str | None
 
 
 async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile:
@@ -73,7 +79,9 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     picture = None
     if with_picture:
         picture = await prepared_picture(call, SentPicture.read(sent, "profile.avatar"))
-    return PreparedProfile(values, picture, without_picture)
+    with_email = EMAIL in values
+    email = values.pop(EMAIL, None)
+    return PreparedProfile(values, picture, without_picture, with_email, email)
 
 
 @method(
@@ -95,8 +103,16 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
 async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedProfile) -> Any:
     """Change profile fields through the queue (user/profile-update); getDocument tells what came of it.
 
-    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile.
+    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. A picture
+    and the e-mail are changed at once too. The login stays as it is; null takes the e-mail away, unless it is
+    the login. Another e-mail for an administrator needs the scope users:admin.
     """
+    if prepared.with_email:
+        changed = await change_email(call, params.id, prepared.email, "profile.email")
+        if changed is not None:
+            if changed["is_admin"]:
+                need_admin_scope(call)
+            call.record_user(params.id, changed["before"], changed["after"])
     document_id = uuid.uuid4()
     await call.db.run(
         "create_document",
@@ -223,7 +239,7 @@ class FieldInfo(Result):
 
     alias: str
     title: str
-    type: Literal["string", "text", "date", "number", "choice", "phone"]
+    type: Literal["string", "text", "date", "number", "choice", "phone", "email", "id"]
     mandatory: bool
     choices: list[str]
     system: bool = Field(description="Whether every instance has it.")

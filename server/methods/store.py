@@ -6,6 +6,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.methods._groups import may_administrate, need_admin_scope
+from server.methods._names import settle_renamed
 from server.methods._provision import insert_user, password_problem
 from server.methods._store import (
     ExternalId,
@@ -334,6 +335,8 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
             new_email_key=params.email.lower(),
         )
         changes.append(found(renamed))
+        if params.email.lower() != held["email_key"]:
+            await settle_renamed(call, changes, "email")
     members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
     given = params.model_dump(include=members & params.model_fields_set)
     changes.append(await change_store_user(call.db, call.instance.id, params.id, given))

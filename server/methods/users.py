@@ -16,6 +16,7 @@ from server.methods._groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
+from server.methods._names import settle_renamed
 from server.methods._provision import hash_new_password, insert_user, names_of
 from server.methods._users import (
     CREATED_USER,
@@ -212,6 +213,9 @@ class RenameUser(UserRef):
 async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     """Give a user another e-mail; its sessions and everything it holds stay.
 
+    A login that is an e-mail goes with the old e-mail, and the user logs in with the new one. Another login
+    stays: a user without an e-mail, who is named by it here, gets one beside it.
+
     An administrator's needs the scope users:admin.
     """
     explain_taken(call, params.newEmail, None, "newEmail")
@@ -226,7 +230,10 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     )
     if user["before"]["isAdmin"]:
         need_admin_scope(call)
-    call.record_user(user["id"], user["before"], user["after"])
+    states = await settle_renamed(
+        call, [user] if params.newEmail.lower() != email_key(params.email) else [], "newEmail"
+    )
+    call.record_user(user["id"], user["before"], states.get(user["id"], user["after"]))
     return True
 
 
@@ -273,7 +280,8 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     renamed = params.newEmail is not None and params.newEmail.lower() != key
     if changed["before"]["isAdmin"] and (renamed or password_hash is not None):
         need_admin_scope(call)
-    call.record_user(changed["id"], changed["before"], changed["after"])
+    states = await settle_renamed(call, [changed] if renamed else [], "newEmail")
+    call.record_user(changed["id"], changed["before"], states.get(changed["id"], changed["after"]))
     if password_hash is not None:
         await record_password(call, changed)
     return True

@@ -85,9 +85,11 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     """Why an e-mail cannot be given to anybody else."""
-    deleted = await call.db.value("find_email", instance_id=call.instance.id, email_key=key)
-    if deleted is None:
+    named = {"instance_id": call.instance.id, "keys": [key], "user_id": None}
+    rows = await call.db.all("find_names", **named)
+    if not rows:
         return []
+    deleted = rows[0]["is_deleted"]
     return [FieldError(member, (UserDeleted.__doc__ or "") if deleted else CONSTRAINTS["users_email"][2])]
 
 

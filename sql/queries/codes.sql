@@ -1,11 +1,12 @@
 -- name: issue_code(instance_id, email_key, purpose, digest, lifetime)^
 -- A code for a user who may log in (or may once it is confirmed), instead of those it had for the purpose.
--- Who is to get it; no row where there is nobody, or nothing left to confirm. The lifetime is in seconds.
+-- Who is to get it; no row where there is nobody, no e-mail, or nothing left to confirm. The lifetime is in seconds.
 WITH recipient AS (
     SELECT id, email, full_name, language
     FROM users
     WHERE
         instance_id = :instance_id AND email_key = :email_key AND is_active AND deleted_at IS NULL
+        AND strpos(email, '@') > 0
         AND (:purpose::text <> 'confirm' OR confirmed_at IS NULL)
 ),
 
