@@ -51,7 +51,7 @@ class HeldPlan(Result):
     name: str
     validFrom: str = Field(description="YYYY-MM-DD, UTC.")
     validTo: str | None = Field(description="The last day; null: no end.")
-    state: Literal["active", "ended"]
+    state: Literal["scheduled", "active", "ended"]
 
 
 class StoreUser(Result):

@@ -43,6 +43,7 @@ CROSS JOIN LATERAL (
             up.id, up.plan_id, coalesce(up.name, p.name) AS name, up.valid_from, up.valid_to,
             CASE
                 WHEN up.ended_at IS NOT NULL OR up.valid_to < (now() AT TIME ZONE 'UTC')::date THEN 'ended'
+                WHEN up.valid_from > (now() AT TIME ZONE 'UTC')::date THEN 'scheduled'
                 ELSE 'active'
             END AS state,
             count(*) OVER () AS total
