@@ -16,7 +16,14 @@ import structlog
 from pydantic import Field, FieldSerializationInfo, SecretStr, field_serializer
 
 from server.db import Database
-from server.errors import FieldError, Forbidden, Invalid, NotHeld, ServiceError, Unauthenticated
+from server.errors import (
+    FieldError,
+    InstanceSuspended,
+    Invalid,
+    NotHeld,
+    ServiceError,
+    Unauthenticated,
+)  # fmt: skip
 from server.events import HIDDEN, IN_EVENTS
 from server.idempotency import caller_secret
 from server.shares import FILES, KEY_LOOKUPS, SERVER, taking_from
@@ -134,6 +141,12 @@ class InstanceSettings(Strict):
     generatedPasswords: GeneratedPasswords = Field(default_factory=GeneratedPasswords)
     confirmationHosts: list[Host] = Field(
         default_factory=list, max_length=100, description="Hosts that links in mails may lead to."
+    )
+    httpConfirmationHosts: list[Host] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Hosts that links in mails may lead to by http, too. Codes in such links can be read "
+        "on their way.",
     )
     positionsByHand: bool = Field(
         False, description="True: a new account gets no place in tree 0 until addToTree gives it one."
@@ -279,16 +292,20 @@ class KeyRing:
             raise Unauthenticated
         return caller
 
-    async def instance(self, caller: Caller, name: str | int | None) -> Instance:
+    async def instance(
+        self, caller: Caller, name: str | int | None, *, while_suspended: bool = False
+    ) -> Instance:
         """The instance a call is about.
 
         Args:
             caller: as caller() gave it.
             name: as the call named it, a number meaning its digits; None for the key's default.
+            while_suspended: whether operators may do this with a suspended instance (Method.while_suspended).
+                Its own keys may do nothing.
 
         Raises:
             NotHeld: there is none of this name, or the key does not hold it.
-            Forbidden: it is suspended.
+            InstanceSuspended: it is suspended.
             Invalid: the call names none, and the key has no default.
         """
         default = caller.default_instance
@@ -302,8 +319,8 @@ class KeyRing:
             if known is None or known[0] < time.monotonic():
                 known = await self._look_up_instance(caller, name)
             instance = known[1]
-        if not instance.is_active and not caller.is_operator:
-            raise Forbidden
+        if not instance.is_active and not (caller.is_operator and while_suspended):
+            raise InstanceSuspended
         return instance
 
     async def _look_up(self, key: str, key_digest: bytes) -> tuple[float, Caller, Sequence[Any]]:

@@ -15,12 +15,14 @@ from server.auth import Caller, KeyRing
 from server.db import READ_TRIES, Database
 from server.deadlines import Deadline, Deadlines
 from server.errors import (
+    Conflict,
     ConnectionLost,
     Contention,
     FieldError,
-    Forbidden,
     MemberForbidden,
+    MissingScope,
     NotBegun,
+    OperatorsOnly,
     OutcomeUnknown,
     ServiceError,
     StillRunning,
@@ -137,9 +139,9 @@ class Dispatcher:
                 )
             known = method.name
             if method.scope not in caller.scopes:
-                raise Forbidden(scope=method.scope)
+                raise MissingScope(scope=method.scope)
             if method.operator and not caller.is_operator:
-                raise Forbidden
+                raise OperatorsOnly
             bad = []
             params, dry_run = without_dry_run(params)
             if not isinstance(dry_run, bool):
@@ -167,7 +169,7 @@ class Dispatcher:
                 answered = await self._replay(call, model, repeatable) if repeatable else None
                 if answered is None:
                     if isinstance(model, TenantParams):
-                        call.instance = await self.keys.instance(caller, model.instance)
+                        call.instance = await call.find_instance(model.instance)
                         CURRENT_SHARE.set(call.instance.id)
                     answered = await self._run(method, call, model, repeatable)
             code = "ok"
@@ -199,7 +201,7 @@ class Dispatcher:
         if row is None:
             return None
         if not call.caller.is_operator:  # whose call may have taken the instance itself away
-            call.instance = await self.keys.instance(call.caller, getattr(params, "instance", None))
+            call.instance = await call.find_instance(getattr(params, "instance", None))
         return Answered(repeatable.opened(row["request"], row["answer"]), replayed=True)
 
     async def _run(
@@ -263,6 +265,12 @@ class Dispatcher:
                     raise
                 text = "the connection was lost while committing, send it again under its idempotency key"
                 raise OutcomeUnknown(text, retry_after=1) from error
+            except Conflict as error:
+                explained: ServiceError | None = None
+                if call.explain is not None:
+                    with contextlib.suppress(Unavailable):  # then without its reason
+                        explained = await call.explain(error)
+                raise explained or error from error.__cause__
             except (Contention, NotBegun):
                 # Serialization failures, deadlocks, a connection that was lost while it idled: the whole
                 # transaction again, after a jittered pause. Nothing of it has been done.

@@ -112,6 +112,27 @@ class Forbidden(ServiceError):
         return self.fields + ((FieldError("scope", f"needs {self.scope}"),) if self.scope else ())
 
 
+class MissingScope(Forbidden):
+    """not-allowed"""
+
+    # The key lacks the scope of the method, which X-Required-Scope names.
+    code = "missing_scope"
+
+
+class OperatorsOnly(Forbidden):
+    """not-allowed"""
+
+    # The method, or what is asked of it, takes an operator's key.
+    code = "operators_only"
+
+
+class InstanceSuspended(Forbidden):
+    """not-allowed"""
+
+    # The instance is suspended: its own keys can do nothing, operators' keys can read and manage it.
+    code = "instance_suspended"
+
+
 class MemberForbidden(Forbidden):
     """not-allowed"""
 
@@ -164,6 +185,13 @@ class Conflict(ServiceError):
     """the change conflicts with what is stored"""
 
     code = "conflict"
+
+
+class UserDeleted(Conflict):
+    """this user is deleted: restore or purge it first"""
+
+    # The e-mail or externalId is that of a deleted user, who keeps both until it is purged.
+    code = "user_deleted"
 
 
 class IdempotencyConflict(ServiceError):
@@ -264,8 +292,8 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     ),
     "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
     # Gone while somebody was put into it, or it into something.
-    "group_members_group": (NotFound, "not_found", "not found", "name"),
-    "group_members_user": (NotFound, "not_found", "not found", "email"),
+    "group_members_group": (NotFound, "not_found", "not found: there is no such group", "name"),
+    "group_members_user": (NotFound, "not_found", "not found: there is no such user", "email"),
     "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
     "api_keys_digest": (Conflict, "duplicate_key", _duplicate("api_keys_digest"), "key"),
     "positions_account": (Conflict, "already_placed", "the account stands in this tree already", "accountId"),

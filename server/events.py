@@ -21,6 +21,8 @@ EVENTS: dict[str, str] = {
     "group.deleted": "a group is gone, and with it every membership in it",
     "session.created": "a user logged in",
     "session.revoked": "sessions of a user were ended",
+    "instance.suspended": "the instance was suspended by its operator, and all its sessions ended",
+    "instance.reactivated": "a suspended instance can be used again",
 }
 """What webhooks and listChanges tell of. Any other change is in the audit alone, by its method's name."""
 
@@ -44,7 +46,7 @@ _LONGEST = 1000
 """Characters that the audit shows of a text."""
 _LARGEST = 8192
 """Bytes of JSON that the audit shows of one object or list: "..." stands for more."""
-IDENTITY = ("email", "displayName", "externalId")
+IDENTITY = ("email", "login", "displayName", "externalId")
 """What is kept of a user who goes or comes back."""
 
 

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
-from server.errors import FieldError, Invalid, ServiceError
+from server.errors import Conflict, FieldError, Invalid, ServiceError
 from server.events import EVENTS, Change, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
@@ -81,6 +81,13 @@ class Call:
     subject: int | None = None
     # The handler's one statement writes its event itself; see Method.single.
     single: bool = False
+    # Looks at what is stored once a conflict has ended the transaction; a more telling error, or None.
+    explain: Callable[[Conflict], Awaitable[ServiceError | None]] | None = None
+
+    async def find_instance(self, name: str | int | None) -> Instance:
+        """The instance that the call names, or the key's default; see KeyRing.instance for the errors."""
+        allowed = self.methods[self.method].while_suspended
+        return await self.keys.instance(self.caller, name, while_suspended=allowed)
 
     def author(self) -> dict[str, Any]:
         """Who does what from where: those columns of an event."""
@@ -145,6 +152,8 @@ class Method:
     scope: str
     writes: bool
     operator: bool
+    # Whether operators may call it about a suspended instance, as they may read and manage it.
+    while_suspended: bool
     # Runs before a connection is taken: hashing, and whatever else is slow. Its result goes to the handler.
     prepare: Callable[..., Awaitable[Any]] | None
     # Whether these params are done by one statement, which writes the event too (Call.single). It needs no
@@ -182,6 +191,7 @@ def method(
     keeps_answer: bool = True,
     member_scopes: Mapping[str, str] | None = None,
     operator: bool = False,
+    while_suspended: bool | None = None,
     extension: bool = True,
     with_picture: bool = False,
     many: bool = False,
@@ -204,6 +214,8 @@ def method(
             sent again under its idempotency key, the call is done again.
         member_scopes: scopes that single members need.
         operator: only for operator keys.
+        while_suspended: whether operators may call it about a suspended instance; by default where it writes
+            nothing and its scope is one of reading.
         extension: not part of the OneOffice document.
         with_picture: its params may hold a picture.
         many: about many users, of one instance: few of these run at once for each.
@@ -231,6 +243,7 @@ def method(
             scope,
             writes,
             operator,
+            not writes and scope.endswith(":read") if while_suspended is None else while_suspended,
             prepare,
             single,
             keeps_answer,

@@ -235,7 +235,7 @@ class Import:
     ) -> list[tuple[Row, dict[str, Any]]]:
         """Without the rows whose e-mails are taken because the same call had made them, unheard."""
         keys = [_key(row) for row, error in errors if error["code"] == "duplicate_email"]
-        target = await self.dispatcher.keys.instance(OPERATOR, self.instance)
+        target = await self.dispatcher.keys.instance(OPERATOR, self.instance, while_suspended=True)
         async with self.database.connection() as db:
             rows = await db.all(
                 "find_created_by", instance_id=target.id, email_keys=keys, request_id=request_id

@@ -236,7 +236,7 @@ Serve = Callable[..., Awaitable[Client]]
 
 WITH_JOBS = {
     "test_accounts", "test_audit", "test_client_online_office", "test_client_publica",
-    "test_client_workspace365", "test_codes", "test_deploy", "test_events", "test_faults", "test_graph", "test_idempotency", "test_jobs", "test_mail",
+    "test_client_workspace365", "test_codes", "test_deploy", "test_events", "test_faults", "test_graph", "test_idempotency", "test_jobs", "test_logins", "test_mail",
     "test_openapi", "test_operations", "test_process", "test_search", "test_store", "test_webhooks",
 }  # fmt: skip
 """Files whose tests need the queue, or a server with all that it has: the others do without, which saves a fifth."""

@@ -33,6 +33,10 @@ EXCUSED = {
     "is taken by another environment",
     "has no Microsoft Graph credentials (office365)",
     "name at least one member to change",  # all of them null
+    "must be an https address",  # unless the instance lists the host for http
+    "is required: confirmationUrl goes there",  # where neither login nor profile has an e-mail
+    "is that of a deleted user: restore or purge that user first",
+    "this user is deleted: restore or purge it first",
 }
 EXCUSED |= {RUSSIAN[message] for message in EXCUSED & RUSSIAN.keys()}
 

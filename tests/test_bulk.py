@@ -128,7 +128,7 @@ async def test_each_bad_item_has_its_error_and_the_others_are_made(
     assert made == [0, 6, 14] and (answer["succeeded"], answer["failed"]) == (3, 12)
     assert [item["index"] for item in answer["results"]] == list(range(len(users)))
     assert codes(answer) == [
-        None, "invalid_params", "duplicate_email", "duplicate_email", "duplicate_email",
+        None, "invalid_params", "duplicate_email", "user_deleted", "duplicate_email",
         "duplicate_external_id", None, "duplicate_external_id", "invalid_params", "invalid_params",
         "invalid_params", "invalid_params", "invalid_params", "invalid_params", None,
     ]  # fmt: skip

@@ -81,6 +81,7 @@ AUTH = {
     "user": {
         "id": 2,
         "profile": [
+            {"field": {"alias": "email"}, "value": "ann@example.com"},
             {"field": {"alias": "lastname"}, "value": "Lee"}, {"field": {"alias": "firstname"}, "value": "Ann"},
         ],
         "account": {"id": 2, "title": "Ann Lee"},
@@ -223,7 +224,7 @@ async def test_profile_update_goes_through_the_queue(client: Client, ann: Any) -
     }  # fmt: skip
     values = {entry["field"]["alias"]: entry["value"] for entry in auth["auth"]["user"]["profile"]}
     assert values == {
-        "firstname": "Ann", "lastname": "Kim", "phone": "+973 3600 1234", "phone_e164": "+97336001234"
+        "email": "ann@example.com", "firstname": "Ann", "lastname": "Kim", "phone": "+973 3600 1234", "phone_e164": "+97336001234"
     }  # fmt: skip
 
 
@@ -334,7 +335,7 @@ async def test_profile_fields(office: Office) -> None:
 
 BAD: dict[str, tuple[str, str, Any, str]] = {
     "create without anything": ("POST", "user/create", {}, "login: is required; sponsorId: is required; profile: is required"),
-    "create with a bad login": ("POST", "user/create", {"login": "ann", "sponsorId": 1, "profile": PROFILE}, "login: is not a valid e-mail address"),
+    "create with a bad login": ("POST", "user/create", {"login": "ann@lee", "sponsorId": 1, "profile": PROFILE}, "login: is not a valid e-mail address"),
     "create with a taken login": ("POST", "user/create", {"login": ADMIN, "sponsorId": 1, "profile": PROFILE}, 'duplicate key value violates unique constraint "users_email"'),
     "create under nobody": ("POST", "user/create", {"login": "x@example.com", "sponsorId": 9, "profile": PROFILE}, "sponsorId: is no account with a place in tree 0"),
     "create without a name": ("POST", "user/create", {"login": "x@example.com", "sponsorId": 1, "profile": {"firstname": "", "shoe": 1}}, "profile.shoe: is not a field of this instance; profile.firstname: is required; profile.lastname: is required"),

@@ -11,7 +11,7 @@ import pytest
 from conftest import ADMIN, Client, Log, Serve, footprint, insert_key, until
 from test_mail import bodies, kept
 
-from server.auth import digest
+from server.auth import InstanceSettings, digest
 from server.db import Database
 from server.errors import Invalid
 from server.methods.codes import EXAMPLE_CODES, MAX_URL, checked_link, issue_code, mail_code
@@ -242,7 +242,10 @@ async def unconfirmed(database: Database, db: asyncpg.Connection, jane: dict[str
             instance_id=1,
             email_key="jane@example.com",
             purpose="confirm",
-            confirmation_url=checked_link("https://example.com/hello?a=b&code={code}}", ["example.com"]),
+            confirmation_url=checked_link(
+                "https://example.com/hello?a=b&code={code}}",
+                InstanceSettings(confirmationHosts=["example.com"]),
+            ),
         )
 
 
@@ -333,7 +336,7 @@ HOSTS = ["example.com", "xn--mller-kva.example", "localhost", "127.0.0.1", "127.
     ],
 )
 def test_good_links(url: str, link: str) -> None:
-    assert checked_link(url, HOSTS).replace("{{code}}", "C0de") == link
+    assert checked_link(url, InstanceSettings(confirmationHosts=HOSTS)).replace("{{code}}", "C0de") == link
 
 
 BAD_LINKS = {
@@ -407,14 +410,15 @@ BAD_LINKS = {
 @pytest.mark.parametrize("url", BAD_LINKS)
 def test_bad_links(url: str) -> None:
     with pytest.raises(Invalid, match=r"^confirmationUrl: ") as refused:
-        checked_link(url, HOSTS)
+        checked_link(url, InstanceSettings(confirmationHosts=HOSTS))
     assert BAD_LINKS[url] in refused.value.message
     assert "evil" not in refused.value.message
 
 
 def test_a_list_with_an_empty_host_opens_nothing() -> None:
     with pytest.raises(Invalid):
-        checked_link("https:///evil.example/{{code}}", [""])
+        settings = InstanceSettings.model_construct(confirmationHosts=[""], httpConfirmationHosts=[""])
+        checked_link("https:///evil.example/{{code}}", settings)
 
 
 async def test_a_bad_link_is_refused_by_name(

@@ -1,12 +1,14 @@
 """Instances: made, listed, changed and suspended by operators."""
 
+import asyncio
 from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, LINK_HOST, Client, footprint, insert_key
+from conftest import ADMIN, LINK_HOST, Client, footprint, insert_key, until
 
 from server.auth import InstanceSettings
+from server.registry import METHODS
 
 
 async def test_a_new_instance_has_its_administrator(operator: Client) -> None:
@@ -125,3 +127,124 @@ async def test_a_suspended_instance_refuses_its_keys(operator: Client, client: C
     await operator.call("getUserByEmail", look_up | {"instance": "MYINSTANCE"})
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "isActive": True})
     await client.call("getUserByEmail", look_up)
+
+
+SUSPENDED = {"instance": "MYINSTANCE", "isActive": False}
+MAY_WRITE = {
+    "updateInstance": "reactivates it",
+    "deleteInstance": "ends the contract",
+    "createApiKey": "keys are the operator's to manage",
+    "updateApiKey": "keys are the operator's to manage",
+    "rotateApiKey": "keys are the operator's to manage, leaked ones too",
+    "revokeApiKey": "keys are the operator's to manage, leaked ones too",
+}
+"""What operators can do about a suspended instance beside looking at it, and why."""
+OF_NO_INSTANCE = {"createInstance", "validateInstance", "retryJob", "getPicture"}
+"""Methods that are about no instance that the call names."""
+
+
+@pytest.fixture
+async def suspended(operator: Client, client: Client, jane: dict[str, Any]) -> None:
+    """MYINSTANCE, in which somebody is logged in, suspended."""
+    await operator.call("updateInstance", SUSPENDED)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+async def test_a_suspended_instance_can_only_be_looked_at_and_managed(
+    name: str, suspended: None, operator: Client, client: Client, db: asyncpg.Connection
+) -> None:
+    """Whatever writes or logs in is refused to operators too, but for MAY_WRITE; its own keys can do nothing."""
+    registered = METHODS[name]
+    before = await footprint(db)
+    for example in registered.examples:
+        mine = {"instance": "MYINSTANCE"} if "instance" in registered.params.model_fields else {}
+        if not mine:
+            assert name in OF_NO_INSTANCE or not registered.writes, name
+            continue
+        for key, allowed in (
+            (client, False),
+            (operator, registered.scope.endswith(":read") or name in MAY_WRITE),
+        ):
+            async with await key.post(
+                {"method": name, "params": mine | example.params, "dryRun": True}
+            ) as response:
+                refused = response.headers.get("X-Error-Code") in (
+                    "instance_suspended",
+                    "operators_only",
+                    "missing_scope",
+                )
+                assert refused is not allowed, (name, await response.text())
+                if refused:
+                    assert (response.status, await response.json()) == (403, "not-allowed")
+    assert await footprint(db) == before
+
+
+async def test_a_suspension_ends_sessions_and_is_told(
+    operator: Client, jane: dict[str, Any], client: Client
+) -> None:
+    start = (await client.call("listChanges", {"begin": "now"}))["cursor"]
+    login = {"instance": "MYINSTANCE", "email": "jane@example.com", "password": "demo1234"}
+    token = (await operator.call("login", login))["token"]
+    await operator.call("updateInstance", SUSPENDED)
+    for method, params in (
+        ("login", login), ("loginWithToken", {"instance": "MYINSTANCE", "token": token}),
+        ("checkAuth", {"instance": "MYINSTANCE", "login": "jane@example.com", "password": "demo1234"}),
+    ):  # fmt: skip
+        assert await operator.outcome(method, params) == (403, "not-allowed"), method
+    assert (await operator.call("getInstance", {"instance": "MYINSTANCE"}))["isActive"] is False
+    await operator.call("updateInstance", SUSPENDED)  # once more, which changes nothing
+    await operator.call("updateInstance", SUSPENDED | {"isActive": True})
+    assert await client.outcome("loginWithToken", {"token": token}) == (
+        400, "Login or password is incorrect",
+    )  # fmt: skip
+    page = await client.call("listChanges", {"cursor": start})
+    told = [
+        (event["type"], event["data"]["before"])
+        for event in page["events"]
+        if event["type"].startswith("instance.")
+    ]
+    assert told == [
+        ("instance.suspended", {"isActive": True, "sessions": 2}),
+        ("instance.reactivated", {"isActive": False}),
+    ]
+    await client.call("login", login)
+
+
+async def test_a_login_under_way_makes_no_session_in_a_suspended_instance(
+    operator: Client, jane: dict[str, Any], client: Client, db: asyncpg.Connection, database_url: str
+) -> None:
+    """It has verified the password and waits at the counters while the instance is suspended."""
+    waiting = await asyncpg.connect(database_url)
+    async with db.transaction():
+        await db.execute("SELECT FROM instance_counters WHERE instance_id = 1 FOR NO KEY UPDATE")
+        login = asyncio.create_task(
+            client.outcome("login", {"email": "jane@example.com", "password": "demo1234"})
+        )
+
+        async def is_waiting() -> bool:
+            query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')"
+            return bool(await waiting.fetchval(query))
+
+        await until(is_waiting)
+        await db.execute("UPDATE instances SET is_active = false WHERE id = 1")
+        await db.execute("UPDATE instance_counters SET is_suspended = true WHERE instance_id = 1")
+        await db.execute("DELETE FROM sessions WHERE instance_id = 1")
+    assert (await login)[0] == 400
+    assert await db.fetchval("SELECT count(*) FROM sessions") == 0
+    await waiting.close()
+
+
+async def test_403_tells_scope_operator_instance_and_suspension_apart(
+    operator: Client, client: Client, db: asyncpg.Connection
+) -> None:
+    async def code(key: Client, method: str, params: dict[str, Any]) -> str | None:
+        async with await key.post({"method": method, "params": params}) as response:
+            assert (response.status, await response.json()) == (403, "not-allowed")
+            return response.headers.get("X-Error-Code")
+
+    reader = client.using(await insert_key(db, scopes=("users:read", "instances:write")))
+    assert await code(reader, "createUser", {"email": "new@example.com"}) == "missing_scope"
+    assert await code(reader, "updateInstance", {"title": "x"}) == "operators_only"
+    assert await code(reader, "getUserByEmail", {"email": ADMIN, "instance": "NOWHERE"}) == "not_held"
+    await operator.call("updateInstance", SUSPENDED)
+    assert await code(reader, "getUserByEmail", {"email": ADMIN}) == "instance_suspended"

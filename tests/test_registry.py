@@ -72,6 +72,7 @@ async def test_examples_run(
         profile = {"firstname": login[:3], "lastname": "Member"}
         await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
     await client.call("createPlan", {"type": "prepaid", "name": "A year", "duration": 12})
+    await client.call("assignPlan", {"userId": 1, "planId": 1})
     await client.call("createGroup", {"name": "Sales"})
     await client.call("defineProfileField", {"alias": "shoe_size", "title": "Shoe size", "type": "number"})
     await db.execute(

@@ -8,6 +8,7 @@ import pytest
 from conftest import ADMIN, Client, contents, footprint, insert_key
 
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'
+DELETED = "this user is deleted: restore or purge it first"
 JANE = {"email": "jane@example.com"}
 
 
@@ -172,7 +173,7 @@ async def test_delete_restore_purge(client: Client, db: asyncpg.Connection) -> N
         ("deleteUserByEmail", {}),
     ):
         assert await client.outcome(method, JANE | more) == (400, "not found")
-    assert await client.outcome("createUser", JANE) == (400, DUPLICATE)
+    assert await client.outcome("createUser", JANE) == (400, DELETED)
     assert (await client.call("getInstance"))["users"] == 1
     await client.call("restoreUserByEmail", JANE)
     assert (await client.call("getInstance"))["users"] == 2

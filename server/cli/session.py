@@ -106,8 +106,10 @@ def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
 
 def _worded(error: Any, asked: dict[str, Any]) -> str:
     """What the caller can mend, with the name that was not found."""
-    from server.errors import Forbidden, NotFound
+    from server.errors import Forbidden, InstanceSuspended, NotFound
 
+    if isinstance(error, InstanceSuspended):
+        return f"the instance {asked.get('instance')} is suspended"
     if isinstance(error, Forbidden):  # an operator may do everything else
         return f"there is no instance {asked.get('instance')}"
     if isinstance(error, NotFound) and (name := asked.get("email") or asked.get("id")):

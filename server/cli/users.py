@@ -135,7 +135,7 @@ def export_users(instance: InstanceName) -> None:
         from server.transfer import exported_users
 
         session.asked = {"instance": instance}
-        target = await session.keys.instance(OPERATOR, instance)
+        target = await session.keys.instance(OPERATOR, instance, while_suspended=True)
         async for lines in exported_users(session.database, target.id):
             sys.stdout.buffer.writelines(map(printable_json_bytes, lines))
         sys.stdout.buffer.flush()

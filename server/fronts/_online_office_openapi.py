@@ -214,6 +214,8 @@ def _forms(route: Route, schemas: Schemas, typed_by_gateway: bool) -> Iterator[F
                 members[other.member] = {"enum": [0, False]}
             if route.typed:
                 members["type"] = {"const": "member"}
+                if route.typed_with is not None:
+                    members["type"] = {"anyOf": [{"const": "member"}, {"type": "integer"}]}
                 required += ["type"] if _needs_type(route, members, typed_by_gateway) else []
             always = dict.fromkeys(asked, 1) | ({"type": "member"} if "type" in required else {})
             examples = {

@@ -27,6 +27,7 @@ from server.errors import (
     Unauthenticated,
     Unavailable,
     UnknownMethod,
+    UserDeleted,
     WrongType,
     WrongVerb,
 )  # fmt: skip
@@ -76,6 +77,7 @@ RUSSIAN = {
     "is required": "обязательное поле",
     "is not a valid e-mail address": "неверный адрес электронной почты",
     CONSTRAINTS["users_email"][2]: "Пользователь с таким логином уже существует",
+    UserDeleted.__doc__ or "": "Пользователь с таким логином удалён: восстановите его или удалите навсегда",
     "the account has no position in this tree": "У аккаунта нет позиции в этом дереве",
     "is no account with a place in tree 0": "не является аккаунтом с позицией в дереве 0",
     "the code is not valid or has expired": "Код неверен или просрочен",
@@ -291,7 +293,7 @@ def _translated(
     """The method to call, its params, and the document's name for each of them."""
     failures = []
     if route.typed and "type" in given:
-        if given.pop("type") != "member":
+        if not _is_type(route, given.pop("type")):
             failures.append(FieldError("type", "must be member"))
     elif _needs_type(route, given, typed_by_gateway):
         failures.append(FieldError("type", "is required"))
@@ -316,6 +318,12 @@ def _translated(
     for name, target in route.names.items():
         back.setdefault(target, name)
     return method, params, back
+
+
+def _is_type(route: Route, given: object) -> bool:
+    """Whether this stands for a member; where the document has an integer, any does."""
+    by_number = route.typed_with is not None and isinstance(given, int) and not isinstance(given, bool)
+    return given == "member" or by_number
 
 
 def _needs_type(route: Route, given: Container[str], typed_by_gateway: bool) -> bool:

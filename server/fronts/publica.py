@@ -29,6 +29,7 @@ from server.errors import (
     TooSlow,
     Unauthenticated,
     Unavailable,
+    UserDeleted,
     WrongType,
     WrongVerb,
 )  # fmt: skip
@@ -66,7 +67,11 @@ ERRORS: dict[type[ServiceError], tuple[int, str | None]] = {
 }
 """Kind of error -> status and message; None: the error's own message."""
 INVALID = "The given data was invalid."
-TAKEN = {CONSTRAINTS[name][2] for name in ("users_email", "users_external_id")}
+WORDS = {
+    CONSTRAINTS["users_email"][2]: "has already been taken",
+    CONSTRAINTS["users_external_id"][2]: "has already been taken",
+    UserDeleted.__doc__ or "": "is that of a deleted user: restore or purge that user first",
+}
 
 LIMITER = web.AppKey("PUBLICA_LIMITER", RateLimiter)
 """This wire's own limit, beside that of all wires."""
@@ -94,7 +99,7 @@ def error_response(request: web.Request, error: ServiceError) -> web.Response:
     if status == 422 and error.fields:
         errors: dict[str, list[str]] = {}
         for name, told in error.fields:
-            worded = "has already been taken" if told in TAKEN else told
+            worded = WORDS.get(told, told)
             what = "" if name == "params" else f"The {re.sub('[_.]', ' ', name)} "
             errors.setdefault(name, []).append(f"{what}{worded}.")
         body = {"message": INVALID, "errors": errors}

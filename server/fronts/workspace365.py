@@ -37,6 +37,7 @@ from server.errors import (
     Unauthenticated,
     Unavailable,
     UnknownMethod,
+    UserDeleted,
     WrongType,
     WrongVerb,
 )  # fmt: skip
@@ -96,6 +97,7 @@ TELLING = frozenset({400, 408, 409, 413, 415, 422})
 WORDS = {
     CONSTRAINTS["users_email"][2]: "is taken by another user",
     CONSTRAINTS["instances_name"][2]: "is taken by another environment",
+    UserDeleted.__doc__ or "": "is that of a deleted user: restore or purge that user first",
 }
 
 
@@ -241,7 +243,9 @@ def _handler(route: Route) -> Callable[[web.Request], Any]:
         params = _from_path(request, route)
         try:
             if not of_environment:
-                environment = await request.app[KEYS].instance(caller, params["instance"])
+                environment = await request.app[KEYS].instance(
+                    caller, params["instance"], while_suspended=True
+                )
                 if not environment.settings.provisioningEnabled:
                     raise Forbidden("provisioning is switched off", code="provisioning_disabled")
             unknown = await _add_body(request, route, params)
@@ -327,7 +331,10 @@ async def _outcome(
     back = {target: name for names in (route.in_path, route.in_body or {}) for name, target in names.items()}
     failures = [FieldError(back.get(name, name), message) for name, message in failures]
     if unknown or failures:
-        raise Invalid.of(unknown + failures) from refused
+        named = Invalid.of(unknown + failures)
+        if refused is not None:
+            named.code = refused.code
+        raise named from refused
     return None
 
 

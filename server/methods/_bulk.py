@@ -23,8 +23,9 @@ from server.errors import (
 )
 from server.events import Change
 from server.methods import _office365
+from server.methods._names import settle_renamed
 from server.methods._provision import creation, names_of, password_problem, shown_name
-from server.methods._users import NewUser, UserChanges, end_access
+from server.methods._users import NewUser, UserChanges, end_access, user_deleted
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
 
@@ -235,9 +236,17 @@ async def hold(call: Call, found: Sequence[Mapping[str, Any]]) -> list[dict[str,
 class Claims:
     """Which e-mails and external ids are spoken for, so that no two users, or items, get the same."""
 
-    def __init__(self, held: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, held: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]] = ()) -> None:
+        """
+        Args:
+            held: users by their e-mails; rows of find_taken, or the users themselves.
+            found: the rows of find_taken for users who are held, among them those who have an e-mail of an
+                item as login.
+        """
+        self.deleted = {row["id"] for row in held if row["is_deleted"]}
         self.emails = {row["email_key"]: row["id"] for row in held}
         self.external_ids = {row["external_id"]: row["id"] for row in held if row["external_id"] is not None}
+        self.logins = {row["email_key"]: row["id"] for row in found if row["email_key"] not in self.emails}
         self.users: set[int] = set()
         self.keys: set[str] = set()
         self.names: set[str] = set()
@@ -249,10 +258,20 @@ class Claims:
             user_id = self.emails.get(item.email.lower())
         return user_id
 
+    def taken(self, name: str, holder: int | None) -> Conflict:
+        """The error for an e-mail or external id that somebody has.
+
+        Args:
+            name: of the constraint.
+            holder: the user's id; None for another item of the call.
+        """
+        return user_deleted(CONSTRAINTS[name][3]) if holder in self.deleted else taken(name)
+
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""
-        if item.email.lower() in self.keys:
-            return taken("users_email")
+        key = item.email.lower()
+        if key in self.keys or key in self.logins:
+            return self.taken("users_email", self.logins.get(key))
         if item.externalId in self.names:
             return taken("users_external_id")
         self.keys.add(item.email.lower())
@@ -264,10 +283,11 @@ class Claims:
         key, name = after["email_key"], after["external_id"]
         if row["id"] in self.users:
             return Conflict("another item of this call names the same user", code="named_twice")
-        if key in self.keys or self.emails.get(key, row["id"]) != row["id"]:
-            return taken("users_email")
+        holder = self.emails.get(key, self.logins.get(key, row["id"]))
+        if key in self.keys or holder != row["id"]:
+            return self.taken("users_email", holder)
         if name is not None and (name in self.names or self.external_ids.get(name, row["id"]) != row["id"]):
-            return taken("users_external_id")
+            return self.taken("users_external_id", self.external_ids.get(name))
         self.users.add(row["id"])
         self.keys.add(key)
         self.names |= {name} - {None}
@@ -499,6 +519,12 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
     async with _alone():
         written = await call.db.all("write_users", instance_id=call.instance.id, users=rows)
     states = {row["id"]: row["state"] for row in written}
+    renamed = [
+        {"id": row["id"], "before": before["state"], "after": states[row["id"]]}
+        for (before, _), row in zip([pair for pair in changes if pair[0] != pair[1]], rows, strict=True)
+        if row["is_renamed"]
+    ]
+    states |= await settle_renamed(call, renamed, "email")
     for before, after in changes:
         if after != before:
             call.record_user(before["id"], before["state"], states[before["id"]])

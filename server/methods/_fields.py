@@ -10,6 +10,7 @@ import phonenumbers
 
 from server.db import Connection
 from server.errors import FieldError
+from server.methods._users import address
 from server.registry import NO_CONTROLS
 
 TYPES = ("string", "text", "date", "number", "choice")
@@ -31,15 +32,22 @@ class ProfileField:
 SYSTEM_FIELDS = (
     ProfileField("firstname", "First name", "string", mandatory=True),
     ProfileField("lastname", "Last name", "string", mandatory=True),
-    ProfileField("middlename", "Middle name", "string"),
+    ProfileField("email", "E-mail", "email"),
     ProfileField("phone", "Phone", "phone"),
+    ProfileField("countryId", "Country", "id"),
     ProfileField("skype", "Skype", "string"),
     ProfileField("gender", "Gender", "choice", choices=("male", "female")),
     ProfileField("birth_date", "Date of birth", "date"),
+    ProfileField("Mailing_address", "Mailing address", "text"),
+    ProfileField("Postal/ZIP_code", "Postal/ZIP code", "string"),
+    ProfileField("card_id", "Card", "string"),
+    ProfileField("middlename", "Middle name", "string"),
     ProfileField("country", "Country", "string"),
     ProfileField("city", "City", "string"),
     ProfileField("address", "Address", "text"),
 )
+EMAIL = "email"
+"""The field that is no part of what is stored as profile: it is the user's e-mail."""
 PHONE_E164 = "phone_e164"
 """Kept beside a phone as it was given; nobody sends it."""
 
@@ -49,6 +57,13 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "string": {"type": ["string", "null"], "maxLength": 200, **NO_CONTROLS},
     "text": {"type": ["string", "null"], "maxLength": 4000},
     "date": {"anyOf": [{"type": "string", "format": "date"}, *_NO_VALUE["anyOf"]]},
+    "id": {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 40}, {"type": "null"}]},
+    "email": {
+        "anyOf": [
+            {"type": "string", "maxLength": 254, "format": "email", "description": "Where mails go."},
+            *_NO_VALUE["anyOf"],
+        ]
+    },
     "phone": {
         "anyOf": [
             {"type": "string", "maxLength": 40, "format": "phone", "description": "With its country code."},
@@ -64,6 +79,7 @@ _MANDATORY = {
 }
 ALIAS = r"^[a-z][a-z0-9_]{0,39}$"
 """What fields are called."""
+_ALIASES = f"{ALIAS}|^({'|'.join(field.alias for field in SYSTEM_FIELDS)})$"
 OWN_VALUE = {"type": ["string", "number", "null"]}
 """What a field of an instance's own can hold at all."""
 
@@ -82,7 +98,7 @@ def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any
             properties[field.alias] = {"anyOf": [{"enum": list(field.choices)}, *_NO_VALUE["anyOf"]]}
     schema: dict[str, Any] = {
         "type": "object", "properties": properties | others, "additionalProperties": OWN_VALUE,
-        "propertyNames": {"pattern": ALIAS}, "maxProperties": 100,
+        "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
     }  # fmt: skip
     if complete:
         return schema | {"required": [field.alias for field in SYSTEM_FIELDS if field.mandatory]}
@@ -96,7 +112,10 @@ async def fields_of(db: Connection, instance_id: int) -> dict[str, ProfileField]
         ProfileField(row["alias"], row["title"], row["type"], row["mandatory"], tuple(row["choices"]), False)
         for row in rows
     )
-    return {field.alias: field for field in (*SYSTEM_FIELDS, *own)}
+    fields = {field.alias: field for field in SYSTEM_FIELDS}
+    for field in own:  # one that was defined before the system had its name gives way
+        fields.setdefault(field.alias, field)
+    return fields
 
 
 def checked(
@@ -145,8 +164,18 @@ def _value(field: ProfileField, given: Any) -> tuple[Any, str | None]:
         case "number":
             if isinstance(given, bool) or not isinstance(given, (int, float)):
                 problem = "must be a number"
+        case "id" if isinstance(given, int) and not isinstance(given, bool):
+            pass
         case _ if not isinstance(given, str):
             problem = "must be a string"
+        case "id" if len(given) > 40 or any(unicodedata.category(char) == "Cc" for char in given):
+            problem = "must be a number, or one line of at most 40 characters"
+        case "email":
+            try:
+                given = address(given) if len(given) <= 254 else ""
+            except ValueError:
+                given = ""
+            problem = None if given else "is not a valid e-mail address"
         case "string" if len(given) > 200 or any(unicodedata.category(char) == "Cc" for char in given):
             problem = "must be one line of at most 200 characters"
         case "text" if len(given) > 4000:

@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.auth import PasswordPolicy
-from server.errors import FieldError, Invalid
+from server.errors import Contention, FieldError, Invalid
+from server.methods._names import Names, has_email, store_names, taken
 from server.methods._store import assign_plan
-from server.methods._users import CreateUser, NewUser, ReplaceUser, ResetPassword, found
+from server.methods._users import (
+    CreateUser,
+    NewUser,
+    ReplaceUser,
+    ResetPassword,
+    explain_taken,
+)  # fmt: skip
 from server.passwords import is_common
 from server.registry import Call
 
@@ -60,6 +67,7 @@ def creation(
     fields: Mapping[str, Any] | None = None,
     language: str = "en",
     is_confirmed: bool = True,
+    login: str | None = None,
 ) -> dict[str, Any]:
     """What is written down of a user who is created; see insert_user for the arguments."""
     names = {alias: name for alias, name in names_of(params).items() if name is not None}
@@ -69,6 +77,10 @@ def creation(
         "isAdmin": params.isAdmin, "isConfirmed": is_confirmed, "language": language,
         "fields": names | dict(fields or {}),
     }  # fmt: skip
+    if not has_email(params.email):
+        always |= {"email": None, "login": params.email}
+    elif login is not None:
+        always["login"] = login
     return always | params.model_dump(exclude_defaults=True, exclude=_UNSAID)
 
 
@@ -81,16 +93,20 @@ async def insert_user(
     fields: dict[str, Any] | None = None,
     language: str = "en",
     is_confirmed: bool = True,
+    login: str | None = None,
 ) -> Any:
     """Create and provision a user in one statement.
 
     Args:
+        params: for a user without an e-mail its login stands there as email.
         fields: profile fields of the member platform by alias.
         language: ISO 639-1.
         is_confirmed: False until the code of its mail is redeemed.
+        login: another name to log in with than the e-mail, found free by hold_free_names.
     """
     profile, values = params.profile.model_dump(), params.values.model_dump()
-    event = creation(params, fields=fields, language=language, is_confirmed=is_confirmed)
+    explain_taken(call, params.email, params.externalId)
+    event = creation(params, fields=fields, language=language, is_confirmed=is_confirmed, login=login)
     created = await call.db.one(
         "create_user",
         instance_id=instance_id,
@@ -117,7 +133,14 @@ async def insert_user(
         event=event if call.single else None,
         **call.author(),
     )
-    row = dict(found(created))
+    if created is None:
+        key = params.email.lower()
+        if await call.db.all("find_logins", instance_id=instance_id, login_keys=[key]):
+            raise taken("email")
+        raise Contention(retry_after=1)
+    row = dict(created)
+    if login is not None:
+        await store_names(call, row["id"], Names(params.email, login))
     if not call.single:
         call.record("user.created", row["id"], after=event)
         if params.planId is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.db import Connection
-from server.errors import CONSTRAINTS, FieldError, Invalid
+from server.errors import CONSTRAINTS, FieldError, Invalid, UserDeleted
 from server.registry import NO_CONTROLS, Call
 
 
@@ -138,9 +138,10 @@ async def store_failures(
     failures = []
     external_id, plan_id, day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
     if external_id is not None and "externalId" not in bad:
-        taken = await db.value("find_external_id", instance_id=instance_id, external_id=external_id)
-        if taken is not None:
-            failures.append(FieldError("externalId", CONSTRAINTS["users_external_id"][2]))
+        deleted = await db.value("find_external_id", instance_id=instance_id, external_id=external_id)
+        if deleted is not None:
+            message = UserDeleted.__doc__ if deleted else CONSTRAINTS["users_external_id"][2]
+            failures.append(FieldError("externalId", message or ""))
     if plan_id is not None and "planId" not in bad:
         if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
             failures.append(FieldError("planId", "is no plan of this instance"))

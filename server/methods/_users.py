@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from server import access
 from server.auth import Mebibytes
-from server.errors import FieldError, Invalid, NotFound
+from server.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
 from server.events import HIDDEN, SECRET
 from server.mail import ENCODED_WORD
 from server.methods._groups import GroupNames, is_admins
@@ -271,6 +271,42 @@ USER = {
 }  # fmt: skip
 
 
+def user_deleted(member: str) -> UserDeleted:
+    """The error for a name that is a deleted user's.
+
+    Args:
+        member: of the params, that names it.
+    """
+    return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
+
+
+def explain_taken(call: Call, email: str | None, external_id: str | None, member: str = "email") -> None:
+    """Have a conflict about an e-mail or externalId tell whether a deleted user has it.
+
+    Args:
+        email, external_id: what is about to be written.
+        member: of the params, that holds the e-mail.
+    """
+    instance_id = call.instance.id
+
+    async def explain(conflict: Conflict) -> ServiceError | None:
+        if conflict.code == "duplicate_email" and email is not None:
+            holder = await call.database.look_up(
+                "find_email", instance_id=instance_id, email_key=email.lower()
+            )
+            taken = member
+        elif conflict.code == "duplicate_external_id":
+            holder = await call.database.look_up(
+                "find_external_id", instance_id=instance_id, external_id=external_id
+            )
+            taken = "externalId"
+        else:
+            return None
+        return user_deleted(taken) if holder is not None and holder["is_deleted"] else None
+
+    call.explain = explain
+
+
 def found(result: Any) -> Any:
     """The result of a query about one user, which a missing user leaves empty.
 
@@ -333,7 +369,7 @@ async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str
     Args:
         before, after: states of the user.
     """
-    if before["email"].lower() != after["email"].lower():
+    if (before["email"] or "").lower() != (after["email"] or "").lower():
         await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 

@@ -102,7 +102,7 @@ def _cursor(row: Any) -> str:
 async def _instance_id(call: Call, params: ListAuditEvents) -> int:
     if params.instance is None and call.caller.is_operator and call.caller.default_instance is None:
         return NOBODY
-    call.instance = await call.keys.instance(call.caller, params.instance)
+    call.instance = await call.find_instance(params.instance)
     return call.instance.id
 
 

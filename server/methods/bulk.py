@@ -29,7 +29,6 @@ from server.methods._bulk import (
     refuse_early,
     refuse_plans,
     refuse_seats,
-    taken,
     write,
 )
 from server.methods._groups import chosen_groups, find_group_ids, groups_of, record_groups, replace_groups
@@ -91,10 +90,10 @@ def _refuse_taken(batch: Batch[NewUser], found: Sequence[Mapping[str, Any]]) -> 
     """Leave out whose e-mail or external id is taken, by somebody or by an item before it."""
     claims = Claims(found)
     for index, item in list(batch.items.items()):
-        if item.email.lower() in claims.emails:
-            batch.fail(index, taken("users_email"))
-        elif item.externalId in claims.external_ids:
-            batch.fail(index, taken("users_external_id"))
+        if (holder := claims.emails.get(item.email.lower())) is not None:
+            batch.fail(index, claims.taken("users_email", holder))
+        elif (holder := claims.external_ids.get(item.externalId)) is not None:
+            batch.fail(index, claims.taken("users_external_id", holder))
         elif refusal := claims.new(item):
             batch.fail(index, refusal)
 

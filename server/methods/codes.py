@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue
 
 from server import mail
-from server.auth import digest, new_secret
+from server.auth import InstanceSettings, digest, new_secret
 from server.db import Connection
 from server.errors import FieldError, Invalid
 from server.jobs import Hopeless, Services, enqueue, job
@@ -32,7 +32,7 @@ _URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]*")
 _PLACEHOLDER = re.compile(r"\{?\{code\}\}")
 # Of what checked_link takes, as a pattern: whose host it may be is the instance's matter.
 LINK_SCHEMA: dict[str, JsonValue] = {
-    "pattern": r"^(https://[A-Za-z0-9.-]+|http://(localhost|127\.0\.0\.1))(:[1-9][0-9]{0,3})?[/?#]"
+    "pattern": r"^https?://[A-Za-z0-9.-]+(:[1-9][0-9]{0,3})?[/?#]"
     r"[A-Za-z0-9._~:/?#\[\]!$&'()*+,;=%-]*\{?\{code\}\}[A-Za-z0-9._~:/?#\[\]!$&'()*+,;=%-]*$"
 }
 
@@ -50,22 +50,23 @@ class Redeemed(NamedTuple):
     email_key: str
 
 
-def checked_link(confirmation_url: str, hosts: Sequence[str]) -> str:
+def checked_link(confirmation_url: str, settings: InstanceSettings) -> str:
     """The address that a mail's link is made of, with {{code}} where the code goes.
 
     Args:
-        confirmation_url: as the caller sent it: https, or http to this machine in development.
-        hosts: the instance's confirmationHosts, the only ones it may lead to.
+        confirmation_url: as the caller sent it.
+        settings: the instance's. It may lead to confirmationHosts by https, or by http to this machine in
+            development; and to httpConfirmationHosts by http too.
 
     Raises:
         Invalid: naming confirmationUrl, for anything else.
     """
-    if problem := _link_problem(confirmation_url, hosts):
+    if problem := _link_problem(confirmation_url, settings.confirmationHosts, settings.httpConfirmationHosts):
         raise Invalid.of([FieldError("confirmationUrl", problem)])
     return _PLACEHOLDER.sub("{{code}}", confirmation_url)
 
 
-def _link_problem(url: str, hosts: Sequence[str]) -> str | None:
+def _link_problem(url: str, hosts: Sequence[str], http_hosts: Sequence[str]) -> str | None:
     if len(url) > MAX_URL:
         return f"must have at most {MAX_URL} characters"
     address, placeholders = _PLACEHOLDER.subn("", url)
@@ -79,10 +80,11 @@ def _link_problem(url: str, hosts: Sequence[str]) -> str | None:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return "is not an address"
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_local(host)):
+    by_http = parts.scheme == "http" and (host in http_hosts or _is_local(host))
+    if parts.scheme != "https" and not by_http:
         return "must be an https address"
     bare = f"[{host}]" if ":" in host else host
-    if not host or parts.netloc.lower() not in (bare, f"{bare}:{port}") or host not in hosts:
+    if not host or parts.netloc.lower() not in (bare, f"{bare}:{port}") or host not in (*hosts, *http_hosts):
         return "leads to a host that is not on the instance's list (confirmationHosts)"
     return None
 

@@ -60,7 +60,7 @@ async def request_password_reset(call: Call, params: RequestPasswordReset) -> An
         instance_id=call.instance.id,
         email_key=email_key(params.email),
         purpose="reset",
-        confirmation_url=checked_link(params.confirmationUrl, call.instance.settings.confirmationHosts),
+        confirmation_url=checked_link(params.confirmationUrl, call.instance.settings),
     )
     return True
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from server import access
-from server.errors import Conflict, Contention, MemberForbidden, ServiceError
+from server.errors import Conflict, Contention, MemberForbidden, ServiceError, UserDeleted
 from server.methods._bulk import (
     MOST,
     Batch,
@@ -99,8 +99,9 @@ async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
 
 
 async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
-    held = await hold(call, await find_same(call.db, call, batch.items.values()))
-    claims = Claims(held)
+    found = await find_same(call.db, call, batch.items.values())
+    held = await hold(call, found)
+    claims = Claims(held, found)
     users = {row["id"]: row for row in held}
     changes: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
     unknown = [index for index, item in batch.items.items() if claims.holder(item) is None]
@@ -147,7 +148,7 @@ def _refused_change(
 ) -> ServiceError | None:
     """Why a user is not to become this."""
     if row["is_deleted"]:
-        return Conflict("this user is deleted: restore or purge it first", code="user_deleted")
+        return UserDeleted()
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
         return taken("users_email")

@@ -145,9 +145,17 @@ class Membership(GroupRef):
     email: Email
 
 
+def _not_found(member: str, message: str) -> NotFound:
+    """Which of the two was not found."""
+    return NotFound(f"not found: {message}", fields=[FieldError(member, message)])
+
+
 async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[True]:
     key = email_key(params.email)
-    member = await hold_member(call, key)
+    try:
+        member = await hold_member(call, key)
+    except NotFound as error:
+        raise _not_found("email", "there is no such user") from error
     user = {"instance_id": call.instance.id, "user_id": member["id"]}
     before = await groups_of(call, [member["id"]])
     if is_admins(params.name):
@@ -156,11 +164,11 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
             states = {"before": {"isAdmin": not is_in}, "after": {"isAdmin": is_in}}
             call.record("user.updated", member["id"], **states)
     else:
-        group_id = found(
-            await call.db.value(
-                "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
-            )
-        )  # fmt: skip
+        group_id = await call.db.value(
+            "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
+        )
+        if group_id is None:
+            raise _not_found("name", "there is no such group")
         if is_in:
             await call.db.run("join_group", **user, group_id=group_id)
         else:

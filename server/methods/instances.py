@@ -268,6 +268,7 @@ class SettingsChange(Params):
     retentionDays: Annotated[int, Field(ge=0, le=3650)] | None = None
     generatedPasswords: GeneratedPasswordsChange = ABSENT
     confirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
+    httpConfirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
     positionsByHand: bool = ABSENT
     provisioningEnabled: bool = ABSENT
     office365: Office365 | None = Field(
@@ -287,7 +288,9 @@ class UpdateInstance(TenantParams):
     """What to change; at least one member beside the instance."""
 
     title: Line = ABSENT
-    isActive: bool = Field(ABSENT, description="False refuses every call of its keys.")
+    isActive: bool = Field(
+        ABSENT, description="False suspends the instance: its keys are refused and its sessions end."
+    )
     settings: SettingsChange = Field(ABSENT, description="Merged into the stored settings.")
 
     @model_validator(mode="after")
@@ -303,6 +306,7 @@ class UpdateInstance(TenantParams):
     scope="instances:write",
     writes=True,
     operator=True,
+    while_suspended=True,
     errors=(Conflict,),
     examples=(
         Example(
@@ -316,8 +320,12 @@ class UpdateInstance(TenantParams):
 async def update_instance(call: Call, params: UpdateInstance) -> Any:
     """Change an instance's title or settings, or suspend it.
 
-    The keys of a suspended instance are answered with 403; its users and their data stay. Codes that were
-    mailed to its users end, its pictures are not served, and its webhooks wait.
+    Suspending (isActive false) ends every session of the instance in the same transaction. While it is
+    suspended, its own keys are refused everything, on every wire, with 403 and the code instance_suspended.
+    Operators' keys can look at it and its users, manage its keys, change, reactivate and delete it; whatever
+    else writes or logs in is refused to them too. Its users and their data stay, and what they were before
+    holds again when it is reactivated; only the sessions are gone, and the
+    codes that were mailed to its users. Its pictures are not served, and its webhooks wait.
     """
     stored = dict(found(await call.db.one("lock_instance", instance_id=call.instance.id)))
     settings = None
@@ -344,17 +352,33 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
     )
     if params.isActive is False:
         await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
-    given = params.model_dump(include={"title", "isActive"}, exclude_unset=True)
+    given = params.model_dump(include={"title"}, exclude_unset=True)
     before = {name: stored[name] for name in given}
     if settings is not None:
         before["settings"], given["settings"] = (
             InstanceSettings.model_validate(those).model_dump(context=IN_EVENTS)
             for those in (stored["settings"], settings)
         )
-    call.note(before=before, after=given)
+    if given:
+        call.note(before=before, after=given)
+    if params.isActive is not None and params.isActive != stored["isActive"]:
+        await _record_activity(call, params.isActive)
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True
+
+
+async def _record_activity(call: Call, is_active: bool) -> None:
+    """Note that the instance was suspended, and end its sessions, or that it was reactivated."""
+    before: dict[str, Any] = {"isActive": not is_active}
+    after: dict[str, Any] = {"isActive": is_active}
+    if is_active:
+        call.record("instance.reactivated", before=before, after=after)
+        return
+    # A statement of its own, after the one that holds the counters: it sees the sessions of logins that were
+    # under way, and those that come later find the instance suspended.
+    ended = await call.db.value("end_all_sessions", instance_id=call.instance.id)
+    call.record("instance.suspended", before=before | {"sessions": ended}, after=after | {"sessions": 0})
 
 
 class DeleteInstance(TenantParams):
@@ -369,6 +393,7 @@ class DeleteInstance(TenantParams):
     scope="instances:write",
     writes=True,
     operator=True,
+    while_suspended=True,
     examples=(Example("A tenant that left", {"instance": "MYINSTANCE"}, True),),
 )
 async def delete_instance(call: Call, params: DeleteInstance) -> Any:

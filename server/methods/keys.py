@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from server import access
 from server.auth import SCOPES, digest, new_key
-from server.errors import FieldError, Forbidden, Invalid, NotFound
+from server.errors import FieldError, Forbidden, Invalid, NotFound, OperatorsOnly
 from server.events import HIDDEN
 from server.methods._users import ABSENT, DisplayName
 from server.methods.instances import Name
@@ -54,7 +54,7 @@ async def managed_instance(call: Call, params: KeyParams) -> int | None:
     """The id of the instance whose keys the caller may manage; None: all keys, for an operator."""
     if call.caller.is_operator and params.instance is None:
         return None
-    call.instance = await call.keys.instance(call.caller, params.instance)
+    call.instance = await call.find_instance(params.instance)
     return call.instance.id
 
 
@@ -133,21 +133,21 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
     """
     access.require_scopes(call.caller, params.scopes)
     if (params.isOperator or params.instances is not None) and not call.caller.is_operator:
-        raise Forbidden
+        raise OperatorsOnly
     access.require_networks(call.caller, params.networks)
     if params.isOperator:
         return []
     if params.instances is None:
-        call.instance = await call.keys.instance(call.caller, params.instance)
+        call.instance = await call.find_instance(params.instance)
         return [call.instance.name]
     names = list(dict.fromkeys(params.instances))
     for place, name in enumerate(names):
         try:
-            await call.keys.instance(call.caller, name)
+            await call.find_instance(name)
         except Forbidden as error:
             raise Invalid.of([FieldError(f"instances.{place}", "there is no such instance")]) from error
     if len(names) == 1:  # whose audit tells of it
-        call.instance = await call.keys.instance(call.caller, names[0])
+        call.instance = await call.find_instance(names[0])
     return names
 
 
@@ -156,6 +156,7 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
     result=CreatedApiKey,
     scope="keys:write",
     writes=True,
+    while_suspended=True,
     prepare=held_instances,
     errors=(Invalid,),
     examples=(
@@ -248,7 +249,7 @@ async def managed_key(call: Call, params: ApiKeyRef) -> int | None:
         only = await call.database.look_up("find_only_instance", key_id=params.id)
         if only is not None:
             with contextlib.suppress(Forbidden):  # deleted in between
-                call.instance = await call.keys.instance(call.caller, only["name"])
+                call.instance = await call.find_instance(only["name"])
     return instance_id
 
 
@@ -273,6 +274,7 @@ async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
     result=CreatedApiKey,
     scope="keys:write",
     writes=True,
+    while_suspended=True,
     prepare=managed_key,
     errors=(NotFound,),
     examples=(Example("With an hour's overlap", {"id": 1}, _CREATED | {"id": 2}),),
@@ -325,6 +327,7 @@ class UpdateApiKey(ApiKeyRef):
     result=Literal[True],
     scope="keys:write",
     writes=True,
+    while_suspended=True,
     prepare=managed_key,
     errors=(NotFound,),
     examples=(Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),),
@@ -357,6 +360,7 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     result=Literal[True],
     scope="keys:write",
     writes=True,
+    while_suspended=True,
     prepare=managed_key,
     errors=(NotFound,),
     examples=(Example("Revoke", {"id": 1}, True),),

@@ -8,13 +8,12 @@ from pydantic import AfterValidator, Field
 from server.auth import GeneratedPasswords
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.events import SECRET, identity
-from server.methods._fields import checked, fields_of, profile_schema
+from server.methods._fields import EMAIL, checked, fields_of, profile_schema
 from server.methods._logins import ClientAddress
+from server.methods._names import Names, NewLogin, has_email, hold_free_names, names_of_user
 from server.methods._provision import insert_user, password_problem
 from server.methods._users import (
     CreateUser,
-    Email,
-    NewEmail,
     Password,
     UserId,
     email_key,
@@ -77,17 +76,18 @@ class Member(Result):
 
 MEMBER = {
     "id": 2, "login": "jane@example.com", "language": "en", "isActive": True, "isConfirmed": True,
-    "fullname": "Jane Doe", "avatar": "", "profile": {}, "account": None,
+    "fullname": "Jane Doe", "avatar": "", "profile": {"email": "jane@example.com"}, "account": None,
 }  # fmt: skip
 
 
 def member_of(row: Any, settings: Settings) -> dict[str, Any]:
     """A row of get_member as the result shows it."""
+    email = {EMAIL: row["email"]} if has_email(row["email"]) else {}
     account = {"id": row["account_id"], "title": row["account_title"]} if row["account_id"] else None
     return {
-        "id": row["id"], "login": row["email"], "language": row["language"], "isActive": row["is_active"],
-        "isConfirmed": row["is_confirmed"], "fullname": row["full_name"],
-        "avatar": avatar_url(settings, row["avatar"]), "profile": row["fields"], "account": account,
+        "id": row["id"], "login": row["login"] or row["email"], "language": row["language"],
+        "isActive": row["is_active"], "isConfirmed": row["is_confirmed"], "fullname": row["full_name"],
+        "avatar": avatar_url(settings, row["avatar"]), "profile": email | row["fields"], "account": account,
     }  # fmt: skip
 
 
@@ -109,10 +109,15 @@ async def get_user_by_id(call: Call, params: UserId) -> Any:
     return await _read_member(call, params.id)
 
 
+AnyLogin = Annotated[
+    str, Field(min_length=1, max_length=254, description="The user's login or e-mail, in any case.")
+]
+
+
 class LoginName(TenantParams):
     """A user by the name that it logs in with."""
 
-    login: Email
+    login: AnyLogin
 
 
 class Existence(Result):
@@ -137,16 +142,14 @@ async def user_exists(call: Call, params: LoginName) -> Any:
 
     The login of a deleted user is not shown, but stays taken until that user is purged: validateUser tells.
     """
-    row = await call.db.one(
-        "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
-    )
+    row = await call.db.one("get_member_by_login", instance_id=call.instance.id, key=email_key(params.login))
     return {"exists": row is not None, "member": row and member_of(row, call.settings)}
 
 
 class CheckAuth(TenantParams):
     """What somebody claims to be."""
 
-    login: Email
+    login: AnyLogin
     password: Password
     clientAddress: ClientAddress | None = None
 
@@ -177,9 +180,7 @@ async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
 
     Failures are limited together with those of login.
     """
-    row = await call.db.one(
-        "get_member_by_email", instance_id=call.instance.id, email_key=email_key(params.login)
-    )
+    row = await call.db.one("get_member_by_login", instance_id=call.instance.id, key=email_key(params.login))
     if row is None or not row["is_active"]:  # deleted or suspended while we verified
         raise WrongLogin
     return member_of(row, call.settings)
@@ -188,10 +189,14 @@ async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
 class CreateMember(TenantParams):
     """A new user with an account under its sponsor's."""
 
-    login: NewEmail = Field(description="Its e-mail, unique in the instance.")
+    login: NewLogin = Field(
+        description="What it logs in with: an e-mail, or a name without @. Unique in the instance, together "
+        "with all e-mails, in any case."
+    )
     sponsorId: Id = Field(description="The account above its own.")
     profile: ProfileValues = Field(
-        description="Alias -> value, every mandatory field among them.",
+        description="Alias -> value, every mandatory field among them. Mails go to email; without one, to "
+        "the login, where that is an e-mail.",
         json_schema_extra=profile_schema(complete=True),
     )
     password: Annotated[str, Field(max_length=1024), SECRET] | None = Field(
@@ -214,6 +219,7 @@ class Prepared(NamedTuple):
     """What createMember worked out before it took a connection."""
 
     fields: dict[str, Any]
+    names: Names
     password_hash: str
     generated: str | None
 
@@ -234,18 +240,21 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
     async with call.database.connection() as db:
         fields = await fields_of(db, call.instance.id)
     values, failures = checked(fields, params.profile, complete=True)
+    names = names_of_user(params.login, values.pop(EMAIL, None))
     generated = None if params.password else generated_password(settings.generatedPasswords)
     password = params.password or generated or ""
     if params.password and (problem := password_problem(password, settings.passwordPolicy)):
         failures.append(FieldError("password", problem))
     if params.confirmationUrl is not None:
         try:
-            checked_link(params.confirmationUrl, settings.confirmationHosts)
+            checked_link(params.confirmationUrl, settings)
         except Invalid as error:
             failures += error.fields
+        if not has_email(names.email) and all(failed.field != "profile.email" for failed in failures):
+            failures.append(FieldError("profile.email", "is required: confirmationUrl goes there"))
     if failures:
         raise Invalid.of(failures)
-    return Prepared(values, await call.hasher.hash(password), generated)
+    return Prepared(values, names, await call.hasher.hash(password), generated)
 
 
 @method(
@@ -260,7 +269,8 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
             "Under the administrator",
             {"login": "ann@example.com", "sponsorId": 1, "profile": {"firstname": "Ann", "lastname": "Lee"}},
             {"member": MEMBER | {"id": 4, "login": "ann@example.com", "fullname": "Ann Lee",
-                                  "profile": {"firstname": "Ann", "lastname": "Lee"},
+                                  "profile": {"email": "ann@example.com", "firstname": "Ann",
+                                              "lastname": "Lee"},
                                   "account": {"id": 2, "title": "Ann Lee"}},
              "password": "xK7mPq2RtWz9"},
         ),
@@ -269,14 +279,19 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
 async def create_member(call: Call, params: CreateMember, prepared: Prepared) -> Any:
     """Create a user with mailbox, calendar, files and an account under its sponsor's (user/create).
 
-    With confirmationUrl the user gets a mail with a code and cannot log in until it is redeemed.
+    With confirmationUrl the user gets a mail with a code and cannot log in until it is redeemed. A user
+    without an e-mail gets no mails; in calls and answers that know users by e-mail alone, its login stands
+    for it.
     """
+    names = prepared.names
+    await hold_free_names(call, names, login_member="login", email_member="profile.email")
     values = {alias: value for alias, value in prepared.fields.items() if value is not None}
     name = f"{values['firstname']} {values['lastname']}"
-    user = CreateUser(email=params.login, displayName=name[:200])
+    # Not validated again: a login that is no e-mail would not pass as one.
+    user = CreateUser.model_construct(email=names.email, displayName=name[:200])
     created = await insert_user(
         call, call.instance.id, user, prepared.password_hash, fields=values, language=params.language,
-        is_confirmed=params.confirmationUrl is None,
+        is_confirmed=params.confirmationUrl is None, login=names.login,
     )  # fmt: skip
     account = await insert_account(call, created["id"], params.sponsorId, name)
     call.note(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
@@ -284,9 +299,9 @@ async def create_member(call: Call, params: CreateMember, prepared: Prepared) ->
         await mail_code(
             call.db,
             instance_id=call.instance.id,
-            email_key=params.login.lower(),
+            email_key=email_key(names.email),
             purpose="confirm",
-            confirmation_url=checked_link(params.confirmationUrl, call.instance.settings.confirmationHosts),
+            confirmation_url=checked_link(params.confirmationUrl, call.instance.settings),
         )
     return {"member": await _read_member(call, created["id"]), "password": prepared.generated}
 

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.errors import Conflict, NotFound
+from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.methods import _office365
 from server.methods._groups import hold_member
+from server.methods._names import has_email
 from server.methods._users import UserRef, email_key, found, written
 from server.registry import Call, Example, Result, method
 
@@ -64,6 +65,8 @@ async def create_in_office365(call: Call, params: UserRef) -> Any:
     user = written(call, await hold_member(call, key))
     if _office365.credentials_of(call.instance.settings) is None:
         raise Conflict("the instance has no Microsoft Graph credentials (office365)", code="no_credentials")
+    if not has_email(key):
+        raise Invalid.of([FieldError("email", "is a login, and the user has no e-mail")])
     if not await _office365.begin(call, user["id"]):
         raise Conflict("this is under way or done already", code="already_asked")
     return True

@@ -1,10 +1,11 @@
 """Plans of a store (seeds/003) and who has them."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from server.errors import FieldError, Invalid, NotFound
+from server.errors import Conflict, FieldError, Invalid, NotFound, ServiceError
 from server.methods._store import LastDay, PlanId, PlanName, assign_plan
 from server.methods._users import ABSENT, Line, found, written
 from server.methods.accounts import Id
@@ -238,10 +239,18 @@ class AssignPlan(TenantParams):
     planName: PlanName | None = Field(None, description="What it is called for this user; null: as the plan.")
 
 
+class OtherPlan(Result):
+    """Another plan that a user has."""
+
+    id: int = Field(description="Of the assignment.")
+    planId: int
+
+
 class AssignedPlan(Result):
     """A user's plan."""
 
     id: int = Field(description="Of the assignment.")
+    others: list[OtherPlan] = Field(description="Plans that the user has, or will have, beside it.")
 
 
 @method(
@@ -251,18 +260,135 @@ class AssignedPlan(Result):
     writes=True,
     errors=(NotFound,),
     examples=(
-        Example("Until a day", {"userId": 2, "planId": 1, "planValidTo": "2099-12-31"}, {"id": 1}),
+        Example(
+            "Until a day", {"userId": 2, "planId": 1, "planValidTo": "2099-12-31"}, {"id": 1, "others": []}
+        ),
     ),
 )  # fmt: skip
 async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
-    """Assign a plan to a user, from today on.
+    """Assign a plan to a user, from today on, beside the plans that it has.
 
-    A user who has the plan already keeps it, with the new end, so that the same call can be sent again.
-    When its last day is over a plan ends by itself. An administrator's needs the scope users:admin.
+    A user can have several plans, as the lists of seeds/003 show: the others stay, and the answer names them.
+    changePlan puts a plan in their place. A user who has the plan already keeps it, with the new end, so that
+    the same call can be sent again. When its last day is over a plan ends by itself. An administrator's
+    needs the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
     written(call, await call.db.one("hold_store_user", **ref))
     assigned = await assign_plan(
         call, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
     )
-    return {"id": assigned}
+    held = await call.db.all("list_active_plans", **ref)
+    others = [{"id": row["id"], "planId": row["plan_id"]} for row in held if row["id"] != assigned]
+    return {"id": assigned, "others": others}
+
+
+class ChangePlan(AssignPlan):
+    """Who gets which plan instead of the one it has, and from when on."""
+
+    validFrom: LastDay | None = Field(
+        None, description="The first day, YYYY-MM-DD in UTC; null: today, at once."
+    )
+
+
+class ChangedPlan(Result):
+    """A user's plan, and those that it replaces."""
+
+    id: int = Field(description="Of the assignment.")
+    ended: list[int] = Field(description="The assignments that end, or do not begin, for it.")
+
+
+@method(
+    "changePlan",
+    result=ChangedPlan,
+    scope="users:write",
+    writes=True,
+    errors=(NotFound, Conflict),
+    examples=(
+        Example("At once", {"userId": 2, "planId": 1}, {"id": 1, "ended": []}),
+        Example(
+            "From a day on", {"userId": 1, "planId": 1, "validFrom": "2099-01-01"}, {"id": 2, "ended": [1]}
+        ),
+    ),
+)  # fmt: skip
+async def change_plan(call: Call, params: ChangePlan) -> Any:
+    """Give a user a plan instead of all others that it has: from now, or from a day.
+
+    The others end at once, or with the day before; what was to begin later does not begin. Until that day the
+    new plan is scheduled. A user who has the plan already keeps it, with the new end. Each plan that ends and
+    the one that begins is told as user.updated.
+    """
+    ref = {"instance_id": call.instance.id, "user_id": params.userId}
+    found(await call.db.one("hold_store_user", **ref))
+    first, last = _day(params.validFrom), _day(params.planValidTo)
+    row = await call.db.one(
+        "switch_plan", **ref, plan_id=params.planId, name=params.planName, from_day=first, valid_to=last
+    )
+    if row is None:
+        raise await _why_not_changed(call, params.planId, first, last)
+    for gone in row["ended"]:
+        _record(call, params.userId, gone)
+    _record(call, params.userId, row)
+    return {"id": row["id"], "ended": [gone["id"] for gone in row["ended"]]}
+
+
+def _record(call: Call, user_id: int, change: Any) -> None:
+    """Note what became of a user's plan; null: it had none, or has it no more."""
+    before, after = change["before"], change["after"]
+    if before != after:
+        call.record("user.updated", user_id, before={"plan": before}, after={"plan": after})
+
+
+def _day(text: str | None) -> date | None:
+    return None if text is None else date.fromisoformat(text)
+
+
+async def _why_not_changed(
+    call: Call, plan_id: int, from_day: date | None, last_day: date | None
+) -> ServiceError:
+    if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id) is None:
+        return Invalid.of([FieldError("planId", "is no plan of this instance")])
+    if from_day is not None and await call.db.value("is_over", last_day=from_day):
+        return Invalid.of([FieldError("validFrom", "must not lie in the past")])
+    if last_day is not None and from_day is not None and last_day < from_day:
+        return Invalid.of([FieldError("planValidTo", "must not lie before validFrom")])
+    if last_day is not None and await call.db.value("is_over", last_day=last_day):
+        return Invalid.of([FieldError("planValidTo", "must not lie in the past")])
+    message = "the user has this plan until before that day: change to it again once it has ended"
+    return Conflict(message, code="plan_overlaps", fields=[FieldError("planId", message)])
+
+
+class UnassignPlan(TenantParams):
+    """Whose plan ends, and when."""
+
+    userId: Id
+    planId: PlanId
+    lastDay: LastDay | None = Field(
+        None, description="YYYY-MM-DD in UTC, today at the earliest; null: it ends at once."
+    )
+
+
+@method(
+    "unassignPlan",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=(NotFound,),
+    examples=(
+        Example("At once", {"userId": 1, "planId": 1}, True),
+        Example("With a day", {"userId": 1, "planId": 1, "lastDay": "2099-12-31"}, True),
+    ),
+)
+async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
+    """End a plan that a user has, at once or with a day. One that has not begun by then is taken away."""
+    ref = {"instance_id": call.instance.id, "user_id": params.userId}
+    found(await call.db.one("hold_store_user", **ref))
+    last_day = _day(params.lastDay)
+    change = await call.db.one("end_plan", **ref, plan_id=params.planId, last_day=last_day)
+    if change is None:
+        if last_day is not None and await call.db.value("is_over", last_day=last_day):
+            raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
+        message = "the user does not have this plan"
+        raise NotFound(f"not found: {message}", fields=[FieldError("planId", message)])
+    _record(call, params.userId, change)
+    return True

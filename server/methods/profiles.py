@@ -12,6 +12,7 @@ from server.events import Change, user_changes
 from server.jobs import Services, enqueue, job
 from server.methods._fields import (
     ALIAS,
+    EMAIL,
     SYSTEM_FIELDS,
     TYPES,
     ProfileField,
@@ -19,7 +20,8 @@ from server.methods._fields import (
     fields_of,
     profile_schema,
 )
-from server.methods._users import ABSENT, Line, UserId, found, written
+from server.methods._names import change_email
+from server.methods._users import ABSENT, Line, UserId, end_codes, found, written
 from server.methods.avatars import (
     PreparedPicture,
     SentPicture,
@@ -58,6 +60,9 @@ class PreparedProfile(NamedTuple):
     fields: dict[str, Any]
     picture: PreparedPicture | None
     without_picture: bool
+    # Whether the e-mail changes, and to which one; None takes it away.
+    with_email: bool
+    email: str | None
 
 
 async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile:
@@ -77,7 +82,9 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     picture = None
     if with_picture:
         picture = await prepared_picture(call, SentPicture.read(sent, "profile.avatar"))
-    return PreparedProfile(values, picture, without_picture)
+    with_email = EMAIL in values
+    email = values.pop(EMAIL, None)
+    return PreparedProfile(values, picture, without_picture, with_email, email)
 
 
 @method(
@@ -99,9 +106,16 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
 async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedProfile) -> Any:
     """Change profile fields through the queue (user/profile-update); getDocument tells what came of it.
 
-    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. An
-    administrator's needs the scope users:admin.
+    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. A picture
+    and the e-mail are changed at once too. The login stays as it is; null takes the e-mail away, unless it is
+    the login. An administrator's needs the scope users:admin.
     """
+    if prepared.with_email:
+        changed = await change_email(call, params.id, prepared.email, "profile.email")
+        if changed is not None:
+            written(call, changed)
+            call.record_user(params.id, changed["before"], changed["after"])
+            await end_codes(call, before=changed["before"], after=changed["after"], user_id=params.id)
     document_id = uuid.uuid4()
     document = await call.db.one(
         "create_document",
@@ -231,7 +245,7 @@ class FieldInfo(Result):
 
     alias: str
     title: str
-    type: Literal["string", "text", "date", "number", "choice", "phone"]
+    type: Literal["string", "text", "date", "number", "choice", "phone", "email", "id"]
     mandatory: bool
     choices: list[str]
     system: bool = Field(description="Whether every instance has it.")

@@ -11,7 +11,6 @@ from server.methods import _logins
 from server.methods._groups import hold_member
 from server.methods._users import (
     USER,
-    Email,
     Password,
     User,
     UserRef,
@@ -39,7 +38,7 @@ class WrongLogin(Invalid):
 class Login(TenantParams):
     """Who logs in."""
 
-    email: Email
+    email: Annotated[str, Field(min_length=1, max_length=254, description="Its e-mail, or its login.")]
     password: Password
     clientAddress: _logins.ClientAddress | None = None
 
@@ -48,6 +47,8 @@ class Verified(NamedTuple):
     """A right password: whose, against which stored hash, and the hash to store instead, if any."""
 
     user_id: int
+    # What getUserByEmail finds the user by, whatever name it logs in with.
+    email_key: str
     password_hash: str
     new_password_hash: str | None
 
@@ -64,7 +65,7 @@ async def verify_password(call: Call, params: Login) -> Verified:
     forgiven = _logins.of_account(key, params.clientAddress)
     subjects = forgiven + _logins.of_address(params.clientAddress)
     await _logins.check(call.database.look_up, call.instance.id, subjects)
-    row = await call.database.look_up("get_credential", instance_id=call.instance.id, email_key=key)
+    row = await call.database.look_up("get_credential", instance_id=call.instance.id, key=key)
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
         async with call.database.connection() as db:
@@ -75,7 +76,7 @@ async def verify_password(call: Call, params: Login) -> Verified:
     else:
         async with call.database.connection() as db:
             await _logins.note_success(db.one, call.instance.id, forgiven, subjects)
-    return Verified(row["user_id"], row["password_hash"], None)
+    return Verified(row["user_id"], row["email_key"], row["password_hash"], None)
 
 
 async def verify_and_renew(call: Call, params: Login) -> Verified:
@@ -99,7 +100,7 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
     ),
 )
 async def login(call: Call, params: Login, verified: Verified) -> Any:
-    """Log a user in: the user as getUserByEmail shows it, with a session token.
+    """Log a user in, by its e-mail or its login: the user as getUserByEmail shows it, with a session token.
 
     The token is shown here once; tokenExpiresAt is in Unix seconds. Where the user has a sessionsLimit, its
     oldest sessions beyond that end.
@@ -131,7 +132,7 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
         token_digest=digest(token),
         lifetime=call.settings.session_hours * 3600,
     )
-    user = await read_user(call, email_key(params.email))
+    user = await read_user(call, verified.email_key)
     if session is None or user is None:
         raise WrongLogin  # suspended, deleted or given another password while we verified
     if session["sessions_limit"] is not None:

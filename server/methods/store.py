@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from server import access
 from server.errors import Conflict, FieldError, Invalid, NotFound
 from server.events import SECRET
+from server.methods._names import settle_renamed
 from server.methods._provision import insert_user, password_problem
 from server.methods._store import (
     ExternalId,
@@ -27,6 +28,7 @@ from server.methods._users import (
     email_key,
     end_access,
     end_codes,
+    explain_taken,
     found,
     from_cursor,
     record_password,
@@ -51,7 +53,7 @@ class HeldPlan(Result):
     name: str
     validFrom: str = Field(description="YYYY-MM-DD, UTC.")
     validTo: str | None = Field(description="The last day; null: no end.")
-    state: Literal["active", "ended"]
+    state: Literal["scheduled", "active", "ended"]
 
 
 class StoreUser(Result):
@@ -320,6 +322,7 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     user = {"instance_id": call.instance.id, "user_id": params.id}
     held = await _hold(call, params.id)
     changes = []
+    explain_taken(call, params.email, params.externalId)
     if params.email != held["email"]:
         renamed = await call.db.one(
             "rename_user",
@@ -329,6 +332,8 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
             new_email_key=params.email.lower(),
         )
         changes.append(found(renamed))
+        if params.email.lower() != held["email_key"]:
+            await settle_renamed(call, changes, "email")
     members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
     given = params.model_dump(include=members & params.model_fields_set)
     changes.append(written(call, await change_store_user(call.db, call.instance.id, params.id, given)))

@@ -15,6 +15,7 @@ from server.methods._groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
+from server.methods._names import settle_renamed
 from server.methods._provision import hash_new_password, insert_user, names_of
 from server.methods._users import (
     CREATED_USER,
@@ -31,6 +32,7 @@ from server.methods._users import (
     email_key,
     end_access,
     end_codes,
+    explain_taken,
     found,
     from_cursor,
     read_user,
@@ -71,8 +73,8 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
     and its two file folders (root, trash) are made together or not at all. A taken e-mail answers
     `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
-    taken until that user is purged. So does its externalId. Where the instance has no seat left (maxUsers),
-    nobody is created.
+    taken until that user is purged, and so does its externalId: both are answered with the code user_deleted.
+    Where the instance has no seat left (maxUsers), nobody is created.
     """
     if params.createInOffice365 and _office365.credentials_of(call.instance.settings) is None:
         raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
@@ -134,6 +136,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
         group_ids = chosen_groups(params.groups, await find_group_ids(call, params.groups))
         before = await groups_of(call, [member["id"]])
     quotas = params.quotas or Quotas()
+    explain_taken(call, None, params.externalId)
     user = written(
         call,
         await call.db.one(
@@ -208,8 +211,12 @@ class RenameUser(UserRef):
 async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     """Give a user another e-mail; its sessions and everything it holds stay.
 
+    A login that is an e-mail goes with the old e-mail, and the user logs in with the new one. Another login
+    stays: a user without an e-mail, who is named by it here, gets one beside it.
+
     An administrator's needs the scope users:admin.
     """
+    explain_taken(call, params.newEmail, None, "newEmail")
     user = written(
         call,
         await call.db.one(
@@ -220,8 +227,12 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
             new_email_key=params.newEmail.lower(),
         ),
     )
-    call.record_user(user["id"], user["before"], user["after"])
-    await end_codes(call, before=user["before"], after=user["after"], user_id=user["id"])
+    states = await settle_renamed(
+        call, [user] if params.newEmail.lower() != email_key(params.email) else [], "newEmail"
+    )
+    after = states.get(user["id"], user["after"])
+    call.record_user(user["id"], user["before"], after)
+    await end_codes(call, before=user["before"], after=after, user_id=user["id"])
     return True
 
 
@@ -247,12 +258,14 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     What is left out stays as it is. The display name follows the names. An administrator's replacement needs
     the scope users:admin.
     """
+    explain_taken(call, params.newEmail, None, "newEmail")
+    key = email_key(params.email)
     changed = written(
         call,
         await call.db.one(
             "replace_user",
             instance_id=call.instance.id,
-            email_key=email_key(params.email),
+            email_key=key,
             new_email=params.newEmail,
             new_email_key=params.newEmail and params.newEmail.lower(),
             names=names_of(params),
@@ -262,8 +275,11 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     )
     if password_hash is not None:
         access.require_user(call.caller, {"is_admin": changed["before"]["isAdmin"]})
-    call.record_user(changed["id"], changed["before"], changed["after"])
-    await end_codes(call, before=changed["before"], after=changed["after"], user_id=changed["id"])
+    renamed = params.newEmail is not None and params.newEmail.lower() != key
+    states = await settle_renamed(call, [changed] if renamed else [], "newEmail")
+    after = states.get(changed["id"], changed["after"])
+    call.record_user(changed["id"], changed["before"], after)
+    await end_codes(call, before=changed["before"], after=after, user_id=changed["id"])
     if password_hash is not None:
         await record_password(call, changed)
     return True

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError
 
 from server import access
-from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound
+from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
 from server.methods import _office365
 from server.methods._provision import password_problem
 from server.methods._store import store_failures
@@ -78,13 +78,20 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
-        taken = await call.db.value(
-            "find_email", instance_id=call.instance.id, email_key=address(email).lower()
-        )
-        failures += [FieldError("email", CONSTRAINTS["users_email"][2])] if taken is not None else []
+        failures += await _taken(call, "email", address(email).lower())
     if not await call.db.value("has_seat", instance_id=call.instance.id):
         failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
     return failures + await store_failures(call.db, call.instance.id, params, bad)
+
+
+async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
+    """Why an e-mail cannot be given to anybody else."""
+    named = {"instance_id": call.instance.id, "keys": [key], "user_id": None}
+    rows = await call.db.all("find_names", **named)
+    if not rows:
+        return []
+    deleted = rows[0]["is_deleted"]
+    return [FieldError(member, (UserDeleted.__doc__ or "") if deleted else CONSTRAINTS["users_email"][2])]
 
 
 def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
@@ -153,8 +160,5 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
             ]
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = address(new_email).lower()
-            is_taken = new_key != key and (
-                await call.db.value("find_email", instance_id=call.instance.id, email_key=new_key) is not None
-            )
-            failures += [FieldError("newEmail", CONSTRAINTS["users_email"][2])] if is_taken else []
+            failures += await _taken(call, "newEmail", new_key) if new_key != key else []
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}

@@ -6,13 +6,18 @@ WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
 
 -- name: find_taken(instance_id, email_keys, external_ids)
--- Whoever holds one of these addresses or external ids, deleted or not.
+-- Whoever holds one of these addresses, as e-mail or as login (email_key is then the login), or external ids, deleted or not.
 -- Joins instead of any(): a plan from when the table was small would go through the array for each row of it.
-SELECT u.id, u.email_key, u.external_id
+SELECT u.id, u.email_key, u.external_id, u.deleted_at IS NOT NULL AS is_deleted
 FROM unnest(:email_keys::text []) AS wanted (email_key)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.email_key
 UNION
-SELECT u.id, u.email_key, u.external_id
+SELECT u.id, l.login_key AS email_key, u.external_id, u.deleted_at IS NOT NULL AS is_deleted
+FROM unnest(:email_keys::text []) AS wanted (email_key)
+INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = wanted.email_key
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = l.user_id
+UNION
+SELECT u.id, u.email_key, u.external_id, u.deleted_at IS NOT NULL AS is_deleted
 FROM unnest(:external_ids::text []) AS wanted (external_id)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.external_id = wanted.external_id;
 

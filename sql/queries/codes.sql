@@ -1,6 +1,6 @@
 -- name: issue_code(instance_id, email_key, purpose, digest, lifetime)^
 -- A code for a user who may log in (or may once it is confirmed), instead of those it had for the purpose.
--- Who is to get it; no row where there is nobody, or nothing left to confirm. The lifetime is in seconds.
+-- Who is to get it; no row where there is nobody, no e-mail, or nothing left to confirm. The lifetime is in seconds.
 -- User and instance are held, so that whatever takes the right away from now on finds the code to end.
 WITH recipient AS (
     SELECT
@@ -9,6 +9,7 @@ WITH recipient AS (
     INNER JOIN instances AS i ON i.id = :instance_id
     WHERE
         u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.deleted_at IS NULL
+        AND strpos(u.email, '@') > 0
         AND i.is_active AND i.deleted_at IS NULL
         AND (:purpose::text <> 'confirm' OR u.confirmed_at IS NULL)
     FOR NO KEY UPDATE OF u

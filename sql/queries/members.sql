@@ -1,7 +1,7 @@
 -- name: get_member(instance_id, user_id)^
 -- A living user as the member platform shows it, by id.
 SELECT
-    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed,
+    u.id, u.email, u.login, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed,
     u.fields - array(
         SELECT alias
         FROM profile_fields
@@ -12,10 +12,10 @@ FROM users AS u
 LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
 WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL;
 
--- name: get_member_by_email(instance_id, email_key)^
--- The same by e-mail.
+-- name: get_member_by_login(instance_id, key)^
+-- The same by login or e-mail.
 SELECT
-    u.id, u.email, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed,
+    u.id, u.email, u.login, u.language, u.is_active, u.confirmed_at IS NOT NULL AS is_confirmed,
     u.fields - array(
         SELECT alias
         FROM profile_fields
@@ -24,7 +24,12 @@ SELECT
     u.avatar, u.full_name, a.id AS account_id, a.title AS account_title
 FROM users AS u
 LEFT JOIN accounts AS a ON a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
-WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
+WHERE
+    u.instance_id = :instance_id AND u.deleted_at IS NULL
+    AND u.id = coalesce(
+        (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
+        (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
+    );
 
 -- name: set_language(instance_id, user_id, language)^
 -- The language of a living user.

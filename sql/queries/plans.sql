@@ -89,7 +89,10 @@ CROSS JOIN counter
 WHERE coalesce(:valid_to::date >= counter.today, true)
 ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
 SET
-    valid_from = CASE WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from ELSE held.valid_from END,
+    valid_from = CASE
+        WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from
+        ELSE least(held.valid_from, excluded.valid_from)
+    END,
     valid_to = CASE
         WHEN
             :keeps_end::boolean AND :valid_to::date IS NULL
@@ -123,3 +126,160 @@ RETURNING user_plans.plan_id, newest.name AS old_name;
 -- name: is_over(last_day)$
 -- Whether a day is over, in UTC and by this clock.
 SELECT :last_day::date < (now() AT TIME ZONE 'UTC')::date AS is_over;
+
+-- name: switch_plan(instance_id, user_id, plan_id, from_day, valid_to, name)^
+-- The plan from a day on, null for today, instead of whatever plans a user, who is held, has then. Those end with the day
+-- before or, where it is today, at once; what was to begin later does not. No row where there is no such plan, a day is
+-- over, or the user has the plan already until before that day.
+WITH wanted AS (
+    SELECT
+        p.id, p.duration, now_is.today, coalesce(:from_day::date, now_is.today) AS begins
+    FROM plans AS p
+    CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS now_is
+    WHERE
+        p.instance_id = :instance_id AND p.id = :plan_id
+        AND coalesce(:from_day::date >= now_is.today, true)
+        AND coalesce(:valid_to::date >= coalesce(:from_day::date, now_is.today), true)
+),
+
+held AS (
+    SELECT
+        up.id, up.plan_id, up.valid_from, up.valid_to,
+        jsonb_build_object(
+            'planId', up.plan_id, 'name', up.name, 'validFrom', up.valid_from, 'validTo', up.valid_to
+        ) AS plan
+    FROM user_plans AS up
+    CROSS JOIN wanted
+    WHERE
+        up.instance_id = :instance_id AND up.user_id = :user_id AND up.ended_at IS NULL
+        AND coalesce(up.valid_to >= wanted.today, true)
+),
+
+others AS (
+    SELECT held.id, held.plan, held.valid_from > wanted.today AND held.valid_from >= wanted.begins AS is_cancelled
+    FROM held
+    CROSS JOIN wanted
+    WHERE held.plan_id <> :plan_id AND coalesce(held.valid_to >= wanted.begins, true)
+),
+
+cancelled AS (
+    DELETE FROM user_plans
+    USING others
+    WHERE user_plans.instance_id = :instance_id AND user_plans.id = others.id AND others.is_cancelled
+    RETURNING user_plans.id, others.plan AS before, NULL::jsonb AS after
+),
+
+ended AS (
+    UPDATE user_plans
+    SET
+        valid_to = greatest(wanted.begins - 1, user_plans.valid_from),
+        ended_at = CASE WHEN wanted.begins = wanted.today THEN now() END
+    FROM others
+    CROSS JOIN wanted
+    WHERE user_plans.instance_id = :instance_id AND user_plans.id = others.id AND NOT others.is_cancelled
+    RETURNING
+        user_plans.id, others.plan AS before,
+        CASE
+            WHEN user_plans.ended_at IS NULL
+                THEN others.plan || jsonb_build_object('validTo', user_plans.valid_to)
+        END AS after
+),
+
+counter AS (
+    UPDATE instance_counters
+    SET user_plans = user_plans + 1
+    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM wanted)
+    RETURNING user_plans AS id
+),
+
+begun AS (
+    INSERT INTO user_plans AS mine (instance_id, id, user_id, plan_id, name, valid_from, valid_to)
+    SELECT
+        :instance_id, counter.id, :user_id, wanted.id, :name, wanted.begins,
+        coalesce(:valid_to::date, (wanted.begins + make_interval(months => wanted.duration, days => -1))::date)
+    FROM wanted
+    CROSS JOIN counter
+    ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
+    SET
+        valid_from = CASE
+            WHEN mine.valid_to < (now() AT TIME ZONE 'UTC')::date THEN excluded.valid_from
+            ELSE least(mine.valid_from, excluded.valid_from)
+        END,
+        valid_to = excluded.valid_to,
+        name = coalesce(excluded.name, mine.name)
+    WHERE
+        mine.valid_to < (now() AT TIME ZONE 'UTC')::date
+        OR coalesce(mine.valid_to >= excluded.valid_from - 1, true)
+    RETURNING
+        mine.id,
+        jsonb_build_object(
+            'planId', mine.plan_id, 'name', mine.name, 'validFrom', mine.valid_from, 'validTo', mine.valid_to
+        ) AS after
+)
+
+SELECT
+    begun.id, (SELECT held.plan FROM held WHERE held.plan_id = :plan_id) AS before, begun.after,
+    coalesce(
+        (
+            SELECT jsonb_agg(
+                jsonb_build_object('id', gone.id, 'before', gone.before, 'after', gone.after)
+                ORDER BY gone.id
+            )
+            FROM (SELECT * FROM ended UNION ALL SELECT * FROM cancelled) AS gone
+        ),
+        '[]'::jsonb
+    ) AS ended
+FROM begun;
+
+-- name: end_plan(instance_id, user_id, plan_id, last_day)^
+-- Ends a plan that a user, who is held, has: at once where the day is null, else with that day. One that was to begin
+-- later is taken away. No row where the user does not have it, or the day is over.
+WITH held AS (
+    SELECT
+        up.id, now_is.today, coalesce(:last_day::date, now_is.today) < up.valid_from AS is_cancelled,
+        jsonb_build_object(
+            'planId', up.plan_id, 'name', up.name, 'validFrom', up.valid_from, 'validTo', up.valid_to
+        ) AS plan
+    FROM user_plans AS up
+    CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS now_is
+    WHERE
+        up.instance_id = :instance_id AND up.user_id = :user_id AND up.plan_id = :plan_id AND up.ended_at IS NULL
+        AND coalesce(up.valid_to >= now_is.today, true)
+        AND coalesce(:last_day::date >= now_is.today, true)
+),
+
+cancelled AS (
+    DELETE FROM user_plans
+    USING held
+    WHERE user_plans.instance_id = :instance_id AND user_plans.id = held.id AND held.is_cancelled
+    RETURNING held.plan AS before, NULL::jsonb AS after
+),
+
+ended AS (
+    UPDATE user_plans
+    SET
+        valid_to = coalesce(:last_day::date, greatest(held.today - 1, user_plans.valid_from)),
+        ended_at = CASE WHEN :last_day::date IS NULL THEN now() END
+    FROM held
+    WHERE user_plans.instance_id = :instance_id AND user_plans.id = held.id AND NOT held.is_cancelled
+    RETURNING
+        held.plan AS before,
+        CASE
+            WHEN user_plans.ended_at IS NULL THEN held.plan || jsonb_build_object('validTo', user_plans.valid_to)
+        END AS after
+)
+
+SELECT before, after
+FROM ended
+UNION ALL
+SELECT before, after
+FROM cancelled;
+
+-- name: list_active_plans(instance_id, user_id)
+-- The plans that a user has now or will have.
+SELECT id, plan_id
+FROM user_plans
+WHERE
+    instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
+    AND coalesce(valid_to >= (now() AT TIME ZONE 'UTC')::date, true)
+ORDER BY id;

@@ -1,13 +1,19 @@
--- name: get_credential(instance_id, email_key)^
--- What a login is checked against; no row for a user who may not log in.
-SELECT u.id AS user_id, c.password_hash
+-- name: get_credential(instance_id, key)^
+-- What a login, by login or e-mail, is checked against; no row for a user who may not log in.
+SELECT u.id AS user_id, u.email_key, c.password_hash
 FROM users AS u
 INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
-WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL;
+WHERE
+    u.instance_id = :instance_id AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL
+    AND u.id = coalesce(
+        (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
+        (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
+    );
 
 -- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)^
 -- Only while the user may log in and the password that was verified is still the stored one.
--- A stored hash made with older parameters is replaced on the way. The lifetime is in seconds.
+-- A stored hash made with older parameters is replaced on the way. The lifetime is in seconds. No session in an instance
+-- that was suspended meanwhile.
 WITH verified AS (
     SELECT c.user_id, u.sessions_limit
     FROM credentials AS c
@@ -30,7 +36,7 @@ rehashed AS (
 counter AS (
     UPDATE instance_counters
     SET sessions = sessions + 1
-    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM verified)
+    WHERE instance_id = :instance_id AND NOT is_suspended AND EXISTS (SELECT FROM verified)
     RETURNING sessions AS id
 ),
 
@@ -63,6 +69,17 @@ WHERE
 DELETE FROM sessions
 WHERE instance_id = :instance_id AND token_digest = :token_digest
 RETURNING id, user_id;
+
+-- name: end_all_sessions(instance_id)$
+-- Every session of an instance; how many of them lived.
+WITH ended AS (
+    DELETE FROM sessions
+    WHERE instance_id = :instance_id
+    RETURNING expires_at > now() AS lived
+)
+
+SELECT count(*) FILTER (WHERE lived) AS ended
+FROM ended;
 
 -- name: list_sessions(instance_id, email_key, after, row_limit)
 -- Living sessions of one user, the oldest first.

@@ -9,8 +9,8 @@ ORDER BY coalesce(id = :user_id, false) DESC, coalesce(email_key = :email_key, f
 LIMIT 1;
 
 -- name: find_external_id(instance_id, external_id)$
--- Whose an external id is; a deleted user keeps it too.
-SELECT id
+-- Whether an external id is taken in the instance, by a deleted user too.
+SELECT deleted_at IS NOT NULL AS is_deleted
 FROM users
 WHERE instance_id = :instance_id AND external_id = :external_id;
 
@@ -43,6 +43,7 @@ CROSS JOIN LATERAL (
             up.id, up.plan_id, coalesce(up.name, p.name) AS name, up.valid_from, up.valid_to,
             CASE
                 WHEN up.ended_at IS NOT NULL OR up.valid_to < (now() AT TIME ZONE 'UTC')::date THEN 'ended'
+                WHEN up.valid_from > (now() AT TIME ZONE 'UTC')::date THEN 'scheduled'
                 ELSE 'active'
             END AS state,
             count(*) OVER () AS total

@@ -150,14 +150,19 @@ purged AS (
     DELETE FROM users
     USING due
     WHERE users.instance_id = due.instance_id AND users.id = due.id
-    RETURNING users.instance_id, users.id, users.email, users.display_name, users.external_id
+    RETURNING users.instance_id, users.id, user_state(users) AS state
 ),
 
 noted AS (
     INSERT INTO events (instance_id, place, type, user_id, before, method, key_id, key_name, request_id)
     SELECT
         instance_id, row_number() OVER (PARTITION BY instance_id ORDER BY id), 'user.purged', id,
-        jsonb_build_object('email', email, 'displayName', display_name, 'externalId', external_id),
+        jsonb_strip_nulls(
+            jsonb_build_object(
+                'email', state -> 'email', 'login', state -> 'login', 'displayName', state -> 'displayName',
+                'externalId', state -> 'externalId'
+            )
+        ),
         'retention', 0, 'officerpc', 'retention'
     FROM purged
 )

@@ -1,6 +1,7 @@
 -- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota, password_hash, event, method, key_id, key_name, request_id, address, origin)^
 -- The user with everything it is given: credential, six mailboxes, main calendar, two file folders; and its event, where
--- that is not left to the others of its transaction.
+-- that is not left to the others of its transaction. No row where the e-mail is another user's login, or where somebody
+-- wrote logins while this waited for the counters: their number is then another than this statement saw at its start.
 WITH counter AS (
     UPDATE instance_counters
     SET
@@ -9,7 +10,10 @@ WITH counter AS (
         mailboxes = mailboxes + 6,
         calendars = calendars + 1,
         file_folders = file_folders + 2
-    WHERE instance_id = :instance_id
+    WHERE
+        instance_id = :instance_id
+        AND logins = (SELECT seen.logins FROM instance_counters AS seen WHERE seen.instance_id = :instance_id)
+        AND NOT EXISTS (SELECT FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :email_key)
     RETURNING users AS user_id, mailboxes, calendars, file_folders
 ),
 
@@ -425,7 +429,9 @@ LIMIT :row_limit;
 -- By their ids, which never change: renamed in between, a user is still in one page and no other. Stored pictures stay
 -- behind: their addresses lead here, and last no longer than the user.
 SELECT
-    email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
+    CASE WHEN strpos(email, '@') > 0 THEN email END AS email,
+    CASE WHEN strpos(email, '@') > 0 THEN login ELSE email END AS login,
+    display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
     app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar,
     external_id AS "externalId", sessions_limit AS "sessionsLimit", is_plan_admin AS "isPlanAdmin",
     only_sees_readable AS "onlySeesReadable",
