@@ -16,7 +16,7 @@ import server.methods  # noqa: F401  # fills the registry
 from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
-from server.errors import ServiceError
+from server.errors import BadHttp, ServiceError
 from server.fronts import (
     _http,
     _online_office_openapi,
@@ -209,15 +209,13 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, there is no room for another")
-        code, text = (
-            ("bad_http", "this is not a valid HTTP request")
-            if status == 400
-            else ("internal", "internal error")
-        )
+        error = BadHttp() if status == 400 else ServiceError()
         told = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
         request_id = _http.request_id_of(None)
-        log.warning(code, status=status, request_id=request_id, error=told)
-        response = answer(status, orjson.dumps(text), {"X-Request-Id": request_id, "X-Error-Code": code})
+        log.warning(error.code, status=status, request_id=request_id, error=told)
+        response = answer(
+            status, orjson.dumps(error.message), {"X-Request-Id": request_id, "X-Error-Code": error.code}
+        )
         response.force_close()
         return response
 

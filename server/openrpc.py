@@ -7,26 +7,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from server.errors import (
-    Contention,
-    Forbidden,
-    IdempotencyConflict,
-    Invalid,
-    OutcomeUnknown,
-    ServiceError,
-    StillRunning,
-    TooMany,
-    Unauthenticated,
-    Unavailable,
-    UnknownMethod,
-)  # fmt: skip
+from server.error_codes import ERROR_CODES
+from server.errors import ServiceError, kind_of
 from server.registry import DRY_RUN, Method, positions
-
-ANY_CALL = (Invalid, Unauthenticated, Forbidden, TooMany, Contention, Unavailable, OutcomeUnknown)
-"""What every method can answer beside its own errors."""
-
-REPEATED = (IdempotencyConflict, StillRunning)
-"""What a method that writes can answer beside those."""
 
 RPC_CODES: dict[str, int] = {
     "malformed_json": -32700,
@@ -53,6 +36,22 @@ def rpc_code(error: ServiceError | type[ServiceError]) -> int:
         if (code := RPC_CODES.get(getattr(ancestor, "code", ""))) is not None:
             return code
     return RPC_CODES["internal"]
+
+
+def rpc_number(code: str) -> int:
+    """The JSON-RPC 2.0 code that goes with one of ERROR_CODES; those of one kind share a number."""
+    return RPC_CODES.get(code) or rpc_code(kind_of(code))
+
+
+def _error(code: str) -> dict[str, Any]:
+    """An error code as an Error Object of a method; components/errors says more of it."""
+    return {"code": rpc_number(code), "message": ERROR_CODES[code].meaning, "data": {"code": code}}
+
+
+def _whole_error(code: str) -> dict[str, Any]:
+    entry = ERROR_CODES[code]
+    more = {"retryable": entry.retryable, "remedy": entry.remedy, "httpStatus": entry.status}
+    return _error(code) | {"data": {"code": code} | more}
 
 
 _DRY_RUN = {
@@ -86,7 +85,7 @@ def document(methods: tuple[Method, ...]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "methods": described,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "errors": {code: _whole_error(code) for code in ERROR_CODES}},
     }
 
 
@@ -95,10 +94,6 @@ def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str,
     required = model.get("required", [])
     result = TypeAdapter(method.result).json_schema(mode="serialization", ref_template=template)
     schemas.update(result.pop("$defs", {}))
-    of_writing = REPEATED if method.writes else ()
-    kinds: dict[type[ServiceError], None] = dict.fromkeys(
-        (*ANY_CALL, UnknownMethod, *of_writing, *method.errors)
-    )
     needs = [f"Needs the scope `{method.scope}`" + (" on an operator's key." if method.operator else ".")]
     needs += [f"`{member}` needs `{scope}`." for member, scope in method.member_scopes.items()]
     return {
@@ -118,7 +113,7 @@ def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str,
         ]
         + ([_DRY_RUN] if method.writes else []),
         "result": {"name": f"{method.name}Result", "schema": result},
-        "errors": [{"code": rpc_code(kind), "message": (kind.__doc__ or "").strip()} for kind in kinds],
+        "errors": [_error(code) for code in method.errors],
         "examples": [
             {
                 "name": example.name,

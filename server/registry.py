@@ -10,7 +10,8 @@ from pydantic_core import ErrorDetails
 
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
-from server.errors import FieldError, Invalid, ServiceError
+from server.error_codes import ERROR_CODES
+from server.errors import FieldError, Invalid, MemberForbidden, ServiceError
 from server.events import EVENTS, Change, redacted, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
@@ -160,7 +161,8 @@ class Method:
     with_picture: bool
     summary: str
     description: str
-    errors: tuple[type[ServiceError], ...]
+    # All codes that a call of it can be answered with, in the order of ERROR_CODES.
+    errors: tuple[str, ...]
     examples: tuple[Example, ...]
 
 
@@ -174,7 +176,7 @@ def method(
     scope: str,
     writes: bool,
     examples: tuple[Example, ...],
-    errors: tuple[type[ServiceError], ...] = (),
+    errors: tuple[type[ServiceError] | str, ...] = (),
     prepare: Callable[..., Awaitable[Any]] | None = None,
     single: Callable[[Any], bool] | None = None,
     member_scopes: Mapping[str, str] | None = None,
@@ -191,7 +193,7 @@ def method(
         scope: what a key needs, one of auth.SCOPES.
         writes: run in a transaction (true) or as single statements (false).
         examples: at least one.
-        errors: the kinds of its own that it can answer with, beyond those any call can.
+        errors: what it can answer with beyond what any call can: codes, or kinds for their own codes.
         prepare: `async def prepare(call, params)`, run before a connection is taken; what it returns
             is the handler's third argument.
         single: `def single(params)`: whether the handler makes one statement for these params, which writes
@@ -203,13 +205,20 @@ def method(
         registry: where to; tests have their own.
 
     Raises:
-        ValueError: at import, for an unknown scope, a name that is taken, or no example.
+        ValueError: at import, for an unknown scope or error code, a name that is taken, or no example.
     """
     for needed in (scope, *(member_scopes or {}).values()):
         if needed not in SCOPES:
             raise ValueError(f"{name}: unknown scope {needed}")
     if name in registry or not examples:
         raise ValueError(f"{name} is taken or has no example")
+    own = {error if isinstance(error, str) else error.code for error in errors}
+    if member_scopes:
+        own.add(MemberForbidden.code)
+    if unknown := own - ERROR_CODES.keys():
+        raise ValueError(f"{name}: unknown error codes {sorted(unknown)}")
+    sources = {"call", "write"} if writes else {"call"}
+    codes = tuple(code for code, entry in ERROR_CODES.items() if entry.source in sources or code in own)
 
     def register(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         params = get_type_hints(handler)["params"]
@@ -231,7 +240,7 @@ def method(
             with_picture,
             summary,
             rest.strip(),
-            errors,
+            codes,
             examples,
         )
         return handler

@@ -1,12 +1,14 @@
-"""officerpc settings, openrpc and openapi: what the program says of itself."""
+"""officerpc settings, errors, openrpc and openapi: what the program says of itself."""
 
 import sys
+from typing import Annotated, Any
 
 import orjson
 import typer
 
 from server.cli.session import read_settings
-from server.cli.terminal import AsJson, out, plain, show, table
+from server.cli.terminal import AsJson, fail, out, plain, show, table
+from server.error_codes import ERROR_CODES
 from server.settings import Settings
 
 app = typer.Typer()
@@ -24,6 +26,53 @@ def show_settings(as_json: AsJson = False) -> None:
     for (name, value), field in zip(shown.items(), Settings.model_fields.values(), strict=True):
         grid.add_row(name, "" if value is None else plain(value), field.description)
     out.print(grid)
+
+
+_SOURCES = {
+    "request": "any request", "call": "any method", "write": "any method that writes",
+}  # fmt: skip
+
+
+@app.command()
+def errors(
+    code: Annotated[str | None, typer.Argument(help="One code; all of them without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What an error code means, whether to retry, what to do, and which methods give it."""
+    if code is None:
+        described = [_error(known) for known in ERROR_CODES]
+        if as_json:
+            show(described, as_json)
+            return
+        grid = table("Code", "Status", "Retry", "Meaning", "What to do")
+        grid.columns[0].no_wrap = True
+        for one in described:
+            retry = "yes" if one["retryable"] else "no"
+            grid.add_row(one["code"], str(one["status"]), retry, one["meaning"], one["remedy"])
+        out.print(grid)
+    elif code in ERROR_CODES:
+        one = _error(code)
+        show(one if as_json else one | {"givenBy": ", ".join(one["givenBy"])}, as_json)
+    else:
+        fail(f"there is no error code {code}")
+
+
+def _error(code: str) -> dict[str, Any]:
+    import server.methods  # noqa: F401  # fills the registry
+    from server.openrpc import rpc_number
+    from server.registry import METHODS
+
+    entry = ERROR_CODES[code]
+    methods = [method.name for method in METHODS.values() if code in method.errors]
+    return {
+        "code": code,
+        "status": entry.status,
+        "rpcCode": rpc_number(code),
+        "retryable": entry.retryable,
+        "meaning": entry.meaning,
+        "remedy": entry.remedy,
+        "givenBy": [_SOURCES[entry.source]] if entry.source in _SOURCES else methods,
+    }
 
 
 @app.command()

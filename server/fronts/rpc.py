@@ -13,27 +13,8 @@ from jsonrpcserver.response import to_serializable
 from jsonrpcserver.result import Success
 
 from server.auth import Caller
-from server.errors import (
-    BadExpectation,
-    Conflict,
-    FieldError,
-    Forbidden,
-    IdempotencyConflict,
-    Invalid,
-    Malformed,
-    NoRoute,
-    NotFound,
-    ServiceError,
-    StillRunning,
-    TooLarge,
-    TooMany,
-    TooSlow,
-    Unauthenticated,
-    Unavailable,
-    UnknownMethod,
-    WrongType,
-    WrongVerb,
-)  # fmt: skip
+from server.error_codes import ERROR_CODES
+from server.errors import FieldError, Forbidden, Invalid, Malformed, ServiceError, TooLarge, TooMany
 from server.fronts._http import (
     CALLS,
     DISPATCHER,
@@ -56,33 +37,12 @@ from server.registry import DRY_RUN
 log = structlog.get_logger()
 
 MAX_BATCH = 100
-STATUS: dict[type[ServiceError], int] = {
-    ServiceError: 500,
-    Invalid: 400,
-    Malformed: 400,
-    UnknownMethod: 400,
-    BadExpectation: 417,
-    NotFound: 400,
-    Conflict: 400,
-    Unauthenticated: 401,
-    Forbidden: 403,
-    NoRoute: 404,
-    WrongVerb: 405,
-    TooSlow: 408,
-    StillRunning: 409,
-    TooLarge: 413,
-    WrongType: 415,
-    IdempotencyConflict: 422,
-    TooMany: 429,
-    Unavailable: 503,
-}
-"""Kind of error -> status in the plain envelope; a kind that is not here has that of its parent."""
 
 
 def error_response(request: web.Request, error: ServiceError) -> web.Response:
     """A plain error: a bare JSON string of one line."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    return answer(status, orjson.dumps(" ".join(error.message.split())))
+    body = orjson.dumps(" ".join(error.message.split()))
+    return answer(ERROR_CODES[error.code].status, body)
 
 
 async def handle(request: web.Request) -> web.Response:

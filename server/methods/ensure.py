@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from server.errors import Conflict, Contention, MemberForbidden, ServiceError
+from server.errors import DUPLICATES, Conflict, Contention, MemberForbidden, ServiceError
 from server.methods._bulk import (
     MOST,
     Batch,
@@ -181,7 +181,7 @@ async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
     scope="users:write",
     writes=True,
     prepare=_prepare_one,
-    errors=(Conflict,),
+    errors=(MemberForbidden, *DUPLICATES, "seats_exhausted", "user_deleted"),
     examples=(
         Example(
             "One who is there already and as it should be",
@@ -215,7 +215,7 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     scope="users:write",
     writes=True,
     prepare=_prepare_many,
-    errors=(Conflict,),
+    errors=(MemberForbidden, *DUPLICATES, "named_twice", "seats_exhausted", "user_deleted"),
     examples=(
         Example(
             "One who is new, and one who is there already",

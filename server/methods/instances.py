@@ -90,7 +90,7 @@ async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None
     writes=True,
     operator=True,
     prepare=_hash_admin_password,
-    errors=(Conflict,),
+    errors=("duplicate_instance",),
     examples=(
         Example(
             "A tenant with its administrator",
@@ -299,7 +299,7 @@ class UpdateInstance(TenantParams):
     scope="instances:write",
     writes=True,
     operator=True,
-    errors=(Conflict,),
+    errors=("seats_taken",),
     examples=(
         Example(
             "Ask for longer passwords",

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from server.errors import Conflict, NotFound
+from server.errors import Conflict, MemberForbidden, NotFound
 from server.events import identity
 from server.methods._groups import need_admin_scope
 from server.methods._users import UserRef, email_key, end_sessions, found
@@ -14,7 +14,7 @@ from server.registry import Call, Example, method
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Delete", {"email": "jane@example.com"}, True),),
 )
 async def delete_user_by_email(call: Call, params: UserRef) -> Any:
@@ -38,7 +38,7 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden, "seats_exhausted"),
     examples=(Example("Restore", {"email": "gone@example.com"}, True),),
 )
 async def restore_user_by_email(call: Call, params: UserRef) -> Any:
@@ -59,7 +59,7 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:purge",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "not_deleted"),
     examples=(Example("Purge", {"email": "gone@example.com"}, True),),
 )
 async def purge_user_by_email(call: Call, params: UserRef) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from server.auth import digest, new_secret
-from server.errors import Invalid, NotFound, TooMany
+from server.errors import Invalid, NotFound
 from server.methods import _logins
 from server.methods._users import USER, Email, User, UserRef, email_key, end_sessions, found, read_user
 from server.passwords import MAX_PASSWORD
@@ -80,7 +80,7 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
     scope="sessions:write",
     writes=True,
     prepare=verify_and_renew,
-    errors=(WrongLogin, TooMany),
+    errors=(WrongLogin, "login_delayed"),
     examples=(
         Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),
     ),
@@ -157,7 +157,7 @@ class LoginWithToken(TokenRef):
     result=User,
     scope="sessions:write",
     writes=False,
-    errors=(WrongLogin, TooMany),
+    errors=(WrongLogin, "login_delayed"),
     examples=(Example("A living session", {"token": EXAMPLE_TOKEN}, _LOGGED_IN),),
 )
 async def login_with_token(call: Call, params: LoginWithToken) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.methods._groups import may_administrate, need_admin_scope
 from server.methods._provision import insert_user, password_problem
 from server.methods._store import (
@@ -260,7 +260,7 @@ class CreateStoreUser(StoreUserMembers):
     writes=True,
     prepare=_hash_new,
     member_scopes={"isAdmin": "users:admin"},
-    errors=(Conflict,),
+    errors=(*DUPLICATES, "seats_exhausted"),
     examples=(
         Example(
             "With a password",
@@ -299,7 +299,7 @@ class UpdateStoreUser(StoreUserMembers):
     scope="users:write",
     writes=True,
     prepare=_hash_new,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, MemberForbidden, *DUPLICATES),
     examples=(
         Example(
             "Another e-mail",
@@ -375,7 +375,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Deactivate", {"id": 2}, True),),
 )
 async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
@@ -391,7 +391,7 @@ async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Re-activate", {"id": 2}, True),),
 )
 async def reactivate_user_by_id(call: Call, params: UserId) -> Any:
