@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import TypeAdapter
 
 from server.errors import ServiceError
-from server.registry import Method
+from server.registry import JsonSchema, Method
 
 Schema: TypeAlias = dict[str, Any]
 """JSON Schema 2020-12."""
@@ -43,7 +43,9 @@ class Schemas:
         Raises:
             ValueError: two different models have the same name.
         """
-        schema = TypeAdapter(kind).json_schema(mode="serialization", ref_template=_REFERENCE + "{model}")
+        schema = TypeAdapter(kind).json_schema(
+            mode="serialization", ref_template=_REFERENCE + "{model}", schema_generator=JsonSchema
+        )
         for name, definition in schema.pop("$defs", {}).items():
             self.component(name, _tidy(definition))
         return self.component(schema["title"], _tidy(schema)) if "title" in schema else _tidy(schema)
@@ -61,7 +63,7 @@ class Schemas:
 
     def _model(self, method: str) -> Schema:
         if method not in self._params:
-            schema = TypeAdapter(self.methods[method].params).json_schema()
+            schema = TypeAdapter(self.methods[method].params).json_schema(schema_generator=JsonSchema)
             self._params[method] = _sent(_tidy(_inlined(schema, schema.pop("$defs", {}))))
         return self._params[method]
 
@@ -98,14 +100,10 @@ def _inlined(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
 
 
 def _tidy(schema: Schema) -> Schema:
-    """Without pydantic's titles, and without defaults of null: they only say what may be left out."""
+    """Without pydantic's titles."""
 
     def tidy(part: Schema) -> Schema:
-        return {
-            name: value
-            for name, value in part.items()
-            if name != "title" and (name != "default" or value is not None)
-        }
+        return {name: value for name, value in part.items() if name != "title"}
 
     tidied: Schema = _rewritten(schema, tidy)
     return tidied

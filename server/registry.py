@@ -3,10 +3,21 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_type_hints
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
@@ -19,9 +30,40 @@ from server.settings import Settings
 
 
 class Params(BaseModel):
-    """What every params model is: strict about types, and unknown members are refused."""
+    """What every params model is: strict about types, and unknown members are refused.
+
+    Null for an optional member that takes no null is the same as leaving it out. Where null has a meaning, as
+    in `sessionsLimit: int | None`, it keeps it.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: object) -> object:
+        if isinstance(given, dict) and None in given.values():
+            left_out = _without_null(cls)
+            return {name: value for name, value in given.items() if value is not None or name not in left_out}
+        return given
+
+
+@cache
+def _without_null(model: type[Params]) -> frozenset[str]:
+    """The optional members of a model that take no null."""
+    return frozenset(
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if not field.is_required() and not _takes_null(field.annotation)
+    )
+
+
+def _takes_null(annotation: Any) -> bool:
+    if annotation in (None, NoneType, Any, object, JsonValue):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_null(parts[0])
+    return origin in (Union, UnionType) and any(map(_takes_null, parts))
 
 
 NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
@@ -34,6 +76,40 @@ class TenantParams(Params):
     instance: str | int | None = Field(
         None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
     )
+
+
+class JsonSchema(GenerateJsonSchema):
+    """JSON Schema of params and results, without defaults of null.
+
+    Such a default only says what may be left out, as `required` does: null is refused there, or a value.
+    """
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        described = super().default_schema(schema)
+        if described.get("default", ...) is None:
+            del described["default"]
+        return described
+
+
+class Unchecked(Params):
+    """Params of a method that says what is wrong with the params of another: theirs, good or bad.
+
+    The schema has the members of the other model, none of them required.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    checked_by: ClassVar[type[Params]]
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        own = handler(core)
+        whole = handler.resolve_ref_schema(own)
+        whole["properties"] = handler.resolve_ref_schema(handler(cls.checked_by.__pydantic_core_schema__))[
+            "properties"
+        ]
+        whole.pop("required", None)
+        return own
 
 
 class Result(BaseModel):

@@ -82,9 +82,8 @@ def openrpc() -> None:
     from server.openrpc import document
     from server.registry import METHODS
 
-    sys.stdout.write(
-        orjson.dumps(document(tuple(METHODS.values())), option=orjson.OPT_INDENT_2).decode() + "\n"
-    )
+    described = document(tuple(METHODS.values()), read_settings().own_address())
+    sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 @app.command()

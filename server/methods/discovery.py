@@ -20,4 +20,4 @@ class NoParams(Params):
 )
 async def discover(call: Call, params: NoParams) -> Any:
     """Describe every method as an OpenRPC document."""
-    return await asyncio.to_thread(document, tuple(call.methods.values()))
+    return await asyncio.to_thread(document, tuple(call.methods.values()), call.settings.own_address())

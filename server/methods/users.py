@@ -244,7 +244,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     ),
 )  # fmt: skip
 async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
-    """Change a user's e-mail, names, password and administration at once, all of it or nothing (seeds/002).
+    """Change a user's e-mail, names, password and administration at once, all of it or nothing.
 
     What is left out stays as it is. The display name follows the names. Another e-mail or a password for an
     administrator needs the scope users:admin.
