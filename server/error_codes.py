@@ -6,11 +6,11 @@ A code is never reused for another meaning. OpenRPC, OpenAPI, the reference in s
 
 from typing import Literal, NamedTuple, TypeAlias
 
-Source: TypeAlias = Literal["request", "call", "write", "method"]
+Source: TypeAlias = Literal["request", "wire", "call", "write", "method"]
 """What can give a code.
 
-request: any HTTP request, before its method is known. call: any method. write: any method that writes.
-method: the methods that name it in their `errors`.
+request: any HTTP request, before its method is known. wire: the same, on one wire alone. call: any method.
+write: any method that writes. method: the methods that name it in their `errors`.
 """
 
 
@@ -56,11 +56,11 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "Report the X-Request-Id to the operator. A write may be sent again under its idempotency key.",
     ),
     "invalid_request": ErrorCode(
-        400, "request", "The JSON is not a JSON-RPC 2.0 request, or a batch has no items or too many.",
+        400, "wire", "The JSON is not a JSON-RPC 2.0 request, or a batch has no items or too many.",
         "Correct the envelope; send at most 100 items.", kind="invalid_params",
     ),
     "length_required": ErrorCode(
-        411, "request", "A Workspace 365 request that must have a Content-Length has none.",
+        411, "wire", "A Workspace 365 request that must have a Content-Length has none.",
         "Send Content-Length, 0 for an empty body.",
     ),
     "malformed_json": ErrorCode(
@@ -76,7 +76,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "Compare the address with /openapi.json; calls go to /rpc."
     ),
     "provisioning_disabled": ErrorCode(
-        403, "request", "The Workspace 365 interface is switched off for this environment.",
+        403, "wire", "The Workspace 365 interface is switched off for this environment.",
         "Ask the operator to set provisioningEnabled.", kind="forbidden",
     ),
     "request_timeout": ErrorCode(
@@ -92,7 +92,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "Send fewer items or smaller values: 1 MiB, more where a picture is part of it.",
     ),
     "unknown_method": ErrorCode(
-        400, "request", "There is no method of this name.", "Take the name from rpc.discover; case matters."
+        400, "wire", "There is no method of this name.", "Take the name from rpc.discover; case matters."
     ),
     "unsupported_media_type": ErrorCode(
         415, "request", "The body is not declared to be JSON in UTF-8.",

@@ -29,8 +29,11 @@ def show_settings(as_json: AsJson = False) -> None:
 
 
 _SOURCES = {
-    "request": "any request", "call": "any method", "write": "any method that writes",
-}  # fmt: skip
+    "request": "any request",
+    "wire": "one wire, as the meaning says",
+    "call": "any method",
+    "write": "any method that writes",
+}
 
 
 @app.command()
