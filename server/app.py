@@ -17,7 +17,8 @@ import server.methods  # noqa: F401  # fills the registry
 from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
-from server.errors import ServiceError, Unavailable
+from server.error_codes import ERROR_CODES
+from server.errors import BadHttp, HeadersTooLarge, ServiceError, Unavailable, UriTooLong
 from server.fronts import (
     _cors,
     _http,
@@ -239,15 +240,15 @@ async def _watch_lag(metrics: Metrics) -> None:
             metrics.lag(worst)
 
 
-def _not_http(error: BaseException | None) -> tuple[int, str, str]:
-    """Status, code and message for what aiohttp could not read."""
+def _not_http(error: BaseException | None) -> ServiceError:
+    """What is told of a request that aiohttp could not read."""
     if isinstance(error, LineTooLong) and error.args[1] == _TARGET_LIMIT:
-        return 414, "uri_too_long", f"the address is longer than {_TARGET_LIMIT} bytes"
+        return UriTooLong(f"the address is longer than {_TARGET_LIMIT} bytes")
     if isinstance(error, LineTooLong):
-        return 431, "headers_too_large", f"a header is longer than {_FIELD_LIMIT} bytes"
+        return HeadersTooLarge(f"a header is longer than {_FIELD_LIMIT} bytes")
     if isinstance(error, BadHttpMessage) and error.message == "Too many headers received":
-        return 431, "headers_too_large", f"there are more than {_FIELDS} headers"
-    return 400, "bad_http", "this is not a valid HTTP request"
+        return HeadersTooLarge(f"there are more than {_FIELDS} headers")
+    return BadHttp()
 
 
 class _Connection(RequestHandler):
@@ -348,11 +349,14 @@ class _Connection(RequestHandler):
             raise exc  # the client is gone, which the boundary has noted
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun, there is no room for another")
-        status, code, text = _not_http(exc) if status == 400 else (status, "internal", "internal error")
+        error = _not_http(exc) if status == 400 else ServiceError()
+        status = ERROR_CODES[error.code].status
         told = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
         request_id = _http.request_id_of(None)
-        log.warning(code, status=status, request_id=request_id, error=told)
-        response = answer(status, orjson.dumps(text), {"X-Request-Id": request_id, "X-Error-Code": code})
+        log.warning(error.code, status=status, request_id=request_id, error=told)
+        response = answer(
+            status, orjson.dumps(error.message), {"X-Request-Id": request_id, "X-Error-Code": error.code}
+        )
         response.force_close()
         return response
 

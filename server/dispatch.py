@@ -179,6 +179,8 @@ class Dispatcher:
             raise Unavailable("the call took too long, try again", retry_after=1) from error
         except ServiceError as error:
             code, cause = error.code, error.cause()
+            if self._check_results and known in self.methods:
+                assert code in self.methods[known].errors, f"{known} does not declare {code}"
             raise
         finally:
             CURRENT_SHARE.reset(share)

@@ -5,7 +5,9 @@ Nothing here knows a wire: a front turns a ServiceError into its own status and 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from server.error_codes import ERROR_CODES
 
 
 class FieldError(NamedTuple):
@@ -15,12 +17,21 @@ class FieldError(NamedTuple):
     message: str
 
 
+KINDS: "dict[str, type[ServiceError]]" = {}
+"""The kinds of errors by their own codes."""
+
+
 class ServiceError(Exception):
     """internal error"""
 
-    # The docstring of each kind is its default message. A code is never reused for another meaning.
+    # The docstring of each kind is its default message. Its code, and any other given, stands in ERROR_CODES.
     code = "internal"
-    retryable = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.code not in ERROR_CODES:
+            raise ValueError(f"{cls.__name__}: {cls.code} is not in ERROR_CODES")
+        KINDS.setdefault(cls.code, cls)
 
     def __init__(
         self,
@@ -34,16 +45,19 @@ class ServiceError(Exception):
         """
         Args:
             message: one line for the caller; by default the docstring of the kind.
-            code: a stable snake_case code more telling than the kind's own.
+            code: one of ERROR_CODES, more precise than the kind's own.
             fields: the members to mend, all of them.
             retry_after: seconds after which the same call may succeed.
             headers: what HTTP asks for with this error, such as Allow.
+
+        Raises:
+            KeyError: the code is not in ERROR_CODES.
         """
         self.message = message or (type(self).__doc__ or "").strip()
         self.code = code or type(self).code
         self.fields = tuple(fields)
         self.retry_after = retry_after
-        self.retryable = type(self).retryable or retry_after is not None
+        self.retryable = ERROR_CODES[self.code].retryable or retry_after is not None
         self.headers = dict(headers or {})
         super().__init__(self.message)
 
@@ -54,6 +68,18 @@ class ServiceError(Exception):
     def cause(self) -> str | None:
         """The kind of exception behind this error, for the log: never its text, which may quote data."""
         return type(self.__cause__).__name__ if self.__cause__ is not None else None
+
+
+KINDS[ServiceError.code] = ServiceError
+
+
+def kind_of(code: str) -> type[ServiceError]:
+    """The kind that an error with this code is raised as.
+
+    Raises:
+        KeyError: the code is not in ERROR_CODES.
+    """
+    return KINDS[ERROR_CODES[code].kind or code]
 
 
 class Invalid(ServiceError):
@@ -204,7 +230,24 @@ class StillRunning(ServiceError):
     """a call with this idempotency key is still running, try again"""
 
     code = "still_running"
-    retryable = True
+
+
+class BadHttp(ServiceError):
+    """this is not a valid HTTP request"""
+
+    code = "bad_http"
+
+
+class UriTooLong(ServiceError):
+    """the address is too long"""
+
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(ServiceError):
+    """the headers are too large"""
+
+    code = "headers_too_large"
 
 
 class LengthRequired(ServiceError):
@@ -223,7 +266,6 @@ class BatchFull(ServiceError):
     """the answers of this batch are too large; send this item and those after it in another one"""
 
     code = "batch_full"
-    retryable = True
 
 
 class WrongType(ServiceError):
@@ -242,14 +284,12 @@ class TooMany(ServiceError):
     """too many calls, try again later"""
 
     code = "too_many_calls"
-    retryable = True
 
 
 class Unavailable(ServiceError):
     """the service is busy or its database is away, try again"""
 
     code = "unavailable"
-    retryable = True
 
 
 class ConnectionLost(Unavailable):
@@ -274,7 +314,6 @@ class OutcomeUnknown(Unavailable):
     """the connection was lost while committing, look before trying again"""
 
     code = "outcome_unknown"
-    retryable = False
 
 
 def _duplicate(name: str) -> str:
@@ -300,6 +339,9 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     "positions_depth": (Invalid, "too_deep", "the tree has 1000 levels already", "sponsorId"),
     "users_instance": (NotFound, "not_found", "not found", "instance"),
 }  # fmt: skip
+
+DUPLICATES = ("duplicate_email", "duplicate_external_id")
+"""The codes of what no two users of an instance share."""
 
 _NAME_IN_MESSAGE = re.compile(r'constraint "([^"]+)"')
 _SHARD_SUFFIX = re.compile(r"_\d+$")

@@ -10,145 +10,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
-from pydantic import TypeAdapter
-
-from server.errors import ServiceError
+from server.error_codes import ERROR_CODES
+from server.errors import ServiceError, kind_of
 from server.registry import Method
-
-Schema: TypeAlias = dict[str, Any]
-"""JSON Schema 2020-12."""
-
-_REFERENCE = "#/components/schemas/"
-
-
-class Schemas:
-    """The schemas of a registry's params and results, as the operations refer to them."""
-
-    def __init__(self, methods: Mapping[str, Method]) -> None:
-        self.methods = methods
-        self.components: dict[str, Schema] = {}
-        self._params: dict[str, Schema] = {}
-
-    def members(self, method: str) -> dict[str, Schema]:
-        """The members of a method's params by their names, each complete in itself."""
-        return dict(self._model(method).get("properties", {}))
-
-    def required(self, method: str) -> frozenset[str]:
-        """The members that a method must be given."""
-        return frozenset(self._model(method).get("required", ()))
-
-    def result(self, kind: Any) -> Schema:
-        """The schema of an answer of this type; its models become components.
-
-        Raises:
-            ValueError: two different models have the same name.
-        """
-        schema = TypeAdapter(kind).json_schema(mode="serialization", ref_template=_REFERENCE + "{model}")
-        for name, definition in schema.pop("$defs", {}).items():
-            self.component(name, _tidy(definition))
-        return self.component(schema["title"], _tidy(schema)) if "title" in schema else _tidy(schema)
-
-    def component(self, name: str, schema: Schema) -> Schema:
-        """A reference to a schema under a name of its own.
-
-        Raises:
-            ValueError: another one has that name.
-        """
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # as pydantic does
-        if self.components.setdefault(name, schema) != schema:
-            raise ValueError(f"two schemas are called {name}")
-        return {"$ref": _REFERENCE + name}
-
-    def _model(self, method: str) -> Schema:
-        if method not in self._params:
-            schema = TypeAdapter(self.methods[method].params).json_schema()
-            self._params[method] = _sent(_tidy(_inlined(schema, schema.pop("$defs", {}))))
-        return self._params[method]
-
-
-_VALUES = frozenset({"default", "examples", "const", "enum"})
-"""Keywords that hold values, not schemas."""
-
-
-def _rewritten(schema: Any, rewrite: Callable[[Schema], Schema]) -> Any:
-    """A schema and all beneath it, each rewritten after what is beneath it."""
-    if isinstance(schema, list):
-        return [_rewritten(part, rewrite) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    whole = {}
-    for name, part in schema.items():
-        if name == "properties":
-            whole[name] = {member: _rewritten(value, rewrite) for member, value in part.items()}
-        else:
-            whole[name] = part if name in _VALUES else _rewritten(part, rewrite)
-    return rewrite(whole)
-
-
-def _inlined(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    def inline(part: Schema) -> Schema:
-        if "$ref" not in part:
-            return part
-        target = definitions[part["$ref"].removeprefix("#/$defs/")]
-        rest = {name: value for name, value in part.items() if name != "$ref"}
-        return _inlined(target, definitions) | rest
-
-    inlined: Schema = _rewritten(schema, inline)
-    return inlined
-
-
-def _tidy(schema: Schema) -> Schema:
-    """Without pydantic's titles, and without defaults of null: they only say what may be left out."""
-
-    def tidy(part: Schema) -> Schema:
-        return {
-            name: value
-            for name, value in part.items()
-            if name != "title" and (name != "default" or value is not None)
-        }
-
-    tidied: Schema = _rewritten(schema, tidy)
-    return tidied
-
-
-def _sent(schema: Schema) -> Schema:
-    """What may be sent: in no text a NUL, which Postgres cannot store and every front refuses."""
-
-    def without_nul(part: Schema) -> Schema:
-        kind = part.get("type")
-        says_more = {"pattern", "format", "enum", "const"} & part.keys()
-        if "string" in (kind if isinstance(kind, list) else [kind]) and not says_more:
-            return part | {"pattern": r"^[^\u0000]*$"}
-        return part
-
-    sent: Schema = _rewritten(schema, without_nul)
-    return sent
-
-
-def written(schema: Schema) -> Schema:
-    """The schema of a value that is written as text, in a path or query: without null, which text has not."""
-    branches = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]
-    if not branches:
-        return schema
-    rest = {name: part for name, part in schema.items() if name != "anyOf"}
-    return branches[0] | rest if len(branches) == 1 else {**rest, "anyOf": branches}
-
-
-def nullable(schema: Schema) -> Schema:
-    """The same or null."""
-    inner = {name: part for name, part in schema.items() if name != "description"}
-    outer = {name: part for name, part in schema.items() if name == "description"}
-    return outer | {"anyOf": [inner, {"type": "null"}]}
-
-
-def json_object(members: Mapping[str, Schema], required: Iterable[str]) -> Schema:
-    """An object with these members and no others."""
-    return {
-        "type": "object",
-        "properties": dict(members),
-        "required": sorted(required),
-        "additionalProperties": False,
-    }
+from server.schemas import Schema, Schemas
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,21 +43,24 @@ class Answer:
 
 
 def refusals(
-    statuses: Mapping[type[ServiceError], int], schema: Callable[[int], Schema | None]
+    statuses: Mapping[type[ServiceError], int],
+    schema: Callable[[int], Schema | None],
+    codes: Iterable[str],
 ) -> dict[int, Answer]:
-    """The answers to what cannot be done, described by the kinds of error that they are for.
+    """The answers to what cannot be done, each described by its error codes.
 
     Args:
-        statuses: kind of error -> HTTP status.
+        statuses: kind of error -> HTTP status; a kind that is not there has that of its parent.
         schema: the body that a status has.
+        codes: those that can be given; one is left out where `statuses` has nothing nearer than ServiceError.
     """
     described: dict[int, list[str]] = {}
-    for kind, status in statuses.items():
-        described.setdefault(status, []).append((kind.__doc__ or "").strip())
-    return {
-        status: Answer("; ".join(dict.fromkeys(texts)), schema(status))
-        for status, texts in sorted(described.items())
-    }
+    for code in codes:
+        kind = kind_of(code)
+        nearest = next(known for known in kind.__mro__ if known in statuses)
+        if nearest is not ServiceError or kind is ServiceError:
+            described.setdefault(statuses[nearest], []).append(f"- `{code}`: {ERROR_CODES[code].meaning}")
+    return {status: Answer("\n".join(texts), schema(status)) for status, texts in sorted(described.items())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +101,6 @@ Describe: TypeAlias = Callable[[Schemas], Wire]
 """How a front describes itself: with schemas of the registry that it is to be served by."""
 
 _REQUEST_ID = {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"}
-_ERROR_CODE = {"type": "string", "pattern": "^[a-z0-9_]+$"}
 _HEADERS: dict[str, Schema] = {
     "X-Request-Id": {
         "description": "The id that the log has too: the caller's own where it sent a short and plain one.",
@@ -242,11 +109,51 @@ _HEADERS: dict[str, Schema] = {
     },
     "X-Error-Code": {
         "description": "With every error: what went wrong, as a stable code.",
-        "schema": _ERROR_CODE,
+        "schema": {"type": "string", "enum": list(ERROR_CODES)},
+    },
+    "X-Required-Scope": {
+        "description": "The scope that the key lacks.",
+        "schema": {"type": "string"},
     },
     "Retry-After": {
         "description": "Seconds after which the same request may succeed.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "RateLimit-Policy": {
+        "description": "The limits that the key is under: q calls in a window of w seconds"
+        " (draft-ietf-httpapi-ratelimit-headers-10).",
+        "schema": {"type": "string", "examples": ['"key";q=600;w=60']},
+    },
+    "RateLimit": {
+        "description": "What they leave: r calls, until the window ends in t seconds.",
+        "schema": {"type": "string", "examples": ['"key";r=599;t=60']},
+    },
+    "Idempotency-Replayed": {
+        "description": "true: the answer is the stored one of the same call, sent before.",
+        "schema": {"type": "string", "const": "true"},
+    },
+    "Dry-Run": {
+        "description": "true: all was checked, and nothing was written.",
+        "schema": {"type": "string", "const": "true"},
+    },
+}
+_OF_KEYS = ("RateLimit-Policy", "RateLimit")
+_OF_WRITING = ("Idempotency-Replayed", "Dry-Run")
+# What every operation that writes takes.
+_WRITING: dict[str, Schema] = {
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Makes a request that is sent twice within 24 hours one: the second is answered as the"
+        " first, and does nothing.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+        "examples": {"An order of the caller's": {"value": "order-17"}},
+    },
+    "Dry-Run": {
+        "name": "Dry-Run",
+        "in": "header",
+        "description": "true: check everything and answer as usual, and write nothing.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
     },
 }
 
@@ -299,6 +206,7 @@ def document(methods: Iterable[Method], descriptions: Iterable[Describe]) -> dic
         "paths": paths,
         "components": {
             "schemas": schemas.components,
+            "parameters": _WRITING,
             "headers": _HEADERS,
             "responses": refused,
             "securitySchemes": {
@@ -329,11 +237,16 @@ def _operation(operation: Operation, wire: Wire, schemas: Schemas, refused: dict
         "description": "\n\n".join(text for text in described if text),
         "x-method": list(operation.methods),
         "security": [{header: []} for header in wire.key_headers] if operation.keyed else [],
+        "x-error-codes": list(schemas.error_codes(operation.methods)),
         "parameters": [_parameter(parameter) for parameter in operation.parameters],
         "responses": {},
     }
+    writes = any(schemas.methods[name].writes for name in operation.methods)
+    if writes:
+        whole["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in _WRITING]
     for status, answer in sorted(operation.answers.items()):
-        response = _answer(status, answer, operation.links.get(status))
+        headers = (_OF_KEYS if operation.keyed else ()) + (_OF_WRITING if writes and status < 300 else ())
+        response = _answer(status, answer, headers, operation.links.get(status))
         name = f"{wire.name}-{status}"
         if status >= 400 and refused.setdefault(name, response) == response:
             response = {"$ref": f"#/components/responses/{name}"}
@@ -363,8 +276,12 @@ def _examples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"examples": {name: {"value": value} for name, value in values.items()}} if values else {}
 
 
-def _answer(status: int, answer: Answer, links: Mapping[str, Mapping[str, str]] | None) -> dict[str, Any]:
-    names = ["X-Request-Id", "X-Error-Code"] + (["Retry-After"] if status in (429, 503) else [])
+def _answer(
+    status: int, answer: Answer, at_times: Iterable[str], links: Mapping[str, Mapping[str, str]] | None
+) -> dict[str, Any]:
+    names = ["X-Request-Id", "X-Error-Code", *at_times]
+    names += ["Retry-After"] if status in (409, 429, 503) else []
+    names += ["X-Required-Scope"] if status == 403 else []
     headers: dict[str, Any] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     headers |= {name: {"required": True, "schema": schema} for name, schema in answer.headers.items()}
     headers |= {name: {"schema": schema} for name, schema in answer.at_times.items()}

@@ -1,5 +1,6 @@
 """The registry as an OpenRPC 1.4 document (https://spec.open-rpc.org)."""
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -8,26 +9,9 @@ import orjson
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from server.errors import (
-    Contention,
-    Forbidden,
-    IdempotencyConflict,
-    Invalid,
-    OutcomeUnknown,
-    ServiceError,
-    StillRunning,
-    TooMany,
-    Unauthenticated,
-    Unavailable,
-    UnknownMethod,
-)  # fmt: skip
-from server.registry import DRY_RUN, Method, positions
-
-ANY_CALL = (Invalid, Unauthenticated, Forbidden, TooMany, Contention, Unavailable, OutcomeUnknown)
-"""What every method can answer beside its own errors."""
-
-REPEATED = (IdempotencyConflict, StillRunning)
-"""What a method that writes can answer beside those."""
+from server.error_codes import ERROR_CODES
+from server.errors import ServiceError, kind_of
+from server.registry import DRY_RUN, JsonSchema, Method
 
 RPC_CODES: dict[str, int] = {
     "malformed_json": -32700,
@@ -60,83 +44,145 @@ def rpc_code(error: ServiceError | type[ServiceError]) -> int:
     return RPC_CODES["internal"]
 
 
+def rpc_number(code: str) -> int:
+    """The JSON-RPC 2.0 code that goes with one of ERROR_CODES; those of one kind share a number."""
+    return RPC_CODES.get(code) or rpc_code(kind_of(code))
+
+
+def _error(code: str) -> dict[str, Any]:
+    """An error code as an Error Object of a method; components/errors says more of it."""
+    return {"code": rpc_number(code), "message": ERROR_CODES[code].meaning, "data": {"code": code}}
+
+
+def _whole_error(code: str) -> dict[str, Any]:
+    entry = ERROR_CODES[code]
+    more = {"retryable": entry.retryable, "remedy": entry.remedy, "httpStatus": entry.status}
+    return _error(code) | {"data": {"code": code} | more}
+
+
 _DRY_RUN = {
     "name": DRY_RUN,
     "required": False,
     "schema": {"type": "boolean", "default": False},
-    "description": "By name alone. True: check everything and answer as usual, and write nothing.",
+    "description": "True: check everything and answer as usual, and write nothing.",
 }
+_TEMPLATE = "#/components/schemas/{model}"
+_DISCOVERY = "rpc."
+"""How the names of methods begin that belong to the protocol and describe themselves nowhere."""
 
 
 @lru_cache(maxsize=1)
-def document(methods: tuple[Method, ...]) -> dict[str, Any]:
+def document(methods: tuple[Method, ...], address: str = "") -> dict[str, Any]:
     """The OpenRPC document of a registry's methods. Takes a while, once.
 
-    Params are described by name; extensions to the OneOffice document carry the tag `extension`.
+    Params go by name; extensions to the OneOffice document carry the tag `extension`.
+
+    Args:
+        methods: the registry's.
+        address: where clients reach the server, without a slash at the end; empty: at the document itself.
     """
-    template = "#/components/schemas/{model}"
+    methods = tuple(method for method in methods if not method.name.startswith(_DISCOVERY))
     _, definitions = models_json_schema(
-        [(method.params, "validation") for method in methods], ref_template=template
+        [(method.params, "validation") for method in methods],
+        ref_template=_TEMPLATE,
+        schema_generator=JsonSchema,
     )
     schemas = dict(definitions.get("$defs", {}))
-    described = [_method(method, schemas, template) for method in methods]
+    described = [_method(method, schemas) for method in methods]
     return {
         "openrpc": "1.4.1",
         "info": {
             "title": "officerpc",
             "version": version("officerpc"),
             "description": "Users of office suites: provision, change, suspend and look them up. "
+            "The API key goes into the header x-api-key. "
             "A call that writes takes an Idempotency-Key: as an HTTP header, or as idempotencyKey beside "
-            "method. Sent again with it within 24 hours, it is answered as the first time and does nothing.",
+            "method. Sent again with it within 24 hours, it is answered as the first time and does nothing. "
+            "Null for an optional param whose schema has no null is the same as leaving it out. "
+            "components/errors has every error code, those that a request can be refused with before its "
+            "method is known included; error codes of one kind share a number, data.code tells them apart.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
+        "servers": [{"name": "officerpc", "url": f"{address}/rpc"}],
         "methods": described,
-        "components": {"schemas": schemas},
+        "components": {
+            "schemas": _referred_to(described, schemas),
+            "errors": {code: _whole_error(code) for code in ERROR_CODES},
+        },
     }
 
 
 @lru_cache(maxsize=1)
-def rendered(methods: tuple[Method, ...]) -> bytes:
+def rendered(methods: tuple[Method, ...], address: str) -> bytes:
     """The same document as JSON."""
-    return orjson.dumps(document(methods))
+    return orjson.dumps(document(methods, address))
 
 
-def _method(method: Method, schemas: dict[str, Any], template: str) -> dict[str, Any]:
+def _referred_to(described: Any, schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the schemas that a description refers to, directly or by another one."""
+    found: dict[str, Any] = {}
+    waiting = [described]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            name = str(part.get("$ref", "")).removeprefix(_TEMPLATE.format(model=""))
+            if name in schemas and name not in found:
+                found[name] = schemas[name]
+                waiting.append(schemas[name])
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return found
+
+
+def _method(method: Method, schemas: dict[str, Any]) -> dict[str, Any]:
     model = schemas[method.params.__name__]
-    required = model.get("required", [])
-    result = TypeAdapter(method.result).json_schema(mode="serialization", ref_template=template)
-    schemas.update(result.pop("$defs", {}))
-    of_writing = REPEATED if method.writes and method.keeps_answer else ()
-    kinds: dict[type[ServiceError], None] = dict.fromkeys(
-        (*ANY_CALL, UnknownMethod, *of_writing, *method.errors)
+    required, members = model.get("required", []), model.get("properties", {})
+    result = TypeAdapter(method.result).json_schema(
+        mode="serialization", ref_template=_TEMPLATE, schema_generator=JsonSchema
     )
+    schemas.update(result.pop("$defs", {}))
     needs = [f"Needs the scope `{method.scope}`" + (" on an operator's key." if method.operator else ".")]
     needs += [f"`{member}` needs `{scope}`." for member, scope in method.member_scopes.items()]
+    # In the order of the examples where that is possible: some tools take their values by position.
+    used = {name: None for example in method.examples for name in example.params if name not in required}
+    names = list(dict.fromkeys([*required, *used, *members]))
     return {
         "name": method.name,
         "summary": method.summary,
         "description": "\n\n".join(part for part in (method.description, " ".join(needs)) if part),
         "tags": [{"name": "extension" if method.extension else "oneoffice"}],
-        "paramStructure": "either",
+        "paramStructure": "by-name",
         "params": [
             {
                 "name": name,
                 "required": name in required,
-                "schema": model["properties"][name],
-                **({"description": text} if (text := model["properties"][name].get("description")) else {}),
+                "schema": members[name],
+                **({"description": text} if (text := members[name].get("description")) else {}),
             }
-            for name in positions(method.params)
+            for name in names
         ]
         + ([_DRY_RUN] if method.writes else []),
         "result": {"name": f"{method.name}Result", "schema": result},
-        "errors": [{"code": rpc_code(kind), "message": (kind.__doc__ or "").strip()} for kind in kinds],
+        "errors": [_error(code) for code in method.errors],
         "examples": [
             {
                 "name": example.name,
-                "params": [{"name": name, "value": value} for name, value in example.params.items()],
+                "params": _in_order(example.params, names, members),
                 "result": {"name": "result", "value": example.result},
             }
             for example in method.examples
         ],
         "x-scope": method.scope,
+        "x-operator": method.operator,
     }
+
+
+def _in_order(
+    given: Mapping[str, Any], names: Sequence[str], members: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The params of an example as the first of the method's; what stands between has its default, or null."""
+    last = max((names.index(name) for name in given), default=-1)
+    return [
+        {"name": name, "value": given.get(name, members[name].get("default"))} for name in names[: last + 1]
+    ]

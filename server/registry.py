@@ -3,14 +3,26 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_type_hints
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from server.auth import SCOPES, Caller, Instance, KeyRing
 from server.db import Connection, Database
-from server.errors import Conflict, FieldError, Invalid, ServiceError
+from server.error_codes import ERROR_CODES
+from server.errors import Conflict, FieldError, Invalid, MemberForbidden, ServiceError
 from server.events import EVENTS, Change, user_changes
 from server.passwords import PasswordHasher
 from server.pictures import Pictures
@@ -19,9 +31,40 @@ from server.strict import Strict
 
 
 class Params(Strict):
-    """What every params model is."""
+    """What every params model is.
+
+    Null for an optional member that takes no null is the same as leaving it out. Where null has a meaning, as
+    in `sessionsLimit: int | None`, it keeps it.
+    """
 
     model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: object) -> object:
+        if isinstance(given, dict) and None in given.values():
+            left_out = _without_null(cls)
+            return {name: value for name, value in given.items() if value is not None or name not in left_out}
+        return given
+
+
+@cache
+def _without_null(model: type[Params]) -> frozenset[str]:
+    """The optional members of a model that take no null."""
+    return frozenset(
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if not field.is_required() and not _takes_null(field.annotation)
+    )
+
+
+def _takes_null(annotation: Any) -> bool:
+    if annotation in (None, NoneType, Any, object, JsonValue):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_null(parts[0])
+    return origin in (Union, UnionType) and any(map(_takes_null, parts))
 
 
 NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
@@ -34,6 +77,40 @@ class TenantParams(Params):
     instance: str | int | None = Field(
         None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
     )
+
+
+class JsonSchema(GenerateJsonSchema):
+    """JSON Schema of params and results, without defaults of null.
+
+    Such a default only says what may be left out, as `required` does: null is refused there, or a value.
+    """
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        described = super().default_schema(schema)
+        if described.get("default", ...) is None:
+            del described["default"]
+        return described
+
+
+class Unchecked(Params):
+    """Params of a method that says what is wrong with the params of another: theirs, good or bad.
+
+    The schema has the members of the other model, none of them required.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    checked_by: ClassVar[type[Params]]
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        own = handler(core)
+        whole = handler.resolve_ref_schema(own)
+        whole["properties"] = handler.resolve_ref_schema(handler(cls.checked_by.__pydantic_core_schema__))[
+            "properties"
+        ]
+        whole.pop("required", None)
+        return own
 
 
 class Result(BaseModel):
@@ -171,7 +248,8 @@ class Method:
     many: bool
     summary: str
     description: str
-    errors: tuple[type[ServiceError], ...]
+    # All codes that a call of it can be answered with, in the order of ERROR_CODES.
+    errors: tuple[str, ...]
     examples: tuple[Example, ...]
 
 
@@ -185,7 +263,7 @@ def method(
     scope: str,
     writes: bool,
     examples: tuple[Example, ...],
-    errors: tuple[type[ServiceError], ...] = (),
+    errors: tuple[type[ServiceError] | str, ...] = (),
     prepare: Callable[..., Awaitable[Any]] | None = None,
     single: Callable[[Any], bool] | None = None,
     keeps_answer: bool = True,
@@ -205,7 +283,7 @@ def method(
         scope: what a key needs, one of auth.SCOPES.
         writes: run in a transaction (true) or as single statements (false).
         examples: at least one.
-        errors: the kinds of its own that it can answer with, beyond those any call can.
+        errors: what it can answer with beyond what any call can: codes, or kinds for their own codes.
         prepare: `async def prepare(call, params)`, run before a connection is taken; what it returns
             is the handler's third argument.
         single: `def single(params)`: whether the handler makes one statement for these params, which writes
@@ -222,13 +300,20 @@ def method(
         registry: where to; tests have their own.
 
     Raises:
-        ValueError: at import, for an unknown scope, a name that is taken, or no example.
+        ValueError: at import, for an unknown scope or error code, a name that is taken, or no example.
     """
     for needed in (scope, *(member_scopes or {}).values()):
         if needed not in SCOPES:
             raise ValueError(f"{name}: unknown scope {needed}")
     if name in registry or not examples:
         raise ValueError(f"{name} is taken or has no example")
+    own = {error if isinstance(error, str) else error.code for error in errors}
+    if member_scopes:
+        own.add(MemberForbidden.code)
+    if unknown := own - ERROR_CODES.keys():
+        raise ValueError(f"{name}: unknown error codes {sorted(unknown)}")
+    sources = {"call", *(["write"] if writes else []), *(["kept"] if writes and keeps_answer else [])}
+    codes = tuple(code for code, entry in ERROR_CODES.items() if entry.source in sources or code in own)
 
     def register(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         params = get_type_hints(handler)["params"]
@@ -253,7 +338,7 @@ def method(
             many,
             summary,
             rest.strip(),
-            errors,
+            codes,
             examples,
         )
         return handler

@@ -29,6 +29,7 @@ from server.fronts._http import DISPATCHER
 from server.methods.avatars import EXAMPLE_DOT, EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
+from server.methods.webhooks import EXAMPLE_EVENT
 from server.migrations import load_migrations, migrate
 from server.registry import METHODS, Circumstances, Method
 from server.settings import Settings
@@ -353,6 +354,42 @@ async def jane(client: Client, db: asyncpg.Connection) -> dict[str, Any]:
     )
     await db.execute("UPDATE users SET avatar = $1 WHERE id = 1", f"/files/1-{EXAMPLE_NAME}-large")
     return created
+
+
+@pytest.fixture
+async def examples(client: Client, operator: Client, jane: dict[str, Any], db: asyncpg.Connection) -> None:
+    """What the methods' examples work on: Jane, who is logged in, a deleted user, and one of everything else."""
+    await client.call("createUser", {"email": "gone@example.com"})
+    await client.call("deleteUserByEmail", {"email": "gone@example.com"})
+    for login in ("one@example.com", "two@example.com"):
+        profile = {"firstname": login[:3], "lastname": "Member"}
+        await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
+    await client.call("createPlan", {"type": "prepaid", "name": "A year", "duration": 12})
+    await client.call("assignPlan", {"userId": 1, "planId": 1})
+    await client.call("createGroup", {"name": "Sales"})
+    await client.call("defineProfileField", {"alias": "shoe_size", "title": "Shoe size", "type": "number"})
+    await db.execute(
+        "INSERT INTO documents (instance_id, id, entity, action, user_id)"
+        " VALUES (1, '00000000-0000-4000-8000-000000000001', 'user', 'profile-update', 2)"
+    )
+    await db.execute(
+        "INSERT INTO pgqueuer (id, priority, status, entrypoint) VALUES (1000, 0, 'failed', 'mail-code')"
+    )
+    await db.execute(
+        "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
+        " SELECT 1, id, 'failed', 'Authorization_RequestDenied' FROM users WHERE email = 'one@example.com'"
+    )
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
+        " VALUES (1, 1, 'https://192.0.2.1/', '', '{}', 'whsec_' || encode(decode(repeat('ab', 32), 'hex'), 'base64'))"
+    )
+    await db.execute("UPDATE instance_counters SET webhooks = 1 WHERE instance_id = 1")
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, attempts, done_at)"
+        f" VALUES (1, 1, '{EXAMPLE_EVENT}', 'user.created', '', 'failed', 10, now())"
+    )
+    graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
 
 
 class Finished:

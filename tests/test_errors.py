@@ -1,11 +1,20 @@
-"""From what the driver raises to what the caller is told."""
+"""From what the driver raises to what the caller is told, and the catalogue of error codes."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 from asyncpg import exceptions as pg
+from conftest import Client
 
 from server.db import translated
+from server.error_codes import ERROR_CODES
 from server.errors import (
+    CONSTRAINTS,
+    KINDS,
     Conflict,
     ConnectionLost,
     Contention,
@@ -13,7 +22,12 @@ from server.errors import (
     ServiceError,
     Unavailable,
     from_constraint,
+    kind_of,
 )
+from server.openrpc import document, rpc_number
+from server.registry import METHODS, Example, Params, method
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -80,9 +94,147 @@ def test_the_docstring_is_the_default_message() -> None:
     assert Unavailable("x", retry_after=3).retry_after == 3
 
 
-def test_codes_are_never_shared() -> None:
-    def kinds(kind: type[ServiceError]) -> list[type[ServiceError]]:
-        return [kind, *(deeper for child in kind.__subclasses__() for deeper in kinds(child))]
+def kinds(kind: type[ServiceError] = ServiceError) -> list[type[ServiceError]]:
+    """A kind of error and all beneath it."""
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in kinds(child))]
 
-    codes = [kind.code for kind in kinds(ServiceError)]
+
+def test_codes_are_never_shared() -> None:
+    codes = [kind.code for kind in kinds()]
     assert len(codes) == len(set(codes))
+
+
+# --- the catalogue ------------------------------------------------------------------------------------
+
+
+def raised_codes() -> Iterator[tuple[str, str | None, str]]:
+    """Every code that the program's text names: the code, the kind that it is given to, and where.
+
+    They are the class attribute `code` of a kind, and the argument `code=` of one.
+    """
+    names = {kind.__name__ for kind in kinds()}
+    for path in sorted((ROOT / "server").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ClassDef) and node.name in names:
+                for line in node.body:
+                    match line:
+                        case ast.Assign(targets=[ast.Name("code")], value=ast.Constant(str(code))):
+                            yield code, None, where
+            match node:
+                case ast.Call(func=ast.Name(kind), keywords=keywords) if kind in names:
+                    for keyword in keywords:
+                        match keyword:
+                            case ast.keyword("code", ast.Constant(str(code))):
+                                yield code, kind, where
+    for name, (given, code, _, _) in CONSTRAINTS.items():
+        yield code, given.__name__, name
+
+
+def test_every_code_stands_in_the_catalogue_with_its_kind() -> None:
+    for code, given, where in raised_codes():
+        assert code in ERROR_CODES, f"{where}: {code} is not in ERROR_CODES"
+        # As the documents tell it, so it is raised.
+        assert given is None or kind_of(code).__name__ == given, f"{where}: {code} is not raised as {given}"
+
+
+def test_the_catalogue_has_no_unused_entry() -> None:
+    assert set(ERROR_CODES) == {code for code, _, _ in raised_codes()}
+
+
+def test_every_entry_is_complete() -> None:
+    for code, entry in ERROR_CODES.items():
+        assert entry.meaning.endswith(".") and entry.remedy.endswith("."), code
+        assert (entry.kind is None) == (code in KINDS), (
+            f"{code}: a kind of its own, or one that it belongs to"
+        )
+        assert entry.kind is None or entry.kind in KINDS, code
+        assert 400 <= entry.status <= 503, code
+
+
+def test_an_unknown_code_fails_where_it_is_first_used() -> None:
+    with pytest.raises(KeyError):
+        Conflict("x", code="no_such_code")
+    with pytest.raises(ValueError, match="no_such_code"):
+        type("Odd", (ServiceError,), {"code": "no_such_code"})
+    with pytest.raises(ValueError, match="no_such_code"):
+        method(
+            "x", scope="docs:read", writes=False, result=None, examples=(Example("x", {}, None),),
+            errors=("no_such_code",), registry={},
+        )  # fmt: skip
+
+
+def test_openrpc_tells_every_code_and_which_method_gives_it() -> None:
+    described = document(tuple(METHODS.values()))
+    components = described["components"]["errors"]
+    assert list(components) == list(ERROR_CODES)
+    for code, error in components.items():
+        entry = ERROR_CODES[code]
+        assert error["code"] == rpc_number(code) and error["message"] == entry.meaning
+        assert error["data"] == {
+            "code": code, "retryable": entry.retryable, "remedy": entry.remedy, "httpStatus": entry.status,
+        }  # fmt: skip
+    by_name = {entry["name"]: entry["errors"] for entry in described["methods"]}
+    given = {name: {error["data"]["code"] for error in errors} for name, errors in by_name.items()}
+    assert {"duplicate_email", "seats_exhausted", "idempotency_conflict", "unavailable"} <= given[
+        "createUser"
+    ]
+    assert "not_found" in given["getUserByEmail"] and "still_running" not in given["getUserByEmail"]
+    assert set().union(*given.values()) <= set(ERROR_CODES)
+    of_methods = {
+        code for code, entry in ERROR_CODES.items() if entry.source in ("call", "write", "method")
+    } - {"conflict"}
+    assert of_methods <= set().union(*given.values()), "a code that no method declares"
+
+
+async def test_a_method_that_gives_another_code_than_declared_is_found(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With results checked, as in all tests: whatever a test provokes is held against the declaration."""
+
+    async def handler(call: Any, params: Params) -> None:
+        """Fail with a code that is not declared."""
+        raise Conflict("x", code="webhook_off")
+
+    registry: dict[str, Any] = {}
+    example = (Example("x", {}, None),)
+    method("odd", scope="docs:read", writes=False, result=None, examples=example, registry=registry)(handler)
+    client: Client = await serve(registry)
+    assert await client.outcome("odd") == (500, "internal error")
+
+
+async def test_the_error_object_has_the_documented_number_and_code(client: Client) -> None:
+    body = {"jsonrpc": "2.0", "id": 1, "method": "getUserByEmail", "params": {"email": "no@example.com"}}
+    async with await client.post(body) as response:
+        error = (await response.json())["error"]
+    assert (error["code"], error["data"]["code"]) == (rpc_number("not_found"), "not_found")
+
+
+def reference_table() -> str:
+    """The catalogue as it stands in server/methods/README.md."""
+    rows = ["| code | status | retry | meaning | what to do |", "| --- | --- | --- | --- | --- |"]
+    for code, entry in ERROR_CODES.items():
+        retry = "yes" if entry.retryable else "no"
+        rows.append(f"| `{code}` | {entry.status} | {retry} | {entry.meaning} | {entry.remedy} |")
+    return "\n".join(rows)
+
+
+def test_the_reference_has_the_catalogue() -> None:
+    text = (ROOT / "server" / "methods" / "README.md").read_text()
+    found = text.partition("\n## Error codes\n")[2].partition("\n## ")[0]
+    table = "\n".join(line for line in found.splitlines() if line.startswith("|"))
+    assert table == reference_table(), f"put this table there:\n{reference_table()}"
+
+
+async def test_officerpc_errors(officerpc: Any) -> None:
+    listed = await officerpc("errors", "--json")
+    assert [entry["code"] for entry in listed.json] == list(ERROR_CODES)
+    one = (await officerpc("errors", "duplicate_group", "--json")).json
+    assert one["givenBy"] == ["createGroup", "updateGroup"]
+    assert (one["status"], one["rpcCode"], one["retryable"]) == (400, -32009, False)
+    shown = (await officerpc("errors", "contention")).out
+    assert ERROR_CODES["contention"].meaning in shown and "any method" in shown
+    table = (await officerpc("errors")).out
+    assert all(code in table for code in ERROR_CODES)
+    unknown = await officerpc("errors", "no_such_code")
+    assert (unknown.status, unknown.err) == (1, "officerpc: there is no error code no_such_code\n")

@@ -16,8 +16,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from server.app import FRONTS, openapi
 from server.fronts import files, rpc
-from server.openapi import Schemas, document
+from server.openapi import document
 from server.registry import METHODS
+from server.schemas import Schemas
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,6 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.methods.webhooks import EXAMPLE_EVENT
 from server.openrpc import document
 from server.registry import METHODS, Call, Example, Params, method
 
@@ -62,41 +61,10 @@ async def test_examples_run(
     example: Example,
     client: Client,
     operator: Client,
-    jane: dict[str, Any],
+    examples: None,
     db: asyncpg.Connection,
 ) -> None:
-    """Each on an instance with Jane, who is logged in, and a deleted user; what writes, dry before."""
-    await client.call("createUser", {"email": "gone@example.com"})
-    await client.call("deleteUserByEmail", {"email": "gone@example.com"})
-    for login in ("one@example.com", "two@example.com"):
-        profile = {"firstname": login[:3], "lastname": "Member"}
-        await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
-    await client.call("createPlan", {"type": "prepaid", "name": "A year", "duration": 12})
-    await client.call("assignPlan", {"userId": 1, "planId": 1})
-    await client.call("createGroup", {"name": "Sales"})
-    await client.call("defineProfileField", {"alias": "shoe_size", "title": "Shoe size", "type": "number"})
-    await db.execute(
-        "INSERT INTO documents (instance_id, id, entity, action, user_id)"
-        " VALUES (1, '00000000-0000-4000-8000-000000000001', 'user', 'profile-update', 2)"
-    )
-    await db.execute(
-        "INSERT INTO pgqueuer (id, priority, status, entrypoint) VALUES (1000, 0, 'failed', 'mail-code')"
-    )
-    await db.execute(
-        "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
-        " SELECT 1, id, 'failed', 'Authorization_RequestDenied' FROM users WHERE email = 'one@example.com'"
-    )
-    await db.execute(
-        "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
-        " VALUES (1, 1, 'https://192.0.2.1/', '', '{}', 'whsec_' || encode(decode(repeat('ab', 32), 'hex'), 'base64'))"
-    )
-    await db.execute("UPDATE instance_counters SET webhooks = 1 WHERE instance_id = 1")
-    await db.execute(
-        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, attempts, done_at)"
-        f" VALUES (1, 1, '{EXAMPLE_EVENT}', 'user.created', '', 'failed', 10, now())"
-    )
-    graph = {"tenantId": "acme.example", "clientId": "an-id", "clientSecret": "a secret"}
-    await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
+    """Each in the instance that the fixture `examples` fills; what writes, dry before."""
     caller = operator if METHODS[name].operator else client
     rehearsed = None
     if METHODS[name].writes:
@@ -146,7 +114,7 @@ def test_the_openrpc_document_is_valid() -> None:
 
 def test_the_openrpc_document_tells_everything() -> None:
     described = {entry["name"]: entry for entry in document(tuple(METHODS.values()))["methods"]}
-    assert set(described) == set(METHODS)
+    assert set(described) == set(METHODS) - {"rpc.discover"}
     documented = {name for name, entry in described.items() if entry["tags"] == [{"name": "oneoffice"}]}
     assert documented == {"createUser", "updateUserByEmail", "resetPasswordByEmail", "getUserByEmail"}
     for name, entry in described.items():

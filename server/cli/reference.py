@@ -1,13 +1,15 @@
-"""officerpc settings, openrpc and openapi: what the program says of itself."""
+"""officerpc settings, errors, openrpc and openapi: what the program says of itself."""
 
 import sys
+from typing import Annotated, Any
 
 import orjson
 import typer
 
 from server.cli.options import AsJson
 from server.cli.session import read_settings
-from server.cli.terminal import cell, out, show, table
+from server.cli.terminal import cell, fail, out, show, show_list, table
+from server.error_codes import ERROR_CODES
 from server.settings import Settings
 
 app = typer.Typer()
@@ -27,6 +29,52 @@ def show_settings(as_json: AsJson = False) -> None:
     out.print(grid)
 
 
+_SOURCES = {
+    "request": "any request",
+    "wire": "one wire, as the meaning says",
+    "call": "any method",
+    "write": "any method that writes",
+    "kept": "any method that writes and whose answer is kept for retries",
+}
+
+
+@app.command()
+def errors(
+    code: Annotated[str | None, typer.Argument(help="One code; all of them without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What an error code means, whether to retry, what to do, and which methods give it."""
+    if code is None:
+        show_list(
+            [_error(known) for known in ERROR_CODES], as_json,
+            {"code": "code", "status": "status", "retry": lambda one: "yes" if one["retryable"] else "no",
+             "meaning": "meaning", "what to do": "remedy"},
+        )  # fmt: skip
+    elif code in ERROR_CODES:
+        one = _error(code)
+        show(one if as_json else one | {"givenBy": ", ".join(one["givenBy"])}, as_json)
+    else:
+        fail(f"there is no error code {code}")
+
+
+def _error(code: str) -> dict[str, Any]:
+    import server.methods  # noqa: F401  # fills the registry
+    from server.openrpc import rpc_number
+    from server.registry import METHODS
+
+    entry = ERROR_CODES[code]
+    methods = [method.name for method in METHODS.values() if code in method.errors]
+    return {
+        "code": code,
+        "status": entry.status,
+        "rpcCode": rpc_number(code),
+        "retryable": entry.retryable,
+        "meaning": entry.meaning,
+        "remedy": entry.remedy,
+        "givenBy": [_SOURCES[entry.source]] if entry.source in _SOURCES else methods,
+    }
+
+
 @app.command()
 def openrpc() -> None:
     """The OpenRPC document of the service."""
@@ -34,9 +82,8 @@ def openrpc() -> None:
     from server.openrpc import document
     from server.registry import METHODS
 
-    sys.stdout.write(
-        orjson.dumps(document(tuple(METHODS.values())), option=orjson.OPT_INDENT_2).decode() + "\n"
-    )
+    described = document(tuple(METHODS.values()), read_settings().own_address())
+    sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 @app.command()

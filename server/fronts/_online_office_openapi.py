@@ -26,19 +26,9 @@ from server.fronts.online_office import (
     _needs_type,
     _nothing,
 )
-from server.openapi import (
-    Answer,
-    Operation,
-    Parameter,
-    Schema,
-    Schemas,
-    Wire,
-    json_object,
-    operation_id,
-    refusals,
-    written,
-)  # fmt: skip
+from server.openapi import Answer, Operation, Parameter, Wire, operation_id, refusals
 from server.registry import Result
+from server.schemas import Schema, Schemas, json_object, one_of, written
 
 
 class FieldAlias(Result):
@@ -138,17 +128,18 @@ PAYLOADS: dict[Callable[[Any], Mapping[str, Any]], Any] = {
     _document: DocumentPayload,
     _nothing: NoPayload,
 }
-_LOCALE: Schema = {"enum": sorted(LOCALES.values())}
-_FLAG: Schema = {"enum": [0, 1, False, True]}
+_LOCALE: Schema = one_of(*sorted(LOCALES.values()))
+_FLAG: Schema = one_of(0, 1, False, True)
+_NOTHING: Schema = {"type": "array", "items": {}, "maxItems": 0}
 _FAILURE: Schema = {
     "type": "object",
     "properties": {
-        "errorCode": {"enum": sorted(set(ERROR_CODES.values()))},
+        "errorCode": one_of(*sorted(set(ERROR_CODES.values()))),
         "errorMessage": {"type": "string", "minLength": 1},
         "primary": {
             "type": "object",
             "properties": {
-                "success": {"const": False},
+                "success": one_of(False),
                 "message": {"type": "string", "minLength": 1},
                 "payload": {"type": "object", "maxProperties": 0},
                 "errors": {
@@ -164,7 +155,7 @@ _FAILURE: Schema = {
             "required": ["success", "message", "payload", "errors"],
             "additionalProperties": False,
         },
-        "secondary": {"type": "array", "maxItems": 0},
+        "secondary": _NOTHING,
         "locale": _LOCALE,
     },
     "required": ["errorCode", "errorMessage", "primary", "secondary", "locale"],
@@ -174,14 +165,11 @@ _FAILURE: Schema = {
 
 def _succeeded(payload: Schema) -> Schema:
     """The envelope around a payload."""
-    empty: Schema = {"const": ""}
-    primary = {
-        "success": {"const": True}, "message": empty, "payload": payload,
-        "errors": {"type": "array", "maxItems": 0},
-    }  # fmt: skip
+    empty = one_of("")
+    primary = {"success": one_of(True), "message": empty, "payload": payload, "errors": _NOTHING}
     members = {
-        "errorCode": {"const": 0}, "errorMessage": empty, "primary": json_object(primary, primary),
-        "secondary": {"type": "array", "maxItems": 0}, "locale": _LOCALE,
+        "errorCode": one_of(0), "errorMessage": empty, "primary": json_object(primary, primary),
+        "secondary": _NOTHING, "locale": _LOCALE,
     }  # fmt: skip
     return json_object(members, members)
 
@@ -198,7 +186,7 @@ def _forms(route: Route, schemas: Schemas, typed_by_gateway: bool) -> Iterator[F
     kinds: list[tuple[str, dict[str, Schema]]] = [(route.method, {})]
     other = route.other
     if other is not None:
-        kinds.append((other.method, {other.member: {"enum": [1, True]}} if other.is_flag else {}))
+        kinds.append((other.method, {other.member: one_of(1, True)} if other.is_flag else {}))
     for method, asked in kinds:
         known, needed = schemas.members(method), schemas.required(method)
         ways: dict[str, list[str]] = {}
@@ -211,11 +199,11 @@ def _forms(route: Route, schemas: Schemas, typed_by_gateway: bool) -> Iterator[F
             members |= dict.fromkeys(route.flags & members.keys(), _FLAG) | asked
             required = [name for name, target in by_name.items() if target in needed] + list(asked)
             if other is not None and other.is_flag and not asked:
-                members[other.member] = {"enum": [0, False]}
+                members[other.member] = one_of(0, False)
             if route.typed:
-                members["type"] = {"const": "member"}
+                members["type"] = one_of("member")
                 if route.typed_with is not None:
-                    members["type"] = {"anyOf": [{"const": "member"}, {"type": "integer"}]}
+                    members["type"] = {"anyOf": [one_of("member"), {"type": "integer"}]}
                 required += ["type"] if _needs_type(route, members, typed_by_gateway) else []
             always = dict.fromkeys(asked, 1) | ({"type": "member"} if "type" in required else {})
             examples = {
@@ -287,7 +275,8 @@ def describe(schemas: Schemas) -> Wire:
         for kind, code in ERROR_CODES.items()
         if kind not in (NoRoute, WrongVerb)
     }
-    refused = refusals(statuses, lambda _: failure)
+    served = [name for route in ROUTES for name in (route.method, *(route.other or ())[:1])]
+    refused = refusals(statuses, lambda _: failure, schemas.error_codes(served))
     operations = tuple(
         _operation(route, verb, gateway, schemas, refused)
         for gateway in GATEWAYS

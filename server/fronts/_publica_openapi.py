@@ -28,19 +28,9 @@ from server.fronts.publica import (
     _user,
     _users,
 )
-from server.openapi import (
-    Answer,
-    Operation,
-    Parameter,
-    Schema,
-    Schemas,
-    Wire,
-    json_object,
-    operation_id,
-    refusals,
-    written,
-)  # fmt: skip
+from server.openapi import Answer, Operation, Parameter, Wire, operation_id, refusals
 from server.registry import Result
+from server.schemas import NULL, Schema, Schemas, json_object, one_of, written
 
 T = TypeVar("T")
 
@@ -198,7 +188,7 @@ BODIES: dict[Form, Any] = {
     _sessions: StoreSessions,
 }
 _MESSAGE: Schema = {"type": "string", "minLength": 1}
-_NOT_GIVEN: Schema = {"enum": ["", None]}
+_NOT_GIVEN = (one_of(""), NULL)
 _RATES: dict[str, Schema] = {
     f"X-RateLimit-{name}": {"type": "integer", "minimum": 0} for name in ("Limit", "Remaining", "Reset")
 }
@@ -208,10 +198,10 @@ _IN_PATH = re.compile(r"^dashboard/users/{\w+}")
 
 def _widened(kind: Kind, schema: Schema) -> Schema:
     """A schema with the other forms that this wire takes a value in."""
-    branches = schema.get("anyOf", [schema])
+    branches = [part for part in schema.get("anyOf", [schema]) if part != NULL]
     match kind:
         case "flag":
-            branches = [{"enum": [0, 1, False, True]}]
+            branches = one_of(0, 1, False, True)["anyOf"]
         case "integer":
             number = branches[0]
             digits = len(str(number.get("maximum", number.get("exclusiveMaximum", 0)))) - 1
@@ -219,8 +209,8 @@ def _widened(kind: Kind, schema: Schema) -> Schema:
             text = {"type": "string", "pattern": f"^{least}[0-9]{{0,{digits - 1}}}$"}
             branches = [*branches, text]
         case "amounts":
-            amounts = _widened("integer", schema["additionalProperties"])
-            branches = [schema | {"additionalProperties": amounts}]
+            amounts = _widened("integer", branches[0]["additionalProperties"])
+            branches = [branches[0] | {"additionalProperties": amounts}]
         case _:
             return schema
     rest = {name: part for name, part in schema.items() if name == "description"}
@@ -234,8 +224,8 @@ def _sent(route: Route, schemas: Schemas) -> tuple[Schema, dict[str, Any]]:
     for name, member in route.body.items():
         schema = _widened(member.kind, members[member.param])
         if member.param not in required:
-            branches = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
-            schema = {"anyOf": [*branches, _NOT_GIVEN]}
+            branches = [part for part in schema.get("anyOf", [schema]) if part != NULL]
+            schema = {"anyOf": [*branches, *_NOT_GIVEN]}
         properties[name] = schema
     needed = [name for name, member in route.body.items() if member.param in required]
     examples = {
@@ -257,17 +247,13 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Parameter]:
         if len(choices) == 1:
             schema = written(members[choices[0].param])
         values = {
-            example.name: example.params[choice.param]
+            example.name: value if len(choices) == 1 else str(value)
             for example in examples
             for choice in choices
-            if choice.param in example.params
+            if (value := example.params.get(choice.param)) is not None
         }
         yield Parameter(name, "path", schema, examples=values)
-    described = set()
     for name, member in route.query.items():
-        if member.param in described:
-            continue  # another name for the same
-        described.add(member.param)
         schema = written(members[member.param])
         values = {
             example.name: example.params[member.param]
@@ -276,7 +262,7 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Parameter]:
         }
         rest = {key: part for key, part in schema.items() if key == "description"}
         if not member.narrows:
-            schema = rest | {"anyOf": [schema, {"const": ""}]}
+            schema = rest | {"anyOf": [schema, one_of("")]}
         yield Parameter(name, "query", schema, examples=values)
 
 
@@ -320,10 +306,11 @@ def describe(schemas: Schemas) -> Wire:
     """The wire for the OpenAPI document."""
     message = schemas.component("Message", json_object({"message": _MESSAGE}, ["message"]))
     errors = {"type": "object", "additionalProperties": {"type": "array", "items": _MESSAGE, "minItems": 1}}
-    bad = json_object({"message": {"const": INVALID}, "errors": errors}, ["message", "errors"])
+    bad = json_object({"message": one_of(INVALID), "errors": errors}, ["message", "errors"])
     invalid = schemas.component("InvalidMembers", bad)
     statuses = {kind: status for kind, (status, _) in ERRORS.items() if kind is not WrongVerb}
-    refused = refusals(statuses, lambda status: invalid if status == 422 else message)
+    codes = schemas.error_codes(route.method for route in ROUTES)
+    refused = refusals(statuses, lambda status: invalid if status == 422 else message, codes)
     refused = {status: replace(told, at_times=_RATES) for status, told in refused.items()}
     return Wire(
         "publica",

@@ -17,7 +17,8 @@ from server.errors import (
     WrongVerb,
 )  # fmt: skip
 from server.fronts._http import Front, answer, run
-from server.openapi import Answer, Operation, Parameter, Schema, Schemas, Wire, refusals
+from server.openapi import Answer, Operation, Parameter, Wire, refusals
+from server.schemas import Schema, Schemas
 
 STATUS: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -65,7 +66,8 @@ def describe(schemas: Schemas) -> Wire:
         name: {"type": "string"}
         for name in ("ETag", "Cache-Control", "Content-Disposition", "Content-Security-Policy")
     }
-    answers = refusals(STATUS, lambda status: {"type": "string", "minLength": 1}) | {
+    codes = schemas.error_codes((method.name,))
+    answers = refusals(STATUS, lambda status: {"type": "string", "minLength": 1}, codes) | {
         200: Answer("The picture.", None, ("image/jpeg", "image/png"), of_picture),
         304: Answer("The caller has it already.", headers=of_picture),
     }

@@ -13,28 +13,17 @@ from jsonrpcserver.response import to_serializable
 from jsonrpcserver.result import Success
 
 from server.auth import Caller
+from server.error_codes import ERROR_CODES
 from server.errors import (
-    BadExpectation,
     BatchFull,
-    Conflict,
     FieldError,
     Forbidden,
-    IdempotencyConflict,
     Invalid,
     Malformed,
-    NoRoute,
-    NotFound,
     ServiceError,
-    StillRunning,
     TooLarge,
     TooMany,
-    TooSlow,
-    Unauthenticated,
-    Unavailable,
-    UnknownMethod,
-    WrongType,
-    WrongVerb,
-)  # fmt: skip
+)
 from server.fronts._envelope import BATCH, PLAIN, Envelope, envelope, envelope_of, identifier_of
 from server.fronts._http import (
     BEGINNING,
@@ -63,32 +52,11 @@ log = structlog.get_logger()
 MAX_BATCH = 100
 ENVELOPE = web.RequestKey("ENVELOPE", Envelope)
 """Set once it is known, and before an error of the request is rendered."""
-STATUS: dict[type[ServiceError], int] = {
-    ServiceError: 500,
-    Invalid: 400,
-    Malformed: 400,
-    UnknownMethod: 400,
-    BadExpectation: 417,
-    NotFound: 400,
-    Conflict: 400,
-    Unauthenticated: 401,
-    Forbidden: 403,
-    NoRoute: 404,
-    WrongVerb: 405,
-    TooSlow: 408,
-    StillRunning: 409,
-    TooLarge: 413,
-    WrongType: 415,
-    IdempotencyConflict: 422,
-    TooMany: 429,
-    Unavailable: 503,
-}
-"""Kind of error -> status in the plain envelope; a kind that is not here has that of its parent."""
 
 
 def error_response(request: web.Request, error: ServiceError) -> web.Response:
     """A plain error is a bare JSON string of one line; a request in JSON-RPC 2.0 gets an error object."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    status = ERROR_CODES[error.code].status
     sent = request.get(ENVELOPE, PLAIN)
     if sent.is_jsonrpc:
         return answer(status, orjson.dumps(_error_object(request, error, sent.identifier)))

@@ -52,19 +52,8 @@ from server.fronts._http import (
     run,
 )  # fmt: skip
 from server.fronts._json import parse_long_json
-from server.openapi import (
-    Answer,
-    Operation,
-    Parameter,
-    Schema,
-    Schemas,
-    Wire,
-    json_object,
-    nullable,
-    operation_id,
-    refusals,
-    written,
-)  # fmt: skip
+from server.openapi import Answer, Operation, Parameter, Wire, operation_id, refusals
+from server.schemas import Schema, Schemas, json_object, nullable, written
 
 PREFIX = "/Provisioning"
 
@@ -439,7 +428,9 @@ def describe(schemas: Schemas) -> Wire:
         "type": "array", "items": schemas.component("ValidationResult", _RESULT), "minItems": 1,
     }  # fmt: skip
     statuses = {kind: status for kind, status in STATUS.items() if kind is not WrongVerb}
-    refused = refusals(statuses, lambda status: results if status in TELLING else None)
+    own = ("length_required", "provisioning_disabled")
+    codes = schemas.error_codes((route.method for route in ROUTES), own)
+    refused = refusals(statuses, lambda status: results if status in TELLING else None, codes)
     return Wire(
         "workspace365",
         "Workspace 365: environments and their users. Operators' keys alone reach /Environment/.",

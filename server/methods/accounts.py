@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import FieldError, Invalid, NotFound
 from server.registry import Call, Example, Result, TenantParams, method
 
 Id = Annotated[int, Field(ge=1, lt=2**63)]
@@ -54,7 +54,7 @@ async def insert_account(call: Call, user_id: int, sponsor_id: int, title: str) 
     result=Position,
     scope="accounts:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "already_placed", "too_deep"),
     examples=(
         Example("The root of another tree", {"accountId": 1, "treeId": 7}, {"positionId": 2}),
     ),
@@ -97,7 +97,7 @@ class Moved(Result):
     result=Moved,
     scope="accounts:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, "too_deep"),
     examples=(
         Example("From the root to another", {"positionId": 3, "sponsorPositionId": 2}, {"moved": 1}),
     ),
@@ -164,7 +164,7 @@ async def find_position(call: Call, account_id: int, tree_id: int) -> Any:
     result=list[BranchPosition],
     scope="accounts:read",
     writes=False,
-    errors=(NotFound,),
+    errors=("no_position",),
     examples=(
         Example(
             "The first level",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from server import access
-from server.errors import CONSTRAINTS, Conflict, MemberForbidden, NotFound, ServiceError
+from server.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound, ServiceError
 from server.events import identity
 from server.methods._bulk import (
     MOST,
@@ -112,7 +112,7 @@ _DUPLICATE = {
     writes=True,
     many=True,
     prepare=_prepare_creations,
-    errors=(Conflict,),
+    errors=(MemberForbidden, *DUPLICATES, "seats_exhausted"),
     examples=(
         Example(
             "One that is new, and one that is there already",
@@ -182,7 +182,7 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
     writes=True,
     many=True,
     prepare=_prepare_changes,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, MemberForbidden, *DUPLICATES, "named_twice"),
     examples=(
         Example(
             "Suspend, and move",
@@ -270,7 +270,7 @@ async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUs
     writes=True,
     many=True,
     prepare=_prepare_deletions,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(
         Example(
             "One that is there, and one that is not",

@@ -27,4 +27,5 @@ class NoParams(Params):
 )
 async def discover(call: Call, params: NoParams) -> Any:
     """Describe every method as an OpenRPC document."""
-    return orjson.Fragment(await asyncio.to_thread(rendered, tuple(call.methods.values())))
+    methods = tuple(call.methods.values())
+    return orjson.Fragment(await asyncio.to_thread(rendered, methods, call.settings.own_address()))

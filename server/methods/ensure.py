@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from server import access
-from server.errors import Conflict, Contention, MemberForbidden, ServiceError, UserDeleted
+from server.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
 from server.methods._bulk import (
     MOST,
     Batch,
@@ -184,7 +184,7 @@ async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
     scope="users:write",
     writes=True,
     prepare=_prepare_one,
-    errors=(Conflict,),
+    errors=(MemberForbidden, *DUPLICATES, "seats_exhausted", "user_deleted"),
     examples=(
         Example(
             "One who is there already and as it should be",
@@ -219,7 +219,7 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     writes=True,
     many=True,
     prepare=_prepare_many,
-    errors=(Conflict,),
+    errors=(MemberForbidden, *DUPLICATES, "named_twice", "seats_exhausted", "user_deleted"),
     examples=(
         Example(
             "One who is new, and one who is there already",

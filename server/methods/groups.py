@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.errors import Conflict, FieldError, NotFound
+from server.errors import Conflict, FieldError, MemberForbidden, NotFound
 from server.methods._groups import (
     ADMINS,
     GroupName,
@@ -67,7 +67,7 @@ _ADMINS = _SALES | {
     result=Group,
     scope="groups:write",
     writes=True,
-    errors=(Conflict,),
+    errors=("duplicate_group", "reserved_group"),
     examples=(Example("A group", {"name": "Support"}, _SALES | {"id": 2, "name": "Support"}),),
 )
 async def create_group(call: Call, params: CreateGroup) -> Any:
@@ -103,7 +103,7 @@ class UpdateGroup(GroupRef):
     result=Literal[True],
     scope="groups:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "duplicate_group", "reserved_group"),
     examples=(Example("Another name", {"name": "Sales", "newName": "Shop"}, True),),
 )
 async def update_group(call: Call, params: UpdateGroup) -> Any:
@@ -128,7 +128,7 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
     result=Literal[True],
     scope="groups:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "reserved_group"),
     examples=(Example("A group", {"name": "Sales"}, True),),
 )
 async def delete_group(call: Call, params: GroupRef) -> Any:
@@ -182,7 +182,7 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
     result=Literal[True],
     scope="groups:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Jane", {"name": "Sales", "email": "jane@example.com"}, True),),
 )
 async def add_to_group(call: Call, params: Membership) -> Any:
@@ -198,7 +198,7 @@ async def add_to_group(call: Call, params: Membership) -> Any:
     result=Literal[True],
     scope="groups:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Jane", {"name": "Sales", "email": "jane@example.com"}, True),),
 )
 async def remove_from_group(call: Call, params: Membership) -> Any:

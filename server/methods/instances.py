@@ -3,7 +3,7 @@
 import contextlib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from server.auth import WITH_SECRETS, Host, Instance, InstanceSettings, Mebibytes, Office365
 from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
@@ -21,7 +21,7 @@ from server.methods._users import (
     to_cursor,
 )
 from server.methods.validation import Validation
-from server.registry import Call, Example, Params, Result, TenantParams, method, validated
+from server.registry import Call, Example, Params, Result, TenantParams, Unchecked, method, validated
 
 
 def _not_reserved(name: str) -> str:
@@ -91,7 +91,7 @@ async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None
     writes=True,
     operator=True,
     prepare=_hash_admin_password,
-    errors=(Conflict,),
+    errors=("duplicate_instance",),
     examples=(
         Example(
             "A tenant with its administrator",
@@ -126,10 +126,10 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     }  # fmt: skip
 
 
-class ValidateInstance(Params):
+class ValidateInstance(Unchecked):
     """The params of createInstance, good or bad."""
 
-    model_config = ConfigDict(extra="allow")
+    checked_by = CreateInstance
 
 
 @method(
@@ -307,7 +307,7 @@ class UpdateInstance(TenantParams):
     writes=True,
     operator=True,
     while_suspended=True,
-    errors=(Conflict,),
+    errors=("seats_taken",),
     examples=(
         Example(
             "Ask for longer passwords",

@@ -158,7 +158,7 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
     writes=True,
     while_suspended=True,
     prepare=held_instances,
-    errors=(Invalid,),
+    errors=("scope_not_held", "network_not_held", "rate_not_held", "duplicate_key"),
     examples=(
         Example(
             "A key for a shop", {"name": "shop", "scopes": ["users:read", "users:write"]}, _CREATED
@@ -276,7 +276,14 @@ async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound,),
+    errors=(
+        NotFound,
+        "scope_not_held",
+        "network_not_held",
+        "lifetime_not_held",
+        "rate_not_held",
+        "duplicate_key",
+    ),
     examples=(Example("With an hour's overlap", {"id": 1}, _CREATED | {"id": 2}),),
 )
 async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | None) -> Any:
@@ -329,7 +336,7 @@ class UpdateApiKey(ApiKeyRef):
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound,),
+    errors=(NotFound, "rate_not_held"),
     examples=(Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),),
 )
 async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | None) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 
 from server.auth import GeneratedPasswords
-from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
+from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.events import SECRET, identity
 from server.methods._fields import EMAIL, checked, fields_of, profile_schema
 from server.methods._logins import ClientAddress
@@ -172,7 +172,7 @@ async def _verify(call: Call, params: CheckAuth) -> None:
     scope="sessions:write",
     writes=False,
     prepare=_verify,
-    errors=(WrongLogin, TooMany),
+    errors=(WrongLogin, "login_delayed"),
     examples=(Example("Right", {"login": "jane@example.com", "password": "demo1234"}, MEMBER),),
 )
 async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
@@ -263,7 +263,7 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
     scope="users:write",
     writes=True,
     prepare=_prepare_member,
-    errors=(Conflict,),
+    errors=(*DUPLICATES, "seats_exhausted", "too_deep"),
     examples=(
         Example(
             "Under the administrator",
@@ -324,7 +324,7 @@ async def _hash_new(call: Call, params: SetPassword) -> str:
     scope="users:write",
     writes=True,
     prepare=_hash_new,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
 )
 async def set_password(call: Call, params: SetPassword, password_hash: str) -> Any:
@@ -358,7 +358,7 @@ class DeleteUser(UserId):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("With the account", {"id": 2, "withAccount": True}, True),),
 )
 async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:

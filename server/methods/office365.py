@@ -52,7 +52,7 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "no_credentials", "already_asked"),
     examples=(Example("Once more, after a failure", {"email": "one@example.com"}, True),),
 )
 async def create_in_office365(call: Call, params: UserRef) -> Any:

@@ -303,7 +303,7 @@ class ChangedPlan(Result):
     result=ChangedPlan,
     scope="users:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "plan_overlaps"),
     examples=(
         Example("At once", {"userId": 2, "planId": 1}, {"id": 1, "ended": []}),
         Example(

@@ -290,7 +290,6 @@ class DefineProfileField(TenantParams):
     result=Literal[True],
     scope="fields:write",
     writes=True,
-    errors=(Invalid,),
     examples=(
         Example(
             "A choice",

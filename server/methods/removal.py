@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from server.errors import Conflict, NotFound
+from server.errors import Conflict, MemberForbidden, NotFound
 from server.events import identity
 from server.methods._users import UserRef, email_key, end_access, found, written
 from server.registry import Call, Example, method
@@ -13,7 +13,7 @@ from server.registry import Call, Example, method
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Delete", {"email": "jane@example.com"}, True),),
 )
 async def delete_user_by_email(call: Call, params: UserRef) -> Any:
@@ -35,7 +35,7 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden, "seats_exhausted"),
     examples=(Example("Restore", {"email": "gone@example.com"}, True),),
 )
 async def restore_user_by_email(call: Call, params: UserRef) -> Any:
@@ -54,7 +54,7 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:purge",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "not_deleted"),
     examples=(Example("Purge", {"email": "gone@example.com"}, True),),
 )
 async def purge_user_by_email(call: Call, params: UserRef) -> Any:

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from server.errors import NotFound
 from server.methods._users import DisplayName
 from server.methods.accounts import Id, TreeId, find_position
 from server.registry import Call, Example, Result, TenantParams, method
@@ -81,7 +80,7 @@ class FoundUsers(Result):
     result=FoundUsers,
     scope="users:read",
     writes=False,
-    errors=(NotFound,),
+    errors=("no_position",),
     examples=(
         Example(
             "Part of a name",

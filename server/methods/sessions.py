@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from server.auth import digest, new_secret
-from server.errors import Invalid, NotFound, TooMany
+from server.errors import Invalid, NotFound
 from server.events import SECRET
 from server.methods import _logins
 from server.methods._groups import hold_member
@@ -94,7 +94,7 @@ async def verify_and_renew(call: Call, params: Login) -> Verified:
     writes=True,
     prepare=verify_and_renew,
     keeps_answer=False,
-    errors=(WrongLogin, TooMany),
+    errors=(WrongLogin, "login_delayed"),
     examples=(
         Example("A right password", {"email": "jane@example.com", "password": "demo1234"}, _LOGGED_IN),
     ),
@@ -174,7 +174,7 @@ class LoginWithToken(TokenRef):
     result=User,
     scope="sessions:write",
     writes=False,
-    errors=(WrongLogin, TooMany),
+    errors=(WrongLogin, "login_delayed"),
     examples=(Example("A living session", {"token": EXAMPLE_TOKEN}, _LOGGED_IN),),
 )
 async def login_with_token(call: Call, params: LoginWithToken) -> Any:

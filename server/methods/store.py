@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server import access
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.events import SECRET
 from server.methods._names import settle_renamed
 from server.methods._provision import insert_user, password_problem
@@ -264,7 +264,7 @@ class CreateStoreUser(StoreUserMembers):
     writes=True,
     prepare=_hash_new,
     member_scopes={"isAdmin": "users:admin"},
-    errors=(Conflict,),
+    errors=(*DUPLICATES, "seats_exhausted"),
     examples=(
         Example(
             "With a password",
@@ -303,7 +303,7 @@ class UpdateStoreUser(StoreUserMembers):
     scope="users:write",
     writes=True,
     prepare=_hash_new,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, MemberForbidden, *DUPLICATES),
     examples=(
         Example(
             "Another e-mail",
@@ -381,7 +381,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Deactivate", {"id": 2}, True),),
 )
 async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
@@ -397,7 +397,7 @@ async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Re-activate", {"id": 2}, True),),
 )
 async def reactivate_user_by_id(call: Call, params: UserId) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from server import access
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.methods import _office365
 from server.methods._groups import (
     chosen_groups,
@@ -57,7 +57,7 @@ def is_one_statement(params: "CreateUser") -> bool:
     prepare=hash_new_password,
     single=is_one_statement,
     member_scopes={"isAdmin": "users:admin"},
-    errors=(Conflict,),
+    errors=(*DUPLICATES, "seats_exhausted"),
     examples=(
         Example(
             "A user with a password",
@@ -116,7 +116,7 @@ def _given(model: BaseModel | None) -> dict[str, Any] | None:
     writes=True,
     extension=False,
     member_scopes={"isAdmin": "users:admin", "groups": "groups:write"},
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "duplicate_external_id"),
     examples=(
         Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),
         Example("Reactivate", {"email": "jane@example.com", "isActive": True}, True),
@@ -176,7 +176,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     writes=True,
     extension=False,
     prepare=hash_new_password,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
 )
 async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
@@ -205,7 +205,7 @@ class RenameUser(UserRef):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, MemberForbidden, "duplicate_email"),
     examples=(Example("Marriage", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
 )
 async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
@@ -242,7 +242,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     scope="users:write",
     writes=True,
     prepare=hash_new_password,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, MemberForbidden, "duplicate_email"),
     examples=(
         Example(
             "Marriage, and another password",
@@ -253,7 +253,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     ),
 )  # fmt: skip
 async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
-    """Change a user's e-mail, names, password and administration at once, all of it or nothing (seeds/002).
+    """Change a user's e-mail, names, password and administration at once, all of it or nothing.
 
     What is left out stays as it is. The display name follows the names. An administrator's replacement needs
     the scope users:admin.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from server import access
 from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
@@ -10,13 +10,13 @@ from server.methods import _office365
 from server.methods._provision import password_problem
 from server.methods._store import store_failures
 from server.methods._users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
-from server.registry import Call, Example, Result, TenantParams, method, validated
+from server.registry import Call, Example, Result, TenantParams, Unchecked, method, validated
 
 
-class ValidateUser(TenantParams):
+class ValidateUser(TenantParams, Unchecked):
     """The params of createUser, good or bad."""
 
-    model_config = ConfigDict(extra="allow")
+    checked_by = CreateUser
 
 
 class Failure(Result):
@@ -40,11 +40,11 @@ class Validation(Result):
     writes=False,
     examples=(
         Example(
-            "A taken e-mail and a bad type",
-            {"email": "jane@example.com", "isAdmin": "yes"},
+            "A taken e-mail and an unknown plan",
+            {"email": "jane@example.com", "planId": 999},
             {"valid": False, "failures": [
-                {"field": "isAdmin", "message": "must be true or false"},
-                {"field": "email", "message": 'duplicate key value violates unique constraint "users_email"'},
+                {"field": "email", "message": CONSTRAINTS["users_email"][2]},
+                {"field": "planId", "message": "is no plan of this instance"},
             ]},
         ),
         Example("Nothing wrong", {"email": "new@example.com"}, {"valid": True, "failures": []}),
@@ -113,10 +113,10 @@ def _differs(user: Any, member: str, given: dict[str, Any]) -> bool:
     return True
 
 
-class ValidateReplacement(TenantParams):
+class ValidateReplacement(TenantParams, Unchecked):
     """The params of replaceUserByEmail, good or bad."""
 
-    model_config = ConfigDict(extra="allow")
+    checked_by = ReplaceUser
 
 
 @method(

@@ -86,7 +86,7 @@ def _checked_url(call: Call, url: str) -> str:
     result=CreatedWebhook,
     scope="webhooks:write",
     writes=True,
-    errors=(Conflict,),
+    errors=("too_many_webhooks",),
     examples=(
         Example(
             "For new users, but not one's own",
@@ -337,7 +337,7 @@ class DeliveryRef(WebhookRef):
     result=Literal[True],
     scope="webhooks:write",
     writes=True,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, "webhook_off"),
     examples=(Example("Once more", {"id": 1, "eventId": EXAMPLE_EVENT}, True),),
 )
 async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
