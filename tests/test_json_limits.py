@@ -124,9 +124,11 @@ def test_twice_the_bytes_are_at_most_twice_the_steps(name: str) -> None:
 
 
 CPU_SECONDS = 20
-PARSE_ALL = f"""
+LIMITED = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_SECONDS}, {CPU_SECONDS}))
+"""
+PARSE_ALL = f"""
 from server.fronts._envelope import envelope_of
 from server.fronts._http import BEGINNING_SIZE
 from tests.test_json_limits import SHAPES, outcome
@@ -136,22 +138,38 @@ for name, shape in SHAPES.items():
     envelope_of(shape(BEGINNING_SIZE))
     envelope_of(b'{{"params":' + shape(BEGINNING_SIZE))
 """
+NAME_ENVIRONMENTS = f"""
+from server.fronts.workspace365 import sanitized
+marks = {Settings().body_limit} // 4
+print(sanitized("Caf\\u00e9 One" + "\\u0315" * marks + "\\u0300" * marks))
+"""
 
 
-async def test_every_shape_is_parsed_at_its_largest_within_a_limit_of_cpu_time() -> None:
-    """One process parses a body of 1 MiB of each shape, and the kernel kills it after 20 seconds of CPU time.
+async def printed(script: str) -> list[str]:
+    """What a script prints, whose process the kernel kills after 20 seconds of CPU time.
 
-    No counter of instructions is available everywhere, and wall-clock times depend on the machine. All shapes
-    together take well under a second of CPU time where every step is linear, and one shape alone takes about
-    an hour where one step is quadratic: a limit between the two tells them apart on any machine, loaded or not.
+    No counter of instructions is available everywhere, and wall-clock times depend on the machine. Each of these
+    scripts takes about a second of CPU time where every step is linear, and some minutes or hours where one step
+    is quadratic: a limit between the two tells them apart on any machine, loaded or not.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARSE_ALL, cwd=Path(__file__).parents[1],
+        sys.executable, "-c", LIMITED + script, cwd=Path(__file__).parents[1],
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await process.communicate()
-    assert process.returncode == 0, (out.decode().splitlines()[-1:], err.decode())
-    assert out.decode().splitlines() == list(SHAPES)
+    lines = out.decode().splitlines()
+    assert process.returncode == 0, (lines[-1:], err.decode())
+    return lines
+
+
+async def test_every_shape_is_parsed_at_its_largest_within_a_limit_of_cpu_time() -> None:
+    """A body of 1 MiB, and the beginning of a body whose envelope is looked for."""
+    assert await printed(PARSE_ALL) == list(SHAPES)
+
+
+async def test_a_long_name_of_an_environment_is_no_attack() -> None:
+    """Marks out of their order are sorted one by one."""
+    assert await printed(NAME_ENVIRONMENTS) == ["cafe-one"]
 
 
 def accepts(text: bytes) -> Any:

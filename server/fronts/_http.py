@@ -86,10 +86,9 @@ class Calls:
 
 CALLS = web.RequestKey("CALLS", Calls)
 
-BEGINNING = web.RequestKey("BEGINNING", bytes)
-"""What was read of a body that read_body refused: its first bytes."""
 BEGINNING_SIZE = 65536
-"""Bytes of it at most."""
+BEGINNING = web.RequestKey("BEGINNING", bytes)
+"""The first bytes of a body that read_body refused, so many at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +355,8 @@ async def read_body(request: web.Request, *, with_picture: bool = False, share: 
     return b"".join(chunks)
 
 
+# The last two are of the draft of 2008 on JSON-RPC over HTTP.
 _JSON_TYPES = frozenset(("application/json", "application/json-rpc", "application/jsonrequest"))
-"""The registered type, and those of JSON-RPC over HTTP (its draft of 2008), which some clients send."""
 
 
 def require_json(request: web.Request) -> None:

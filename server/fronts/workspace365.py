@@ -133,10 +133,13 @@ class Route:
 
 
 def sanitized(name: Any) -> Any:
-    """The name of an environment as it stands in paths: "Café One" -> "cafe-one"."""
+    """The name of an environment as it stands in paths: "Café One" -> "cafe-one".
+
+    Only its beginning counts: normalizing takes quadratic time where marks follow each other.
+    """
     if not isinstance(name, str):
         return name
-    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    letters = unicodedata.normalize("NFKD", name[:1000]).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9._-]+", "-", letters).strip("-._")[:63]
 
 
