@@ -50,8 +50,10 @@ log = structlog.get_logger()
 
 _ATTEMPTS = 4
 _MANY_AT_ONCE, _MANY_WAITING = 2, 50
-"""Calls about many users that run at once for one instance, and those that wait. Two keep the event loop and
-Postgres busy in turn; each of those that wait holds all its items in memory."""
+"""Calls about many users that run at once for one instance, and those that wait; the same for long lists. Two
+keep the event loop and Postgres busy in turn; each of those that wait holds all its items in memory."""
+_LONG_LIST = 100
+"""Rows beyond which a list is long: decoding a thousand keeps the event loop busy for some milliseconds."""
 
 
 class Answered(NamedTuple):
@@ -97,6 +99,11 @@ class Dispatcher:
             of_one=_MANY_AT_ONCE,
             waiting=_MANY_WAITING,
             refusal="too many calls about many users are waiting, try again",
+        )
+        self._long_lists = Shares(
+            of_one=_MANY_AT_ONCE,
+            waiting=_MANY_WAITING,
+            refusal="too many calls for long lists are waiting, try again",
         )
 
     async def call(self, caller: Caller, name: object, params: object, circumstances: Circumstances) -> Any:
@@ -209,9 +216,13 @@ class Dispatcher:
     async def _run(
         self, method: Method, call: Call, params: BaseModel, repeatable: Repeatable | None
     ) -> Answered:
-        if not method.many:
+        if method.many:
+            turns = self._many
+        elif "limit" in method.params.model_fields and params.limit > _LONG_LIST:  # type: ignore[attr-defined]
+            turns = self._long_lists
+        else:
             return await self._run_now(method, call, params, repeatable)
-        async with self._many.turn(call.instance.id):
+        async with turns.turn(CURRENT_SHARE.get()):
             return await self._run_now(method, call, params, repeatable)
 
     async def _run_now(

@@ -70,6 +70,7 @@ class BoundedPool:
 
 
 def _yield_to_others() -> None:
-    # These threads can fill every core; a lower priority lets the event loop and Postgres go first.
+    # These threads can fill every core; a lower priority lets the event loop and Postgres go first. Where all
+    # want a core, this one gets them a tenth of it (sched(7)): look-ups hardly notice, and logins go on.
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -327,6 +327,23 @@ async def test_few_calls_about_many_users_wait(serve: Serve, db: asyncpg.Connect
     assert (await mine.call("deleteUsers", {"users": [JANE]}))["succeeded"] == 1
 
 
+async def test_two_long_lists_of_a_tenant_are_read_at_once(serve: Serve, db: asyncpg.Connection) -> None:
+    """Whatever else it asks for passes them, and so does another tenant."""
+    _, mine, others = await tenants(serve, db)
+    lists = mine.dispatcher._long_lists
+    for _ in range(2):
+        await lists.take(1)
+    long = asyncio.create_task(mine.call("listUsers", {"limit": 101}))
+    await eventually(lambda: lists._waiting)
+    for who in (mine, others):
+        assert len((await who.call("listUsers", {"limit": 100}))["users"]) == 2
+        await who.call("createUsers", {"users": [{"email": "new@example.com"}]})
+    assert len((await others.call("listUsers", {"limit": 1000}))["users"]) == 3
+    assert not long.done()
+    lists.give_back(1)
+    assert len((await long)["users"]) == 3
+
+
 async def test_a_share_ends_with_its_call(client: Client) -> None:
     """Nothing is held by anybody afterwards, whatever came of the calls on a connection."""
     await client.outcome("getUserByEmail", {"email": ADMIN})
