@@ -139,6 +139,10 @@ async def work(services: Services) -> None:
         while True:
             began = loop.time()
             try:
+                if away and not await services.database.writes.proven():
+                    # Taking a job is a write: while a standby is away, each try would leave a server process
+                    # waiting.
+                    raise ConnectionError("the database takes no writes")
                 await _work_until_lost(services)
             except Exception as error:  # whatever it was: the driver's, the system's, a missing table
                 if loop.time() - began > HEARTBEAT:  # it had worked for a while
@@ -154,9 +158,6 @@ async def work(services: Services) -> None:
 
 async def _work_until_lost(services: Services) -> None:
     """Do jobs over one connection, past any pooler, for as long as it lives."""
-    if not await services.database.writes.proven():
-        # Taking a job is a write: while a standby is away, each try would leave a server process waiting.
-        raise ConnectionError("the database takes no writes")
     connection = await services.database.direct()
     try:
         # pgqueuer sends jsonb as text that is JSON already, which our codec would wrap again.
