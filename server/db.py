@@ -311,10 +311,13 @@ class Database:
 
     async def _prove_writable(self, in_doubt: bool) -> bool:
         async with self.connection() as connection:
+            # First, as all proofs write the same row: while one waits for a standby the next ones fail at
+            # its lock. Otherwise each would leave another server process waiting.
+            written = bool(await connection.value("write_heartbeat"))
             if in_doubt:
                 with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
                     await connection.run("try_for_room")
-            return bool(await connection.value("write_heartbeat"))
+        return written
 
     async def _check_writes(self) -> None:
         """Refuse a write that would fail as those before it did."""

@@ -139,6 +139,10 @@ async def work(services: Services) -> None:
         while True:
             began = loop.time()
             try:
+                if away and not await services.database.writes.proven():
+                    # Taking a job is a write: while a standby is away, each try would leave a server process
+                    # waiting.
+                    raise ConnectionError("the database takes no writes")
                 await _work_until_lost(services)
             except Exception as error:  # whatever it was: the driver's, the system's, a missing table
                 if loop.time() - began > HEARTBEAT:  # it had worked for a while

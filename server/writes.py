@@ -12,7 +12,7 @@ FRESH = 5.0
 """Seconds for which one write is proof enough that the next will go through."""
 PATIENCE = 2.0
 """Seconds that a caller waits for a proof."""
-LIMIT = 30.0
+LIMIT = 10.0
 """Seconds after which a proof that got no answer is given up, and the next caller begins another one."""
 
 

@@ -905,9 +905,10 @@ async def test_13_readiness_writes_now_and_then(
 
 
 async def test_13_writes_wait_for_nobody_while_a_standby_is_gone(
-    replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve
+    replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """13: /readyz is red; a write that would wait for the standby is refused before it begins, and few wait."""
+    monkeypatch.setattr("server.writes.LIMIT", 0.3)
     primary, standby, key = replicated
     short = {"lock_timeout": 0.5, "acquire_timeout": 0.5, "call_timeout": 1.0, "pool_size": 4}
     client = (await serve(url=primary.url, run_jobs=False, **short)).using(key)

@@ -261,6 +261,14 @@ async def test_there_is_no_such_database(officerpc: Officerpc, database_url: str
     assert "does not exist" in served.log and "Traceback" not in served.log
 
 
+async def test_a_migration_that_is_refused(officerpc: Officerpc, db: asyncpg.Connection) -> None:
+    """Waiting would not help: status 1 and one line."""
+    await db.execute("INSERT INTO schema_migrations (version, name, checksum) VALUES (9999, 'x', 'x')")
+    served = officerpc.launch()
+    assert await served.ended() == 1
+    assert "migration 9999, which this program does not know" in served.log and "Traceback" not in served.log
+
+
 async def test_the_port_is_taken(officerpc: Officerpc) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
