@@ -454,9 +454,7 @@ LIMIT :row_limit;
 -- By their ids, which never change: renamed in between, a user is still in one page and no other. Stored pictures stay
 -- behind: their addresses lead here, and last no longer than the user.
 SELECT
-    CASE WHEN strpos(email, '@') > 0 THEN email END AS email,
-    CASE WHEN strpos(email, '@') > 0 THEN login ELSE email END AS login,
-    display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
+    email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
     app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar,
     external_id AS "externalId", sessions_limit AS "sessionsLimit", is_plan_admin AS "isPlanAdmin",
     only_sees_readable AS "onlySeesReadable",
