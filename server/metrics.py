@@ -50,11 +50,13 @@ class JobFact(NamedTuple):
     # done, retried (later, that is), parked, or stopped with its worker.
     outcome: str
     seconds: float
-    job_id: int
+    # None for a delivery, which is no job of the queue.
+    job_id: int | None
     tries: int
     cause: str | None
-    # Of a webhook, whose id is its own only within it.
+    # The webhook that a delivery goes to, by its id in its instance.
     instance: str | None = None
+    webhook_id: int | None = None
 
 
 class Metrics:
@@ -157,7 +159,8 @@ class Metrics:
             kind=fact.kind,
             outcome=fact.outcome,
             ms=round(fact.seconds * 1000, 2),
-            job_id=fact.job_id,
+            **({"job_id": fact.job_id} if fact.job_id is not None else {}),
+            **({"webhook_id": fact.webhook_id} if fact.webhook_id is not None else {}),
             tries=fact.tries,
             **({"instance": fact.instance} if fact.instance else {}),
             **({"cause": fact.cause} if fact.cause else {}),

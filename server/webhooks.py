@@ -199,7 +199,9 @@ async def deliver_one(database: Database, sender: Sender, metrics: Metrics, row:
             error=outcome.error,
         )
     said = {"delivered": "done", "pending": "retried", "failed": "parked"}[state]
-    fact = JobFact("webhook", said, outcome.seconds, row["webhook_id"], tries, outcome.error, row["instance"])
+    fact = JobFact(
+        "webhook", said, outcome.seconds, None, tries, outcome.error, row["instance"], row["webhook_id"]
+    )
     metrics.job(fact)
 
 

@@ -79,6 +79,7 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "getPlan": [{"id": PLAN}],
     "getQuotasByEmail": [{"email": EMAIL}],
     "getStoreUser": [{"id": USER}, {"email": EMAIL}, {"externalId": EXTERNAL_ID}],
+    "getUser": [{"id": USER}, {"email": EMAIL}, {"email": GONE}, {"externalId": EXTERNAL_ID}],
     "getUserByEmail": [{"email": EMAIL}, {"email": GONE}],
     "getUserById": [{"id": USER}],
     "getWebhook": [{"id": WEBHOOK}],

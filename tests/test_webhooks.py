@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import random
+import re
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -587,6 +589,78 @@ async def test_pages_of_deliveries(inside: Client, receiver: Receiver) -> None:
     assert (await inside.outcome("listDeliveries", {"id": 1, "after": "x"}))[0] == 400
 
 
+async def test_deliveries_that_are_failing(inside: Client, receiver: Receiver) -> None:
+    """They wait for their next try: pending, and all the same findable as failing."""
+    receiver.answers(500)
+    await inside.call("createWebhook", {"url": receiver.url})
+    await inside.call("createUser", {"email": JANE})
+
+    async def failing() -> Any:
+        return await deliveries(inside, hasFailed=True)
+
+    [one] = await until(failing)
+    assert (one["state"], one["status"], one["error"]) == ("pending", 500, "http_500")
+    assert one["answer"] == "500 Internal Server Error"
+    assert one["dueAt"] >= one["createdAt"]  # when it is tried next
+    assert await deliveries(inside, state="failed") == []
+    receiver.answers(204)
+    await inside.call("redeliverWebhook", {"id": 1, "eventId": one["eventId"]})
+    [done] = await settled(inside, 1)
+    assert (done["answer"], done["error"]) == ("204 No Content", None)
+    assert await deliveries(inside, hasFailed=True) == []
+    assert await inside.outcome("listDeliveries", {"id": 1, "hasFailed": True, "state": "failed"}) == (
+        400, "params: give state or hasFailed, not both",
+    )  # fmt: skip
+
+
+async def test_pages_of_failing_deliveries(inside: Client, db: asyncpg.Connection) -> None:
+    await inside.call("createWebhook", {"url": "https://192.0.2.1/", "types": ["group.deleted"]})
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, attempts, due_at, error)"
+        " SELECT 1, 1, gen_random_uuid(), 'user.created', '', CASE number % 3 WHEN 0 THEN 'failed' ELSE 'pending' END,"
+        " 1, now() + interval '1 day', CASE number % 3 WHEN 2 THEN NULL ELSE 'timeout' END"
+        " FROM generate_series(0, 8) AS number"
+    )
+    seen, after = [], None
+    while True:
+        params = {"id": 1, "hasFailed": True, "limit": 4, "after": after}
+        page = await inside.call("listDeliveries", params)
+        seen += [one["answer"] for one in page["deliveries"]]
+        if (after := page["next"]) is None:
+            break
+    assert seen == ["no answer within 15 seconds"] * 6
+
+
+async def test_the_sample_in_the_readme_verifies(inside: Client, receiver: Receiver) -> None:
+    """As it stands there, on a delivery as it came."""
+    readme = (Path(__file__).parents[1] / "server/methods/README.md").read_text()
+    [sample] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(sample, scope)
+    verified = scope["verified"]
+    created = await inside.call("createWebhook", {"url": receiver.url})
+    rotated = await inside.call("rotateWebhookSecret", {"id": created["id"]})
+    await inside.call("createUser", {"email": JANE})
+    [one] = await receiver.has(1)
+    for secret in (created["secret"], rotated["secret"]):
+        assert verified(one.headers, one.body, secret)
+    assert not verified(one.headers, one.body, outbound.new_secret())
+    assert not verified(one.headers, one.body + b" ", rotated["secret"])
+    old = one.headers | {"webhook-timestamp": str(int(one.headers["webhook-timestamp"]) - 600)}
+    assert not verified(old, one.body, rotated["secret"])
+    signed = outbound.headers_of("id", b"{}", created["secret"], None, int(time.time()) - 600)
+    assert not verified(signed, b"{}", created["secret"])
+
+
+async def test_who_was_created_today_is_one_call(client: Client) -> None:
+    await client.call("createUser", {"email": JANE})
+    today = int(time.time()) // 86400 * 86400
+    asked = {"type": "user.created", "from": today}
+    events = (await client.call("listAuditEvents", asked))["events"]
+    assert JANE in [event["after"]["email"] for event in events]
+    assert (await client.call("listAuditEvents", asked | {"from": today + 86400}))["events"] == []
+
+
 # --- pruning ------------------------------------------------------------------------------------------
 
 
@@ -1112,7 +1186,7 @@ async def test_what_operators_see(
     await inside.call("createUser", {"email": JANE})
     await settled(inside, 1)
     (line,) = [line for line in logged.lines() if line["event"] == "job" and line["kind"] == "webhook"]
-    assert (line["instance"], line["job_id"]) == ("MYINSTANCE", 1)
+    assert (line["instance"], line["webhook_id"], "job_id" in line) == ("MYINSTANCE", 1, False)
 
     async def nothing() -> bool:
         return await gauge("unread") == await gauge("due") == 0.0

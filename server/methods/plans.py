@@ -307,7 +307,7 @@ class ChangedPlan(Result):
     examples=(
         Example("At once", {"userId": 2, "planId": 1}, {"id": 1, "ended": []}),
         Example(
-            "From a day on", {"userId": 1, "planId": 1, "validFrom": "2099-01-01"}, {"id": 2, "ended": [1]}
+            "From a day on", {"userId": 2, "planId": 1, "validFrom": "2099-01-01"}, {"id": 1, "ended": []}
         ),
     ),
 )  # fmt: skip

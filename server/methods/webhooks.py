@@ -13,8 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from server import outbound, webhooks
 from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.events import EVENTS, PAGE_BYTES, is_full, payload
-from server.methods._users import ABSENT, Line, found, from_cursor, to_cursor
-from server.methods.audit import cursor_moment
+from server.methods._users import ABSENT, Line, found
 from server.registry import Call, Example, Result, TenantParams, method
 
 MOST = 50
@@ -361,83 +360,6 @@ async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
         )
     call.note(after={"id": params.id, "eventId": params.eventId})
     return True
-
-
-class ListDeliveries(WebhookRef):
-    """Which deliveries, and from where on."""
-
-    state: Literal["pending", "delivered", "failed"] | None = Field(None, description="Null: any.")
-    after: Annotated[str, Field(max_length=200)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
-
-
-class Delivery(Result):
-    """One event for one webhook."""
-
-    eventId: str = Field(description="Its webhook-id.")
-    type: str
-    state: Literal["pending", "delivered", "failed"]
-    attempts: int = Field(description="How often it was begun, since it was last asked for.")
-    status: int | None = Field(description="Of the last answer; null: there was none.")
-    error: str | None = Field(description="What the last try met.")
-    createdAt: int = Field(description="Unix seconds.")
-    dueAt: int | None = Field(description="Unix seconds; when it is tried next.")
-    doneAt: int | None = Field(description="Unix seconds.")
-
-
-class DeliveryPage(Result):
-    """A page of deliveries, the newest first."""
-
-    deliveries: list[Delivery]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
-
-
-def _bad(member: str) -> Invalid:
-    return Invalid.of([FieldError(member, "is not what a page gave as next")])
-
-
-@method(
-    "listDeliveries",
-    result=DeliveryPage,
-    scope="webhooks:read",
-    writes=False,
-    errors=(NotFound,),
-    examples=(
-        Example(
-            "One that failed", {"id": 1, "state": "failed"},
-            {"deliveries": [{"eventId": EXAMPLE_EVENT, "type": "user.created", "state": "failed",
-                             "attempts": 10, "status": 500, "error": "http_500", "createdAt": 1683471262,
-                             "dueAt": None, "doneAt": 1683730462}],
-             "next": None},
-        ),
-    ),
-)  # fmt: skip
-async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
-    """List what was and will be sent to a webhook, without tests; kept for thirty days after it was made."""
-    before, event_id = datetime.max.replace(tzinfo=UTC), uuid.UUID(int=2**128 - 1)
-    if params.after is not None:
-        try:
-            moment, _, given_id = from_cursor(params.after).partition(" ")
-            before, event_id = cursor_moment(moment), uuid.UUID(given_id)
-        except ValueError as error:
-            raise _bad("after") from error
-    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
-    found(await call.db.one("get_webhook", **ref))
-    rows = await call.db.all(
-        "list_deliveries",
-        **ref,
-        states=["pending", "delivered", "failed"] if params.state is None else [params.state],
-        before_time=before,
-        before_event=event_id,
-        row_limit=params.limit,
-    )
-    deliveries = [dict(row) for row in rows]
-    moments = [delivery.pop("created_at") for delivery in deliveries]
-    more = len(deliveries) == params.limit
-    last = to_cursor(f"{moments[-1].isoformat()} {deliveries[-1]['eventId']}") if more else None
-    return {"deliveries": deliveries, "next": last}
 
 
 class ListChanges(TenantParams):

@@ -41,11 +41,7 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT
             up.id, up.plan_id, coalesce(up.name, p.name) AS name, up.valid_from, up.valid_to,
-            CASE
-                WHEN up.ended_at IS NOT NULL OR up.valid_to < (now() AT TIME ZONE 'UTC')::date THEN 'ended'
-                WHEN up.valid_from > (now() AT TIME ZONE 'UTC')::date THEN 'scheduled'
-                ELSE 'active'
-            END AS state,
+            plan_state(up.valid_from, up.valid_to, up.ended_at) AS state,
             count(*) OVER () AS total
         FROM user_plans AS up
         INNER JOIN plans AS p ON p.instance_id = :instance_id AND p.id = up.plan_id

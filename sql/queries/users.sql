@@ -429,9 +429,7 @@ LIMIT :row_limit;
 -- By their ids, which never change: renamed in between, a user is still in one page and no other. Stored pictures stay
 -- behind: their addresses lead here, and last no longer than the user.
 SELECT
-    CASE WHEN strpos(email, '@') > 0 THEN email END AS email,
-    CASE WHEN strpos(email, '@') > 0 THEN login ELSE email END AS login,
-    display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
+    email, display_name AS "displayName", is_active AS "isActive", is_admin AS "isAdmin", profile,
     app_values AS "values", settings, apps, CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar,
     external_id AS "externalId", sessions_limit AS "sessionsLimit", is_plan_admin AS "isPlanAdmin",
     only_sees_readable AS "onlySeesReadable",
@@ -440,3 +438,99 @@ FROM users
 WHERE instance_id = :instance_id AND deleted_at IS NULL AND id > :after
 ORDER BY id
 LIMIT :row_limit;
+
+-- name: get_whole_user(instance_id, user_id, email_key, external_id)^
+-- All of one user, deleted or not, by the one of the three that is not null. An e-mail may be a login too. Of its plans
+-- the newest hundred.
+SELECT
+    u.id, u.uuid::text AS uuid,
+    CASE WHEN strpos(u.email, '@') > 0 THEN u.email END AS email,
+    coalesce(u.login, u.email) AS login,
+    u.external_id AS "externalId", u.display_name AS "displayName", u.full_name AS "fullName",
+    u.is_active AS "isActive", u.is_admin AS "isAdmin", u.confirmed_at IS NOT NULL AS "isConfirmed",
+    u.deleted_at IS NOT NULL AS "isDeleted",
+    floor(extract(EPOCH FROM u.created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM u.updated_at))::bigint AS "updatedAt",
+    floor(extract(EPOCH FROM u.suspended_at))::bigint AS "suspendedAt",
+    floor(extract(EPOCH FROM u.deleted_at))::bigint AS "deletedAt",
+    floor(extract(EPOCH FROM s.newest))::bigint AS "lastLoginAt",
+    s.living AS sessions, u.sessions_limit AS "sessionsLimit", u.language, u.avatar,
+    CASE WHEN u.is_admin THEN '{Admins}'::text [] ELSE '{}' END || array(
+        SELECT g.name
+        FROM group_members AS gm
+        INNER JOIN groups AS g ON g.instance_id = :instance_id AND g.id = gm.group_id
+        WHERE gm.instance_id = :instance_id AND gm.user_id = u.id
+        ORDER BY g.name_key
+    ) AS "groups",
+    u.profile, u.app_values AS "values", u.settings, u.apps,
+    u.fields - array(
+        SELECT alias
+        FROM profile_fields
+        WHERE instance_id = :instance_id AND removed_at IS NOT NULL
+    ) AS fields,
+    u.mail_quota, u.files_quota, u.is_plan_admin AS "isPlanAdmin", u.only_sees_readable AS "onlySeesReadable",
+    coalesce(
+        (
+            SELECT
+                jsonb_agg(
+                    jsonb_build_object(
+                        'id', held.id, 'planId', held.plan_id, 'name', held.name, 'validFrom', held.valid_from,
+                        'validTo', held.valid_to, 'state', held.state
+                    )
+                    ORDER BY held.id
+                )
+            FROM (
+                SELECT
+                    up.id, up.plan_id, coalesce(up.name, p.name) AS name, up.valid_from, up.valid_to,
+                    plan_state(up.valid_from, up.valid_to, up.ended_at) AS state
+                FROM user_plans AS up
+                INNER JOIN plans AS p ON p.instance_id = :instance_id AND p.id = up.plan_id
+                WHERE up.instance_id = :instance_id AND up.user_id = u.id
+                ORDER BY up.id DESC
+                LIMIT 100
+            ) AS held
+        ),
+        '[]'::jsonb
+    ) AS plans,
+    (
+        SELECT jsonb_build_object('id', a.id, 'title', a.title)
+        FROM accounts AS a
+        WHERE a.instance_id = :instance_id AND a.user_id = u.id AND a.deleted_at IS NULL
+    ) AS account,
+    (
+        SELECT jsonb_object_agg(m.role, m.id)
+        FROM mailboxes AS m
+        WHERE m.instance_id = :instance_id AND m.user_id = u.id
+    ) AS mailboxes,
+    (
+        SELECT jsonb_object_agg(c.role, c.id)
+        FROM calendars AS c
+        WHERE c.instance_id = :instance_id AND c.user_id = u.id
+    ) AS calendars,
+    (
+        SELECT jsonb_object_agg(f.role, f.id)
+        FROM file_folders AS f
+        WHERE f.instance_id = :instance_id AND f.user_id = u.id
+    ) AS folders
+FROM users AS u
+CROSS JOIN LATERAL (
+    SELECT max(created_at) AS newest, count(*) FILTER (WHERE expires_at > now()) AS living
+    FROM sessions
+    WHERE instance_id = :instance_id AND user_id = u.id
+) AS s
+WHERE
+    u.instance_id = :instance_id
+    AND u.id = coalesce(
+        :user_id::bigint,
+        (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :email_key),
+        (
+            SELECT named.id
+            FROM users AS named
+            WHERE named.instance_id = :instance_id AND named.email_key = :email_key
+        ),
+        (
+            SELECT named.id
+            FROM users AS named
+            WHERE named.instance_id = :instance_id AND named.external_id = :external_id
+        )
+    );

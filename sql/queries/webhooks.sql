@@ -144,7 +144,8 @@ WHERE instance_id = :instance_id AND webhook_id = :webhook_id AND event_id = :ev
 RETURNING true AS again;
 
 -- name: list_deliveries(instance_id, webhook_id, states, before_time, before_event, row_limit)
--- A page of a webhook's deliveries, the newest first: those of each state asked for, merged.
+-- A page of a webhook's deliveries, the newest first: those of each state asked for, merged. In place of a state stands
+-- 'has failed' for those whose last try failed (index deliveries_failing).
 SELECT
     page.event_id::text AS "eventId", page.type, page.state, page.attempts - page.first_attempt AS attempts, page.status,
     page.error,
@@ -154,13 +155,29 @@ SELECT
     page.created_at
 FROM unnest(:states::text[]) AS asked (state)
 CROSS JOIN LATERAL (
-    SELECT d.event_id, d.type, d.state, d.attempts, d.first_attempt, d.status, d.error, d.created_at, d.due_at, d.done_at
-    FROM deliveries AS d
-    WHERE
-        d.instance_id = :instance_id AND d.webhook_id = :webhook_id AND d.state = asked.state
-        AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
-    ORDER BY d.created_at DESC, d.event_id DESC
-    LIMIT :row_limit
+    (
+        SELECT
+            d.event_id, d.type, d.state, d.attempts, d.first_attempt, d.status, d.error, d.created_at, d.due_at,
+            d.done_at
+        FROM deliveries AS d
+        WHERE
+            d.instance_id = :instance_id AND d.webhook_id = :webhook_id AND d.state = asked.state
+            AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
+        ORDER BY d.created_at DESC, d.event_id DESC
+        LIMIT :row_limit
+    )
+    UNION ALL
+    (
+        SELECT
+            d.event_id, d.type, d.state, d.attempts, d.first_attempt, d.status, d.error, d.created_at, d.due_at,
+            d.done_at
+        FROM deliveries AS d
+        WHERE
+            asked.state = 'has failed' AND d.instance_id = :instance_id AND d.webhook_id = :webhook_id
+            AND d.error IS NOT NULL AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
+        ORDER BY d.created_at DESC, d.event_id DESC
+        LIMIT :row_limit
+    )
 ) AS page
 ORDER BY page.created_at DESC, page.event_id DESC
 LIMIT :row_limit;

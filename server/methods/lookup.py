@@ -1,0 +1,151 @@
+"""A user with all that is known of it, in one look-up."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from server.errors import NotFound
+from server.methods._store import ExternalId
+from server.methods._users import USER, Profile, Values, email_key, found
+from server.methods.accounts import Id
+from server.methods.members import Account
+from server.methods.quotas import UserQuotas
+from server.methods.store import HeldPlan
+from server.pictures import avatar_url
+from server.registry import Call, Example, Result, TenantParams, method
+
+
+class GetUser(TenantParams):
+    """Which user: exactly one of id, email and externalId."""
+
+    id: Id | None = None
+    email: Annotated[str, Field(min_length=1, max_length=254)] | None = Field(
+        None, description="Its e-mail or its login, in any case."
+    )
+    externalId: ExternalId | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "GetUser":
+        if sum(name is not None for name in (self.id, self.email, self.externalId)) != 1:
+            raise ValueError("give one of id, email and externalId")
+        return self
+
+
+class Mailboxes(Result):
+    """The ids of a user's mailboxes."""
+
+    inbox: int
+    spam: int
+    sent: int
+    trash: int
+    archive: int
+    drafts: int
+
+
+class Calendars(Result):
+    """The ids of a user's calendars."""
+
+    main: int
+
+
+class Folders(Result):
+    """The ids of a user's file folders."""
+
+    root: int
+    trash: int
+
+
+class WholeUser(Result):
+    """A user with all that is known of it."""
+
+    id: int
+    uuid: str
+    instance: str
+    email: str | None = Field(description="Null: it has none.")
+    login: str = Field(description="What it logs in with; its e-mail, where it has no other.")
+    externalId: str | None
+    displayName: str
+    fullName: str = Field(description="First and last name, or else the display name.")
+    isActive: bool = Field(description="False: suspended.")
+    isAdmin: bool
+    isConfirmed: bool = Field(description="False while the registration waits for its code.")
+    isDeleted: bool = Field(description="True: it can still be restored, or purged.")
+    createdAt: int = Field(description="Unix seconds.")
+    updatedAt: int = Field(description="Unix seconds.")
+    suspendedAt: int | None = Field(description="Unix seconds; null: it is not suspended.")
+    deletedAt: int | None = Field(description="Unix seconds; null: it is not deleted.")
+    lastLoginAt: int | None = Field(
+        description="Unix seconds; when its newest stored session began. Null: no session is stored any more."
+    )
+    sessions: int = Field(description="Living sessions.")
+    sessionsLimit: int | None
+    language: str = Field(description="Two letters, ISO 639-1.")
+    avatar: str
+    groups: list[str]
+    profile: Profile
+    values: Values
+    settings: list[int]
+    apps: list[int]
+    fields: dict[str, Any] = Field(description="Profile fields of the member platform, alias -> value.")
+    quotas: UserQuotas
+    isPlanAdmin: bool
+    onlySeesReadable: bool
+    plans: list[HeldPlan] = Field(description="The newest hundred.")
+    account: Account | None
+    mailboxes: Mailboxes
+    calendars: Calendars
+    folders: Folders
+
+
+_NO_LIMIT = {"limit": None, "isDefault": True}
+_WHOLE = {
+    "id": 2, "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "instance": "MYINSTANCE",
+    "email": "jane@example.com", "login": "jane@example.com", "externalId": None, "displayName": "Jane Doe",
+    "fullName": "Jane Doe", "isActive": True, "isAdmin": False, "isConfirmed": True, "isDeleted": False,
+    "createdAt": 1683471262, "updatedAt": 1683471262, "suspendedAt": None, "deletedAt": None,
+    "lastLoginAt": 1683471262, "sessions": 1, "sessionsLimit": None, "language": "en", "avatar": "",
+    "groups": [], "profile": USER["profile"], "values": USER["values"], "settings": [84, 213, 10, 92],
+    "apps": [0, 0, 0], "fields": {}, "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT}, "isPlanAdmin": False,
+    "onlySeesReadable": False, "plans": [], "account": None,
+    "mailboxes": {"inbox": 7, "spam": 8, "sent": 9, "trash": 10, "archive": 11, "drafts": 12},
+    "calendars": {"main": 2}, "folders": {"root": 3, "trash": 4},
+}  # fmt: skip
+
+
+@method(
+    "getUser",
+    result=WholeUser,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    examples=(
+        Example("By id", {"id": 2}, _WHOLE),
+        Example("By e-mail", {"email": "jane@example.com"}, _WHOLE),
+    ),
+)
+async def get_user(call: Call, params: GetUser) -> Any:
+    """Look a user up, with all that is known of it, by id, by e-mail or login, or by externalId.
+
+    Suspended and deleted users are found too.
+    """
+    row = dict(
+        found(
+            await call.db.one(
+                "get_whole_user",
+                instance_id=call.instance.id,
+                user_id=params.id,
+                email_key=None if params.email is None else email_key(params.email),
+                external_id=params.externalId,
+            )
+        )
+    )
+    defaults = call.instance.settings.defaultQuotas
+    own = {"mail": row.pop("mail_quota"), "files": row.pop("files_quota")}
+    return row | {
+        "instance": call.instance.name,
+        "avatar": avatar_url(call.settings, row["avatar"]),
+        "quotas": {
+            what: {"limit": getattr(defaults, what) if limit is None else limit, "isDefault": limit is None}
+            for what, limit in own.items()
+        },
+    }
