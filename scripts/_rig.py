@@ -59,14 +59,16 @@ class Scale(NamedTuple):
     # Users of the large database, and thousands that psql creates in one go.
     large: int
     batches: int
+    # Users of each tenth of those that a fresh database gets.
+    tenth: int
     # Seconds until a gauge of the last minute has forgotten the server's start, and of the load after that.
     settle: int
     watch: int
 
 
-FULL = Scale(rounds=9, seconds=3, large=1_000_000, batches=16, settle=62, watch=60)
-QUICK = Scale(rounds=3, seconds=2, large=100_000, batches=8, settle=62, watch=10)
-SMOKE = Scale(rounds=1, seconds=1, large=2_000, batches=1, settle=1, watch=1)
+FULL = Scale(rounds=9, seconds=3, large=1_000_000, batches=16, tenth=1000, settle=62, watch=60)
+QUICK = Scale(rounds=3, seconds=2, large=100_000, batches=8, tenth=1000, settle=62, watch=10)
+SMOKE = Scale(rounds=1, seconds=1, large=2_000, batches=1, tenth=50, settle=1, watch=1)
 
 
 class Bench:
@@ -224,6 +226,31 @@ class Bench:
                 raise BenchError(f"{method}: {answer.decode()}")
         connection.close()
         return taken[3:]
+
+    def create_each(self, server: Server, count: int, password_hash: str) -> float:
+        """Users a second of so many createUser calls with a given hash, on four connections."""
+        self._runs += 1
+        address = urlsplit(server.url)
+        headers = {"x-api-key": self._key, "Content-Type": "application/json"}
+
+        def post(sender: int) -> None:
+            connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+            for number in range(count // 4):
+                email = f"each{self._runs}-{sender}-{number}@example.com"
+                params = {"email": email, "displayName": "Bench User", "passwordHash": password_hash}
+                connection.request(
+                    "POST", "/rpc", orjson.dumps({"method": "createUser", "params": params}), headers
+                )
+                response = connection.getresponse()
+                answer = response.read()
+                if response.status != 200:
+                    raise BenchError(f"createUser: {answer[:1000].decode()}")
+            connection.close()
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(post, range(4)))
+        return count / (time.perf_counter() - started)
 
     def bulk(self, server: Server, password_hash: str, seconds: int = 0) -> float:
         """Users a second that createUsers makes, a thousand at a time with given hashes, on two connections.

@@ -124,6 +124,29 @@ def bulk(bench: Bench) -> Iterator[Figure]:
     )
 
 
+def fresh(bench: Bench) -> Iterator[Figure]:
+    """createUser with a given hash in a fresh database: the first thousand users and the tenth."""
+    rounds = (bench.scale.rounds + 1) // 2
+    ratios: list[float] = []
+    thousands: list[list[float]] = []
+    task = bench.progress.add_task("createUser, fresh", total=rounds * 10)
+    for number in range(rounds):
+        with bench.server(bench.database(f"fresh{number}")) as server:
+            bench.create_each(server, 40, HASH)  # opens connections, prepares statements
+            rates: list[float] = []
+            for _ in range(10):
+                rates.append(bench.create_each(server, bench.scale.tenth, HASH))
+                bench.progress.advance(task)
+            thousands.append(rates)
+            ratios.append(min(rates[0], rates[9]) / max(rates[0], rates[9]))
+    details = {
+        f"thousand_{number + 1}": round(statistics.median(rates[number] for rates in thousands), 1)
+        for number in range(10)
+    }
+    what = "createUser in a fresh database: the slower / the faster of the first and the tenth thousand"
+    yield Figure("fresh_database", what, ratios, 0.85, details=details)
+
+
 def table_size(bench: Bench) -> Iterator[Figure]:
     """getUserByEmail among a thousand users and among a million."""
     sizes = {"few": 1000, "many": bench.scale.large}

@@ -34,6 +34,7 @@ ROWS: tuple[Row, ...] = (
     _rows.create_user,
     _rows.create_hashed_user,
     _rows.bulk,
+    _rows.fresh,
     _rows.table_size,
     _rows.search,
     _rows.loop_lag,

@@ -189,6 +189,8 @@ class Database:
             settings.database_direct_url.get_secret_value() if settings.database_direct_url else url
         )
         self._queries = load_queries()
+        # Statements and transactions that may have written, begun by this process.
+        self.writes = 0
         self.pool: Pool
         self._renewing: asyncio.Task[None] | None = None
 
@@ -260,6 +262,7 @@ class Database:
             NotBegun: the connection had been lost before.
             OutcomeUnknown: the connection was lost, or time ran out, while it ran.
         """
+        self.writes += 1
         async with self.connection() as connection:
             if self.pool.idled(connection.raw) > _RESTED:
                 # A transaction would see at its beginning that it is lost, when nothing has been done yet.
@@ -296,6 +299,7 @@ class Database:
             NotBegun: the connection had been lost before the transaction began.
             OutcomeUnknown: the connection was lost, or time ran out, while committing.
         """
+        self.writes += 1
         async with self.connection() as connection:
             transaction = connection.raw.transaction()
             try:

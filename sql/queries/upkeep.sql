@@ -558,3 +558,30 @@ FROM (
 ) AS latest
 WHERE latest.gap >= 1000000
 RETURNING ahead;
+
+-- name: find_grown_table(others)^
+-- A table of ours, other than those named, that is ten times as large as at its last ANALYZE, or was never analyzed:
+-- by its pages, which are known at once, or by its rows, which Postgres counts within seconds after their commit. Tables
+-- of less than eight pages are read quickly with any plan. An ANALYZE during a transaction that fills a table sees its
+-- pages without rows; that is why rows count too.
+SELECT c.oid::regclass::text AS name
+FROM pg_class AS c
+CROSS JOIN LATERAL (
+    SELECT
+        pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages,
+        pg_stat_get_live_tuples(c.oid) AS rows
+) AS now
+WHERE
+    c.relkind = 'r'
+    AND c.relnamespace = (SELECT users.relnamespace FROM pg_class AS users WHERE users.oid = 'users'::regclass)
+    AND c.relowner = (SELECT f.proowner FROM pg_proc AS f WHERE f.oid = 'analyze_table'::regproc)
+    AND c.relname <> all(:others::text[])
+    AND (
+        (now.pages >= 8 AND (c.relpages < 8 OR now.pages >= 10 * c.relpages))
+        OR now.rows >= 10 * greatest(c.reltuples, 100)
+    )
+LIMIT 1;
+
+-- name: analyze_table(name)!
+-- New statistics for a table; plans that were made without them are made anew, in every session.
+SELECT analyze_table(:name::text::regclass);
