@@ -1,4 +1,6 @@
 -- Operator and background statements: the only ones that read across instances.
+-- What SKIP LOCKED and LIMIT choose stands in a MATERIALIZED part of its own: as a subquery of the DELETE it could be run
+-- once for each row of the table, and choose others each time.
 
 -- name: check_writable()$
 -- Readiness: true where the database takes writes.
@@ -108,7 +110,7 @@ CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
 
 -- name: purge_retained_users(default_days, row_limit)
 -- Takes users whose retention is over, a bounded number at a time, as purge_user does, and writes it down.
-WITH due AS (
+WITH due AS MATERIALIZED (
     SELECT waiting.instance_id, waiting.id
     FROM instances AS i
     CROSS JOIN LATERAL (
@@ -154,31 +156,35 @@ FROM purged;
 
 -- name: purge_expired_sessions(row_limit)
 -- Takes sessions that have expired, a bounded number at a time.
-DELETE FROM sessions
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM sessions
     WHERE expires_at < now()
     ORDER BY expires_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM sessions
+USING due
 WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
 RETURNING sessions.id;
 
 -- name: end_expired_plans(row_limit)
 -- Ends plans of users whose last day, of UTC, is over, a bounded number at a time, and writes it down.
-WITH ended AS (
+WITH due AS MATERIALIZED (
+    SELECT instance_id, id
+    FROM user_plans
+    WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
+    ORDER BY valid_to
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+),
+
+ended AS (
     UPDATE user_plans
     SET ended_at = now()
-    FROM (
-        SELECT instance_id, id
-        FROM user_plans
-        WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
-        ORDER BY valid_to
-        LIMIT :row_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS due
+    FROM due
     WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
     RETURNING
         user_plans.instance_id, user_plans.id, user_plans.user_id,
@@ -201,29 +207,33 @@ FROM ended;
 
 -- name: purge_expired_codes(row_limit)
 -- Takes codes that have expired, a bounded number at a time.
-DELETE FROM codes
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, digest
     FROM codes
     WHERE expires_at < now()
     ORDER BY expires_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM codes
+USING due
 WHERE codes.instance_id = due.instance_id AND codes.digest = due.digest
 RETURNING codes.user_id;
 
 -- name: purge_old_answers(row_limit)
 -- Takes idempotency keys and their answers after 24 hours, a bounded number at a time.
-DELETE FROM idempotency_keys
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, key_id, name
     FROM idempotency_keys
     WHERE created_at <= now() - interval '24 hours'
     ORDER BY created_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM idempotency_keys
+USING due
 WHERE
     idempotency_keys.instance_id = due.instance_id AND idempotency_keys.key_id = due.key_id
     AND idempotency_keys.name = due.name
@@ -231,57 +241,65 @@ RETURNING idempotency_keys.key_id;
 
 -- name: purge_login_failures(row_limit)
 -- Takes failed logins that are forgiven, a bounded number at a time.
-DELETE FROM login_failures
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, subject
     FROM login_failures
     WHERE forgiven_at < now() AND delayed_until < now()
     ORDER BY forgiven_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM login_failures
+USING due
 WHERE login_failures.instance_id = due.instance_id AND login_failures.subject = due.subject
 RETURNING login_failures.instance_id;
 
 -- name: purge_old_documents(row_limit)
 -- Takes documents a week after they were asked for, a bounded number at a time.
-DELETE FROM documents
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM documents
     WHERE created_at < now() - interval '7 days'
     ORDER BY created_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM documents
+USING due
 WHERE documents.instance_id = due.instance_id AND documents.id = due.id
 RETURNING documents.id;
 
 -- name: purge_parked_jobs(row_limit)
 -- Takes jobs that have been parked for thirty days, a bounded number at a time.
-DELETE FROM pgqueuer
-USING (
+WITH due AS MATERIALIZED (
     SELECT id
     FROM pgqueuer
     WHERE status = 'failed' AND updated < now() - interval '30 days'
     ORDER BY updated
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM pgqueuer
+USING due
 WHERE pgqueuer.id = due.id
 RETURNING pgqueuer.id;
 
 -- name: purge_job_log(row_limit)
 -- Takes what the queue noted more than a week ago, a bounded number at a time.
-DELETE FROM pgqueuer_log
-USING (
+WITH due AS MATERIALIZED (
     SELECT id
     FROM pgqueuer_log
     WHERE created < now() - interval '7 days'
     ORDER BY created
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM pgqueuer_log
+USING due
 WHERE pgqueuer_log.id = due.id
 RETURNING pgqueuer_log.id;
 
@@ -294,8 +312,7 @@ FROM purge_old_events(:row_limit) AS id;
 -- name: purge_old_deliveries(row_limit)
 -- Takes deliveries after thirty whole days of UTC, a bounded number at a time: those that came to an end, and those
 -- that wait for what is switched off or deleted.
-DELETE FROM deliveries
-USING (
+WITH due AS MATERIALIZED (
     SELECT d.instance_id, d.webhook_id, d.event_id
     FROM deliveries AS d
     WHERE
@@ -311,7 +328,10 @@ USING (
     ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
     LIMIT :row_limit
     FOR UPDATE OF d SKIP LOCKED
-) AS due
+)
+
+DELETE FROM deliveries
+USING due
 WHERE
     deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
     AND deliveries.event_id = due.event_id
@@ -320,8 +340,7 @@ RETURNING deliveries.event_id;
 -- name: purge_deleted_webhooks_deliveries(row_limit)
 -- Takes deliveries of webhooks that were deleted, a bounded number at a time. A range instead of equality has the planner
 -- read so many of a webhook in the order of the index deliveries_log, not all of them to take some.
-DELETE FROM deliveries
-USING (
+WITH due AS MATERIALIZED (
     SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
     FROM webhooks AS w
     CROSS JOIN LATERAL (
@@ -336,7 +355,10 @@ USING (
     ) AS left_behind
     WHERE w.deleted_at IS NOT NULL
     LIMIT :row_limit
-) AS due
+)
+
+DELETE FROM deliveries
+USING due
 WHERE
     deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
     AND deliveries.event_id = due.event_id
@@ -344,8 +366,7 @@ RETURNING deliveries.event_id;
 
 -- name: purge_deleted_webhooks(row_limit)
 -- Takes webhooks that were deleted and have no deliveries left.
-DELETE FROM webhooks
-USING (
+WITH due AS MATERIALIZED (
     SELECT w.instance_id, w.id
     FROM webhooks AS w
     WHERE
@@ -353,21 +374,26 @@ USING (
         AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id)
     LIMIT :row_limit
     FOR UPDATE OF w SKIP LOCKED
-) AS due
+)
+
+DELETE FROM webhooks
+USING due
 WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
 RETURNING webhooks.id;
 
 -- name: forget_old_secrets(row_limit)
 -- Takes secrets of webhooks whose overlap is over.
-UPDATE webhooks
-SET old_secret = NULL, old_secret_until = NULL
-FROM (
+WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM webhooks
     WHERE old_secret_until < now()
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+UPDATE webhooks
+SET old_secret = NULL, old_secret_until = NULL
+FROM due
 WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
 RETURNING webhooks.id;
 
