@@ -24,6 +24,7 @@ from conftest import ADMIN, Client, Log, Serve, insert_key, until
 from processes import running
 
 from server import outbound, webhooks
+from server.addresses import is_public
 from server.db import Database, load_queries
 from server.jobs import purge_expired
 from server.settings import Settings
@@ -663,7 +664,9 @@ FORBIDDEN = {
     "mapped": "::ffff:127.0.0.1", "mapped public": "::ffff:8.8.8.8", "compatible": "::127.0.0.1",
     "unique local": "fd00:ec2::254", "link-local 6": "fe80::1", "site-local": "fec0::1", "NAT64": "64:ff9b::7f00:1",
     "NAT64 local": "64:ff9b:1::1", "6to4": "2002:7f00:1::1", "Teredo": "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-    "documentation 6": "2001:db8::1", "multicast 6": "ff02::1",
+    "documentation 6": "2001:db8::1", "multicast 6": "ff02::1", "protocols": "192.0.0.9", "metadata of Oracle": "192.0.0.192",
+    "6to4 relays": "192.88.99.1", "new documentation 6": "3fff::1", "6to4 public": "2002:808:808::1",
+    "segment routing": "5f00::1",
 }  # fmt: skip
 
 
@@ -693,7 +696,7 @@ async def test_addresses_that_are_refused(
 ) -> None:
     """As they are, when it is made; and by a name, when it is connected to."""
     address = FORBIDDEN[kind]
-    assert not outbound.is_public(ip_address(address))
+    assert not is_public(ip_address(address))
     written = f"[{address}]" if ":" in address else address
     status, told = await client.outcome("createWebhook", {"url": f"https://{written}/"})
     assert (status, told) == (400, "url: leads to an address that is not public")
@@ -707,11 +710,6 @@ async def test_addresses_that_are_refused(
     # Whoever got it into the database by another way.
     await db.execute("UPDATE webhooks SET url = $1", f"https://{written}/")
     assert (await client.call("testWebhook", {"id": 1}))["error"] == "forbidden_address"
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"])
-def test_public_addresses(address: str) -> None:
-    assert outbound.is_public(ip_address(address))
 
 
 async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
@@ -737,6 +735,9 @@ async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver
         ("https://hooks.example.com/a b", "holds characters that do not belong into an address"),
         ("https://hooks.example.com:99999/", "is not an address"),
         ("https://[::1/", "is not an address"),
+        ("https://hooks.example.com:22/", "must have the port 443 or 8443"),
+        ("https://hooks.example.com:0/", "must have the port 443 or 8443"),
+        ("https://hooks.example.com:80/", "must have the port 443 or 8443"),
     ],
 )  # fmt: skip
 async def test_addresses_that_are_none(url: str, why: str, client: Client, db: asyncpg.Connection) -> None:
@@ -744,6 +745,18 @@ async def test_addresses_that_are_none(url: str, why: str, client: Client, db: a
     await client.call("createWebhook", {"url": "https://innocent.example/"})
     assert await client.outcome("updateWebhook", {"id": 1, "url": url}) == (400, f"url: {why}")
     assert await db.fetchval("SELECT url FROM webhooks") == "https://innocent.example/"
+
+
+async def test_ports_are_those_of_the_setting(serve: Serve, db: asyncpg.Connection) -> None:
+    """When a webhook is made and changed, and at each try, as the setting may have changed since."""
+    client = await serve(run_jobs=False, webhook_ports="443, 9443")
+    await client.call("createWebhook", {"url": "https://innocent.example:9443/"})
+    await client.call("updateWebhook", {"id": 1, "url": "https://innocent.example:443/"})
+    refused = 400, "url: must have the port 443 or 9443"
+    for method, params in (("createWebhook", {}), ("updateWebhook", {"id": 1})):
+        assert await client.outcome(method, params | {"url": "https://innocent.example:8443/"}) == refused
+    await db.execute("UPDATE webhooks SET url = 'https://innocent.example:8443/'")
+    assert (await client.call("testWebhook", {"id": 1}))["error"] == "forbidden_address"
 
 
 @pytest.mark.parametrize(
