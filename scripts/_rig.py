@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -106,8 +107,10 @@ class Bench:
         return self._databases[name]
 
     @contextlib.contextmanager
-    def server(self, database: str, workers: int = 1) -> Iterator[Server]:
-        """`officerpc serve` with default settings."""
+    def server(
+        self, database: str, workers: int = 1, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Server]:
+        """`officerpc serve` with default settings, but for those given by their environment variables."""
         port = _free_port()
         environment = {
             "OFFICERPC_PORT": str(port),
@@ -115,7 +118,7 @@ class Bench:
             "OFFICERPC_DATABASE_URL": database,
             "OFFICERPC_DATA_DIR": str(self._directory),
             "OFFICERPC_BOOTSTRAP_API_KEY": self._key,
-        }
+        } | dict(settings)
         command = [str(Path(sys.executable).with_name("officerpc")), "serve"]
         with self._running(command, environment, port, workers) as server:
             yield server

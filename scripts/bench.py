@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import _rows
+import _rows_webhooks
 import orjson
 import typer
 from _figures import Figure, document, table
@@ -39,6 +40,7 @@ ROWS: tuple[Row, ...] = (
     _rows.search,
     _rows.loop_lag,
     _rows.peak_memory,
+    _rows_webhooks.webhooks,
 )
 NAMES = {row.__name__: row for row in ROWS}
 err = Console(stderr=True)

@@ -29,7 +29,7 @@ from server.settings import Settings
 
 TIME_LIMIT = 15.0
 """Seconds that one try may take."""
-AT_ONCE = 64
+AT_ONCE = 512
 """Deliveries that a worker sends at the same time."""
 LOOKUPS = 64
 """Names that a worker looks up at the same time."""
@@ -42,6 +42,8 @@ READ_AT_MOST = 4096
 READ_FOR = 1.0
 """Seconds in which these may come: the status has said already what there is to know."""
 TOLD_BY = {"User-Agent": "officerpc", "Content-Type": "application/json", "Accept-Encoding": "identity"}
+KEPT_ALIVE = 4.0
+"""Seconds that an idle connection is kept: less than the five after which many servers close theirs."""
 _SECRET_BYTES = 32
 _behalf_of: ContextVar[int] = ContextVar("behalf_of")
 """The instance whose webhook is being sent to."""
@@ -269,6 +271,7 @@ class Sender:
             socket_factory=None if anywhere else _public_socket,
             use_dns_cache=False,
             limit=2 * AT_ONCE,
+            keepalive_timeout=KEPT_ALIVE,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,

@@ -109,6 +109,13 @@ class Settings(BaseSettings):
     webhook_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = Field(
         (443, 8443), min_length=1, description="Ports, comma separated, that webhooks may lead to."
     )
+    webhook_concurrency: int = Field(
+        40,
+        ge=1,
+        le=256,
+        description="Deliveries that each worker sends to one webhook at the same time, at most; to those of "
+        "one instance together twice as many.",
+    )
 
     graph_url: str = Field("https://graph.microsoft.com/v1.0", description="Microsoft Graph.")
     graph_login_url: str = Field(

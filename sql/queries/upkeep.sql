@@ -444,21 +444,19 @@ INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webh
 INNER JOIN instances AS i ON waiting.instance_id = i.id
 WHERE waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL;
 
--- name: claim_deliveries(lease, each, per_instance, row_limit, busy_instances, busy_webhooks)
--- Deliveries that are due, for nobody else to take for lease seconds. Of those whose webhooks and instances are busy
--- with the deliveries named (one entry each) so many fewer are taken; instances have their turns one after another, so
--- do their webhooks, and only then what waits longest comes first. Steps from webhook to webhook as find_oldest_due,
--- and looks at the deliveries of no more webhooks than it may take deliveries.
+-- name: find_due_webhooks(after_instance, after_webhook, looks)
+-- The next webhooks that have pending deliveries, in the order of their keys, and whether any is due that may be sent.
+-- Steps from webhook to webhook as find_oldest_due, so many steps at most.
 WITH RECURSIVE waiting AS (
     (
-        SELECT d.instance_id, d.webhook_id, d.due_at
+        SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step
         FROM deliveries AS d
-        WHERE d.state = 'pending'
+        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_webhook::bigint)
         ORDER BY d.instance_id, d.webhook_id, d.due_at
         LIMIT 1
     )
     UNION ALL
-    SELECT next.instance_id, next.webhook_id, next.due_at
+    SELECT next.instance_id, next.webhook_id, next.due_at, waiting.step + 1
     FROM waiting
     CROSS JOIN LATERAL (
         SELECT d.instance_id, d.webhook_id, d.due_at
@@ -467,88 +465,45 @@ WITH RECURSIVE waiting AS (
         ORDER BY d.instance_id, d.webhook_id, d.due_at
         LIMIT 1
     ) AS next
+    WHERE waiting.step < :looks::integer
+)
+
+SELECT
+    waiting.instance_id, waiting.webhook_id, waiting.due_at,
+    waiting.due_at <= now() AND coalesce(w.is_active, false) AND coalesce(i.deleted_at IS NULL, false) AS is_due
+FROM waiting
+LEFT JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
+LEFT JOIN instances AS i ON waiting.instance_id = i.id
+ORDER BY waiting.instance_id, waiting.webhook_id;
+
+-- name: claim_deliveries(lease, instance_ids, webhook_ids, shares)
+-- Deliveries that are due, of each of these webhooks so many at most, those that wait longest first: for nobody else to
+-- take for lease seconds. The commit does not wait for the disk: a claim that a crash undoes is made again.
+WITH asked AS (
+    SELECT one.instance_id, one.webhook_id, one.share
+    FROM set_config('synchronous_commit', 'off', true)
+    CROSS JOIN unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :shares::integer[])
+    AS one (instance_id, webhook_id, share)
 ),
 
-busy AS (
-    SELECT sent.instance_id, sent.webhook_id, count(*) AS sending
-    FROM unnest(:busy_instances::bigint[], :busy_webhooks::bigint[]) AS sent (instance_id, webhook_id)
-    GROUP BY sent.instance_id, sent.webhook_id
-),
-
-busy_as_one AS (
-    SELECT busy.instance_id, sum(busy.sending)::bigint AS sending
-    FROM busy
-    GROUP BY busy.instance_id
-),
-
-free AS (
+taken AS MATERIALIZED (
     SELECT
-        w.instance_id, w.id AS webhook_id, w.url, w.secret, i.name AS instance, waiting.due_at,
-        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
-        coalesce(busy.sending, 0) AS sending, coalesce(busy_as_one.sending, 0) AS sending_as_one,
-        coalesce(busy_as_one.sending, 0) + row_number() OVER (
-            PARTITION BY w.instance_id
-            ORDER BY coalesce(busy.sending, 0), waiting.due_at
-        ) AS turn
-    FROM waiting
-    INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
-    INNER JOIN instances AS i ON w.instance_id = i.id
-    LEFT JOIN busy ON w.instance_id = busy.instance_id AND w.id = busy.webhook_id
-    LEFT JOIN busy_as_one ON w.instance_id = busy_as_one.instance_id
-    WHERE
-        waiting.due_at <= now() AND w.is_active AND i.deleted_at IS NULL
-        AND coalesce(busy.sending, 0) < :each
-),
-
-asked AS (
-    SELECT
-        free.instance_id, free.webhook_id, free.url, free.secret, free.old_secret, free.instance, free.sending,
-        free.sending_as_one
-    FROM free
-    WHERE free.turn <= :per_instance
-    ORDER BY free.turn, free.due_at
-    LIMIT :row_limit
-),
-
-due AS (
-    SELECT
-        asked.instance_id, asked.webhook_id, asked.url, asked.secret, asked.old_secret, asked.instance,
-        asked.sending_as_one, next.event_id, next.due_at,
-        asked.sending + row_number() OVER (PARTITION BY asked.instance_id, asked.webhook_id ORDER BY next.due_at) AS turn
+        next.instance_id, next.webhook_id, next.event_id, w.url, w.secret, i.name AS instance,
+        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
     FROM asked
+    INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
+    INNER JOIN instances AS i ON w.instance_id = i.id
     CROSS JOIN LATERAL (
-        SELECT d.event_id, d.due_at
+        SELECT d.instance_id, d.webhook_id, d.event_id
         FROM deliveries AS d
         WHERE
             d.instance_id = asked.instance_id AND d.webhook_id = asked.webhook_id AND d.state = 'pending'
             AND d.due_at <= now()
         ORDER BY d.due_at
-        LIMIT :each - asked.sending
+        LIMIT asked.share
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS next
-),
-
-in_turn AS (
-    SELECT
-        due.instance_id, due.webhook_id, due.event_id, due.due_at, due.url, due.secret, due.old_secret, due.instance,
-        due.sending_as_one + row_number() OVER (PARTITION BY due.instance_id ORDER BY due.turn, due.due_at) AS turn
-    FROM due
-),
-
-chosen AS (
-    SELECT in_turn.instance_id, in_turn.webhook_id, in_turn.event_id, in_turn.url, in_turn.secret, in_turn.old_secret, in_turn.instance
-    FROM in_turn
-    WHERE in_turn.turn <= :per_instance
-    ORDER BY in_turn.turn, in_turn.due_at
-    LIMIT :row_limit
-),
-
-taken AS (
-    SELECT d.instance_id, d.webhook_id, d.event_id, chosen.url, chosen.secret, chosen.old_secret, chosen.instance
-    FROM chosen
-    INNER JOIN deliveries AS d
-        ON chosen.instance_id = d.instance_id AND chosen.webhook_id = d.webhook_id AND chosen.event_id = d.event_id
-    WHERE d.state = 'pending' AND d.due_at <= now()
-    FOR UPDATE OF d SKIP LOCKED
+    WHERE w.is_active AND i.deleted_at IS NULL
 )
 
 UPDATE deliveries
