@@ -1072,6 +1072,47 @@ async def test_turns(serve: Serve, db: asyncpg.Connection) -> None:
     assert await claim(db) == []
 
 
+async def pages(db: asyncpg.Connection, name: str, **values: Any) -> int:
+    """The pages that a query reads with the plan that the server's connections keep; it is rolled back."""
+    query = load_queries()[name]
+    types = [kind.name for kind in (await db.prepare(query.sql)).get_parameters()]
+    literals = [
+        await db.fetchval(f"SELECT quote_nullable($1::{kind}::text) || '::{kind}'", values[param])
+        for kind, param in zip(types, query.params, strict=True)
+    ]
+    transaction = db.transaction()
+    await transaction.start()
+    await db.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    await db.execute(f"PREPARE explained AS {query.sql}")
+    told = await db.fetchval(
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE explained({', '.join(literals)})"
+    )
+    await db.execute("DEALLOCATE explained")
+    await transaction.rollback()
+    plan = json.loads(told)[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Connection) -> None:
+    await serve(run_jobs=False)
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret) VALUES (1, 1, '', '', '{}', '')"
+    )
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, attempts)"
+        " SELECT 1, 1, gen_random_uuid(), 'x', '', 1 FROM generate_series(1, 5000)"
+    )
+    await db.execute("VACUUM ANALYZE deliveries, webhooks")
+    (event,) = await db.fetchrow("SELECT event_id FROM deliveries ORDER BY event_id DESC LIMIT 1")
+    one = {
+        "instance_ids": [1], "webhook_ids": [1], "event_ids": [event], "attempts": [1], "states": ["delivered"],
+        "due_ins": [0.0], "statuses": [200], "errors": [None],
+    }  # fmt: skip
+    assert await pages(db, "settle_deliveries", **one) < 50
+    claimed = {"lease": 60.0, "instance_ids": [1], "webhook_ids": [1], "shares": [4]}
+    assert await pages(db, "claim_deliveries", **claimed) < 100
+
+
 async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Connection) -> None:
     """A claim reads what it is told is due; a look steps over a bounded number of webhooks that wait."""
     await serve(run_jobs=False)
@@ -1089,22 +1130,10 @@ async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Con
     )
     await db.execute("VACUUM ANALYZE deliveries, webhooks")
 
-    async def pages(name: str, **values: Any) -> int:
-        """What it reads, from memory or not, and writes nothing of."""
-        query = load_queries()[name]
-        transaction = db.transaction()
-        await transaction.start()
-        (row,) = await db.fetch(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query.sql}", *(values[name] for name in query.params)
-        )
-        await transaction.rollback()
-        plan = json.loads(row[0])[0]["Plan"]
-        return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
-
     claimed = {"lease": 60.0, "instance_ids": [1], "webhook_ids": [dead + 1], "shares": [4]}
-    assert await pages("claim_deliveries", **claimed) < 100
+    assert await pages(db, "claim_deliveries", **claimed) < 100
     # Four pages of indexes a webhook at most.
-    assert await pages("find_due_webhooks", after_instance=0, after_webhook=0, looks=500) < 500 * 12
+    assert await pages(db, "find_due_webhooks", after_instance=0, after_webhook=0, looks=500) < 500 * 12
     seen, after = 0, (0, 0)
     query = load_queries()["find_due_webhooks"]
     while rows := await db.fetch(query.sql, *after, 500):

@@ -136,7 +136,9 @@ WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: settle_deliveries(instance_ids, webhook_ids, event_ids, attempts, states, due_ins, statuses, errors)!
 -- What tries came to. A try that was taken for dead, and is made again by somebody else, counts only if it succeeded; one
--- that began before the delivery was asked for again does not count. Rows are locked in the order of their keys.
+-- that began before the delivery was asked for again does not count. Rows are locked in the order of their keys. Pending
+-- ones are those without done_at: asked for by their state, the index deliveries_due would be read for each, with all that
+-- waits for the webhook.
 WITH told AS (
     SELECT *
     FROM unnest(
@@ -151,7 +153,7 @@ held AS MATERIALIZED (
     INNER JOIN deliveries AS d
         ON told.instance_id = d.instance_id AND told.webhook_id = d.webhook_id AND told.event_id = d.event_id
     WHERE
-        d.state = 'pending' AND told.attempt > d.first_attempt
+        d.done_at IS NULL AND told.attempt > d.first_attempt
         AND (d.attempts = told.attempt OR told.state = 'delivered')
     ORDER BY d.instance_id, d.webhook_id, d.event_id
     FOR NO KEY UPDATE OF d
