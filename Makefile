@@ -22,7 +22,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Needs wrk, pgbench and psql (Debian: apt-get install wrk postgresql-contrib).
+# Needs wrk (Debian: apt-get install wrk); psql and pgbench come with the embedded Postgres.
 bench: .venv/dev.stamp
 	$(BIN)/python scripts/bench.py $(ARGS)
 

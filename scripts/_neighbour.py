@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import bcrypt
 import orjson
-from _rig import BenchError, Server, bulk_body, officerpc_path, run_sql
+from _data import run_sql
+from _rig import BenchError, Server, bulk_users, officerpc_path
 
 PASSWORD = "correct horse battery"
 BULK_CALLERS, BULK_SIZE = 30, 200
@@ -70,9 +71,12 @@ class Neighbour:
         """Thirty callers create two hundred users at a time."""
         self._runs += 1
         run = self._runs
-        return self._busy(
-            server, BULK_CALLERS, lambda caller, call: bulk_body(f"{run}-{caller}-{call}", BULK_SIZE)
-        )
+
+        def bulk_body(label: str) -> bytes:
+            users = bulk_users(label, bcrypt_hash(4), BULK_SIZE)
+            return orjson.dumps({"method": "createUsers", "params": {"users": users}})
+
+        return self._busy(server, BULK_CALLERS, lambda caller, call: bulk_body(f"{run}-{caller}-{call}"))
 
     @contextlib.contextmanager
     def locked(self, server: Server) -> Iterator[Counter[int]]:

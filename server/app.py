@@ -14,6 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 import server.methods  # noqa: F401  # fills the registry
+from server.analyze import keep_analyzing
 from server.auth import KeyRing
 from server.db import Database
 from server.dispatch import Dispatcher
@@ -131,7 +132,11 @@ def create_app(
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         await database.open()
-        tasks = [asyncio.create_task(keys.listen()), asyncio.create_task(_watch_lag(metrics))]
+        tasks = [
+            asyncio.create_task(keys.listen()),
+            asyncio.create_task(_watch_lag(metrics)),
+            asyncio.create_task(keep_analyzing(database)),
+        ]
         if settings.run_jobs:
             services = Services(settings, database, metrics)
             working.append(asyncio.create_task(work(services)))

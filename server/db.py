@@ -156,6 +156,8 @@ class Database:
             settings.database_direct_url.get_secret_value() if settings.database_direct_url else url
         )
         self._queries = load_queries()
+        # Statements and transactions that may have written, begun by this process.
+        self.writes_begun = 0
         self.pool: Pool
         self.writes = Writes(self._prove_writable)
         self._advised = False
@@ -231,6 +233,7 @@ class Database:
             OutcomeUnknown: the connection was lost, or time ran out, while it ran.
             Unavailable: writes are in doubt (see Writes), nothing was begun.
         """
+        self.writes_begun += 1
         if self.writes.in_doubt:
             await self._check_writes()
         async with self.connection() as connection:
@@ -270,6 +273,7 @@ class Database:
             OutcomeUnknown: the connection was lost, or time ran out, while committing.
             Unavailable: writes are in doubt (see Writes), nothing was begun.
         """
+        self.writes_begun += 1
         if self.writes.in_doubt:
             await self._check_writes()
         async with self.connection() as connection:

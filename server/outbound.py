@@ -24,11 +24,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from server.addresses import is_public
 from server.settings import Settings
 
 TIME_LIMIT = 15.0
 """Seconds that one try may take."""
-AT_ONCE = 64
+AT_ONCE = 512
 """Deliveries that a worker sends at the same time."""
 LOOKUPS = 64
 """Names that a worker looks up at the same time."""
@@ -41,9 +42,9 @@ READ_AT_MOST = 4096
 READ_FOR = 1.0
 """Seconds in which these may come: the status has said already what there is to know."""
 TOLD_BY = {"User-Agent": "officerpc", "Content-Type": "application/json", "Accept-Encoding": "identity"}
+KEPT_ALIVE = 4.0
+"""Seconds that an idle connection is kept: less than the five after which many servers close theirs."""
 _SECRET_BYTES = 32
-# Reached from within a data centre alone, though it lies among public addresses.
-_REFUSED = frozenset({ip_address("168.63.129.16")})
 _behalf_of: ContextVar[int] = ContextVar("behalf_of")
 """The instance whose webhook is being sent to."""
 
@@ -83,26 +84,12 @@ def headers_of(
     }
 
 
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one that a stranger may have us connect to.
-
-    Not private, loopback, link-local (the metadata of clouds among them), shared, reserved or multicast ones,
-    and no address of IPv6 that stands for one of IPv4: mapped, translated or tunnelled.
-    """
-    if address in _REFUSED or address.is_multicast or address.is_reserved or not address.is_global:
-        return False
-    if isinstance(address, IPv6Address):
-        unicast = int(address) >> 125 == 1  # 2000::/3, all that has been given out (RFC 4291)
-        return unicast and address.sixtofour is None and address.teredo is None
-    return True
-
-
 def url_problem(settings: Settings, url: str) -> str | None:
     """What is wrong with a webhook's address, as far as that shows without a look-up; or None."""
     anywhere = settings.webhook_private_addresses
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         return "is not an address"
     if parts.scheme != "https" and not (anywhere and parts.scheme == "http"):
@@ -120,6 +107,9 @@ def url_problem(settings: Settings, url: str) -> str | None:
         return "holds characters that do not belong into an address"
     if not anywhere and (address := _literal(host)) is not None and not is_public(address):
         return "leads to an address that is not public"
+    ports = settings.webhook_ports
+    if not anywhere and (443 if port is None else port) not in ports:
+        return f"must have the port {' or '.join(map(str, ports))}"
     return None
 
 
@@ -281,6 +271,7 @@ class Sender:
             socket_factory=None if anywhere else _public_socket,
             use_dns_cache=False,
             limit=2 * AT_ONCE,
+            keepalive_timeout=KEPT_ALIVE,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,

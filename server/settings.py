@@ -148,7 +148,18 @@ class Settings(BaseSettings):
     picture_pixels: int = Field(40_000_000, ge=1, description="Pixels of a picture that is sent in.")
 
     webhook_private_addresses: bool = Field(
-        False, description="Whether webhooks may lead to private addresses, and by http, as in development."
+        False,
+        description="Whether webhooks may lead to private addresses, any port and http, as in development.",
+    )
+    webhook_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = Field(
+        (443, 8443), min_length=1, description="Ports, comma separated, that webhooks may lead to."
+    )
+    webhook_concurrency: int = Field(
+        40,
+        ge=1,
+        le=256,
+        description="Deliveries that each worker sends to one webhook at the same time, at most; to those of "
+        "one instance together twice as many.",
     )
 
     graph_url: str = Field("https://graph.microsoft.com/v1.0", description="Microsoft Graph.")
@@ -164,7 +175,7 @@ class Settings(BaseSettings):
         None, description="API key of that instance; unset: generated at creation and printed once."
     )
 
-    @field_validator("trusted_proxies", "cors_origins", mode="before")
+    @field_validator("trusted_proxies", "cors_origins", "webhook_ports", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return (

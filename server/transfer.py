@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from server.analyze import analyzing
 from server.auth import OPERATOR
 from server.db import Database, pass_on_cancelling
 from server.dispatch import Dispatcher
@@ -116,7 +117,8 @@ class Import:
                 fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
             except OSError as error:
                 raise TransferError(f"{self.file} is being imported already") from error
-            return await self._run(source, tell)
+            async with analyzing(self.database):
+                return await self._run(source, tell)
 
     async def _run(self, source: BinaryIO, tell: Callable[[Progress], None]) -> Progress:
         progress = self._begun(source)

@@ -1,12 +1,9 @@
-"""Webhooks: events become deliveries, and deliveries are sent until somebody has taken them.
+"""Webhooks: events become deliveries, each in the transaction that notes how far was read.
 
-Events are read in the order in which their transactions can be seen, deliveries are made in the transaction
-that notes how far was read, and a delivery that its worker died with is taken by another one: none is lost,
-and some come twice, with the same webhook-id.
+Events are read in the order in which their transactions can be seen, so none is skipped.
 """
 
 import asyncio
-import contextlib
 import random
 import time
 import uuid
@@ -16,29 +13,16 @@ from typing import Any, NamedTuple
 import orjson
 import structlog
 
+from server import deliveries
 from server.db import Connection, Database, pass_on_cancelling
 from server.errors import Unavailable
-from server.events import EVENTS, PAGE_BYTES, by_itself, is_full, payload
-from server.metrics import JobFact, Metrics
-from server.outbound import AT_ONCE, Outcome, Sender, headers_of
+from server.events import EVENTS, PAGE_BYTES, is_full, payload
+from server.metrics import Metrics
 from server.settings import Settings
+from server.windows import Ref
 
 log = structlog.get_logger()
 
-PAUSES = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
-"""Seconds between two tries: three days in all."""
-JITTER = 0.1
-"""By what part of it each of them is longer or shorter."""
-LEASE = 60.0
-"""Seconds after which another worker takes a delivery over from one that died."""
-POLL = 1.0
-"""Seconds between two looks for events and for deliveries that are due."""
-GATHER = 0.02
-"""Seconds in which several that have come to an end make room for one look."""
-PER_INSTANCE = 8
-"""Of the AT_ONCE that are sent together, at most so many of one instance: slow ones take nobody's places."""
-EACH = 4
-"""Of these again, at most so many to one webhook."""
 METER_EVERY = 15.0
 """Seconds between two looks at how far behind all this is."""
 HALTED_AFTER = 60.0
@@ -72,7 +56,7 @@ class _Page(NamedTuple):
     bodies: dict[str, bytes]
 
 
-async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]:
+async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], bool]:
     """Make deliveries of what webhooks have not read, _BATCH events of each at most.
 
     What has been read is noted in the transaction that makes the deliveries. A webhook that another worker
@@ -82,12 +66,13 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
         waiting: rows of find_waiting_webhooks, in their order.
 
     Returns:
-        whether deliveries were made, and whether there may be more to read.
+        the webhooks that deliveries were made for, and whether there may be more to read.
 
     Raises:
         Unavailable: the database was not there for several in a row.
     """
-    made, more, failures = False, False, 0
+    made: list[Ref] = []
+    more, failures = False, 0
     page: _Page | None = None
     for webhook in waiting:
         try:
@@ -106,7 +91,8 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[bool, bool]
                 raise
             continue
         failures = 0
-        made = made or chosen > 0
+        if chosen:
+            made.append((webhook["instance_id"], webhook["id"]))
         more = more or (page is not None and is_full(page.events, _BATCH))
     return made, more
 
@@ -150,77 +136,22 @@ async def _read_on(
     return page, len(chosen)
 
 
-async def deliver_one(database: Database, sender: Sender, metrics: Metrics, row: Any) -> None:
-    """One try of a delivery that was claimed, and what came of it.
-
-    Args:
-        row: of claim_deliveries.
-    """
-    event_id, tries = str(row["event_id"]), row["attempts"] - row["first_attempt"]
-    if tries > len(PAUSES) + 1:  # its workers died with it, again and again
-        outcome = Outcome(None, "given_up", 0.0)
-    else:
-        headers = headers_of(event_id, row["body"], row["secret"], row["old_secret"], row["moment"])
-        outcome = await sender.send(row["instance_id"], row["url"], row["body"], headers)
-    because = None
-    if outcome.error is None:
-        state, pause = "delivered", 0.0
-    elif outcome.status == 410 or tries > len(PAUSES):
-        state, pause = "failed", 0.0
-        if outcome.status == 410:
-            because, failing_for = "410 Gone", 0.0
-        elif tries == len(PAUSES) + 1:
-            because, failing_for = "nothing was taken for three days", sum(PAUSES) * (1 - JITTER)
-    else:
-        state = "pending"
-        pause = PAUSES[tries - 1] * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
-    ref = {"instance_id": row["instance_id"], "webhook_id": row["webhook_id"]}
-    async with database.transaction() as db:
-        # The webhook before its delivery, in the order in which redeliverWebhook holds them.
-        await db.run("note_success" if outcome.error is None else "note_failure", **ref)
-        if because and await db.value("disable_webhook", **ref, because=because, failing_for=failing_for):
-            await db.run(
-                "insert_events",
-                instance_id=row["instance_id"],
-                types=["disableWebhook"],
-                user_ids=[None],
-                befores=[{"id": row["webhook_id"], "isActive": True}],
-                afters=[{"id": row["webhook_id"], "isActive": False, "disabledBecause": because}],
-                **by_itself("disableWebhook", event_id),
-            )
-        await db.run(
-            "note_delivery",
-            **ref,
-            event_id=row["event_id"],
-            attempt=row["attempts"],
-            state=state,
-            due_in=pause,
-            status=outcome.status,
-            error=outcome.error,
-        )
-    said = {"delivered": "done", "pending": "retried", "failed": "parked"}[state]
-    fact = JobFact(
-        "webhook", said, outcome.seconds, None, tries, outcome.error, row["instance"], row["webhook_id"]
-    )
-    metrics.job(fact)
-
-
 async def keep_delivering(settings: Settings, database: Database, metrics: Metrics) -> None:
-    """Relay and deliver until cancelled. What is being sent then is cut off, and is sent again."""
-    news = asyncio.Event()
+    """Relay and deliver until cancelled. What is under way then is cut off, and is sent again."""
+    delivering = deliveries.Delivering(settings, database, metrics)
     beside = [
-        asyncio.create_task(_keep_relaying(database, metrics, news)),
+        asyncio.create_task(_keep_relaying(database, metrics, delivering)),
         asyncio.create_task(_keep_metering(database, metrics)),
     ]
     try:
-        await _keep_sending(settings, database, metrics, news)
+        await delivering.run()
     finally:
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
 
 
-async def _keep_relaying(database: Database, metrics: Metrics, news: asyncio.Event) -> None:
+async def _keep_relaying(database: Database, metrics: Metrics, delivering: deliveries.Delivering) -> None:
     away = False
     while True:
         more = False
@@ -233,54 +164,14 @@ async def _keep_relaying(database: Database, metrics: Metrics, news: asyncio.Eve
             start = random.randrange(len(ready)) if ready else 0  # noqa: S311
             made, more = await relay(database, ready[start:] + ready[:start])
             if made:
-                news.set()
+                delivering.tell(made)
             away = False
         except Exception as error:  # whatever it was, the next look may go better
             pass_on_cancelling(error)
             if not away:
                 log.warning("webhooks_wait_for_database", cause=type(error).__name__)
             away = True
-        await asyncio.sleep(0 if more else POLL)
-
-
-async def _keep_sending(
-    settings: Settings, database: Database, metrics: Metrics, news: asyncio.Event
-) -> None:
-    """Send what is due.
-
-    Args:
-        news: set when there may be more to send.
-    """
-    sending: dict[asyncio.Task[None], tuple[int, int]] = {}
-    away = False
-
-    def ended(task: asyncio.Task[None]) -> None:
-        del sending[task]
-        news.set()
-
-    async with Sender(settings) as sender:
-        try:
-            while True:
-                news.clear()
-                try:
-                    for row in await _claim(database, sending.values()):
-                        sent = asyncio.create_task(_deliver(database, sender, metrics, row))
-                        sending[sent] = (row["instance_id"], row["webhook_id"])
-                        sent.add_done_callback(ended)
-                    away = False
-                except Exception as error:  # whatever it was, the next look may go better
-                    pass_on_cancelling(error)
-                    if not away:
-                        log.warning("deliveries_wait_for_database", cause=type(error).__name__)
-                    away = True
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL):
-                        await news.wait()
-                        await asyncio.sleep(GATHER)
-        finally:
-            for task in tuple(sending):
-                task.cancel()
-            await asyncio.gather(*sending, return_exceptions=True)
+        await asyncio.sleep(0 if more else deliveries.POLL)
 
 
 async def _keep_metering(database: Database, metrics: Metrics) -> None:
@@ -326,31 +217,3 @@ class FeedHalt:
         if now - self._told_at >= HALTED_AFTER:
             self._told_at = now
             log.warning("feed_halted", pid=row["pid"], application=row["application"], seconds=round(age))
-
-
-async def _claim(database: Database, sending: Iterable[tuple[int, int]]) -> list[Any]:
-    busy = list(sending)
-    if len(busy) >= AT_ONCE:
-        return []
-    async with database.connection() as db:
-        return await db.all(
-            "claim_deliveries",
-            lease=LEASE,
-            each=EACH,
-            per_instance=PER_INSTANCE,
-            row_limit=AT_ONCE - len(busy),
-            busy_instances=[instance_id for instance_id, _ in busy],
-            busy_webhooks=[webhook_id for _, webhook_id in busy],
-        )
-
-
-async def _deliver(database: Database, sender: Sender, metrics: Metrics, row: Any) -> None:
-    try:
-        await deliver_one(database, sender, metrics, row)
-    except Exception as error:  # what came of it is not noted: the lease ends, and it is sent again
-        log.warning(
-            "delivery_not_noted",
-            instance_id=row["instance_id"],
-            webhook_id=row["webhook_id"],
-            cause=type(error).__name__,
-        )

@@ -25,13 +25,16 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from conftest import ADMIN, Client, Log, Serve, insert_key, until
 from processes import running
 
+from server import deliveries as deliveries_module
 from server import outbound, webhooks
+from server.addresses import is_public
 from server.db import Database, load_queries
 from server.jobs import purge_expired
 from server.settings import Settings
+from server.windows import Limits, Windows
 
 JANE = "jane@example.com"
-PAUSES = webhooks.PAUSES
+PAUSES = deliveries_module.PAUSES
 
 
 @dataclass
@@ -108,8 +111,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhooks, "POLL", 0.02)
-    monkeypatch.setattr(webhooks, "PAUSES", (0.01,) * 9)
+    monkeypatch.setattr(deliveries_module, "POLL", 0.02)
+    monkeypatch.setattr(deliveries_module, "PAUSES", (0.01,) * 9)
 
 
 @pytest.fixture
@@ -253,7 +256,7 @@ async def test_one_that_takes_some_stays_on(
     inside: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An event that no receiver could take is given up; what came through meanwhile keeps the webhook on."""
-    monkeypatch.setattr(webhooks, "PAUSES", (0.01,) * 8 + (1.0,))
+    monkeypatch.setattr(deliveries_module, "PAUSES", (0.01,) * 8 + (1.0,))
     tries = 0
 
     async def refuse_one(received: Received) -> web.StreamResponse:
@@ -737,7 +740,9 @@ FORBIDDEN = {
     "mapped": "::ffff:127.0.0.1", "mapped public": "::ffff:8.8.8.8", "compatible": "::127.0.0.1",
     "unique local": "fd00:ec2::254", "link-local 6": "fe80::1", "site-local": "fec0::1", "NAT64": "64:ff9b::7f00:1",
     "NAT64 local": "64:ff9b:1::1", "6to4": "2002:7f00:1::1", "Teredo": "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-    "documentation 6": "2001:db8::1", "multicast 6": "ff02::1",
+    "documentation 6": "2001:db8::1", "multicast 6": "ff02::1", "protocols": "192.0.0.9", "metadata of Oracle": "192.0.0.192",
+    "6to4 relays": "192.88.99.1", "new documentation 6": "3fff::1", "6to4 public": "2002:808:808::1",
+    "segment routing": "5f00::1",
 }  # fmt: skip
 
 
@@ -767,7 +772,7 @@ async def test_addresses_that_are_refused(
 ) -> None:
     """As they are, when it is made; and by a name, when it is connected to."""
     address = FORBIDDEN[kind]
-    assert not outbound.is_public(ip_address(address))
+    assert not is_public(ip_address(address))
     written = f"[{address}]" if ":" in address else address
     status, told = await client.outcome("createWebhook", {"url": f"https://{written}/"})
     assert (status, told) == (400, "url: leads to an address that is not public")
@@ -781,11 +786,6 @@ async def test_addresses_that_are_refused(
     # Whoever got it into the database by another way.
     await db.execute("UPDATE webhooks SET url = $1", f"https://{written}/")
     assert (await client.call("testWebhook", {"id": 1}))["error"] == "forbidden_address"
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"])
-def test_public_addresses(address: str) -> None:
-    assert outbound.is_public(ip_address(address))
 
 
 async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver: Receiver) -> None:
@@ -811,6 +811,9 @@ async def test_every_socket_is_checked(monkeypatch: pytest.MonkeyPatch, receiver
         ("https://hooks.example.com/a b", "holds characters that do not belong into an address"),
         ("https://hooks.example.com:99999/", "is not an address"),
         ("https://[::1/", "is not an address"),
+        ("https://hooks.example.com:22/", "must have the port 443 or 8443"),
+        ("https://hooks.example.com:0/", "must have the port 443 or 8443"),
+        ("https://hooks.example.com:80/", "must have the port 443 or 8443"),
     ],
 )  # fmt: skip
 async def test_addresses_that_are_none(url: str, why: str, client: Client, db: asyncpg.Connection) -> None:
@@ -818,6 +821,18 @@ async def test_addresses_that_are_none(url: str, why: str, client: Client, db: a
     await client.call("createWebhook", {"url": "https://innocent.example/"})
     assert await client.outcome("updateWebhook", {"id": 1, "url": url}) == (400, f"url: {why}")
     assert await db.fetchval("SELECT url FROM webhooks") == "https://innocent.example/"
+
+
+async def test_ports_are_those_of_the_setting(serve: Serve, db: asyncpg.Connection) -> None:
+    """When a webhook is made and changed, and at each try, as the setting may have changed since."""
+    client = await serve(run_jobs=False, webhook_ports="443, 9443")
+    await client.call("createWebhook", {"url": "https://innocent.example:9443/"})
+    await client.call("updateWebhook", {"id": 1, "url": "https://innocent.example:443/"})
+    refused = 400, "url: must have the port 443 or 9443"
+    for method, params in (("createWebhook", {}), ("updateWebhook", {"id": 1})):
+        assert await client.outcome(method, params | {"url": "https://innocent.example:8443/"}) == refused
+    await db.execute("UPDATE webhooks SET url = 'https://innocent.example:8443/'")
+    assert (await client.call("testWebhook", {"id": 1}))["error"] == "forbidden_address"
 
 
 @pytest.mark.parametrize(
@@ -957,7 +972,7 @@ async def test_a_worker_that_stops_leaves_its_deliveries_to_others(
 async def test_a_lease_ends_by_itself(
     serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "LEASE", 1.0)
+    monkeypatch.setattr(deliveries_module, "LEASE", 1.0)
     caller = await serve(run_jobs=False, webhook_private_addresses=True)
     await caller.call("createWebhook", {"url": receiver.url})
     await caller.call("createUser", {"email": JANE})
@@ -988,7 +1003,7 @@ async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes to an end makes room at once, and what is read goes on at once: no pace is that of POLL."""
-    monkeypatch.setattr(webhooks, "POLL", 8.0)
+    monkeypatch.setattr(deliveries_module, "POLL", 8.0)
     for path in ("/a", "/b"):
         await db.execute(
             "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
@@ -1034,14 +1049,14 @@ async def test_a_dead_receiver_does_not_keep_others_waiting(inside: Client, rece
     for number in range(20):
         await inside.call("createUser", {"email": f"{number}@example.com"})
     assert [one["state"] for one in await settled(inside, 20, webhook_id=2)] == ["delivered"] * 20
-    assert sum(one.path == "/hook/dead" for one in receiver.got) <= webhooks.EACH
+    assert sum(one.path == "/hook/dead" for one in receiver.got) <= deliveries_module.EACH
 
 
 async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fifty webhooks, whose deliveries are older than anybody else's and more than a worker can send at once."""
-    monkeypatch.setattr(webhooks, "POLL", 0.02)
+    monkeypatch.setattr(deliveries_module, "POLL", 0.02)
 
     async def hang_some(received: Received) -> web.StreamResponse:
         if received.path == "/hook/dead":
@@ -1061,24 +1076,34 @@ async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
         " FROM webhooks CROSS JOIN generate_series(1, 10)"
     )
     await serve(webhook_private_addresses=True)
-    await receiver.has(webhooks.PER_INSTANCE)
+    await receiver.has(deliveries_module.PER_INSTANCE)
     await other.call("createWebhook", {"url": receiver.url})
     for number in range(10):
         await other.call("createUser", {"email": f"{number}@example.com"})
     assert [one["state"] for one in await settled(other, 10)] == ["delivered"] * 10
-    assert sum(one.path == "/hook/dead" for one in receiver.got) == webhooks.PER_INSTANCE
+    assert sum(one.path == "/hook/dead" for one in receiver.got) == deliveries_module.PER_INSTANCE
 
 
 async def claim(db: asyncpg.Connection, *sending: tuple[int, int], room: int = 100) -> list[tuple[int, int]]:
     """What a worker takes that is sending this already, in a transaction that is rolled back."""
-    query = load_queries()["claim_deliveries"]
-    values = {
-        "lease": 60.0, "each": 4, "per_instance": 8, "row_limit": room,
-        "busy_instances": [instance for instance, _ in sending], "busy_webhooks": [webhook for _, webhook in sending],
-    }  # fmt: skip
+
+    async def run(name: str, **values: Any) -> list[Any]:
+        query = load_queries()[name]
+        rows: list[Any] = await db.fetch(query.sql, *(values[param] for param in query.params))
+        return rows
+
+    windows = Windows(room + len(sending), Limits(8, 8, 8), Limits(4, 4, 4))
+    for ref in sending:
+        windows.begin(ref)
+    found = await run("find_due_webhooks", after_instance=0, after_webhook=0, looks=100)
+    due = sorted((row for row in found if row["is_due"]), key=lambda row: row["due_at"])
+    shares = windows.share_out((row["instance_id"], row["webhook_id"]) for row in due)
     transaction = db.transaction()
     await transaction.start()
-    rows = await db.fetch(query.sql, *(values[param] for param in query.params))
+    rows = await run(
+        "claim_deliveries", lease=60.0, instance_ids=[ref[0] for ref in shares],
+        webhook_ids=[ref[1] for ref in shares], shares=list(shares.values()),
+    )  # fmt: skip
     await transaction.rollback()
     return sorted((row["instance_id"], row["webhook_id"]) for row in rows)
 
@@ -1119,6 +1144,173 @@ async def test_turns(serve: Serve, db: asyncpg.Connection) -> None:
     await db.execute("UPDATE deliveries SET due_at = now() + interval '1 hour' WHERE instance_id = 2")
     await db.execute("UPDATE instances SET deleted_at = now() WHERE id = 3")
     assert await claim(db) == []
+
+
+async def pages(db: asyncpg.Connection, name: str, **values: Any) -> int:
+    """The pages that a query reads with the plan that the server's connections keep; it is rolled back."""
+    query = load_queries()[name]
+    types = [kind.name for kind in (await db.prepare(query.sql)).get_parameters()]
+    literals = [
+        await db.fetchval(f"SELECT quote_nullable($1::{kind}::text) || '::{kind}'", values[param])
+        for kind, param in zip(types, query.params, strict=True)
+    ]
+    transaction = db.transaction()
+    await transaction.start()
+    await db.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    await db.execute(f"PREPARE explained AS {query.sql}")
+    told = await db.fetchval(
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE explained({', '.join(literals)})"
+    )
+    await db.execute("DEALLOCATE explained")
+    await transaction.rollback()
+    plan = json.loads(told)[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Connection) -> None:
+    await serve(run_jobs=False)
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret) VALUES (1, 1, '', '', '{}', '')"
+    )
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, attempts)"
+        " SELECT 1, 1, gen_random_uuid(), 'x', '', 1 FROM generate_series(1, 5000)"
+    )
+    await db.execute("VACUUM ANALYZE deliveries, webhooks")
+    (event,) = await db.fetchrow("SELECT event_id FROM deliveries ORDER BY event_id DESC LIMIT 1")
+    one = {
+        "instance_ids": [1], "webhook_ids": [1], "event_ids": [event], "attempts": [1], "states": ["delivered"],
+        "due_ins": [0.0], "statuses": [200], "errors": [None],
+    }  # fmt: skip
+    assert await pages(db, "settle_deliveries", **one) < 50
+    claimed = {"lease": 60.0, "instance_ids": [1], "webhook_ids": [1], "shares": [4]}
+    assert await pages(db, "claim_deliveries", **claimed) < 100
+
+
+async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Connection) -> None:
+    """A claim reads what it is told is due; a look steps over a bounded number of webhooks that wait."""
+    await serve(run_jobs=False)
+    dead = 1200
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
+        " SELECT 1, number, 'https://dead.example/', '', '{}', '' FROM generate_series(1, $1::int) AS number",
+        dead + 1,
+    )
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, due_at) SELECT 1, number,"
+        " gen_random_uuid(), 'x', '', now() + make_interval(hours => CASE WHEN number > $1::int THEN -1 ELSE 1 END)"
+        " FROM generate_series(1, $1::int + 1) AS number",
+        dead,
+    )
+    await db.execute("VACUUM ANALYZE deliveries, webhooks")
+
+    claimed = {"lease": 60.0, "instance_ids": [1], "webhook_ids": [dead + 1], "shares": [4]}
+    assert await pages(db, "claim_deliveries", **claimed) < 100
+    # Four pages of indexes a webhook at most.
+    assert await pages(db, "find_due_webhooks", after_instance=0, after_webhook=0, looks=500) < 500 * 12
+    seen, after = 0, (0, 0)
+    query = load_queries()["find_due_webhooks"]
+    while rows := await db.fetch(query.sql, *after, 500):
+        seen, after = seen + len(rows), (rows[-1]["instance_id"], rows[-1]["webhook_id"])
+        assert [row["webhook_id"] for row in rows if row["is_due"]] in ([], [dead + 1])
+    assert seen == dead + 1
+
+
+async def test_looks_go_round(
+    serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More webhooks wait than one look steps over: each has its turn."""
+    monkeypatch.setattr(deliveries_module, "LOOKS", 3)
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
+        " SELECT 1, number, $1 || '/' || number, '', '{}', $2 FROM generate_series(1, 10) AS number",
+        receiver.url,
+        outbound.new_secret(),
+    )
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, due_at) SELECT 1, number,"
+        " gen_random_uuid(), 'x', '', now() + make_interval(hours => number % 2) FROM generate_series(1, 10) AS number"
+    )
+    await serve(webhook_private_addresses=True)
+    assert {one.path for one in await receiver.has(5)} == {f"/hook/{number}" for number in (2, 4, 6, 8, 10)}
+    await db.execute("UPDATE deliveries SET due_at = now() WHERE webhook_id = 1")
+    assert (await receiver.has(6))[-1].path == "/hook/1"
+
+
+async def test_outcomes_are_noted_together_in_their_order(
+    serve: Serve, db: asyncpg.Connection, database_url: str
+) -> None:
+    """Since when a webhook fails is what one after the other would have told."""
+    await serve(run_jobs=False)
+    database = Database(Settings(), database_url)
+    await database.open()
+    cases = {
+        "took": [None],
+        "failed": ["x"],
+        "recovered": ["x", None],
+        "fell": [None, "x"],
+        "was failing": ["x"],
+        "healed": [None],
+    }
+    tried = []
+    for webhook, (name, errors) in enumerate(cases.items(), 1):
+        await db.execute(
+            "INSERT INTO webhooks (instance_id, id, url, description, types, secret, failing_since)"
+            " VALUES (1, $1, '', '', '{}', '', CASE WHEN $2 THEN now() - interval '1 day' END)",
+            webhook,
+            name in ("was failing", "healed"),
+        )
+        for error in errors:
+            event = await db.fetchval(
+                "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, attempts)"
+                " VALUES (1, $1, gen_random_uuid(), 'x', '', 1) RETURNING event_id",
+                webhook,
+            )
+            row = {
+                "instance_id": 1,
+                "webhook_id": webhook,
+                "event_id": event,
+                "attempts": 1,
+                "first_attempt": 0,
+            }
+            outcome = outbound.Outcome(200 if error is None else 500, error, 0.0)
+            tried.append(deliveries_module.Tried(row, outcome))
+    await deliveries_module.settle(database, tried)
+    await database.close()
+    since = await db.fetch(
+        "SELECT CASE WHEN failing_since IS NULL THEN 'no' WHEN failing_since > now() - interval '1 hour' THEN 'now'"
+        " ELSE 'before' END FROM webhooks ORDER BY id"
+    )
+    assert dict(zip(cases, (row[0] for row in since), strict=True)) == {
+        "took": "no", "failed": "now", "recovered": "no", "fell": "now", "was failing": "before", "healed": "no",
+    }  # fmt: skip
+    states = await db.fetch("SELECT state, status, error FROM deliveries ORDER BY webhook_id, status DESC")
+    assert [tuple(row) for row in states] == [
+        ("delivered", 200, None) if error is None else ("pending", 500, "x")
+        for errors in cases.values()
+        for error in sorted(errors, key=lambda error: -500 if error else -200)
+    ]
+
+
+async def test_one_that_cannot_be_settled_does_not_keep_the_others_from_it(
+    serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, logged: Log
+) -> None:
+    settle = deliveries_module.settle
+
+    async def failing(database: Database, tried: list[Any]) -> None:
+        if any(one.row["webhook_id"] == 1 for one in tried):
+            raise KeyError("a bug")
+        await settle(database, tried)
+
+    monkeypatch.setattr(deliveries_module, "settle", failing)
+    inside = await serve(webhook_private_addresses=True)
+    for path in ("/bad", "/good"):
+        await inside.call("createWebhook", {"url": receiver.url + path})
+    for number in range(10):
+        await inside.call("createUser", {"email": f"{number}@example.com"})
+    assert [one["state"] for one in await settled(inside, 10, webhook_id=2)] == ["delivered"] * 10
+    told = [line for line in logged.lines() if line["event"] == "delivery_not_noted"]
+    assert {(line["webhook_id"], line["cause"]) for line in told} == {(1, "KeyError")}
 
 
 async def test_one_that_cannot_be_read_on_keeps_nobody_waiting(

@@ -38,7 +38,10 @@ EventId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{
 class CreateWebhook(TenantParams):
     """Where to, and for what."""
 
-    url: Url = Field(description="An https address that answers a POST with 200 to 299 within 15 seconds.")
+    url: Url = Field(
+        description="An https address, by default of the ports 443 and 8443, that answers a POST with 200 "
+        "to 299 within 15 seconds."
+    )
     types: EventTypes = Field(default_factory=list, description=f"Of {', '.join(EVENTS)}; empty: all.")
     skipOrigin: Origin | None = Field(
         None, description="Nothing is sent of calls with this X-Origin: the receiver's own."

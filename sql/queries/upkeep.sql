@@ -1,4 +1,6 @@
 -- Operator and background statements: the only ones that read across instances.
+-- What SKIP LOCKED and LIMIT choose stands in a MATERIALIZED part of its own: as a subquery of the DELETE it could be run
+-- once for each row of the table, and choose others each time.
 
 -- name: check_writable()$
 -- Readiness: true where the database takes writes.
@@ -121,7 +123,7 @@ CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
 
 -- name: purge_retained_users(default_days, row_limit)
 -- Takes users whose retention is over, a bounded number at a time, as purge_user does, and writes it down.
-WITH due AS (
+WITH due AS MATERIALIZED (
     SELECT waiting.instance_id, waiting.id
     FROM instances AS i
     CROSS JOIN LATERAL (
@@ -172,31 +174,35 @@ FROM purged;
 
 -- name: purge_expired_sessions(row_limit)
 -- Takes sessions that have expired, a bounded number at a time.
-DELETE FROM sessions
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM sessions
     WHERE expires_at < now()
     ORDER BY expires_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM sessions
+USING due
 WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
 RETURNING sessions.id;
 
 -- name: end_expired_plans(row_limit)
 -- Ends plans of users whose last day, of UTC, is over, a bounded number at a time, and writes it down.
-WITH ended AS (
+WITH due AS MATERIALIZED (
+    SELECT instance_id, id
+    FROM user_plans
+    WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
+    ORDER BY valid_to
+    LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
+),
+
+ended AS (
     UPDATE user_plans
     SET ended_at = now()
-    FROM (
-        SELECT instance_id, id
-        FROM user_plans
-        WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
-        ORDER BY valid_to
-        LIMIT :row_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS due
+    FROM due
     WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
     RETURNING
         user_plans.instance_id, user_plans.id, user_plans.user_id,
@@ -219,29 +225,33 @@ FROM ended;
 
 -- name: purge_expired_codes(row_limit)
 -- Takes codes that have expired, a bounded number at a time.
-DELETE FROM codes
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, digest
     FROM codes
     WHERE expires_at < now()
     ORDER BY expires_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM codes
+USING due
 WHERE codes.instance_id = due.instance_id AND codes.digest = due.digest
 RETURNING codes.user_id;
 
 -- name: purge_old_answers(row_limit)
 -- Takes idempotency keys and their answers after 24 hours, a bounded number at a time.
-DELETE FROM idempotency_keys
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, key_id, name
     FROM idempotency_keys
     WHERE created_at <= now() - interval '24 hours'
     ORDER BY created_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM idempotency_keys
+USING due
 WHERE
     idempotency_keys.instance_id = due.instance_id AND idempotency_keys.key_id = due.key_id
     AND idempotency_keys.name = due.name
@@ -249,57 +259,65 @@ RETURNING idempotency_keys.key_id;
 
 -- name: purge_login_failures(row_limit)
 -- Takes failed logins that are forgiven, a bounded number at a time.
-DELETE FROM login_failures
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, subject
     FROM login_failures
     WHERE forgiven_at < now() AND delayed_until < now()
     ORDER BY forgiven_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM login_failures
+USING due
 WHERE login_failures.instance_id = due.instance_id AND login_failures.subject = due.subject
 RETURNING login_failures.instance_id;
 
 -- name: purge_old_documents(row_limit)
 -- Takes documents a week after they were asked for, a bounded number at a time.
-DELETE FROM documents
-USING (
+WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM documents
     WHERE created_at < now() - interval '7 days'
     ORDER BY created_at
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM documents
+USING due
 WHERE documents.instance_id = due.instance_id AND documents.id = due.id
 RETURNING documents.id;
 
 -- name: purge_parked_jobs(row_limit)
 -- Takes jobs that have been parked for thirty days, a bounded number at a time.
-DELETE FROM pgqueuer
-USING (
+WITH due AS MATERIALIZED (
     SELECT id
     FROM pgqueuer
     WHERE status = 'failed' AND updated < now() - interval '30 days'
     ORDER BY updated
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM pgqueuer
+USING due
 WHERE pgqueuer.id = due.id
 RETURNING pgqueuer.id;
 
 -- name: purge_job_log(row_limit)
 -- Takes what the queue noted more than a week ago, a bounded number at a time.
-DELETE FROM pgqueuer_log
-USING (
+WITH due AS MATERIALIZED (
     SELECT id
     FROM pgqueuer_log
     WHERE created < now() - interval '7 days'
     ORDER BY created
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+DELETE FROM pgqueuer_log
+USING due
 WHERE pgqueuer_log.id = due.id
 RETURNING pgqueuer_log.id;
 
@@ -312,8 +330,7 @@ FROM purge_old_events(:row_limit) AS id;
 -- name: purge_old_deliveries(row_limit)
 -- Takes deliveries after thirty whole days of UTC, a bounded number at a time: those that came to an end, and those
 -- that wait for what is switched off or deleted.
-DELETE FROM deliveries
-USING (
+WITH due AS MATERIALIZED (
     SELECT d.instance_id, d.webhook_id, d.event_id
     FROM deliveries AS d
     WHERE
@@ -331,7 +348,10 @@ USING (
     ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
     LIMIT :row_limit
     FOR UPDATE OF d SKIP LOCKED
-) AS due
+)
+
+DELETE FROM deliveries
+USING due
 WHERE
     deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
     AND deliveries.event_id = due.event_id
@@ -340,8 +360,7 @@ RETURNING deliveries.event_id;
 -- name: purge_deleted_webhooks_deliveries(row_limit)
 -- Takes deliveries of webhooks that were deleted, a bounded number at a time. A range instead of equality has the planner
 -- read so many of a webhook in the order of the index deliveries_log, not all of them to take some.
-DELETE FROM deliveries
-USING (
+WITH due AS MATERIALIZED (
     SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
     FROM webhooks AS w
     CROSS JOIN LATERAL (
@@ -356,7 +375,10 @@ USING (
     ) AS left_behind
     WHERE w.deleted_at IS NOT NULL
     LIMIT :row_limit
-) AS due
+)
+
+DELETE FROM deliveries
+USING due
 WHERE
     deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
     AND deliveries.event_id = due.event_id
@@ -364,8 +386,7 @@ RETURNING deliveries.event_id;
 
 -- name: purge_deleted_webhooks(row_limit)
 -- Takes webhooks that were deleted and have no deliveries left.
-DELETE FROM webhooks
-USING (
+WITH due AS MATERIALIZED (
     SELECT w.instance_id, w.id
     FROM webhooks AS w
     WHERE
@@ -373,21 +394,26 @@ USING (
         AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id)
     LIMIT :row_limit
     FOR UPDATE OF w SKIP LOCKED
-) AS due
+)
+
+DELETE FROM webhooks
+USING due
 WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
 RETURNING webhooks.id;
 
 -- name: forget_old_secrets(row_limit)
 -- Takes secrets of webhooks whose overlap is over.
-UPDATE webhooks
-SET old_secret = NULL, old_secret_until = NULL
-FROM (
+WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM webhooks
     WHERE old_secret_until < now()
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-) AS due
+)
+
+UPDATE webhooks
+SET old_secret = NULL, old_secret_until = NULL
+FROM due
 WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
 RETURNING webhooks.id;
 
@@ -478,21 +504,19 @@ INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webh
 INNER JOIN instances AS i ON waiting.instance_id = i.id
 WHERE waiting.due_at <= now() AND w.is_active AND i.is_active AND i.deleted_at IS NULL;
 
--- name: claim_deliveries(lease, each, per_instance, row_limit, busy_instances, busy_webhooks)
--- Deliveries that are due, for nobody else to take for lease seconds. Of those whose webhooks and instances are busy
--- with the deliveries named (one entry each) so many fewer are taken; instances have their turns one after another, so
--- do their webhooks, and only then what waits longest comes first. Steps from webhook to webhook as find_oldest_due,
--- and looks at the deliveries of no more webhooks than it may take deliveries.
+-- name: find_due_webhooks(after_instance, after_webhook, looks)
+-- The next webhooks that have pending deliveries, in the order of their keys, and whether any is due that may be sent.
+-- Steps from webhook to webhook as find_oldest_due, so many steps at most.
 WITH RECURSIVE waiting AS (
     (
-        SELECT d.instance_id, d.webhook_id, d.due_at
+        SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step
         FROM deliveries AS d
-        WHERE d.state = 'pending'
+        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_webhook::bigint)
         ORDER BY d.instance_id, d.webhook_id, d.due_at
         LIMIT 1
     )
     UNION ALL
-    SELECT next.instance_id, next.webhook_id, next.due_at
+    SELECT next.instance_id, next.webhook_id, next.due_at, waiting.step + 1
     FROM waiting
     CROSS JOIN LATERAL (
         SELECT d.instance_id, d.webhook_id, d.due_at
@@ -501,93 +525,64 @@ WITH RECURSIVE waiting AS (
         ORDER BY d.instance_id, d.webhook_id, d.due_at
         LIMIT 1
     ) AS next
+    WHERE waiting.step < :looks::integer
+)
+
+SELECT
+    waiting.instance_id, waiting.webhook_id, waiting.due_at,
+    waiting.due_at <= now() AND coalesce(w.is_active, false) AND coalesce(i.is_active AND i.deleted_at IS NULL, false)
+    AS is_due
+FROM waiting
+LEFT JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
+LEFT JOIN instances AS i ON waiting.instance_id = i.id
+ORDER BY waiting.instance_id, waiting.webhook_id;
+
+-- name: claim_deliveries(lease, instance_ids, webhook_ids, shares)
+-- Deliveries that are due, of each of these webhooks so many at most, those that wait longest first: for nobody else to
+-- take for lease seconds. The commit does not wait for the disk: a claim that a crash undoes is made again. Arrays tell
+-- the planner that few are taken: of a LIMIT that it does not know it expects a tenth of the table, and would read it all.
+WITH asked AS (
+    SELECT one.instance_id, one.webhook_id, one.share
+    FROM set_config('synchronous_commit', 'off', true)
+    CROSS JOIN unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :shares::integer[])
+    AS one (instance_id, webhook_id, share)
 ),
 
-busy AS (
-    SELECT sent.instance_id, sent.webhook_id, count(*) AS sending
-    FROM unnest(:busy_instances::bigint[], :busy_webhooks::bigint[]) AS sent (instance_id, webhook_id)
-    GROUP BY sent.instance_id, sent.webhook_id
-),
-
-busy_as_one AS (
-    SELECT busy.instance_id, sum(busy.sending)::bigint AS sending
-    FROM busy
-    GROUP BY busy.instance_id
-),
-
-free AS (
+taken AS MATERIALIZED (
     SELECT
-        w.instance_id, w.id AS webhook_id, w.url, w.secret, i.name AS instance, waiting.due_at,
-        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
-        coalesce(busy.sending, 0) AS sending, coalesce(busy_as_one.sending, 0) AS sending_as_one,
-        coalesce(busy_as_one.sending, 0) + row_number() OVER (
-            PARTITION BY w.instance_id
-            ORDER BY coalesce(busy.sending, 0), waiting.due_at
-        ) AS turn
-    FROM waiting
-    INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
-    INNER JOIN instances AS i ON w.instance_id = i.id
-    LEFT JOIN busy ON w.instance_id = busy.instance_id AND w.id = busy.webhook_id
-    LEFT JOIN busy_as_one ON w.instance_id = busy_as_one.instance_id
-    WHERE
-        waiting.due_at <= now() AND w.is_active AND i.is_active AND i.deleted_at IS NULL
-        AND coalesce(busy.sending, 0) < :each
-),
-
-asked AS (
-    SELECT
-        free.instance_id, free.webhook_id, free.url, free.secret, free.old_secret, free.instance, free.sending,
-        free.sending_as_one
-    FROM free
-    WHERE free.turn <= :per_instance
-    ORDER BY free.turn, free.due_at
-    LIMIT :row_limit
-),
-
-due AS (
-    SELECT
-        asked.instance_id, asked.webhook_id, asked.url, asked.secret, asked.old_secret, asked.instance,
-        asked.sending_as_one, next.event_id, next.due_at,
-        asked.sending + row_number() OVER (PARTITION BY asked.instance_id, asked.webhook_id ORDER BY next.due_at) AS turn
+        next.instance_id, next.webhook_id, next.event_id, w.url, w.secret, i.name AS instance,
+        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
     FROM asked
+    INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
+    INNER JOIN instances AS i ON w.instance_id = i.id
     CROSS JOIN LATERAL (
-        SELECT d.event_id, d.due_at
+        SELECT d.instance_id, d.webhook_id, d.event_id
         FROM deliveries AS d
         WHERE
             d.instance_id = asked.instance_id AND d.webhook_id = asked.webhook_id AND d.state = 'pending'
             AND d.due_at <= now()
         ORDER BY d.due_at
-        LIMIT :each - asked.sending
+        LIMIT asked.share
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS next
+    WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
 ),
 
-in_turn AS (
+listed AS (
     SELECT
-        due.instance_id, due.webhook_id, due.event_id, due.due_at, due.url, due.secret, due.old_secret, due.instance,
-        due.sending_as_one + row_number() OVER (PARTITION BY due.instance_id ORDER BY due.turn, due.due_at) AS turn
-    FROM due
-),
-
-chosen AS (
-    SELECT in_turn.instance_id, in_turn.webhook_id, in_turn.event_id, in_turn.url, in_turn.secret, in_turn.old_secret, in_turn.instance
-    FROM in_turn
-    WHERE in_turn.turn <= :per_instance
-    ORDER BY in_turn.turn, in_turn.due_at
-    LIMIT :row_limit
-),
-
-taken AS (
-    SELECT d.instance_id, d.webhook_id, d.event_id, chosen.url, chosen.secret, chosen.old_secret, chosen.instance
-    FROM chosen
-    INNER JOIN deliveries AS d
-        ON chosen.instance_id = d.instance_id AND chosen.webhook_id = d.webhook_id AND chosen.event_id = d.event_id
-    WHERE d.state = 'pending' AND d.due_at <= now()
-    FOR UPDATE OF d SKIP LOCKED
+        array_agg(taken.instance_id) AS instance_ids, array_agg(taken.webhook_id) AS webhook_ids,
+        array_agg(taken.event_id) AS event_ids, array_agg(taken.url) AS urls, array_agg(taken.secret) AS secrets,
+        array_agg(taken.old_secret) AS old_secrets, array_agg(taken.instance) AS instances
+    FROM taken
 )
 
 UPDATE deliveries
 SET attempts = deliveries.attempts + 1, due_at = now() + make_interval(secs => :lease)
-FROM taken
+FROM listed
+CROSS JOIN unnest(
+    listed.instance_ids, listed.webhook_ids, listed.event_ids, listed.urls, listed.secrets, listed.old_secrets,
+    listed.instances
+) AS taken (instance_id, webhook_id, event_id, url, secret, old_secret, instance)
 WHERE
     deliveries.instance_id = taken.instance_id AND deliveries.webhook_id = taken.webhook_id
     AND deliveries.event_id = taken.event_id
@@ -618,3 +613,30 @@ FROM (
 ) AS latest
 WHERE latest.gap >= 1000000
 RETURNING ahead;
+
+-- name: find_grown_table(others)^
+-- A table of ours, other than those named, that is ten times as large as at its last ANALYZE, or was never analyzed:
+-- by its pages, which are known at once, or by its rows, which Postgres counts within seconds after their commit. Tables
+-- of less than eight pages are read quickly with any plan. An ANALYZE during a transaction that fills a table sees its
+-- pages without rows; that is why rows count too.
+SELECT c.oid::regclass::text AS name
+FROM pg_class AS c
+CROSS JOIN LATERAL (
+    SELECT
+        pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages,
+        pg_stat_get_live_tuples(c.oid) AS rows
+) AS now
+WHERE
+    c.relkind = 'r'
+    AND c.relnamespace = (SELECT users.relnamespace FROM pg_class AS users WHERE users.oid = 'users'::regclass)
+    AND c.relowner = (SELECT f.proowner FROM pg_proc AS f WHERE f.oid = 'analyze_table'::regproc)
+    AND c.relname <> all(:others::text[])
+    AND (
+        (now.pages >= 8 AND (c.relpages < 8 OR now.pages >= 10 * c.relpages))
+        OR now.rows >= 10 * greatest(c.reltuples, 100)
+    )
+LIMIT 1;
+
+-- name: analyze_table(name)!
+-- New statistics for a table; plans that were made without them are made anew, in every session.
+SELECT analyze_table(:name::text::regclass);

@@ -79,17 +79,30 @@ SET
     updated_at = now()
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
--- name: note_success(instance_id, webhook_id)!
--- It takes what it is sent: whatever failed before is forgotten.
-UPDATE webhooks
-SET failing_since = NULL
-WHERE instance_id = :instance_id AND id = :webhook_id AND failing_since IS NOT NULL;
+-- name: note_outcomes(instance_ids, webhook_ids, taken, failed)!
+-- What tries of webhooks came to. taken: any of them was taken; failed: the last of them was not. Since when a webhook
+-- has failed is the first failure after the last success. Rows are locked in the order of their keys.
+WITH told AS (
+    SELECT *
+    FROM unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :taken::boolean[], :failed::boolean[])
+    AS one (instance_id, webhook_id, taken, failed)
+),
 
--- name: note_failure(instance_id, webhook_id)!
--- The first failure since the last success.
+held AS MATERIALIZED (
+    SELECT w.instance_id, w.id, told.failed
+    FROM told
+    INNER JOIN webhooks AS w ON told.instance_id = w.instance_id AND told.webhook_id = w.id
+    WHERE
+        (told.failed AND (told.taken OR w.failing_since IS NULL))
+        OR (NOT told.failed AND w.failing_since IS NOT NULL)
+    ORDER BY w.instance_id, w.id
+    FOR NO KEY UPDATE OF w
+)
+
 UPDATE webhooks
-SET failing_since = now()
-WHERE instance_id = :instance_id AND id = :webhook_id AND failing_since IS NULL;
+SET failing_since = CASE WHEN held.failed THEN now() END
+FROM held
+WHERE webhooks.instance_id = held.instance_id AND webhooks.id = held.id;
 
 -- name: disable_webhook(instance_id, webhook_id, because, failing_for)$
 -- Nothing is sent any more until it is switched on again. True if it was on, and has failed for so many seconds.
@@ -121,19 +134,42 @@ UPDATE webhooks
 SET read_xid = :xid::text::xid8, read_place = :place
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
--- name: note_delivery(instance_id, webhook_id, event_id, attempt, state, due_in, status, error)!
--- What a try came to. A try that was taken for dead, and is made again by somebody else, counts only if it succeeded;
--- one that began before the delivery was asked for again does not count.
+-- name: settle_deliveries(instance_ids, webhook_ids, event_ids, attempts, states, due_ins, statuses, errors)!
+-- What tries came to. A try that was taken for dead, and is made again by somebody else, counts only if it succeeded; one
+-- that began before the delivery was asked for again does not count. Rows are locked in the order of their keys. Pending
+-- ones are those without done_at: asked for by their state, the index deliveries_due would be read for each, with all that
+-- waits for the webhook.
+WITH told AS (
+    SELECT *
+    FROM unnest(
+        :instance_ids::bigint[], :webhook_ids::bigint[], :event_ids::uuid[], :attempts::integer[], :states::text[],
+        :due_ins::float8[], :statuses::integer[], :errors::text[]
+    ) AS one (instance_id, webhook_id, event_id, attempt, state, due_in, status, error)
+),
+
+held AS MATERIALIZED (
+    SELECT d.instance_id, d.webhook_id, d.event_id, told.state, told.due_in, told.status, told.error
+    FROM told
+    INNER JOIN deliveries AS d
+        ON told.instance_id = d.instance_id AND told.webhook_id = d.webhook_id AND told.event_id = d.event_id
+    WHERE
+        d.done_at IS NULL AND told.attempt > d.first_attempt
+        AND (d.attempts = told.attempt OR told.state = 'delivered')
+    ORDER BY d.instance_id, d.webhook_id, d.event_id
+    FOR NO KEY UPDATE OF d
+)
+
 UPDATE deliveries
 SET
-    state = :state,
-    due_at = now() + make_interval(secs => :due_in),
-    status = :status,
-    error = :error,
-    done_at = CASE WHEN :state <> 'pending' THEN now() END
+    state = held.state,
+    due_at = now() + make_interval(secs => held.due_in),
+    status = held.status,
+    error = held.error,
+    done_at = CASE WHEN held.state <> 'pending' THEN now() END
+FROM held
 WHERE
-    instance_id = :instance_id AND webhook_id = :webhook_id AND event_id = :event_id
-    AND state = 'pending' AND :attempt > first_attempt AND (attempts = :attempt OR :state = 'delivered');
+    deliveries.instance_id = held.instance_id AND deliveries.webhook_id = held.webhook_id
+    AND deliveries.event_id = held.event_id;
 
 -- name: redeliver(instance_id, webhook_id, event_id)$
 -- A delivery from the start, whatever became of it or is just being tried.
