@@ -324,3 +324,10 @@ async def test_behind_a_transaction_pooler(serve: Serve, database_url: str, tmp_
         await shop.call("getUserByEmail", {"email": ADMIN})
         await client.call("revokeApiKey", {"id": created["id"]})
         assert (await shop.outcome("getUserByEmail", {"email": ADMIN}))[0] == 401
+
+
+@pytest.mark.parametrize("unit", ["officerpc.service", "officerpc-work.service"])
+def test_units_wait_before_they_start_again(unit: str) -> None:
+    """Without a pause systemd gives up after five failures within ten seconds."""
+    lines = (SAMPLES / unit).read_text().splitlines()
+    assert {"Restart=on-failure", "RestartSec=5"} <= set(lines)
