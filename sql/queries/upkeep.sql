@@ -461,7 +461,7 @@ LIMIT 1;
 SELECT
     current_setting('server_version') AS version, current_setting('server_version_num')::integer / 10000 AS major,
     current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer AS connections,
-    extract(EPOCH FROM clock_timestamp())::float8 AS seconds;
+    extract(EPOCH FROM now())::float8 AS seconds;
 
 -- name: count_parked_jobs()$
 SELECT count(*) AS parked
