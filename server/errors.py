@@ -340,8 +340,8 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     "users_instance": (NotFound, "not_found", "not found", "instance"),
 }  # fmt: skip
 
-DUPLICATES = ("duplicate_email", "duplicate_external_id")
-"""The codes of what no two users of an instance share."""
+DUPLICATES = ("duplicate_email", "duplicate_external_id", "user_deleted")
+"""The codes of what no two users of an instance share: whose it is already, a living or a deleted one."""
 
 _NAME_IN_MESSAGE = re.compile(r'constraint "([^"]+)"')
 _SHARD_SUFFIX = re.compile(r"_\d+$")

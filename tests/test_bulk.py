@@ -9,6 +9,7 @@ from conftest import ADMIN, Client, Serve, footprint, insert_key
 
 from server.methods._bulk import MOST, checked
 from server.methods._users import NewUser
+from server.settings import Settings
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'
@@ -701,7 +702,7 @@ async def test_others_have_the_event_loop_meanwhile() -> None:
             turns += 1
 
     counting = asyncio.create_task(count())
-    batch = await checked(NewUser, "each", people(1000, displayName="A name", passwordHash=HASH))
+    batch = await checked(NewUser, "each", people(1000, displayName="A name", passwordHash=HASH), Settings())
     done = True
     await counting
     assert len(batch.items) == 1000 and turns > 5

@@ -28,6 +28,7 @@ from server.methods._provision import creation, names_of, password_problem, show
 from server.methods._users import NewUser, UserChanges, end_access, user_deleted
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
+from server.settings import Settings
 
 MOST = 1000
 """Items of one call."""
@@ -165,7 +166,7 @@ def _described(error: ServiceError) -> dict[str, Any]:
 
 
 async def checked(
-    call: Call, model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any]
+    model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any], settings: Settings
 ) -> Batch[M]:
     """The items, validated without keeping others from the event loop."""
     batch: Batch[M] = Batch(mode, {}, {}, len(given))
@@ -174,7 +175,7 @@ async def checked(
         try:
             if not isinstance(item, dict):
                 raise Invalid("must be an object")
-            batch.items[index] = validated(model, item, settings=call.settings)
+            batch.items[index] = validated(model, item, settings=settings)
         except Invalid as error:
             batch.errors[index] = error
         await pace.rest()
@@ -505,6 +506,9 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         changes: before and after of users who are held.
     """
     pace = Pace()
+    changes = [(before, after) for before, after in changes if after != before]
+    if not changes:
+        return
     rows = [
         after
         | {
@@ -512,24 +516,20 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
             "has_new_avatar": after["avatar"] != before["avatar"],
         }
         for before, after in changes
-        if after != before
     ]
-    if not rows:
-        return
     async with _alone():
         written = await call.db.all("write_users", instance_id=call.instance.id, users=rows)
     states = {row["id"]: row["state"] for row in written}
     renamed = [
-        {"id": row["id"], "before": before["state"], "after": states[row["id"]]}
-        for (before, _), row in zip([pair for pair in changes if pair[0] != pair[1]], rows, strict=True)
-        if row["is_renamed"]
+        {"id": before["id"], "before": before["state"], "after": states[before["id"]]}
+        for before, after in changes
+        if before["email_key"] != after["email_key"]
     ]
     states |= await settle_renamed(call, renamed, "email")
-    for before, after in changes:
-        if after != before:
-            call.record_user(before["id"], before["state"], states[before["id"]])
-            await pace.rest()
+    for before, _ in changes:
+        call.record_user(before["id"], before["state"], states[before["id"]])
+        await pace.rest()
     await end_access(call, [row["id"] for row in rows if not row["is_active"]])
-    renamed = [before["id"] for before, after in changes if before["email_key"] != after["email_key"]]
     if renamed:
-        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=renamed)
+        ids = [user["id"] for user in renamed]
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=ids)
