@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from server.openrpc import document
+from server.openrpc import VERSION, document
 from server.registry import Call, Example, Params, method
 
 
@@ -16,7 +16,7 @@ class NoParams(Params):
     result=dict[str, Any],
     scope="docs:read",
     writes=False,
-    examples=(Example("All of it", {}, {"openrpc": "1.4.1"}),),
+    examples=(Example("All of it", {}, {"openrpc": VERSION}),),
 )
 async def discover(call: Call, params: NoParams) -> Any:
     """Describe every method as an OpenRPC document."""

@@ -29,15 +29,15 @@ from server.methods.avatars import (
 from server.methods.members import Member, ProfileValues, member_of
 from server.registry import Call, Example, Result, TenantParams, method
 
+_AVATARS = [SentPicture.model_json_schema(), {"type": "string", "const": ""}, {"type": "null"}]
+
 
 class UpdateProfile(UserId):
     """What changes of a profile; the rest stays."""
 
     profile: ProfileValues = Field(
         description="Alias -> value; null takes a value away. avatar: a picture, or null.",
-        json_schema_extra=profile_schema(
-            complete=False, avatar={"anyOf": [SentPicture.model_json_schema(), {"enum": [None, ""]}]}
-        ),
+        json_schema_extra=profile_schema(complete=False, avatar={"anyOf": _AVATARS}),
     )
 
 
