@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DEV_LOCK := scripts/requirements-dev.lock
+CLIENTS := scripts/clients
 N ?= 1000
 # Half of the suite waits for processes that it starts: two workers a core.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
-.PHONY: run test check bench seed lock clean
+.PHONY: run test check check-clients bench seed lock clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
@@ -22,6 +23,10 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What generators, linters and test tools that others wrote make of OpenRPC and OpenAPI. Needs node.
+check-clients: .venv/clients/stamp
+	$(BIN)/python -m pytest tests/check_clients.py $(ARGS)
+
 # Needs wrk (Debian: apt-get install wrk); psql and pgbench come with the embedded Postgres.
 bench: .venv/dev.stamp
 	$(BIN)/python scripts/bench.py $(ARGS)
@@ -35,6 +40,8 @@ lock: .venv/dev.stamp
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--custom-compile-command "make lock" --extra dev -c requirements.lock pyproject.toml -o $(DEV_LOCK)
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" $(CLIENTS)/requirements.in -o $(CLIENTS)/requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -47,4 +54,14 @@ clean:
 
 .venv/dev.stamp: .venv/run.stamp $(DEV_LOCK)
 	$(PIP) install --require-hashes -r $(DEV_LOCK)
+	@touch $@
+
+# The lock has no addresses: npm install --package-lock-only --omit-lockfile-registry-resolved makes it.
+.venv/clients/stamp: .venv/dev.stamp $(CLIENTS)/package.json $(CLIENTS)/package-lock.json $(CLIENTS)/requirements.lock
+	mkdir -p .venv/clients
+	cp $(CLIENTS)/package.json $(CLIENTS)/package-lock.json .venv/clients/
+	npm ci --prefix .venv/clients --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(PYTHON) -m venv .venv/clients/python
+	.venv/clients/python/bin/python -m pip --disable-pip-version-check -q install --require-hashes \
+		-r $(CLIENTS)/requirements.lock
 	@touch $@

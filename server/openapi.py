@@ -153,7 +153,7 @@ _WRITING: dict[str, Schema] = {
         "name": "Dry-Run",
         "in": "header",
         "description": "true: check everything and answer as usual, and write nothing.",
-        "schema": {"type": "string", "enum": ["true", "false"]},
+        "schema": {"type": "boolean"},
     },
 }
 

@@ -1,4 +1,4 @@
-"""The registry as an OpenRPC 1.4 document (https://spec.open-rpc.org)."""
+"""The registry as an OpenRPC document (https://spec.open-rpc.org)."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,7 +11,10 @@ from pydantic.json_schema import models_json_schema
 
 from server.error_codes import ERROR_CODES
 from server.errors import ServiceError, kind_of
-from server.registry import DRY_RUN, JsonSchema, Method
+from server.registry import DRY_RUN, JsonSchema, Method, positions
+
+VERSION = "1.2.6"
+"""Of the specification: the newest that the published generators of clients take. It is a valid 1.4 too."""
 
 RPC_CODES: dict[str, int] = {
     "malformed_json": -32700,
@@ -64,7 +67,7 @@ _DRY_RUN = {
     "name": DRY_RUN,
     "required": False,
     "schema": {"type": "boolean", "default": False},
-    "description": "True: check everything and answer as usual, and write nothing.",
+    "description": "By name alone. True: check everything and answer as usual, and write nothing.",
 }
 _TEMPLATE = "#/components/schemas/{model}"
 _DISCOVERY = "rpc."
@@ -72,14 +75,14 @@ _DISCOVERY = "rpc."
 
 
 @lru_cache(maxsize=1)
-def document(methods: tuple[Method, ...], address: str = "") -> dict[str, Any]:
+def document(methods: tuple[Method, ...], address: str | None = None) -> dict[str, Any]:
     """The OpenRPC document of a registry's methods. Takes a while, once.
 
-    Params go by name; extensions to the OneOffice document carry the tag `extension`.
+    Params go by name or by position; extensions to the OneOffice document carry the tag `extension`.
 
     Args:
         methods: the registry's.
-        address: where clients reach the server, without a slash at the end; empty: at the document itself.
+        address: where clients reach the server, without a slash at the end; None: it is not told.
     """
     methods = tuple(method for method in methods if not method.name.startswith(_DISCOVERY))
     _, definitions = models_json_schema(
@@ -90,7 +93,7 @@ def document(methods: tuple[Method, ...], address: str = "") -> dict[str, Any]:
     schemas = dict(definitions.get("$defs", {}))
     described = [_method(method, schemas) for method in methods]
     return {
-        "openrpc": "1.4.1",
+        "openrpc": VERSION,
         "info": {
             "title": "officerpc",
             "version": version("officerpc"),
@@ -98,12 +101,13 @@ def document(methods: tuple[Method, ...], address: str = "") -> dict[str, Any]:
             "The API key goes into the header x-api-key. "
             "A call that writes takes an Idempotency-Key: as an HTTP header, or as idempotencyKey beside "
             "method. Sent again with it within 24 hours, it is answered as the first time and does nothing. "
-            "Null for an optional param whose schema has no null is the same as leaving it out. "
+            "Null for an optional param whose schema has no null is the same as leaving it out; in a list of "
+            "params, which has the order of the document, so is any null. "
             "components/errors has every error code, those that a request can be refused with before its "
             "method is known included; error codes of one kind share a number, data.code tells them apart.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
-        "servers": [{"name": "officerpc", "url": f"{address}/rpc"}],
+        **({"servers": [{"name": "officerpc", "url": f"{address}/rpc"}]} if address else {}),
         "methods": described,
         "components": {
             "schemas": _referred_to(described, schemas),
@@ -144,15 +148,13 @@ def _method(method: Method, schemas: dict[str, Any]) -> dict[str, Any]:
     schemas.update(result.pop("$defs", {}))
     needs = [f"Needs the scope `{method.scope}`" + (" on an operator's key." if method.operator else ".")]
     needs += [f"`{member}` needs `{scope}`." for member, scope in method.member_scopes.items()]
-    # In the order of the examples where that is possible: some tools take their values by position.
-    used = {name: None for example in method.examples for name in example.params if name not in required}
-    names = list(dict.fromkeys([*required, *used, *members]))
+    names = positions(method.params)
     return {
         "name": method.name,
         "summary": method.summary,
         "description": "\n\n".join(part for part in (method.description, " ".join(needs)) if part),
         "tags": [{"name": "extension" if method.extension else "oneoffice"}],
-        "paramStructure": "by-name",
+        "paramStructure": "either",
         "params": [
             {
                 "name": name,
@@ -168,7 +170,7 @@ def _method(method: Method, schemas: dict[str, Any]) -> dict[str, Any]:
         "examples": [
             {
                 "name": example.name,
-                "params": _in_order(example.params, names, members),
+                "params": _by_position(example.params, names),
                 "result": {"name": "result", "value": example.result},
             }
             for example in method.examples
@@ -178,11 +180,10 @@ def _method(method: Method, schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_order(
-    given: Mapping[str, Any], names: Sequence[str], members: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """The params of an example as the first of the method's; what stands between has its default, or null."""
-    last = max((names.index(name) for name in given), default=-1)
-    return [
-        {"name": name, "value": given.get(name, members[name].get("default"))} for name in names[: last + 1]
-    ]
+def _by_position(given: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The params of an example as the first of the method's: there are tools that send them as a list.
+
+    Null stands for what the example leaves out.
+    """
+    count = max((names.index(name) + 1 for name in given), default=0)
+    return [{"name": name, "value": given.get(name)} for name in names[:count]]

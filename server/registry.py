@@ -80,10 +80,14 @@ class TenantParams(Params):
 
 
 class JsonSchema(GenerateJsonSchema):
-    """JSON Schema of params and results, without defaults of null.
+    """JSON Schema of params and results, without defaults of null and without titles of members.
 
-    Such a default only says what may be left out, as `required` does: null is refused there, or a value.
+    Such a default only says what may be left out, as `required` does: null is refused there, or a value. And
+    generators of clients take two schemas of one title for one type.
     """
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         described = super().default_schema(schema)
@@ -363,6 +367,7 @@ MAX_MEMBERS = 200
 
 def positions(model: type[BaseModel]) -> list[str]:
     """The members in the order in which they go by position: the required ones first."""
+    model = getattr(model, "checked_by", model)
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
     return sorted(fields, key=lambda name: not fields[name].is_required())
 
@@ -378,7 +383,7 @@ def validated(
 
     Args:
         model: a registered params model.
-        params: parsed JSON: an object, a list (members by position) or None.
+        params: parsed JSON: an object, a list (members by position; null leaves an optional one out) or None.
         known_bad: what is wrong with them already.
         settings: the server's, where members are checked against them (the context of validators); without
             them their defaults hold.
@@ -392,7 +397,9 @@ def validated(
         names = positions(model)
         if len(params) > len(names):
             raise Invalid(f"params: at most {len(names)} by position")
-        params = dict(zip(names, params, strict=False))
+        needed = {field.alias or name for name, field in model.model_fields.items() if field.is_required()}
+        given = zip(names, params, strict=False)
+        params = {name: value for name, value in given if value is not None or name in needed}
     elif not isinstance(params, dict):
         raise Invalid("params: must be an object")
     if len(params) > MAX_MEMBERS:

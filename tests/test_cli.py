@@ -136,7 +136,7 @@ async def test_migrate_settings_openrpc(officerpc: Any) -> None:
     shown = (await officerpc("settings", "--json", OFFICERPC_PORT="9090")).json
     assert shown["OFFICERPC_PORT"] == 9090 and shown["OFFICERPC_DATABASE_URL"] == "**********"
     assert "Port to listen on." in (await officerpc("settings", COLUMNS="200")).out
-    assert (await officerpc("openrpc")).json["openrpc"] == "1.4.1"
+    assert (await officerpc("openrpc")).json["openrpc"] == "1.2.6"
     bad = await officerpc("settings", OFFICERPC_PORT="http")
     assert bad.status == 1 and "OFFICERPC_PORT" in bad.err
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from server.app import openapi
 from server.errors import Invalid
 from server.openrpc import document
-from server.registry import METHODS, validated
+from server.registry import METHODS, positions, validated
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,21 @@ async def test_null_keeps_its_meaning_where_it_has_one(client: Client) -> None:
     assert (await client.outcome("getStoreUser", {"externalId": "shop-1"}))[0] == 400
 
 
+async def test_null_in_a_list_leaves_a_param_out(client: Client) -> None:
+    """There is no other way to give one that stands behind it."""
+    await client.call("createUser", {"email": "ann@example.com", "externalId": "shop-1"})
+    params: list[Any] = [None] * 30
+    names = positions(METHODS["updateUserByEmail"].params)
+    params[0], params[names.index("groups")] = "ann@example.com", []
+    changed = {"jsonrpc": "2.0", "id": 1, "method": "updateUserByEmail", "params": params[: len(names)]}
+    async with await client.post(changed) as response:
+        assert (await response.json())["result"] is True
+    assert (await client.call("getStoreUser", {"externalId": "shop-1"}))["externalId"] == "shop-1"
+    nobody = {"jsonrpc": "2.0", "id": 1, "method": "getUserByEmail", "params": [None]}
+    async with await client.post(nobody) as response:
+        assert (await response.json())["error"]["message"] == "email: must be a string"
+
+
 async def test_null_in_members_of_members(operator: Client) -> None:
     admin = {"email": "boss@acme.example", "displayName": None, "password": None}
     await operator.call("createInstance", {"name": "ACME", "title": None, "admin": admin})
@@ -111,21 +126,23 @@ def test_no_default_is_refused(described: Any) -> None:
 
 
 def test_examples_fit_what_the_document_says(described: Any) -> None:
-    """Their params are the first of the method's, in that order: some tools take values by position."""
+    """Their params are the first of the method's, in that order: there are tools that send them as a list."""
     for method in described["methods"]:
-        assert method["paramStructure"] == "by-name"
+        assert method["paramStructure"] == "either"
         params = {param["name"]: param for param in method["params"]}
         for example, given in zip(method["examples"], METHODS[method["name"]].examples, strict=True):
             names = [param["name"] for param in example["params"]]
             assert names == list(params)[: len(names)], method["name"]
-            assert set(given.params) <= set(names)
+            assert {param["name"]: param["value"] for param in example["params"]} == dict.fromkeys(
+                names
+            ) | given.params, method["name"]
             for name, value in given.params.items():
                 found = list(validator(params[name]["schema"], described).iter_errors(value))
                 assert not found, (method["name"], name, found)
-            # What an example leaves out between others has its default, or null, which is the same.
-            sent = {param["name"]: param["value"] for param in example["params"]}
             kind = METHODS[method["name"]].params
-            assert validated(kind, sent) == validated(kind, given.params), method["name"]
+            by_position = validated(kind, [param["value"] for param in example["params"]])
+            by_name = validated(kind, given.params)
+            assert by_position == by_name and by_position.model_fields_set == by_name.model_fields_set
             result = validator(method["result"]["schema"], described)
             assert not list(result.iter_errors(example["result"]["value"])), method["name"]
 
@@ -138,6 +155,7 @@ def test_what_is_validated_is_declared(described: Any) -> None:
         ("validateInstance", "createInstance"),
     ):
         declared = {param["name"]: param["schema"] for param in by_name[one]}
+        assert list(declared) == [param["name"] for param in by_name[other]][: len(declared)]
         taken = {param["name"]: param["schema"] for param in by_name[other] if param["name"] != "dryRun"}
         assert declared == taken
         assert not any(param["required"] for param in by_name[one])

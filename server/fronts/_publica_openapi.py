@@ -188,7 +188,9 @@ BODIES: dict[Form, Any] = {
     _sessions: StoreSessions,
 }
 _MESSAGE: Schema = {"type": "string", "minLength": 1}
-_NOT_GIVEN = (one_of(""), NULL)
+# Not {"const": ""}: openapi-python-client then refuses every other value of a union.
+_EMPTY: Schema = {"type": "string", "maxLength": 0}
+_NOT_GIVEN = (_EMPTY, NULL)
 _RATES: dict[str, Schema] = {
     f"X-RateLimit-{name}": {"type": "integer", "minimum": 0} for name in ("Limit", "Remaining", "Reset")
 }
@@ -262,7 +264,7 @@ def _parameters(route: Route, schemas: Schemas) -> Iterator[Parameter]:
         }
         rest = {key: part for key, part in schema.items() if key == "description"}
         if not member.narrows:
-            schema = rest | {"anyOf": [schema, one_of("")]}
+            schema = rest | {"anyOf": [schema, _EMPTY]}
         yield Parameter(name, "query", schema, examples=values)
 
 

@@ -294,7 +294,7 @@ PLAN = {
     "details": Member("details"),
     "duration": Member("duration", "integer", nullable=True),
     "recommended": Member("recommended", "flag"),
-    "private": Member("private", "flag"),
+    "private": Member("isPrivate", "flag"),
     "assigns_collections": Member("assignsCollections", "flag"),
     "concurrency_limit": Member("concurrencyLimit", "integer", nullable=True),
     "collections": Member("collections"),

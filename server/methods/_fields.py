@@ -95,8 +95,11 @@ def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any
     for field in SYSTEM_FIELDS:
         properties[field.alias] = _MANDATORY if field.mandatory else _SCHEMAS.get(field.type)
         if field.type == "choice":
-            properties[field.alias] = {"anyOf": [{"enum": list(field.choices)}, *_NO_VALUE["anyOf"]]}
+            properties[field.alias] = {
+                "anyOf": [{"type": "string", "enum": list(field.choices)}, *_NO_VALUE["anyOf"]]
+            }
     schema: dict[str, Any] = {
+        "title": "NewMemberProfile" if complete else "MemberProfileChange",
         "type": "object", "properties": properties | others, "additionalProperties": OWN_VALUE,
         "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
     }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BeforeValidator
 
-from server.openrpc import rendered
+from server.openrpc import VERSION, rendered
 from server.registry import Call, Example, Params, method
 
 
@@ -23,7 +23,7 @@ class NoParams(Params):
     result=Annotated[dict[str, Any], BeforeValidator(_parsed)],
     scope="docs:read",
     writes=False,
-    examples=(Example("All of it", {}, {"openrpc": "1.4.1"}),),
+    examples=(Example("All of it", {}, {"openrpc": VERSION}),),
 )
 async def discover(call: Call, params: NoParams) -> Any:
     """Describe every method as an OpenRPC document."""

@@ -31,7 +31,8 @@ class PlanOptions(Params):
     """What belongs to reading and sales: kept, given back, and acted on by others."""
 
     recommended: bool = False
-    private: bool = Field(False, description="Offered by direct link alone.")
+    # Not `private`, as the store's wire and the table have it: generated clients have it as a reserved word.
+    isPrivate: bool = Field(False, description="Offered by direct link alone.")
     assignsCollections: bool = False
     concurrencyLimit: Annotated[int, Field(ge=1, le=999_999)] | None = None
     collections: Annotated[list[Line], Field(max_length=1000)] = Field(default_factory=list)
@@ -61,7 +62,7 @@ class Plan(Result):
     details: str
     duration: int | None
     recommended: bool
-    private: bool
+    isPrivate: bool
     assignsCollections: bool
     concurrencyLimit: int | None
     collections: list[str]
@@ -74,7 +75,7 @@ class Plan(Result):
 
 
 _OPTIONS: dict[str, Any] = {
-    "recommended": False, "private": False, "assignsCollections": False, "concurrencyLimit": None,
+    "recommended": False, "isPrivate": False, "assignsCollections": False, "concurrencyLimit": None,
     "collections": [], "downloadFiles": False, "prices": {}, "freeTrial": False, "freeTrialDays": None,
 }  # fmt: skip
 _PLAN = {
@@ -82,13 +83,15 @@ _PLAN = {
     "createdAt": 1683471262, "updatedAt": 1683471262,
 }  # fmt: skip
 _COLUMNS = ("type", "name", "details", "duration")
+# Option -> its name in the column `options`.
+_STORED = {name: "private" if name == "isPrivate" else name for name in PlanOptions.model_fields}
 
 
 def _shown(row: Any) -> dict[str, Any]:
     """A row of a plan as its result; options have the document's order whatever order they come in."""
     plan = dict(row)
     options, times = plan.pop("options"), {name: plan.pop(name) for name in ("createdAt", "updatedAt")}
-    return plan | {name: options[name] for name in PlanOptions.model_fields} | times
+    return plan | {name: options[stored] for name, stored in _STORED.items()} | times
 
 
 def _checked(plan: BaseModel) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def _checked(plan: BaseModel) -> dict[str, Any]:
     if failures:
         raise Invalid.of(failures)
     columns = {name: given[name] for name in _COLUMNS}
-    return columns | {"options": {name: given[name] for name in PlanOptions.model_fields}}
+    return columns | {"options": {stored: given[name] for name, stored in _STORED.items()}}
 
 
 @method(
@@ -198,7 +201,7 @@ class UpdatePlan(PlanRef):
     details: Details = ABSENT
     duration: Months | None = None
     recommended: bool = ABSENT
-    private: bool = ABSENT
+    isPrivate: bool = ABSENT
     assignsCollections: bool = ABSENT
     concurrencyLimit: Annotated[int, Field(ge=1, le=999_999)] | None = None
     collections: Annotated[list[Line], Field(max_length=1000)] = ABSENT
@@ -220,7 +223,8 @@ async def update_plan(call: Call, params: UpdatePlan) -> Any:
     """Change a plan. Those who have it keep the days that they were given."""
     ref = {"instance_id": call.instance.id, "plan_id": params.id}
     stored = dict(found(await call.db.one("hold_plan", **ref)))
-    stored |= stored.pop("options")
+    options = stored.pop("options")
+    stored |= {name: options[there] for name, there in _STORED.items()}
     given = params.model_dump(exclude_unset=True, exclude={"id", "instance"})
     await call.db.run("change_plan", **ref, **_checked(CreatePlan(**stored | given)))
     plan = {"id": params.id}

@@ -34,6 +34,7 @@ from server.registry import Call, Example, Result, TenantParams, method
 
 MAY_ADMINISTRATE = "may_administrate"
 """Member of asked_by: whether the key that asked may change administrators."""
+_AVATARS = [SentPicture.model_json_schema(), {"type": "string", "const": ""}, {"type": "null"}]
 
 
 class UpdateProfile(UserId):
@@ -41,9 +42,7 @@ class UpdateProfile(UserId):
 
     profile: ProfileValues = Field(
         description="Alias -> value; null takes a value away. avatar: a picture, or null.",
-        json_schema_extra=profile_schema(
-            complete=False, avatar={"anyOf": [SentPicture.model_json_schema(), {"enum": [None, ""]}]}
-        ),
+        json_schema_extra=profile_schema(complete=False, avatar={"anyOf": _AVATARS}),
     )
 
 
