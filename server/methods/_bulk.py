@@ -27,6 +27,7 @@ from server.methods._provision import creation, names_of, password_problem, show
 from server.methods._users import NewUser, UserChanges, end_sessions
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
+from server.settings import Settings
 
 MOST = 1000
 """Items of one call."""
@@ -164,16 +165,19 @@ def _described(error: ServiceError) -> dict[str, Any]:
 
 
 async def checked(
-    call: Call, model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any]
+    model: type[M],
+    mode: Literal["atomic", "each"],
+    given: Sequence[Any],
+    settings: Settings | None = None,
 ) -> Batch[M]:
-    """The items, validated without keeping others from the event loop."""
+    """The items, validated without keeping others from the event loop; see registry.validated."""
     batch: Batch[M] = Batch(mode, {}, {}, len(given))
     pace = Pace()
     for index, item in enumerate(given):
         try:
             if not isinstance(item, dict):
                 raise Invalid("must be an object")
-            batch.items[index] = validated(model, item, settings=call.settings)
+            batch.items[index] = validated(model, item, settings=settings)
         except Invalid as error:
             batch.errors[index] = error
         await pace.rest()

@@ -64,7 +64,7 @@ class CreatedUsers(ManyResult):
 
 
 async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
-    batch = await checked(call, NewUser, params.mode, params.users)
+    batch = await checked(NewUser, params.mode, params.users, call.settings)
     _refuse_admins(call, batch)
     await refuse_early(call, batch)
     batch.settle()
@@ -166,7 +166,7 @@ class DoneUsers(ManyResult):
 
 
 async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges]:
-    batch = await checked(call, UserChanges, params.mode, params.users)
+    batch = await checked(UserChanges, params.mode, params.users, call.settings)
     for member, scope in (("isAdmin", "users:admin"), ("groups", "groups:write")):
         if scope not in call.caller.scopes:
             for index, item in list(batch.items.items()):
@@ -258,7 +258,7 @@ class DeleteUsers(ManyParams):
 
 
 async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUser]:
-    batch = await checked(call, DeletedUser, params.mode, params.users)
+    batch = await checked(DeletedUser, params.mode, params.users, call.settings)
     batch.settle()
     return batch
 

@@ -95,7 +95,7 @@ async def _prepare_one(call: Call, params: EnsureUser) -> Batch[EnsuredUser]:
 
 
 async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
-    return await _prepare(call, await checked(call, EnsuredUser, params.mode, params.users))
+    return await _prepare(call, await checked(EnsuredUser, params.mode, params.users, call.settings))
 
 
 async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
