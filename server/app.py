@@ -176,10 +176,10 @@ _INDEX_PAGE = b"""<!doctype html>
 <p>A user-provisioning server. Calls go to <code>POST /rpc</code> with an API key in the header
 <code>x-api-key</code>.</p>
 <ul>
-<li><code>{"method": "rpc.discover"}</code>, sent to <code>/rpc</code>: every method and error code, as an OpenRPC
-document.</li>
+<li><code>{"method": "rpc.discover"}</code>, sent to <code>/rpc</code>: every method and error code, as an
+OpenRPC document.</li>
 <li><a href="/openapi.json">/openapi.json</a>: the REST wires, as an OpenAPI document.</li>
-<li><a href="/livez">/livez</a>, <a href="/readyz">/readyz</a>: whether the server runs, and takes writes.</li>
+<li><a href="/livez">/livez</a>, <a href="/readyz">/readyz</a>: whether the server runs and takes writes.</li>
 </ul>
 <p>README.md, server/methods/README.md and server/fronts/README.md of the source say more; so does
 <code>officerpc --help</code>.</p>

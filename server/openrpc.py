@@ -66,8 +66,8 @@ _DRY_RUN = {
 }
 _OF_ARRAYS = frozenset({
     "at", "concat", "entries", "every", "fill", "filter", "find", "flat", "includes", "join", "keys",
-    "length", "map", "pop", "push", "reduce", "reverse", "shift", "slice", "some", "sort", "splice", "unshift",
-    "values", "with",
+    "length", "map", "pop", "push", "reduce", "reverse", "shift", "slice", "some", "sort", "splice",
+    "unshift", "values", "with",
 })  # fmt: skip
 """What every array of JavaScript has.
 
