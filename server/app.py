@@ -158,6 +158,7 @@ def create_app(
     app.on_shutdown.append(stop_working)
     for front in FRONTS:
         front.add_routes(app.router)
+    app.router.add_route("GET", "/", _index)
     app.router.add_route("GET", "/openapi.json", _openapi)
     app.router.add_route("GET", "/livez", _alive)
     app.router.add_route("GET", "/readyz", _ready)
@@ -207,6 +208,49 @@ async def _openapi(request: web.Request) -> web.Response:
     """The OpenAPI document, for everybody: it holds nothing that is not published."""
     methods = tuple(request.app[DISPATCHER].methods.values())
     return answer(200, await asyncio.to_thread(openapi, methods), {"Cache-Control": "public, max-age=300"})
+
+
+_INDEX = {
+    "name": "officerpc",
+    "rpc": "/rpc",
+    "openrpc": {
+        "method": "rpc.discover",
+        "url": "/rpc",
+        "tells": "every method of /rpc, as an OpenRPC document; needs a key with the scope docs:read",
+    },
+    "openapi": {"url": "/openapi.json", "tells": "the REST wires, as an OpenAPI document; needs no key"},
+    "errors": "components/errors of the OpenRPC document, or: officerpc errors",
+    "health": ["/livez", "/readyz"],
+}
+_INDEX_PAGE = b"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>officerpc</title>
+<h1>officerpc</h1>
+<p>A user-provisioning server. Calls go to <code>POST /rpc</code> with an API key in the header
+<code>x-api-key</code>.</p>
+<ul>
+<li><code>{"method": "rpc.discover"}</code>, sent to <code>/rpc</code>: every method and error code, as an
+OpenRPC document.</li>
+<li><a href="/openapi.json">/openapi.json</a>: the REST wires, as an OpenAPI document.</li>
+<li><a href="/livez">/livez</a>, <a href="/readyz">/readyz</a>: whether the server runs and takes writes.</li>
+</ul>
+<p>README.md, server/methods/README.md and server/fronts/README.md of the source say more; so does
+<code>officerpc --help</code>.</p>
+</html>
+"""
+
+
+async def _index(request: web.Request) -> web.Response:
+    """What leads to the documents: a page for browsers, which ask for HTML by name, else JSON."""
+    headers = {"Cache-Control": "public, max-age=300", "Vary": "Accept"}
+    if "text/html" not in request.headers.get("Accept", "").lower():
+        return answer(200, orjson.dumps(_INDEX, option=orjson.OPT_INDENT_2) + b"\n", headers)
+    headers["Content-Security-Policy"] = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+    headers["Referrer-Policy"] = "no-referrer"
+    response = answer(200, _INDEX_PAGE, headers)
+    response.content_type, response.charset = "text/html", "utf-8"
+    return response
 
 
 async def _alive(request: web.Request) -> web.Response:

@@ -69,6 +69,16 @@ _DRY_RUN = {
     "schema": {"type": "boolean", "default": False},
     "description": "By name alone. True: check everything and answer as usual, and write nothing.",
 }
+_OF_ARRAYS = frozenset({
+    "at", "concat", "entries", "every", "fill", "filter", "find", "flat", "includes", "join", "keys",
+    "length", "map", "pop", "push", "reduce", "reverse", "shift", "slice", "some", "sort", "splice",
+    "unshift", "values", "with",
+})  # fmt: skip
+"""What every array of JavaScript has.
+
+Clients of @open-rpc/generator look a param that is left out up by its name in their list of params, where the
+method may be called either way, and there they find a function.
+"""
 _TEMPLATE = "#/components/schemas/{model}"
 _DISCOVERY = "rpc."
 """How the names of methods begin that belong to the protocol and describe themselves nowhere."""
@@ -101,6 +111,7 @@ def document(methods: tuple[Method, ...], address: str | None = None) -> dict[st
             "The API key goes into the header x-api-key. "
             "A call that writes takes an Idempotency-Key: as an HTTP header, or as idempotencyKey beside "
             "method. Sent again with it within 24 hours, it is answered as the first time and does nothing. "
+            "Every method takes its params by name or by position, whatever its paramStructure says. "
             "Null for an optional param whose schema has no null is the same as leaving it out; in a list of "
             "params, which has the order of the document, so is any null. "
             "components/errors has every error code, those that a request can be refused with before its "
@@ -154,7 +165,7 @@ def _method(method: Method, schemas: dict[str, Any]) -> dict[str, Any]:
         "summary": method.summary,
         "description": "\n\n".join(part for part in (method.description, " ".join(needs)) if part),
         "tags": [{"name": "extension" if method.extension else "oneoffice"}],
-        "paramStructure": "either",
+        "paramStructure": "by-position" if _OF_ARRAYS & set(names) else "either",
         "params": [
             {
                 "name": name,

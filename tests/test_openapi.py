@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import Client, Serve
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from server.app import FRONTS, openapi
+from server.error_codes import ERROR_CODES
 from server.fronts import files, rpc
 from server.openapi import document
 from server.registry import METHODS
@@ -80,6 +82,54 @@ def test_the_document_tells_who_serves(described: Any) -> None:
         assert operation["summary"] and operation["responses"], path
         if verb in ("POST", "PUT") and "requestBody" in operation:
             assert operation["requestBody"]["content"]["application/json"]["examples"], path
+
+
+def parts(value: Any) -> Iterator[Any]:
+    """Every object in a JSON value."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from parts(part)
+
+
+def test_every_array_has_items_and_every_enum_one_type(described: Any) -> None:
+    """Generators of clients leave out what has not."""
+    for part in parts(described):
+        assert part.get("type") != "array" or "items" in part, part
+        if isinstance(part.get("enum"), list):
+            assert len({type(value) for value in part["enum"]}) == 1 and "type" in part, part
+
+
+def test_the_document_tells_what_every_wire_takes_and_answers(described: Any) -> None:
+    components = described["components"]
+    assert components["headers"]["X-Error-Code"]["schema"]["enum"] == list(ERROR_CODES)
+    for (_, path), operation in operations(described).items():
+        writes = any(METHODS[name].writes for name in operation["x-method"])
+        shared = {one["$ref"].rpartition("/")[2] for one in operation["parameters"] if "$ref" in one}
+        assert shared == ({"Idempotency-Key", "Dry-Run"} if writes else set()), path
+        for name in operation["x-method"]:
+            assert set(METHODS[name].errors) <= set(operation["x-error-codes"]) <= set(ERROR_CODES)
+        for status, response in operation["responses"].items():
+            if "$ref" in response:
+                response = components["responses"][response["$ref"].rpartition("/")[2]]
+                codes = re.findall("^- `([a-z_]+)`: ", response["description"], re.MULTILINE)
+                assert codes and set(codes) <= set(ERROR_CODES), path
+            headers = set(response["headers"])
+            assert {"X-Request-Id", "X-Error-Code"} <= headers
+            assert not operation["security"] or {"RateLimit", "RateLimit-Policy"} <= headers
+            assert not path.startswith("/integration-api/") or "X-RateLimit-Remaining" in headers
+            assert not (writes and status[0] == "2") or {"Idempotency-Replayed", "Dry-Run"} <= headers
+
+
+async def test_the_limits_headers_are_those_that_are_sent(serve: Serve, described: Any) -> None:
+    client = await serve(key_rate_limit=50)
+    url = f"{client.url}/integration-api/v1/dashboard/users?email=nobody"
+    async with client.http.get(url, headers={"X-User-Token": client.key}) as response:
+        sent = {name for name in response.headers if "RateLimit" in name}
+    operation = described["paths"]["/integration-api/v1/dashboard/users"]["get"]
+    assert sent == {name for name in operation["responses"]["200"]["headers"] if "RateLimit" in name}
+    assert {"query", "email"} <= {parameter["name"] for parameter in operation["parameters"]}
 
 
 WIRES = ("rpc", "online_office", "workspace365", "publica")
