@@ -104,7 +104,7 @@ async def test_change_replaces_and_merges(client: Client) -> None:
     [
         ({}, "params: name at least one member to change"),
         ({"instance": "MYINSTANCE"}, "params: name at least one member to change"),
-        ({"displayName": None}, "displayName: must be a string"),
+        ({"displayName": None}, "params: name at least one member to change"),
         ({"password": "x"}, "password: is not a member of this call"),
         ({"newEmail": "x@example.com"}, "newEmail: is not a member of this call"),
     ],
