@@ -206,8 +206,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
         400, "method", "What the call names does not exist in this instance.", "Compare the id or the name."
     ),
     "plan_overlaps": ErrorCode(
-        400, "method", "The user has or will have another plan on some of these days.",
-        "Choose other days, or end the other plan by unassignPlan.", kind="conflict",
+        400, "method", "The user has this plan, until before the day from which it is to be given again.",
+        "Change to it once it has ended, or give an earlier day.", kind="conflict",
     ),
     "reserved_group": ErrorCode(
         400, "method", "The group Admins always exists and cannot be changed by this method.",

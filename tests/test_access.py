@@ -65,6 +65,8 @@ LIVING: list[tuple[str, dict[str, Any]]] = [
     ("removeFromGroup", BOSS | {"name": "Board"}),
     ("removeFromGroup", BOSS | {"name": "Admins"}),
     ("assignPlan", {"userId": BOSS_ID, "planId": 1}),
+    ("changePlan", {"userId": BOSS_ID, "planId": 1}),
+    ("unassignPlan", {"userId": BOSS_ID, "planId": 1}),
     ("createInOffice365", BOSS),
     ("forceConfirmEmail", BOSS),
     ("forceLogoutByEmail", BOSS),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.errors import FieldError, Invalid, NotFound
+from server.errors import FieldError, Invalid, MemberForbidden, NotFound
 from server.events import SECRET
 from server.methods._groups import hold_member
 from server.methods._provision import password_problem
@@ -140,7 +140,7 @@ async def _confirm(call: Call, user_id: int) -> None:
     result=Literal[True],
     scope="users:confirm",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Without a code", {"email": "jane@example.com"}, True),),
 )
 async def force_confirm_email(call: Call, params: UserRef) -> Any:

@@ -336,7 +336,7 @@ class UpdateApiKey(ApiKeyRef):
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound, "rate_not_held"),
+    errors=(NotFound, "scope_not_held", "rate_not_held"),
     examples=(Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),),
 )
 async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | None) -> Any:
@@ -369,7 +369,7 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound,),
+    errors=(NotFound, "scope_not_held"),
     examples=(Example("Revoke", {"id": 1}, True),),
 )
 async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None) -> Any:

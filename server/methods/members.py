@@ -389,7 +389,7 @@ class ChangeLanguage(UserId):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Russian", {"id": 2, "language": "ru"}, True),),
 )
 async def change_language(call: Call, params: ChangeLanguage) -> Any:

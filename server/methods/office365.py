@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.errors import Conflict, FieldError, Invalid, NotFound
+from server.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound
 from server.methods import _office365
 from server.methods._groups import hold_member
 from server.methods._names import has_email
@@ -52,7 +52,7 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound, "no_credentials", "already_asked"),
+    errors=(NotFound, MemberForbidden, "no_credentials", "already_asked"),
     examples=(Example("Once more, after a failure", {"email": "one@example.com"}, True),),
 )
 async def create_in_office365(call: Call, params: UserRef) -> Any:

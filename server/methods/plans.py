@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from server.errors import Conflict, FieldError, Invalid, NotFound, ServiceError
+from server.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
 from server.methods._store import LastDay, PlanId, PlanName, assign_plan
 from server.methods._users import ABSENT, Line, found, written
 from server.methods.accounts import Id
@@ -262,7 +262,7 @@ class AssignedPlan(Result):
     result=AssignedPlan,
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(
         Example(
             "Until a day", {"userId": 2, "planId": 1, "planValidTo": "2099-12-31"}, {"id": 1, "others": []}
@@ -272,7 +272,7 @@ class AssignedPlan(Result):
 async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     """Assign a plan to a user, from today on, beside the plans that it has.
 
-    A user can have several plans, as the lists of seeds/003 show: the others stay, and the answer names them.
+    A user can have several plans, as the lists of the store show: the others stay, and the answer names them.
     changePlan puts a plan in their place. A user who has the plan already keeps it, with the new end, so that
     the same call can be sent again. When its last day is over a plan ends by itself. An administrator's
     needs the scope users:admin.
@@ -307,7 +307,7 @@ class ChangedPlan(Result):
     result=ChangedPlan,
     scope="users:write",
     writes=True,
-    errors=(NotFound, "plan_overlaps"),
+    errors=(NotFound, MemberForbidden, "plan_overlaps"),
     examples=(
         Example("At once", {"userId": 2, "planId": 1}, {"id": 1, "ended": []}),
         Example(
@@ -320,10 +320,10 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
 
     The others end at once, or with the day before; what was to begin later does not begin. Until that day the
     new plan is scheduled. A user who has the plan already keeps it, with the new end. Each plan that ends and
-    the one that begins is told as user.updated.
+    the one that begins is told as user.updated. An administrator's need the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    found(await call.db.one("hold_store_user", **ref))
+    written(call, await call.db.one("hold_store_user", **ref))
     first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
         "switch_plan", **ref, plan_id=params.planId, name=params.planName, from_day=first, valid_to=last
@@ -377,16 +377,19 @@ class UnassignPlan(TenantParams):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(
         Example("At once", {"userId": 1, "planId": 1}, True),
         Example("With a day", {"userId": 1, "planId": 1, "lastDay": "2099-12-31"}, True),
     ),
 )
 async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
-    """End a plan that a user has, at once or with a day. One that has not begun by then is taken away."""
+    """End a plan that a user has, at once or with a day. One that has not begun by then is taken away.
+
+    An administrator's needs the scope users:admin.
+    """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    found(await call.db.one("hold_store_user", **ref))
+    written(call, await call.db.one("hold_store_user", **ref))
     last_day = _day(params.lastDay)
     change = await call.db.one("end_plan", **ref, plan_id=params.planId, last_day=last_day)
     if change is None:

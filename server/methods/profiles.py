@@ -7,7 +7,7 @@ from pydantic import Field
 
 from server import access
 from server.db import Connection
-from server.errors import FieldError, Invalid, NotFound
+from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.events import Change, user_changes
 from server.jobs import Services, enqueue, job
 from server.methods._fields import (
@@ -93,7 +93,7 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     writes=True,
     prepare=_prepare_profile,
     with_picture=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden, *DUPLICATES),
     examples=(
         Example(
             "A phone",

@@ -54,7 +54,7 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:purge",
     writes=True,
-    errors=(NotFound, "not_deleted"),
+    errors=(NotFound, MemberForbidden, "not_deleted"),
     examples=(Example("Purge", {"email": "gone@example.com"}, True),),
 )
 async def purge_user_by_email(call: Call, params: UserRef) -> Any:

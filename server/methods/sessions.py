@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from server.auth import digest, new_secret
-from server.errors import Invalid, NotFound
+from server.errors import Invalid, MemberForbidden, NotFound
 from server.events import SECRET
 from server.methods import _logins
 from server.methods._groups import hold_member
@@ -257,7 +257,7 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
     result=Literal[True],
     scope="sessions:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("End all sessions", {"email": "jane@example.com"}, True),),
 )
 async def force_logout_by_email(call: Call, params: UserRef) -> Any:

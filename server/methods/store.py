@@ -410,7 +410,7 @@ async def reactivate_user_by_id(call: Call, params: UserId) -> Any:
     result=Literal[True],
     scope="sessions:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("End all sessions", {"id": 2}, True),),
 )
 async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
@@ -508,7 +508,7 @@ class SessionId(TenantParams):
     result=Literal[True],
     scope="sessions:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("End a session", {"id": 1}, True),),
 )
 async def end_session(call: Call, params: SessionId) -> Any:

@@ -116,7 +116,7 @@ def _given(model: BaseModel | None) -> dict[str, Any] | None:
     writes=True,
     extension=False,
     member_scopes={"isAdmin": "users:admin", "groups": "groups:write"},
-    errors=(NotFound, "duplicate_external_id"),
+    errors=(NotFound, "duplicate_external_id", "user_deleted"),
     examples=(
         Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),
         Example("Reactivate", {"email": "jane@example.com", "isActive": True}, True),
@@ -205,7 +205,7 @@ class RenameUser(UserRef):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound, MemberForbidden, "duplicate_email"),
+    errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
     examples=(Example("Marriage", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
 )
 async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
@@ -242,7 +242,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     scope="users:write",
     writes=True,
     prepare=hash_new_password,
-    errors=(NotFound, MemberForbidden, "duplicate_email"),
+    errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
     examples=(
         Example(
             "Marriage, and another password",
