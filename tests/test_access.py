@@ -143,6 +143,7 @@ async def boss(client: Client, operator: Client, db: asyncpg.Connection) -> dict
         await client.call("createGroup", {"name": name})
     await client.call("addToGroup", BOSS | {"name": "Board"})
     await client.call("createPlan", {"type": "recurring", "name": "A plan"})
+    await client.call("assignPlan", {"userId": BOSS_ID, "planId": 1})
     await client.call("login", BOSS | {"password": "demo1234"})
     office = {"tenantId": "contoso.example", "clientId": "1", "clientSecret": "secret"}
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": office}})

@@ -233,7 +233,7 @@ async def test_a_change_that_waits_does_not_reach_who_became_an_administrator(
     await apply_profile(services, {"instance_id": 1, "user_id": 2})
     outcome = (await client.call("getDocument", {"id": asked["documentId"]}))["result"]
     assert outcome == {"success": False, "message": "not-allowed", "member": None}
-    assert (await client.call("getUserById", {"id": 2}))["profile"] == {}
+    assert (await client.call("getUserById", {"id": 2}))["profile"] == {"email": "jane@example.com"}
 
 
 # --- pictures -----------------------------------------------------------------------------------------
@@ -288,8 +288,7 @@ async def test_webhooks_of_a_suspended_instance_wait(
         "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body)"
         " SELECT 1, 1, id, type, '' FROM events WHERE type = 'user.created' LIMIT 1"
     )
-    claim = {"lease": 0.0, "each": 9, "per_instance": 9, "row_limit": 9}
-    claim |= {"busy_instances": [], "busy_webhooks": []}
+    claim = {"lease": 0.0, "instance_ids": [1], "webhook_ids": [1], "shares": [9]}
 
     async def work() -> tuple[bool, bool]:
         async with database.transaction() as looking:

@@ -456,7 +456,7 @@ async def test_what_a_change_leaves_out_stays(portal: Portal, userone: Client) -
     assert nothing(await portal.request("PUT", path, {"LastName": "Two", "Password": None}), 200)
     assert nothing(await portal.request("PUT", path, {"FirstName": ""}), 200)
     member = await userone.call("getUserById", {"id": 2})
-    assert (member["fullname"], member["profile"]) == ("Two", {"lastname": "Two"})
+    assert (member["fullname"], member["profile"]) == ("Two", {"lastname": "Two", "email": USERONE})
     assert await portal.db.fetchval("SELECT count(*) FROM sessions") == 1
     await userone.call("login", {"email": USERONE, "password": "qwerty"})
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from test_feed import open_transaction
+from test_horizon import open_transaction
 
 from server.cli import doctor
 from server.cli.session import Session

@@ -7,7 +7,7 @@ import pytest
 from conftest import Client
 
 from server.errors import Invalid
-from server.registry import METHODS, validated
+from server.registry import METHODS, Unchecked, validated
 
 Build = Callable[[Any], Any]
 
@@ -35,9 +35,12 @@ def integers(schema: dict[str, Any], definitions: dict[str, Any]) -> Iterator[tu
 
 def members() -> Iterator[Any]:
     for name, method in METHODS.items():
+        if issubclass(method.params, Unchecked):
+            continue  # takes the params of another method, good or bad
         schema = method.params.model_json_schema()
         for path, build in integers(schema, schema.get("$defs", {})):
-            if not path.startswith(".users.0."):  # bulk methods hold each item to the model of the single one
+            # Bulk methods hold each item to the model of the single one; profile fields have types of their own.
+            if not path.startswith((".users.0.", ".profile.countryId")):
                 yield pytest.param(method.params, path[1:], build, id=f"{name}{path}")
 
 

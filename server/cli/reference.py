@@ -49,6 +49,7 @@ def errors(
             [_error(known) for known in ERROR_CODES], as_json,
             {"code": "code", "status": "status", "retry": lambda one: "yes" if one["retryable"] else "no",
              "meaning": "meaning", "what to do": "remedy"},
+            unbroken=True,
         )  # fmt: skip
     elif code in ERROR_CODES:
         one = _error(code)

@@ -58,13 +58,14 @@ def show(result: Any, as_json: bool) -> None:
     out.print(grid)
 
 
-def show_list(rows: Sequence[Any], as_json: bool, columns: Columns) -> None:
+def show_list(rows: Sequence[Any], as_json: bool, columns: Columns, *, unbroken: bool = False) -> None:
     """A list of objects: JSON for machines, a table with the columns that fit 80 characters for people.
 
     Args:
         rows: as methods answer them.
         as_json: whether a machine reads it, and gets every member.
         columns: what people see.
+        unbroken: never fold the first column, which is copied from.
     """
     if as_json:
         show_json(rows)
@@ -73,6 +74,7 @@ def show_list(rows: Sequence[Any], as_json: bool, columns: Columns) -> None:
         out.print("none")
         return
     grid = table(*columns)
+    grid.columns[0].no_wrap = unbroken
     for row in rows:
         grid.add_row(
             *(

@@ -33,26 +33,28 @@ def list_deliveries(
     instance: InstanceName,
     state: Annotated[
         str | None,
-        typer.Option(help="pending, delivered, failed (given up), or failing (tried, not yet delivered)."),
+        typer.Option(help="pending (to be tried, or tried again), delivered or failed (given up)."),
     ] = None,
+    failing: Annotated[
+        bool, typer.Option("--failing", help="Those whose last try failed, given up or not.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Deliveries at most.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List what was sent to a webhook and what came of it, the newest first."""
-    params = {"instance": instance, "id": webhook_id} | ({"state": state} if state else {})
+    params = {"instance": instance, "id": webhook_id, "hasFailed": failing} | (
+        {"state": state} if state else {}
+    )
 
     async def work(session: Session) -> list[Any]:
         return [found async for found in pages(session, "listDeliveries", "deliveries", params, limit=limit)]
 
     show_list(
         run(work), as_json,
-        {"event": "eventId", "type": "type", "state": "state", "tries": "attempts", "last answer": _answer,
+        {"event": "eventId", "type": "type", "state": "state", "tries": "attempts", "last answer": "answer",
          "next try (UTC)": lambda delivery: moment(delivery["dueAt"])},
+        unbroken=True,
     )  # fmt: skip
-
-
-def _answer(delivery: Any) -> str:
-    return str(delivery["error"] or delivery["status"] or "")
 
 
 @app.command("test")

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, PrivateAttr
 
 from server.auth import new_secret
-from server.errors import FieldError, Invalid, NotFound
+from server.errors import FieldError, Invalid, MemberForbidden, NotFound
 from server.methods._users import Line, UserId, UserRef, email_key, found, written
 from server.pictures import Picture, avatar_url, picture_path
 from server.registry import Call, Example, Params, Result, method, validated
@@ -127,7 +127,7 @@ async def _prepare(call: Call, params: SetAvatar) -> PreparedPicture:
     writes=True,
     prepare=_prepare,
     with_picture=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(
         Example(
             "A dot",
@@ -154,7 +154,7 @@ async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedP
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Remove", {"email": "jane@example.com"}, True),),
 )
 async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
@@ -168,7 +168,7 @@ async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=(NotFound,),
+    errors=(NotFound, MemberForbidden),
     examples=(Example("Remove", {"id": 2}, True),),
 )
 async def remove_avatar(call: Call, params: UserId) -> Any:
