@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 from conftest import ADMIN, Client
 
-from server.auth import SCOPES, new_key
+from server.auth import SCOPES, TENANT_SCOPES, new_key
 
 MINE = ("--instance", "MYINSTANCE")
 
@@ -288,3 +288,30 @@ async def test_an_unknown_setting_is_a_warning(officerpc: Any) -> None:
 async def test_a_bootstrap_key_with_a_wrong_checksum_is_refused(officerpc: Any) -> None:
     for chosen, status in (("orpc_" + "0" * 38, 1), (new_key(), 0), ("chosen-by-the-operator", 0)):
         assert (await officerpc("settings", OFFICERPC_BOOTSTRAP_API_KEY=chosen)).status == status
+
+
+async def test_scopes_of_keys(officerpc: Any, client: Client) -> None:
+    """What an upgrade brings is shown and granted; nothing is granted by itself."""
+    made = (await officerpc("keys", "create", "shop", "--scope", "users:read", "--json")).json
+    shop, user = client.using(made["key"]), {"email": "jane@example.com"}
+    (lacking,) = [
+        key for key in (await officerpc("keys", "scopes", "--json")).json if key["id"] == made["id"]
+    ]
+    assert "users:write" in lacking["lacks"] and "users:read" not in lacking["lacks"]
+    assert (await shop.outcome("createUser", user))[0] == 403
+    granted = (await officerpc("keys", "scopes", str(made["id"]), "--grant", "users:write", "--json")).json
+    assert granted[0]["scopes"] == ["users:read", "users:write"]
+    async with asyncio.timeout(10):
+        while (await shop.outcome("createUser", user))[0] == 403:
+            await asyncio.sleep(0.01)
+    whole = (await officerpc("keys", "scopes", str(made["id"]), "--grant", "all", "--json")).json
+    assert set(whole[0]["scopes"]) == set(TENANT_SCOPES) and whole[0]["lacks"] == []
+    less = await officerpc("keys", "scopes", str(made["id"]), "--withdraw", "users:purge", COLUMNS="80")
+    assert "users:purge" in less.out
+    for words, told in (
+        (("999",), "999: not found"),
+        (("--grant", "users:read"), "name the key whose scopes are to be changed"),
+        ((str(made["id"]), "--grant", "nonsense"), f"must be one of {', '.join(SCOPES)}"),
+    ):
+        finished = await officerpc("keys", "scopes", *words)
+        assert finished.status == 1 and told in finished.err

@@ -375,3 +375,31 @@ async def test_every_scope_is_needed_by_something(client: Client) -> None:
     needed = {method.scope for method in METHODS.values()}
     needed |= {scope for method in METHODS.values() for scope in method.member_scopes.values()}
     assert needed == set(SCOPES)
+
+
+async def test_scopes_are_given_by_whoever_has_them(client: Client, db: asyncpg.Connection) -> None:
+    """And never by a key that is bound to a network, or ends earlier, to one that is not."""
+    weak = await client.call("createApiKey", {"name": "weak", "scopes": ["users:read"]})
+    change = {"id": weak["id"], "scopes": ["users:read", "users:write"]}
+    for made in (
+        {"scopes": ["keys:write", "users:read"]},
+        {"scopes": ["keys:write", "users:read", "users:write"], "networks": ["127.0.0.0/8"]},
+        {"scopes": ["keys:write", "users:read", "users:write"], "expiresIn": 3600},
+    ):
+        key = await client.call("createApiKey", {"name": "middle"} | made)
+        assert (await client.using(key["key"]).outcome("updateApiKey", change))[0] == 403
+    assert await client.call("updateApiKey", change) is True
+    stored = await db.fetchval("SELECT scopes FROM api_keys WHERE id = $1", weak["id"])
+    assert stored == ["users:read", "users:write"]
+    middle = await client.call(
+        "createApiKey", {"name": "middle", "scopes": ["keys:write", "users:read", "users:write"]}
+    )
+    assert (
+        await client.using(middle["key"]).call("updateApiKey", {"id": weak["id"], "scopes": ["users:read"]})
+        is True
+    )
+    (event, *_) = (await client.call("listAuditEvents", {"method": "updateApiKey"}))["events"]
+    assert (event["before"]["scopes"], event["after"]["scopes"]) == (
+        ["users:read", "users:write"],
+        ["users:read"],
+    )

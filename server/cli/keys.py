@@ -44,19 +44,20 @@ def create_key(
 def list_keys(as_json: AsJson = False) -> None:
     """List all keys without their secrets."""
 
-    async def work(session: Session) -> list[Any]:
-        found: list[Any] = []
-        while page := await session.call(
-            "listApiKeys", {"after": found[-1]["id"] if found else 0, "limit": 1000}
-        ):
-            found += page
-        return found
-
     show_list(
-        run(work), as_json,
+        run(_all_keys), as_json,
         {"id": "id", "name": "name", "begins with": "prefix", "instances": _instances, "scopes": _scopes,
          "state": _state, "expires (UTC)": lambda key: moment(key["expiresAt"])},
     )  # fmt: skip
+
+
+async def _all_keys(session: Session) -> list[Any]:
+    found: list[Any] = []
+    while page := await session.call(
+        "listApiKeys", {"after": found[-1]["id"] if found else 0, "limit": 1000}
+    ):
+        found += page
+    return found
 
 
 def _instances(key: Any) -> str:
@@ -75,6 +76,50 @@ def _state(key: Any) -> str:
     if key["revokedAt"] is not None:
         return "revoked"
     return "expired" if key["expiresAt"] is not None and key["expiresAt"] <= time.time() else "active"
+
+
+@app.command("scopes")
+def change_scopes(
+    key_id: Annotated[int | None, typer.Argument(help="A key; all keys that lack scopes without it.")] = None,
+    grant: Annotated[
+        list[str] | None, typer.Option(help="A scope to give it; all for those it lacks. May be repeated.")
+    ] = None,
+    withdraw: Annotated[list[str] | None, typer.Option(help="A scope to take away. May be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which scopes keys lack, or change those of one.
+
+    Keys keep the scopes that they were made with: a new version's new scopes are granted here.
+    """
+    if key_id is None and (grant or withdraw):
+        fail("name the key whose scopes are to be changed")
+
+    async def work(session: Session) -> list[Any]:
+        from server.auth import SCOPES, TENANT_SCOPES
+
+        keys = [key for key in await _all_keys(session) if _state(key) == "active"]
+        if key_id is not None:
+            keys = [key for key in keys if key["id"] == key_id]
+            if not keys:
+                fail(f"{key_id}: not found")
+        found = []
+        for key in keys:
+            possible = SCOPES if key["isOperator"] else TENANT_SCOPES
+            lacks = [scope for scope in possible if scope not in key["scopes"]]
+            if grant or withdraw:
+                added = lacks if grant == ["all"] else grant or []
+                scopes = sorted((set(key["scopes"]) | set(added)) - set(withdraw or ()))
+                await session.call("updateApiKey", {"id": key["id"], "scopes": scopes})
+                key["scopes"], lacks = scopes, [scope for scope in possible if scope not in scopes]
+            if lacks or key_id is not None:
+                found.append({name: key[name] for name in ("id", "name", "instances", "isOperator", "scopes")}
+                             | {"lacks": lacks})  # fmt: skip
+        return found
+
+    show_list(
+        run(work), as_json,
+        {"id": "id", "name": "name", "instances": _instances, "scopes": _scopes, "lacks": "lacks"},
+    )  # fmt: skip
 
 
 @app.command("rotate")

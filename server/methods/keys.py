@@ -320,6 +320,9 @@ class UpdateApiKey(ApiKeyRef):
     """What to change of a key; at least one member beside its id."""
 
     name: DisplayName = ABSENT
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=50)] = Field(
+        ABSENT, description="All scopes that it is to have."
+    )
     ratePerMinute: Rate | None = Field(None, description=RATE)
 
     @model_validator(mode="after")
@@ -336,16 +339,22 @@ class UpdateApiKey(ApiKeyRef):
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound, "scope_not_held", "rate_not_held"),
-    examples=(Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),),
+    errors=(NotFound, "scope_not_held", "network_not_held", "lifetime_not_held", "rate_not_held"),
+    examples=(
+        Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),
+        Example("For looking users up alone", {"id": 1, "scopes": ["users:read"]}, True),
+    ),
 )
 async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | None) -> Any:
-    """Change a key's name, or how many calls a minute it may make.
+    """Change a key's name, its scopes, or how many calls a minute it may make.
 
     Only an operator's key can raise that again. A key that has a scope which the caller's key lacks cannot be
-    changed.
+    changed. It is given another scope only by a key that has this scope, and could rotate it.
     """
     row = await _locked_key(call, params.id, instance_id)
+    scopes = sorted(set(params.scopes or row["scopes"]))
+    if not set(scopes) <= set(row["scopes"]):
+        access.require_whole_key(call.caller, call.settings.key_rate_limit, dict(row) | {"scopes": scopes})
     given = [name for name in ("ratePerMinute",) if name in params.model_fields_set]
     default = call.settings.key_rate_limit
     rate = (
@@ -354,9 +363,11 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
         else None
     )
     await call.db.run(
-        "change_key", key_id=params.id, name=params.name, given=given, rate_per_minute=rate
+        "change_key", key_id=params.id, name=params.name, scopes=scopes, given=given, rate_per_minute=rate
     )  # fmt: skip
     before, after = _held(row), {"name": params.name or row["name"]}
+    if params.scopes is not None:
+        after["scopes"] = scopes
     after["ratePerMinute"] = rate if given else row["rate_per_minute"]
     call.note(before={"id": params.id} | {name: before[name] for name in after}, after=after)
     return True
