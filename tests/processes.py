@@ -357,6 +357,7 @@ class DroppingProxy:
             yield self
         finally:
             server.close()
+            await asyncio.sleep(0.1)  # connections that were accepted a moment ago begin, and so can be ended
             for task in tuple(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -57,7 +57,9 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "string": {"type": ["string", "null"], "maxLength": 200, **NO_CONTROLS},
     "text": {"type": ["string", "null"], "maxLength": 4000},
     "date": {"anyOf": [{"type": "string", "format": "date"}, *_NO_VALUE["anyOf"]]},
-    "id": {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 40}, {"type": "null"}]},
+    "id": {
+        "anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 40, **NO_CONTROLS}, {"type": "null"}]
+    },
     "email": {
         "anyOf": [
             {"type": "string", "maxLength": 254, "format": "email", "description": "Where mails go."},
