@@ -323,8 +323,8 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
     suspended, its own keys are refused everything, on every wire, with 403 and the code instance_suspended.
     Operators' keys can look at it and its users, manage its keys, change, reactivate and delete it; whatever
     else writes or logs in is refused to them too. Its users and their data stay, and what they were before
-    holds again when it is reactivated; only the sessions are gone, and the
-    codes that were mailed to its users. Its pictures are not served, and its webhooks wait.
+    holds again when it is reactivated; only the sessions are gone, and the codes that were mailed to its
+    users. Its pictures are not served, and its webhooks and queued changes wait.
     """
     stored = dict(await _hold_instance(call))
     settings = None

@@ -73,6 +73,12 @@ FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
+-- name: is_suspended(instance_id)$
+-- Whether an instance is suspended; no row where it was deleted.
+SELECT NOT is_active AS is_suspended
+FROM instances
+WHERE id = :instance_id AND deleted_at IS NULL;
+
 -- name: find_instance(name)$
 -- Whether a name is taken.
 SELECT id
