@@ -304,14 +304,17 @@ class KeyRing:
                 Its own keys may do nothing.
 
         Raises:
-            NotHeld: there is none of this name, or the key does not hold it.
+            NotHeld: there is none of this name, or the key does not hold it; or the call names none, and the
+                key's default was deleted.
             InstanceSuspended: it is suspended.
-            Invalid: the call names none, and the key has no default.
+            Invalid: the call names none, and the key is an operator's, which has no default.
         """
         default = caller.default_instance
         name = None if name is None else str(name)
         if default is not None and (name is None or name == default.name):
             instance = default
+        elif name is None and not caller.is_operator:
+            raise NotHeld  # every tenant's key is made with a default, so that it was deleted
         elif name is None:
             raise Invalid.of([FieldError("instance", "is required: this key has no default")])
         else:

@@ -87,6 +87,13 @@ class Later(Exception):
         super().__init__()
 
 
+class Suspended(Later):
+    """the job's instance is suspended: it is tried again hourly, without an end, until that is over"""
+
+    def __init__(self) -> None:
+        super().__init__(LONGEST_PAUSE)
+
+
 def job(kind: str, *, parked: Handler | None = None) -> Callable[[Handler], Handler]:
     """Register `async def handler(services, payload)` for a kind of job.
 
@@ -202,7 +209,14 @@ async def _do(services: Services, handler: Handler, row: Job) -> None:
                 tries = await db.value("count_tries", job_id=row.id)
             if tries > TRIES:  # its workers died with it, so that nobody has parked it
                 raise Hopeless
-            await handler(services, orjson.loads(row.payload or b"{}"))
+            try:
+                await handler(services, orjson.loads(row.payload or b"{}"))
+            except Suspended:
+                # A suspension may outlast all tries.
+                async with services.database.connection() as db:
+                    await db.run("forget_tries", job_id=row.id)
+                tries = 0
+                raise
     except asyncio.CancelledError:
         # The worker stops. pgqueuer would take the job for done with; it is to be done by another one.
         outcome, cause = "stopped", "CancelledError"

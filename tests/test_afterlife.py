@@ -11,7 +11,7 @@ from test_avatars import fetch, give
 
 from server.auth import digest
 from server.db import Database
-from server.jobs import Services
+from server.jobs import Services, Suspended
 from server.methods.codes import EXAMPLE_CODES, issue_code
 from server.methods.profiles import apply_profile
 from server.metrics import Metrics
@@ -234,6 +234,28 @@ async def test_a_change_that_waits_does_not_reach_who_became_an_administrator(
     outcome = (await client.call("getDocument", {"id": asked["documentId"]}))["result"]
     assert outcome == {"success": False, "message": "not-allowed", "member": None}
     assert (await client.call("getUserById", {"id": 2}))["profile"] == {"email": "jane@example.com"}
+
+
+async def test_a_change_that_waits_is_not_done_in_a_suspended_or_deleted_instance(
+    client: Client, operator: Client, jane: dict[str, Any], db: asyncpg.Connection, database: Database
+) -> None:
+    """It waits for the end of the suspension; nothing is written in an instance that was deleted."""
+    mine = {"instance": "MYINSTANCE"}
+    services, user = Services(Settings(), database, Metrics()), {"instance_id": 1, "user_id": 2}
+    stored = "SELECT fields ->> 'firstname' FROM users WHERE instance_id = 1 AND id = 2"
+    asked = await client.call("updateProfile", {"id": 2, "profile": {"firstname": "Jane"}})
+    await operator.call("updateInstance", mine | {"isActive": False})
+    with pytest.raises(Suspended):
+        await apply_profile(services, user)
+    assert await db.fetchval(stored) is None
+    await operator.call("updateInstance", mine | {"isActive": True})
+    assert (await client.call("getDocument", {"id": asked["documentId"]}))["result"] is None
+    await apply_profile(services, user)
+    assert await db.fetchval(stored) == "Jane"
+    await client.call("updateProfile", {"id": 2, "profile": {"firstname": "Janet"}})
+    await operator.call("deleteInstance", mine)
+    await apply_profile(services, user)
+    assert await db.fetchval(stored) == "Jane"
 
 
 # --- pictures -----------------------------------------------------------------------------------------

@@ -506,6 +506,31 @@ async def test_a_user_that_is_gone_is_not_created(
     assert microsoft.created == []
 
 
+async def test_nobody_is_created_for_a_suspended_instance(
+    shop: Client, microsoft: Microsoft, operator: Client, db: asyncpg.Connection
+) -> None:
+    """The job waits and goes on once the instance is reactivated."""
+    microsoft.login_answers = [web.Response(status=503, headers={"Retry-After": "3600"})]
+    await shop.call("createUser", ANN)
+
+    async def error_is(expected: str) -> bool:
+        return await db.fetchval("SELECT error FROM office365_accounts") == expected
+
+    async def is_queued() -> bool:
+        return await db.fetchval("SELECT status FROM pgqueuer") == "queued"
+
+    await until(lambda: error_is("http_503"))
+    await until(is_queued)
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "isActive": False})
+    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    await until(lambda: error_is("instance_suspended"))
+    await until(is_queued)
+    assert microsoft.requests == ["login"]
+    await operator.call("updateInstance", {"instance": "MYINSTANCE", "isActive": True})
+    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    assert (await settled(shop))["state"] == "done"
+
+
 async def test_credentials_that_went_meanwhile(
     shop: Client, microsoft: Microsoft, operator: Client, db: asyncpg.Connection
 ) -> None:

@@ -210,6 +210,12 @@ async def test_a_suspension_ends_sessions_and_is_told(
     await client.call("login", login)
 
 
+async def waits_for_lock(db: asyncpg.Connection) -> bool:
+    """Whether any statement waits for a lock."""
+    query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')"
+    return bool(await db.fetchval(query))
+
+
 async def test_a_login_under_way_makes_no_session_in_a_suspended_instance(
     operator: Client, jane: dict[str, Any], client: Client, db: asyncpg.Connection, database_url: str
 ) -> None:
@@ -220,18 +226,67 @@ async def test_a_login_under_way_makes_no_session_in_a_suspended_instance(
         login = asyncio.create_task(
             client.outcome("login", {"email": "jane@example.com", "password": "demo1234"})
         )
-
-        async def is_waiting() -> bool:
-            query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')"
-            return bool(await waiting.fetchval(query))
-
-        await until(is_waiting)
+        await until(lambda: waits_for_lock(waiting))
         await db.execute("UPDATE instances SET is_active = false WHERE id = 1")
         await db.execute("UPDATE instance_counters SET is_suspended = true WHERE instance_id = 1")
         await db.execute("DELETE FROM sessions WHERE instance_id = 1")
     assert (await login)[0] == 400
     assert await db.fetchval("SELECT count(*) FROM sessions") == 0
     await waiting.close()
+
+
+@pytest.mark.parametrize("params", [{"isActive": True}, {"isActive": False}, {"title": "Back"}])
+async def test_a_change_that_waits_for_a_deletion_changes_nothing(
+    params: dict[str, Any], operator: Client, client: Client, db: asyncpg.Connection, database_url: str
+) -> None:
+    """updateInstance waits for the row while the instance is deleted; the deletion commits first."""
+    stored = "SELECT title, is_active, deleted_at IS NULL FROM instances WHERE id = 1"
+    waiting = await asyncpg.connect(database_url)
+    async with db.transaction():
+        await db.execute("SELECT FROM instances WHERE id = 1 FOR UPDATE")
+        change = asyncio.create_task(operator.outcome("updateInstance", {"instance": "MYINSTANCE"} | params))
+        await until(lambda: waits_for_lock(waiting))
+        await db.execute("UPDATE instances SET is_active = false, deleted_at = now() WHERE id = 1")
+    assert await change == (403, "not-allowed")
+    assert tuple(await db.fetchrow(stored)) == ("", False, False)
+    await waiting.close()
+
+
+async def test_deletion_ends_sessions_and_logins_under_way(
+    operator: Client, client: Client, jane: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    await operator.call("deleteInstance", {"instance": "MYINSTANCE"})
+    assert await db.fetchval("SELECT count(*) FROM sessions WHERE instance_id = 1") == 0
+    # What create_session, the last step of a login that was under way, looks at.
+    assert await db.fetchval("SELECT is_suspended FROM instance_counters WHERE instance_id = 1") is True
+
+
+@pytest.mark.parametrize("method", ["deleteInstance", "updateInstance"])
+async def test_who_creates_a_user_does_not_wait_for_who_waits_for_it(
+    method: str, operator: Client, client: Client, db: asyncpg.Connection, database_url: str
+) -> None:
+    """createUser holds the counters and then locks the instance's row, for its foreign key."""
+    waiting = await asyncpg.connect(database_url)
+    params = {"instance": "MYINSTANCE"} | ({"isActive": False} if method == "updateInstance" else {})
+    async with db.transaction():
+        await db.execute("SELECT FROM instance_counters WHERE instance_id = 1 FOR NO KEY UPDATE")
+        change = asyncio.create_task(operator.outcome(method, params))
+        await until(lambda: waits_for_lock(waiting))
+        await db.execute("SELECT FROM instances WHERE id = 1 FOR KEY SHARE NOWAIT")
+    assert await change == (200, True)
+    await waiting.close()
+
+
+async def test_a_key_whose_default_instance_was_deleted(
+    operator: Client, other: Client, db: asyncpg.Connection
+) -> None:
+    """It holds that instance no more, named or not, and keeps the others that it holds."""
+    both = operator.using(await insert_key(db, instances=("MYINSTANCE", "OTHER")))
+    await operator.call("deleteInstance", {"instance": "MYINSTANCE"})
+    for named in ({}, {"instance": "MYINSTANCE"}):
+        async with await both.post({"method": "listUsers", "params": named}) as response:
+            assert (response.status, response.headers["X-Error-Code"]) == (403, "not_held"), named
+    assert (await both.call("getInstance", {"instance": "OTHER"}))["name"] == "OTHER"
 
 
 async def test_403_tells_scope_operator_instance_and_suspension_apart(

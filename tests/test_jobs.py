@@ -14,7 +14,7 @@ from conftest import FAST_HASHES, Client, Log, database_named, until
 
 from server import jobs
 from server.db import Database
-from server.jobs import AT_ONCE, JOBS, TRIES, Hopeless, Services, enqueue, job, pause_after, work
+from server.jobs import AT_ONCE, JOBS, TRIES, Hopeless, Services, Suspended, enqueue, job, pause_after, work
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -232,6 +232,27 @@ async def test_a_hopeless_job_is_parked_at_once(
     start()
     await until(lambda: _parked(db))
     assert len(note.seen) == 1
+
+
+async def test_a_job_that_waits_for_its_instance_is_never_parked(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspension lasts longer than all tries; after it, the job has all of them again."""
+    monkeypatch.setattr(jobs, "TRIES", 2)
+    monkeypatch.setattr(jobs, "LONGEST_PAUSE", 0.01)
+
+    async def wait() -> None:
+        if len(note.seen) <= 4:
+            raise Suspended
+        if len(note.seen) == 5:
+            raise ValueError
+
+    note.act = wait
+    await add(services)
+    start()
+    await until(lambda: empty(db))
+    assert len(note.seen) == 6
+    assert (counted(services, "retried"), counted(services, "parked")) == (5, 0)
 
 
 async def test_a_job_whose_workers_die_is_parked(

@@ -104,6 +104,8 @@ async def test_ending_a_plan(client: Client, plans: None) -> None:
         ("changePlan", {"planId": 1, "validFrom": day(40)},
          "the user has this plan until before that day: change to it again once it has ended"),
         ("unassignPlan", {"planId": 1, "lastDay": day(-1)}, "lastDay: must not lie in the past"),
+        ("unassignPlan", {"planId": 1, "lastDay": day(8)},
+         f"lastDay: must not be later than the plan's last day, {day(7)}"),
         ("unassignPlan", {"planId": 2}, "not found: the user does not have this plan"),
         ("unassignPlan", {"planId": 1, "userId": 99}, "not found"),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 from server import graph
 from server.auth import InstanceSettings, Office365
 from server.events import by_itself
-from server.jobs import Hopeless, Later, Services, enqueue, job
+from server.jobs import Hopeless, Later, Services, Suspended, enqueue, job
 from server.registry import Call
 
 NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentials (office365)"
@@ -69,6 +69,10 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
     if user["is_gone"]:
         await _note(services, payload, "failed", error="deleted")
         return
+    if user["is_suspended"]:
+        # Noted each time: what is pending and was not touched for six hours could be asked for again.
+        await _note(services, payload, "pending", error="instance_suspended")
+        raise Suspended
     credentials = credentials_of(InstanceSettings.model_validate(user["settings"]))
     if credentials is None:
         await _note(services, payload, "failed", error="no_credentials")

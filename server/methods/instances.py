@@ -16,7 +16,6 @@ from server.methods._users import (
     Line,
     NewEmail,
     Password,
-    found,
     from_cursor,
     to_cursor,
 )
@@ -324,10 +323,10 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
     suspended, its own keys are refused everything, on every wire, with 403 and the code instance_suspended.
     Operators' keys can look at it and its users, manage its keys, change, reactivate and delete it; whatever
     else writes or logs in is refused to them too. Its users and their data stay, and what they were before
-    holds again when it is reactivated; only the sessions are gone, and the
-    codes that were mailed to its users. Its pictures are not served, and its webhooks wait.
+    holds again when it is reactivated; only the sessions are gone, and the codes that were mailed to its
+    users. Its pictures are not served, and its webhooks and queued changes wait.
     """
-    stored = dict(found(await call.db.one("lock_instance", instance_id=call.instance.id)))
+    stored = dict(await _hold_instance(call))
     settings = None
     if params.settings is not None:
         settings = InstanceSettings.model_validate(stored["settings"]).model_dump(context=WITH_SECRETS)
@@ -368,6 +367,22 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
     return True
 
 
+async def _hold_instance(call: Call) -> Any:
+    """The stored instance, held until the transaction ends, with its counters.
+
+    The counters come first, as in every call that creates a user: inserting one takes a lock on the
+    instance's row (of its foreign key), so that the other order could deadlock with it.
+
+    Raises:
+        NotHeld: it was deleted after the call had found it.
+    """
+    await call.db.one("hold_counters", instance_id=call.instance.id)
+    row = await call.db.one("lock_instance", instance_id=call.instance.id)
+    if row is None:
+        raise NotHeld
+    return row
+
+
 async def _record_activity(call: Call, is_active: bool) -> None:
     """Note that the instance was suspended, and end its sessions, or that it was reactivated."""
     before: dict[str, Any] = {"isActive": not is_active}
@@ -399,11 +414,14 @@ class DeleteInstance(TenantParams):
 async def delete_instance(call: Call, params: DeleteInstance) -> Any:
     """Delete an instance: no key reaches it any more, and its name is free for another one.
 
-    Its rows stay in the database until they are removed there by hand; nothing brings it back over the API.
-    Keys that hold other instances too keep those.
+    Its rows stay in the database until they are removed there by hand, except sessions and codes, which end;
+    nothing brings it back over the API. Keys that hold other instances too keep those, but have no default if
+    this was it: their calls name the instance.
     """
-    if await call.db.value("delete_instance", instance_id=call.instance.id) is None:
-        raise NotHeld  # somebody else was faster
+    await _hold_instance(call)
+    await call.db.value("delete_instance", instance_id=call.instance.id)
+    # A statement of its own, as in _record_activity.
+    await call.db.value("end_all_sessions", instance_id=call.instance.id)
     await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     call.note(before={"name": call.instance.name})
     await call.db.run("announce_keys_changed")

@@ -39,9 +39,10 @@ class Office365State(Result):
 async def get_office365_state(call: Call, params: UserRef) -> Any:
     """Look how creating a user in the Microsoft directory went (createUser with createInOffice365).
 
-    pending while it is tried, again and again for five hours; then done or failed. With the error name_taken
-    the directory has somebody else of this name, such as another of our users whose address differs in the
-    domain alone where the settings name one. A user for whom it was never asked is not found.
+    pending while it is tried, again and again for five hours; then done or failed. With the error
+    instance_suspended it waits, and goes on within an hour after the instance is reactivated. With the error
+    name_taken the directory has somebody else of this name, such as another of our users whose address
+    differs in the domain alone where the settings name one. A user for whom it was never asked is not found.
     """
     key = email_key(params.email)
     return dict(found(await call.db.one("get_office365_state", instance_id=call.instance.id, email_key=key)))

@@ -368,7 +368,8 @@ class UnassignPlan(TenantParams):
     userId: Id
     planId: PlanId
     lastDay: LastDay | None = Field(
-        None, description="YYYY-MM-DD in UTC, today at the earliest; null: it ends at once."
+        None,
+        description="YYYY-MM-DD in UTC, from today to the plan's last day; null: it ends at once.",
     )
 
 
@@ -386,7 +387,8 @@ class UnassignPlan(TenantParams):
 async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
     """End a plan that a user has, at once or with a day. One that has not begun by then is taken away.
 
-    An administrator's needs the scope users:admin.
+    A lastDay after the plan's own last day is refused: assignPlan gives a plan a later end. An
+    administrator's needs the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
     written(call, await call.db.one("hold_store_user", **ref))
@@ -397,5 +399,8 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
             raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
         message = "the user does not have this plan"
         raise NotFound(f"not found: {message}", fields=[FieldError("planId", message)])
+    if change["is_later"]:
+        problem = f"must not be later than the plan's last day, {change['before']['validTo']}"
+        raise Invalid.of([FieldError("lastDay", problem)])
     _record(call, params.userId, change)
     return True

@@ -9,7 +9,7 @@ from server import access
 from server.db import Connection
 from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.events import Change, user_changes
-from server.jobs import Services, enqueue, job
+from server.jobs import Services, Suspended, enqueue, job
 from server.methods._fields import (
     ALIAS,
     EMAIL,
@@ -105,8 +105,9 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
 async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedProfile) -> Any:
     """Change profile fields through the queue (user/profile-update); getDocument tells what came of it.
 
-    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. A picture
-    and the e-mail are changed at once too. The login stays as it is; null takes the e-mail away, unless it is
+    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. What waits
+    when the instance is suspended is done within an hour after that is over. A picture and the e-mail are
+    changed at once too. The login stays as it is; null takes the e-mail away, unless it is
     the login. An administrator's needs the scope users:admin.
     """
     if prepared.with_email:
@@ -145,10 +146,19 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
     """Do all that was asked about a user and is not done yet, in the order in which it was asked.
 
     The queue hands jobs out side by side and some of them again: whichever comes first does the work of
-    all that wait, and the others find nothing left.
+    all that wait, and the others find nothing left. In a suspended instance it waits; in a deleted one it
+    does nothing.
+
+    Raises:
+        Suspended: the instance is.
     """
     user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
     async with services.database.transaction() as db:
+        is_suspended = await db.value("is_suspended", instance_id=user["instance_id"])
+        if is_suspended is None:
+            return
+        if is_suspended:
+            raise Suspended
         held = await db.one("hold_user", **user)
         changes: list[tuple[Change, dict[str, Any]]] = []
         for document in await db.all("list_unfinished", **user):

@@ -66,11 +66,18 @@ WHERE id = :instance_id
 RETURNING id;
 
 -- name: lock_instance(instance_id)^
--- What is stored, held until the transaction ends, so that two merges do not lose one another.
+-- What is stored, held until the transaction ends, so that two merges do not lose one another. No row where the instance
+-- was deleted, also while this waited for it.
 SELECT title, is_active AS "isActive", settings
 FROM instances
-WHERE id = :instance_id
+WHERE id = :instance_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
+
+-- name: is_suspended(instance_id)$
+-- Whether an instance is suspended; no row where it was deleted.
+SELECT NOT is_active AS is_suspended
+FROM instances
+WHERE id = :instance_id AND deleted_at IS NULL;
 
 -- name: find_instance(name)$
 -- Whether a name is taken.
@@ -80,11 +87,23 @@ WHERE name = :name;
 
 -- name: delete_instance(instance_id)$
 -- Soft: nothing of its data goes, but no call gets there any more. Its name is free again: the new one has
--- characters that no name can have.
-UPDATE instances
-SET is_active = false, deleted_at = now(), name = '~' || id || '~' || name
-WHERE id = :instance_id AND deleted_at IS NULL
-RETURNING id;
+-- characters that no name can have. Logins that are under way make no session: see create_session.
+WITH deleted AS (
+    UPDATE instances
+    SET is_active = false, deleted_at = now(), name = '~' || id || '~' || name
+    WHERE id = :instance_id AND deleted_at IS NULL
+    RETURNING id
+),
+
+counters AS (
+    UPDATE instance_counters
+    SET is_suspended = true
+    FROM deleted
+    WHERE instance_counters.instance_id = :instance_id
+)
+
+SELECT id
+FROM deleted;
 
 -- name: has_instances()$
 -- Whether there is any instance yet, for the first start.

@@ -15,6 +15,11 @@ WHERE
         0
     );
 
+-- name: forget_tries(job_id)!
+-- A job that waits for its instance has all its tries again: see count_tries.
+DELETE FROM pgqueuer_log
+WHERE job_id = :job_id AND status = 'picked';
+
 -- name: list_jobs(state, after, row_limit)
 -- Jobs of the queue, the oldest first. One that was given up has the status failed.
 SELECT

@@ -1,12 +1,13 @@
 -- name: find_key(digest)^
--- A key that is neither revoked nor expired, with its default instance. seconds_left is null without expiry.
+-- A key that is neither revoked nor expired, with its default instance unless that was deleted. seconds_left is null
+-- without expiry.
 SELECT
     k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute,
     extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left,
     i.id AS instance_id, i.name AS instance_name, i.is_active AS instance_is_active,
     i.settings AS instance_settings
 FROM api_keys AS k
-LEFT JOIN instances AS i ON k.default_instance_id = i.id
+LEFT JOIN instances AS i ON k.default_instance_id = i.id AND i.deleted_at IS NULL
 WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now());
 
 -- name: find_key_instance(name, key_id, is_operator)^

@@ -29,7 +29,7 @@ WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at
 -- Who is to be created, by which credentials (in the settings), and whether that still is to be done.
 SELECT
     u.uuid::text AS uuid, u.email, u.display_name, u.fields, u.is_active, i.settings, o.state = 'done' AS is_done,
-    u.deleted_at IS NOT NULL OR i.deleted_at IS NOT NULL AS is_gone
+    u.deleted_at IS NOT NULL OR i.deleted_at IS NOT NULL AS is_gone, NOT i.is_active AS is_suspended
 FROM office365_accounts AS o
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = o.user_id
 INNER JOIN instances AS i ON i.id = :instance_id

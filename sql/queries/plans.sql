@@ -233,10 +233,12 @@ FROM begun;
 
 -- name: end_plan(instance_id, user_id, plan_id, last_day)^
 -- Ends a plan that a user, who is held, has: at once where the day is null, else with that day. One that was to begin
--- later is taken away. No row where the user does not have it, or the day is over.
+-- later is taken away. No row where the user does not have it, or the day is over. Where the plan ends before that day
+-- already, nothing is changed and is_later is true.
 WITH held AS (
     SELECT
         up.id, now_is.today, coalesce(:last_day::date, now_is.today) < up.valid_from AS is_cancelled,
+        coalesce(:last_day::date > up.valid_to, false) AS is_later,
         jsonb_build_object(
             'planId', up.plan_id, 'name', up.name, 'validFrom', up.valid_from, 'validTo', up.valid_to
         ) AS plan
@@ -261,7 +263,9 @@ ended AS (
         valid_to = coalesce(:last_day::date, greatest(held.today - 1, user_plans.valid_from)),
         ended_at = CASE WHEN :last_day::date IS NULL THEN now() END
     FROM held
-    WHERE user_plans.instance_id = :instance_id AND user_plans.id = held.id AND NOT held.is_cancelled
+    WHERE
+        user_plans.instance_id = :instance_id AND user_plans.id = held.id
+        AND NOT held.is_cancelled AND NOT held.is_later
     RETURNING
         held.plan AS before,
         CASE
@@ -269,11 +273,15 @@ ended AS (
         END AS after
 )
 
-SELECT before, after
+SELECT before, after, false AS is_later
 FROM ended
 UNION ALL
-SELECT before, after
-FROM cancelled;
+SELECT before, after, false AS is_later
+FROM cancelled
+UNION ALL
+SELECT plan AS before, plan AS after, true AS is_later
+FROM held
+WHERE is_later;
 
 -- name: list_active_plans(instance_id, user_id)
 -- The plans that a user has now or will have.
