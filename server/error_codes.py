@@ -115,8 +115,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "The operator reactivates it by updateInstance with isActive true.",
     ),
     "lifetime_not_held": ErrorCode(
-        403, "method", "The new key would live longer than the key that makes it.",
-        "Give an earlier expiresAt.", kind="forbidden",
+        403, "method", "The key to be rotated lives longer than the calling key.",
+        "Use a key that lives at least as long, or ask the operator.", kind="forbidden",
     ),
     "member_forbidden": ErrorCode(
         403, "method", "The method is allowed, but this change needs a further scope.",
@@ -160,7 +160,7 @@ ERROR_CODES: dict[str, ErrorCode] = {
     # --- the params and what is stored --------------------------------------------------------------------
     "already_asked": ErrorCode(
         400, "method", "The user is in Microsoft 365 already, or is being created there.",
-        "Nothing; getOffice365Account tells the state.", kind="conflict",
+        "Nothing; getOffice365State tells the state.", kind="conflict",
     ),
     "already_placed": ErrorCode(
         400, "method", "The account has a position in this tree already.", _STORED, kind="conflict"
@@ -211,15 +211,15 @@ ERROR_CODES: dict[str, ErrorCode] = {
     ),
     "reserved_group": ErrorCode(
         400, "method", "The group Admins always exists and cannot be changed by this method.",
-        "Change isAdmin of the users.", kind="conflict",
+        "Change isAdmin of the users by updateUserByEmail.", kind="conflict",
     ),
     "seats_exhausted": ErrorCode(
         400, "method", "The instance has as many users as it may (maxUsers).",
-        "Purge users, or ask the operator for more seats.", kind="conflict",
+        "Delete users, or ask the operator for more seats, by updateInstance.", kind="conflict",
     ),
     "seats_taken": ErrorCode(
         400, "method", "The instance has more users than the new maxUsers.",
-        "Give a higher maxUsers, or purge users first.", kind="conflict",
+        "Give a higher maxUsers, or delete users first.", kind="conflict",
     ),
     "too_deep": ErrorCode(
         400, "method", "The tree has 1,000 levels already.", "Choose a sponsor further up.",

@@ -37,10 +37,20 @@ def printable_json_bytes(data: bytes) -> bytes:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what looks like one."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """A cell that no spreadsheet takes for a formula: an apostrophe goes before what looks like one.
+
+    One more goes before a text that looks like such a cell, so that every text can be read back.
+    """
+    return f"'{text}" if _is_like_a_formula(text) else text
 
 
 def from_spreadsheet_cell(cell: str) -> str:
-    """The text of a cell, without the apostrophe that kept it from being a formula."""
-    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+    """The text of a cell in a file that spreadsheet_cell made the cells of.
+
+    A cell of any other file has no such apostrophe: one before = is part of its text.
+    """
+    return cell[1:] if cell.startswith("'") and _is_like_a_formula(cell) else cell
+
+
+def _is_like_a_formula(text: str) -> bool:
+    return text.lstrip("'").startswith(_FORMULA)

@@ -3,9 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -14,7 +12,6 @@ from pydantic import (
     GetJsonSchemaHandler,
     JsonValue,
     ValidationError,
-    model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
@@ -31,40 +28,9 @@ from server.strict import Strict
 
 
 class Params(Strict):
-    """What every params model is.
-
-    Null for an optional member that takes no null is the same as leaving it out. Where null has a meaning, as
-    in `sessionsLimit: int | None`, it keeps it.
-    """
+    """What every params model is."""
 
     model_config = ConfigDict(frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: object) -> object:
-        if isinstance(given, dict) and None in given.values():
-            left_out = _without_null(cls)
-            return {name: value for name, value in given.items() if value is not None or name not in left_out}
-        return given
-
-
-@cache
-def _without_null(model: type[Params]) -> frozenset[str]:
-    """The optional members of a model that take no null."""
-    return frozenset(
-        field.alias or name
-        for name, field in model.model_fields.items()
-        if not field.is_required() and not _takes_null(field.annotation)
-    )
-
-
-def _takes_null(annotation: Any) -> bool:
-    if annotation in (None, NoneType, Any, object, JsonValue):
-        return True
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _takes_null(parts[0])
-    return origin in (Union, UnionType) and any(map(_takes_null, parts))
 
 
 NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}

@@ -1,30 +1,33 @@
 """What every model of a caller's input is: strict about types, without members that nobody declared."""
 
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, JsonValue, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 _MAX_EXACT = 2**53
 """Beyond it a JSON number with a fraction may have been rounded (RFC 8259, section 6)."""
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """A number without a fraction, such as 1.0, as an integer; any other value as it is."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
         return int(value)
     return value
 
 
 def _with_whole_numbers(schema: Any) -> Any:
-    """The same schema, of pydantic-core, with _whole before each integer. JSON Schema does not show it."""
+    """The same schema, of pydantic-core, with whole before each integer. JSON Schema does not show it."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(_with_whole_numbers(part) for part in schema)
     if not isinstance(schema, dict):
         return schema
     match schema:
         case {"type": "int"}:
-            return core_schema.no_info_before_validator_function(_whole, schema)
-        case {"type": "function-before", "function": {"function": function}} if function is _whole:
+            return core_schema.no_info_before_validator_function(whole, schema)
+        case {"type": "function-before", "function": {"function": function}} if function is whole:
             return schema
         case {"type": "union", "choices": choices}:
             # Errors name the branch of a union; an integer's keeps its name.
@@ -45,11 +48,41 @@ class Strict(BaseModel):
 
     1.0 and 1e2 are integers, as in JSON Schema (draft 2020-12, section 6.1.1): many clients write every
     number with a fraction. Members of any type keep the number as it came.
+
+    Null for an optional member that takes no null is the same as leaving it out. Where null has a meaning, as
+    in `sessionsLimit: int | None`, it keeps it.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: object) -> object:
+        if isinstance(given, dict) and None in given.values():
+            left_out = _without_null(cls)
+            return {name: value for name, value in given.items() if value is not None or name not in left_out}
+        return given
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: CoreSchema = _with_whole_numbers(handler(source))
         return schema
+
+
+@cache
+def _without_null(model: type[Strict]) -> frozenset[str]:
+    """The optional members of a model that take no null."""
+    return frozenset(
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if not field.is_required() and not _takes_null(field.annotation)
+    )
+
+
+def _takes_null(annotation: Any) -> bool:
+    if annotation in (None, NoneType, Any, object, JsonValue):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_null(parts[0])
+    return origin in (Union, UnionType) and any(map(_takes_null, parts))

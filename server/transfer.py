@@ -271,6 +271,8 @@ class Reader:
         self._is_csv = is_csv
         self._number = 0
         self.header: list[str] = []
+        # Cells are escaped (spreadsheet_cell) in files of failed rows, and in no other file.
+        self._is_of_failed = False
         if is_csv:
             try:
                 self.header = next(csv.reader(self._lines()), [])
@@ -278,6 +280,8 @@ class Reader:
                 raise TransferError("the header cannot be read as CSV in UTF-8") from error
             if not all(map(_is_utf8, self.header)):
                 raise TransferError("the header cannot be read as CSV in UTF-8")
+            self._is_of_failed = ERROR in self.header
+            self.header = self._texts(self.header)
             if "email" not in self.header:
                 raise TransferError("the header names no column email")
 
@@ -324,16 +328,20 @@ class Reader:
                 end = self._source.tell()
                 self._source.seek(begin)
                 text = self._source.read(end - begin).decode("utf-8", "surrogateescape").rstrip("\r\n")
-                yield Row(self._number, None, [text], "is not CSV", end)
+                yield Row(self._number, None, self._texts([text]), "is not CSV", end)
                 continue
             if cells is None:
                 return
             if not cells:
                 continue
             self._number += 1
+            cells = self._texts(cells)
             row = Row(self._number, None, cells, end=self._source.tell())
             self._read_cells(row, cells)
             yield row
+
+    def _texts(self, cells: list[str]) -> list[str]:
+        return list(map(from_spreadsheet_cell, cells)) if self._is_of_failed else cells
 
     def _read_cells(self, row: Row, cells: list[str]) -> None:
         if not all(map(_is_utf8, cells)):
@@ -343,11 +351,7 @@ class Reader:
             row.problem = f"has {len(cells)} cells, and the header {len(self.header)}"
             return
         pairs = zip(self.header, cells, strict=False)
-        row.params = {
-            name: _cell(name, from_spreadsheet_cell(cell))
-            for name, cell in pairs
-            if cell and name not in ("", ERROR)
-        }
+        row.params = {name: _cell(name, cell) for name, cell in pairs if cell and name not in ("", ERROR)}
         if any("\0" in cell for cell in cells):
             row.params, row.problem = None, "holds a NUL character"
 

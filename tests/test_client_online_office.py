@@ -353,7 +353,13 @@ BAD: dict[str, tuple[str, str, Any, str]] = {
     "mail-confirm with a wrong code": ("POST", "user/mail-confirm", {"code": "ce67814b8c7b"}, "the code is not valid or has expired"),
     "mail-confirm without anything": ("POST", "user/mail-confirm", {}, "code: is required"),
     "mail-confirm with a flag that is none": ("POST", "user/mail-confirm", {"code": "x", "force": "yes"}, "force: must be 0 or 1"),
-    "set-password with a type that is null": ("POST", "user/set-password", {"id": 2, "newPassword": "x", "type": None}, "type: must be member"),
+    "set-password with a type that is no text": ("POST", "user/set-password", {"id": 2, "newPassword": "x", "type": True}, "type: must be member"),
+    "set-password with a type that is no integer": ("POST", "user/set-password", {"id": 2, "newPassword": "x", "type": 1.5}, "type: must be member"),
+    "set-password with an unknown member that is null": ("POST", "user/set-password", {"id": 2, "newPassword": "x", "shoe": None}, "shoe: is not a member of this call"),
+    "set-password with an id that is null": ("POST", "user/set-password", {"id": None, "newPassword": "x"}, "id: is required"),
+    "delete of nobody with a flag that is null": ("POST", "user/delete", {"authId": 99, "withAccount": None}, "not found"),
+    "mail-confirm with a code that is null": ("POST", "user/mail-confirm", {"code": None}, "code: is required"),
+    "mail-confirm with a wrong code and a flag that is null": ("POST", "user/mail-confirm", {"code": "x", "force": None}, "the code is not valid or has expired"),
     "get with an integer beyond all": ("GET", "user/get", {"id": 2**63}, "id: must be less than 9223372036854775808"),
     "get with the last of integers": ("GET", "user/get", {"id": 2**63 - 1}, "not found"),
     "profile-update with a picture that is none": ("POST", "user/profile-update", {"authId": 2, "profile": {"avatar": 7}}, "profile.avatar: must be an object with data, baseName and extension"),
@@ -385,10 +391,28 @@ async def test_bad_input_is_named_and_nothing_is_written(
 
 
 async def test_set_password_by_userid_needs_the_type_on_main_app(client: Client, ann: Any) -> None:
-    given = {"userId": 2, "newPassword": "x"}
-    assert (await Office(client, "/main-app").failure("POST", "user/set-password", given))[
-        1
-    ] == "type: is required"
+    for given in ({"userId": 2, "newPassword": "x"}, {"userId": 2, "newPassword": "x", "type": None}):
+        assert (await Office(client, "/main-app").failure("POST", "user/set-password", given))[
+            1
+        ] == "type: is required"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"id": 2, "code": None},
+        {"id": 2, "userId": None},
+        {"id": None, "userId": 2, "type": "member"},
+        {"id": 2, "type": None},
+    ],
+)
+async def test_null_chooses_no_method_and_clashes_with_nothing(
+    form: dict[str, Any], client: Client, ann: Any
+) -> None:
+    office = Office(client, "/main-app")
+    assert await office.payload("POST", "user/set-password", form | {"newPassword": "onemoretime"}) == {}
+    given = {"login": "ann@example.com", "password": "onemoretime"} | MEMBER
+    assert await office.payload("GET", "user/check-auth", given) == {"auth": AUTH}
 
 
 async def test_keys(client: Client, ann: Any, db: asyncpg.Connection) -> None:

@@ -1,6 +1,7 @@
 """From what the driver raises to what the caller is told, and the catalogue of error codes."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,32 @@ def test_every_entry_is_complete() -> None:
         )
         assert entry.kind is None or entry.kind in KINDS, code
         assert 400 <= entry.status <= 503, code
+
+
+def params_of(name: str) -> set[str]:
+    """The members of a method's params, and those of their members."""
+    found: set[str] = set()
+    levels: list[Any] = [METHODS[name].params.model_json_schema()]
+    while levels:
+        level = levels.pop()
+        if isinstance(level, dict):
+            found |= level.get("properties", {}).keys()
+        if isinstance(level, (dict, list)):
+            levels += level.values() if isinstance(level, dict) else level
+    return found
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+def test_meanings_and_remedies_name_methods_and_params_that_exist(code: str) -> None:
+    """A param is one of a method that gives the code, or of a method that the remedy names.
+
+    A code of every HTTP request is of no method: its remedy can name any method and any param.
+    """
+    entry = ERROR_CODES[code]
+    words = set(re.findall(r"\b[a-z][a-z0-9]*(?:[A-Z][A-Za-z0-9]*)+\b", f"{entry.meaning} {entry.remedy}"))
+    givers = {name for name in METHODS if code in METHODS[name].errors} or METHODS.keys()
+    params = set().union(*map(params_of, givers | (words & METHODS.keys())))
+    assert words <= METHODS.keys() | params
 
 
 def test_an_unknown_code_fails_where_it_is_first_used() -> None:

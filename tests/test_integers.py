@@ -100,6 +100,20 @@ async def test_members_of_any_type_keep_the_number_as_it_came(client: Client) ->
         assert '"ratio":1.0' in await response.text()
 
 
+async def test_the_country_of_a_profile_takes_them_too(client: Client) -> None:
+    """A profile field that holds an id; it is stored as an integer. Numbers keep their fraction."""
+    await client.call("defineProfileField", {"alias": "height", "title": "Height", "type": "number"})
+    profile = {"firstname": "Ann", "lastname": "Lee", "countryId": 7.0, "height": 2.0}
+    new = {"login": "ann@example.com", "sponsorId": 1, "profile": profile}
+    body = {"method": "createMember", "params": new}
+    async with await client.post(body) as response:
+        text = await response.text()
+    assert '"countryId":7,' in text and '"height":2.0' in text
+    for wrong in (7.5, True, 1e300):
+        params = new | {"login": "bob@example.com", "profile": profile | {"countryId": wrong}}
+        assert await client.outcome("createMember", params) == (400, "profile.countryId: must be a string")
+
+
 async def test_items_of_bulk_methods_take_them_too(client: Client) -> None:
     users = [{"email": "a@example.com", "settings": [1.0]}, {"email": "b@example.com", "settings": [True]}]
     created = await client.call("createUsers", {"mode": "each", "users": users})
@@ -107,7 +121,7 @@ async def test_items_of_bulk_methods_take_them_too(client: Client) -> None:
 
 
 async def test_other_wires_take_them_too(client: Client, jane: dict[str, Any]) -> None:
-    """Their integers, and their flags, which are 0 or 1."""
+    """Their integers, and their flags, which are 0 or 1, and the type of a user, which can be any integer."""
 
     async def send(path: str, body: Any) -> Any:
         headers = {"x-api-key": client.key}
@@ -123,5 +137,8 @@ async def test_other_wires_take_them_too(client: Client, jane: dict[str, Any]) -
     }
     created = await send("/integration-api/v1/dashboard/users/", reader)
     assert created.get("CODE") == "success", created
+    form = {"userId": jane["id"], "type": 1.0, "newPassword": "Abcd1234"}
+    changed = await send("/main-app/user/set-password", form)
+    assert changed["errorCode"] == 0, changed
     gone = await send("/online-office/user/delete", {"authId": float(jane["id"]), "withAccount": 1.0})
     assert gone["errorCode"] == 0

@@ -3,14 +3,16 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
+import asyncpg
 import pytest
 from conftest import Client
 from jsonschema import Draft202012Validator
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from server.app import openapi
+from server.auth import InstanceSettings
 from server.errors import Invalid
 from server.openrpc import document
 from server.registry import METHODS, positions, validated
@@ -113,6 +115,59 @@ async def test_null_in_members_of_members(operator: Client) -> None:
     await operator.call("updateInstance", change)
     policy = (await operator.call("getInstance", {"instance": "ACME"}))["settings"]["passwordPolicy"]
     assert (policy["minLength"], policy["minClasses"]) == (9, 1)
+
+
+def settings_models(model: type[BaseModel] = InstanceSettings) -> Iterator[type[BaseModel]]:
+    """The model of an instance's settings and those of its members."""
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from settings_models(kind)
+
+
+SETTINGS = [
+    pytest.param(model, name, id=f"{model.__name__}.{name}")
+    for model in settings_models()
+    for name, field in model.model_fields.items()
+    if not field.is_required() and not takes_null(field)
+]
+
+
+@pytest.mark.parametrize(("model", "member"), SETTINGS)
+def test_null_is_as_if_left_out_in_settings(model: type[BaseModel], member: str) -> None:
+    given = model.model_validate({member: None})
+    assert given == model() and not given.model_fields_set
+
+
+async def test_null_in_the_settings_of_a_new_instance(operator: Client, db: asyncpg.Connection) -> None:
+    """What is stored has the defaults; null keeps its meaning in members that take it."""
+    settings = {
+        "passwordPolicy": {"minLength": None, "minClasses": 2}, "generatedPasswords": None,
+        "confirmationHosts": None, "positionsByHand": None, "maxUsers": None, "retentionDays": None,
+        "office365": {"tenantId": "t", "clientId": "c", "clientSecret": "secret", "domain": None},
+    }  # fmt: skip
+    params = {"name": "ACME", "admin": {"email": "boss@acme.example"}, "settings": settings}
+    assert (await operator.call("validateInstance", params))["failures"] == []
+    created = await operator.call("createInstance", params)
+    expected = InstanceSettings().model_dump() | {
+        "passwordPolicy": {"minLength": 1, "minClasses": 2, "refuseCommon": False},
+        "office365": {
+            "tenantId": "t", "clientId": "c", "clientSecret": None, "domain": None, "usageLocation": None,
+        },
+    }  # fmt: skip
+    assert created["settings"] == expected
+    # An update without the secret keeps the stored one, whether it is null or left out.
+    office = {"tenantId": "u", "clientId": "c", "clientSecret": None}
+    await operator.call("updateInstance", {"instance": "ACME", "settings": {"office365": office}})
+    stored = "SELECT settings -> 'office365' ->> 'clientSecret' FROM instances WHERE name = 'ACME'"
+    assert await db.fetchval(stored) == "secret"
+    await operator.call("updateInstance", {"instance": "ACME", "settings": {"office365": None}})
+    assert (await operator.call("getInstance", {"instance": "ACME"}))["settings"]["office365"] is None
+    refused = {"tenantId": None, "clientId": "c"}
+    change = {"instance": "ACME", "settings": {"office365": refused}}
+    said = (400, "settings.office365.tenantId: must be a string")
+    assert await operator.outcome("updateInstance", change) == said
 
 
 # --- the document -------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from server.fronts.online_office import (
 )
 from server.openapi import Answer, Operation, Parameter, Wire, operation_id, refusals
 from server.registry import Result
-from server.schemas import Schema, Schemas, json_object, one_of, written
+from server.schemas import Schema, Schemas, json_object, nullable, one_of, written
 
 
 class FieldAlias(Result):
@@ -196,15 +196,18 @@ def _forms(route: Route, schemas: Schemas, typed_by_gateway: bool) -> Iterator[F
         for names in product(*ways.values()):
             by_name = dict(zip(names, ways, strict=True))
             members = {name: known[target] for name, target in by_name.items()}
-            members |= dict.fromkeys(route.flags & members.keys(), _FLAG) | asked
+            members |= dict.fromkeys(route.flags & members.keys(), nullable(_FLAG)) | asked
             required = [name for name, target in by_name.items() if target in needed] + list(asked)
             if other is not None and other.is_flag and not asked:
-                members[other.member] = one_of(0, False)
+                members[other.member] = one_of(0, False, None)
             if route.typed:
                 members["type"] = one_of("member")
                 if route.typed_with is not None:
                     members["type"] = {"anyOf": [one_of("member"), {"type": "integer"}]}
-                required += ["type"] if _needs_type(route, members, typed_by_gateway) else []
+                if _needs_type(route, members, typed_by_gateway):
+                    required.append("type")
+                else:
+                    members["type"] = nullable(members["type"])
             always = dict.fromkeys(asked, 1) | ({"type": "member"} if "type" in required else {})
             examples = {
                 example.name: always

@@ -41,6 +41,7 @@ from server.fronts._http import (
     run,
 )  # fmt: skip
 from server.fronts._json import parse_long_json
+from server.strict import whole
 
 ERROR_CODES: dict[type[ServiceError], int] = {
     ServiceError: 500,
@@ -264,7 +265,10 @@ ROUTES = (
 
 
 async def _given(request: web.Request, route: Route, share: int) -> dict[str, Any]:
-    """The params of a request: the query of a GET, else (and beside it) a JSON object in the body."""
+    """The params of a request: the query of a GET, else (and beside it) a JSON object in the body.
+
+    Null for a member of this function is the same as leaving the member out.
+    """
     given: dict[str, Any] = {}
     for name, value in request.query.items():
         if name in given:
@@ -283,7 +287,8 @@ async def _given(request: web.Request, route: Route, share: int) -> dict[str, An
         )
         if not isinstance(body, dict):
             raise Invalid("the body must be an object", code="invalid_params")
-        given |= body
+        known = {*route.names, *route.flags, *(["type"] if route.typed else [])}
+        given |= {name: value for name, value in body.items() if value is not None or name not in known}
     return given
 
 
@@ -322,7 +327,7 @@ def _translated(
 
 def _is_type(route: Route, given: object) -> bool:
     """Whether this stands for a member; where the document has an integer, any does."""
-    by_number = route.typed_with is not None and isinstance(given, int) and not isinstance(given, bool)
+    by_number = route.typed_with is not None and isinstance(whole(given), int) and not isinstance(given, bool)
     return given == "member" or by_number
 
 

@@ -12,6 +12,7 @@ from server.db import Connection
 from server.errors import FieldError
 from server.methods._users import address
 from server.registry import NO_CONTROLS
+from server.strict import whole
 
 TYPES = ("string", "text", "date", "number", "choice")
 """What a custom field can be; the system fields also have a phone."""
@@ -165,6 +166,8 @@ def checked(
 
 def _value(field: ProfileField, given: Any) -> tuple[Any, str | None]:
     problem: str | None = None
+    if field.type == "id":
+        given = whole(given)
     match field.type:
         case "number":
             if isinstance(given, bool) or not isinstance(given, (int, float)):
