@@ -23,7 +23,7 @@ def _login(text: str) -> str:
         raise ValueError("holds control characters")
     if text != text.strip():
         raise ValueError("must not begin or end with a space")
-    return address(text) if "@" in text else text
+    return address(text) if "@" in text else unicodedata.normalize("NFC", text)
 
 
 _SCHEMA: dict[str, JsonValue] = {

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -54,13 +55,17 @@ def address(email: str) -> str:
 
 
 def email_key(email: str) -> str:
-    """What identity is decided by: the address in lower case, the domain in Unicode."""
-    if email.isascii() and "xn--" not in email:
-        return email.lower()
-    try:
-        return address(email).lower()
-    except ValueError:
-        return unicodedata.normalize("NFC", email).lower()
+    """What identity is decided by: the address or login in lower case and NFC, the domain in Unicode.
+
+    Every key that is stored or compared comes from here.
+    """
+    key = email.lower()
+    if email.isascii() and "xn--" not in key:
+        return key
+    with contextlib.suppress(ValueError):
+        key = address(email).lower()
+    # Lower case can have a composed form where upper case has none.
+    return unicodedata.normalize("NFC", key)
 
 
 def _line(text: str) -> str:
@@ -292,7 +297,7 @@ def explain_taken(call: Call, email: str | None, external_id: str | None, member
     async def explain(conflict: Conflict) -> ServiceError | None:
         if conflict.code == "duplicate_email" and email is not None:
             holder = await call.database.look_up(
-                "find_email", instance_id=instance_id, email_key=email.lower()
+                "find_email", instance_id=instance_id, email_key=email_key(email)
             )
             taken = member
         elif conflict.code == "duplicate_external_id":
@@ -369,7 +374,7 @@ async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str
     Args:
         before, after: states of the user.
     """
-    if (before["email"] or "").lower() != (after["email"] or "").lower():
+    if email_key(before["email"] or "") != email_key(after["email"] or ""):
         await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 

@@ -350,7 +350,7 @@ async def list_users(call: Call, params: ListUsers) -> Any:
         _LISTS[params.status],
         instance_id=call.instance.id,
         after=from_cursor(params.after),
-        starts_with=params.emailStartsWith.lower(),
+        starts_with=email_key(params.emailStartsWith),
         row_limit=params.limit,
     )
     users = [dict(row) for row in rows]
