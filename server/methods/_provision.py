@@ -136,8 +136,9 @@ async def insert_user(
     )
     if created is None:
         key = email_key(params.email)
-        if await call.db.all("find_logins", instance_id=instance_id, login_keys=[key]):
-            raise taken("email")
+        rows = await call.db.all("find_names", instance_id=instance_id, keys=[key], user_id=None)
+        if rows:
+            raise taken("email", is_deleted=rows[0]["is_deleted"])
         raise Contention(retry_after=1)
     row = dict(created)
     if login is not None:

@@ -325,12 +325,17 @@ counted AS (
 SELECT id, state
 FROM gone;
 
--- name: restore_user(instance_id, email_key)^
--- Undoes delete_user while the rows are there.
+-- name: restore_user(instance_id, key)^
+-- Undoes delete_user while the rows are there. The key is an e-mail's or a login's.
 WITH back AS (
     UPDATE users
     SET deleted_at = NULL, updated_at = now()
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+    WHERE
+        instance_id = :instance_id AND deleted_at IS NOT NULL
+        AND id = coalesce(
+            (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
+            (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
+        )
     RETURNING id, user_state(users) AS state
 ),
 
@@ -350,13 +355,18 @@ reopened AS (
 SELECT id, state
 FROM back;
 
--- name: purge_user(instance_id, email_key)^
+-- name: purge_user(instance_id, key)^
 -- Takes a deleted user with all that was provisioned for it, for good. Its account keeps its place for
--- those beneath it, without a name.
+-- those beneath it, without a name. The key is an e-mail's or a login's.
 WITH target AS (
     SELECT id
     FROM users
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+    WHERE
+        instance_id = :instance_id AND deleted_at IS NOT NULL
+        AND id = coalesce(
+            (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
+            (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
+        )
     FOR UPDATE
 ),
 
