@@ -23,7 +23,7 @@ from server.errors import (
 )
 from server.events import Change
 from server.methods import _office365
-from server.methods._names import settle_renamed
+from server.methods._names import Names, hold_names, renamed, store_names
 from server.methods._provision import creation, names_of, password_problem, shown_name
 from server.methods._users import NewUser, UserChanges, email_key, end_access, user_deleted
 from server.methods.validation import Failure
@@ -517,19 +517,20 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         }
         for before, after in changes
     ]
+    moved = [(before, after) for before, after in changes if before["email_key"] != after["email_key"]]
+    wanted = {after["email_key"]: before["id"] for before, after in moved}
+    if wanted and await hold_names(call, wanted):
+        raise Contention(retry_after=1)  # it was free when we looked
     async with _alone():
         written = await call.db.all("write_users", instance_id=call.instance.id, users=rows)
     states = {row["id"]: row["state"] for row in written}
-    renamed = [
-        {"id": before["id"], "before": before["state"], "after": states[before["id"]]}
-        for before, after in changes
-        if before["email_key"] != after["email_key"]
-    ]
-    states |= await settle_renamed(call, renamed, "email")
+    for before, after in moved:
+        if (login := before["state"]["login"]) is not None:
+            names = renamed(Names(before["email"], login), after["email"])
+            states[before["id"]] = (await store_names(call, before["id"], names))["after"]
     for before, _ in changes:
         call.record_user(before["id"], before["state"], states[before["id"]])
         await pace.rest()
     await end_access(call, [row["id"] for row in rows if not row["is_active"]])
-    if renamed:
-        ids = [user["id"] for user in renamed]
-        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=ids)
+    if wanted:
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=list(wanted.values()))

@@ -136,7 +136,7 @@ async def insert_user(
     )
     if created is None:
         key = email_key(params.email)
-        rows = await call.db.all("find_names", instance_id=instance_id, keys=[key], user_id=None)
+        rows = await call.db.all("find_names", instance_id=instance_id, keys=[key])
         if rows:
             raise taken("email", is_deleted=rows[0]["is_deleted"])
         raise Contention(retry_after=1)

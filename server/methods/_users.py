@@ -285,12 +285,11 @@ def user_deleted(member: str) -> UserDeleted:
     return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
 
 
-def explain_taken(call: Call, email: str | None, external_id: str | None, member: str = "email") -> None:
+def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
     """Have a conflict about an e-mail or externalId tell whether a deleted user has it.
 
     Args:
         email, external_id: what is about to be written.
-        member: of the params, that holds the e-mail.
     """
     instance_id = call.instance.id
 
@@ -299,7 +298,7 @@ def explain_taken(call: Call, email: str | None, external_id: str | None, member
             holder = await call.database.look_up(
                 "find_email", instance_id=instance_id, email_key=email_key(email)
             )
-            taken = member
+            taken = "email"
         elif conflict.code == "duplicate_external_id":
             holder = await call.database.look_up(
                 "find_external_id", instance_id=instance_id, external_id=external_id

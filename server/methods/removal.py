@@ -67,7 +67,7 @@ async def purge_user_by_email(call: Call, params: UserRef) -> Any:
     key = email_key(params.email)
     purged = await call.db.one("purge_user", instance_id=call.instance.id, key=key)
     if purged is None:
-        if not await call.db.all("find_names", instance_id=call.instance.id, keys=[key], user_id=None):
+        if not await call.db.all("find_names", instance_id=call.instance.id, keys=[key]):
             raise NotFound
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
     written(call, purged)

@@ -86,8 +86,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     """Why an e-mail cannot be given to anybody else."""
-    named = {"instance_id": call.instance.id, "keys": [key], "user_id": None}
-    rows = await call.db.all("find_names", **named)
+    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=[key])
     if not rows:
         return []
     deleted = rows[0]["is_deleted"]
