@@ -208,6 +208,29 @@ async def test_the_retention_writes_down_whom_it_purges(
         assert [event["type"] for event in by_email] == ["user.purged", "user.deleted", "user.created"]
 
 
+@pytest.mark.parametrize(
+    ("login", "email"), [("JSmith", None), ("JSmith", "jo@example.com"), ("in@example.com", "jo@example.com")]
+)
+async def test_a_user_is_found_by_its_login_before_and_after_its_purge(
+    login: str, email: str | None, client: Client
+) -> None:
+    profile = {"firstname": "Jo", "lastname": "Smith"} | ({"email": email} if email else {})
+    made = await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
+
+    async def types(name: str) -> set[str]:
+        events = (await client.call("listAuditEvents", {"email": name}))["events"]
+        assert {event["userId"] for event in events} == {made["member"]["id"]}
+        return {event["type"] for event in events}
+
+    names = [login.upper()] + ([email] if email else [])
+    for name in names:
+        assert "user.created" in await types(name)
+    await client.call("deleteUserById", {"id": made["member"]["id"]})
+    await client.call("purgeUserByEmail", {"email": names[-1]})
+    for name in names:
+        assert "user.purged" in await types(name)
+
+
 async def test_events_go_after_a_year(client: Client, db: asyncpg.Connection, database_url: str) -> None:
     for days in (364, 366):
         await db.execute(

@@ -165,6 +165,42 @@ async def test_a_creation_that_waited_for_a_login_looks_again(
     await watching.close()
 
 
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("renameUserByEmail", {"email": "ann@example.com", "newEmail": "new@example.com"}),
+        ("replaceUserByEmail", {"email": "ann@example.com", "newEmail": "new@example.com"}),
+        ("updateStoreUser", {"id": 2, "email": "new@example.com", "externalId": "a", "onlySeesReadable": False}),
+        ("ensureUser", {"email": "new@example.com", "externalId": "a"}),
+        ("updateProfile", {"id": 2, "profile": {"email": "new@example.com"}}),
+    ],
+)  # fmt: skip
+async def test_a_renaming_writes_nothing_before_it_holds_the_counters(
+    method: str, params: dict[str, Any], client: Client, db: asyncpg.Connection, database_url: str
+) -> None:
+    """A creation holds the counters and then writes the name: it must not have to wait for the renaming."""
+    await client.call("createUser", {"email": "ann@example.com", "externalId": "a"})
+    await client.call("createUser", {"email": "bob@example.com"})
+    watching = await asyncpg.connect(database_url)
+    async with db.transaction():
+        await db.execute("SET LOCAL lock_timeout = '200ms'")
+        await db.execute("UPDATE instance_counters SET users = users WHERE instance_id = 1")
+        renaming = asyncio.create_task(client.outcome(method, params))
+
+        async def is_waiting() -> bool:
+            query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')"
+            return bool(await watching.fetchval(query))
+
+        await until(is_waiting)
+        await db.execute(
+            "UPDATE users SET email = $1, email_key = $1 WHERE email_key = 'bob@example.com'",
+            "new@example.com",
+        )
+    status, message = await renaming
+    assert status == 400 and message.endswith(DUPLICATE)
+    await watching.close()
+
+
 async def test_profile_update_changes_the_e_mail_and_not_the_login(client: Client) -> None:
     made = await member(client, "jo@example.com", profile={"countryId": 643, "card_id": "17"})
     ref = {"id": made["id"]}

@@ -92,3 +92,50 @@ async def test_add_to_group_says_which_of_the_two_is_not_there(client: Client) -
         assert await client.outcome(method, {"name": "Shop", "email": ADMIN}) == (
             400, "not found: there is no such group",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "field"),
+    [
+        ("createUser", {}, "email"),
+        ("createUsers", None, "users.0.email"),
+        ("createStoreUser", {"externalId": "x"}, "email"),
+        ("ensureUser", {}, "email"),
+        ("renameUserByEmail", None, "newEmail"),
+    ],
+)
+async def test_the_login_of_a_deleted_user_has_the_same_code(
+    method: str, params: dict[str, Any] | None, field: str, client: Client
+) -> None:
+    await make_ann(client)
+    given = {
+        "createUsers": {"users": [{"email": ANN}]},
+        "renameUserByEmail": {"email": ADMIN, "newEmail": ANN},
+    }.get(method, {"email": ANN} | (params or {}))
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": given}
+    async with await client.post(request) as response:
+        data = (await response.json())["error"]["data"]
+    assert (data["code"], data["fields"]) == ("user_deleted", [{"field": field, "message": DELETED}])
+
+
+async def make_ann(client: Client) -> int:
+    """A deleted user whose login is another address than its e-mail."""
+    profile = {"firstname": "A", "lastname": "L", "email": "mail@example.com"}
+    made = await client.call("createMember", {"login": ANN, "sponsorId": 1, "profile": profile})
+    user_id: int = made["member"]["id"]
+    await client.call("deleteUserById", {"id": user_id})
+    return user_id
+
+
+async def test_a_deleted_user_is_restored_and_purged_by_its_login(client: Client) -> None:
+    user_id = await make_ann(client)
+    await client.call("restoreUserByEmail", {"email": ANN.upper()})
+    assert (await client.call("getUserByEmail", {"email": "mail@example.com"}))["id"] == user_id
+    assert await client.outcome("purgeUserByEmail", {"email": ANN}) == (
+        400, "the user is not deleted: call deleteUserByEmail first",
+    )  # fmt: skip
+    assert await client.outcome("restoreUserByEmail", {"email": ANN}) == (400, "not found")
+    await client.call("deleteUserById", {"id": user_id})
+    await client.call("purgeUserByEmail", {"email": ANN})
+    assert await client.outcome("purgeUserByEmail", {"email": ANN}) == (400, "not found")
+    await client.call("createUser", {"email": ANN})

@@ -23,9 +23,9 @@ from server.errors import (
 )
 from server.events import Change
 from server.methods import _office365
-from server.methods._names import settle_renamed
+from server.methods._names import Names, hold_names, renamed, store_names
 from server.methods._provision import creation, names_of, password_problem, shown_name
-from server.methods._users import NewUser, UserChanges, end_access, user_deleted
+from server.methods._users import NewUser, UserChanges, email_key, end_access, user_deleted
 from server.methods.validation import Failure
 from server.registry import Call, Result, TenantParams, validated
 from server.settings import Settings
@@ -219,7 +219,7 @@ async def find_taken(
 async def find_same(db: Connection, call: Call, items: Iterable[NewUser]) -> list[Any]:
     """Whoever has an e-mail or external id of these, deleted or not."""
     items = list(items)
-    email_keys = [item.email.lower() for item in items if item.email is not None]
+    email_keys = [email_key(item.email) for item in items if item.email is not None]
     return await find_taken(db, call, email_keys, external_ids_of(items))
 
 
@@ -256,7 +256,7 @@ class Claims:
         """Whose an item's external id is, or else its e-mail."""
         user_id = None if item.externalId is None else self.external_ids.get(item.externalId)
         if user_id is None and item.email is not None:
-            user_id = self.emails.get(item.email.lower())
+            user_id = self.emails.get(email_key(item.email))
         return user_id
 
     def taken(self, name: str, holder: int | None) -> Conflict:
@@ -270,12 +270,12 @@ class Claims:
 
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""
-        key = item.email.lower()
+        key = email_key(item.email)
         if key in self.keys or key in self.logins:
             return self.taken("users_email", self.logins.get(key))
         if item.externalId in self.names:
             return taken("users_external_id")
-        self.keys.add(item.email.lower())
+        self.keys.add(key)
         self.names |= {item.externalId} - {None}
         return None
 
@@ -381,7 +381,7 @@ async def insert(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> dict[i
         rows.append(
             {
                 "email": item.email,
-                "email_key": item.email.lower(),
+                "email_key": email_key(item.email),
                 "display_name": shown_name(item),
                 "is_active": item.isActive,
                 "is_admin": item.isAdmin,
@@ -485,9 +485,9 @@ def changed(row: Mapping[str, Any], item: NewUser | UserChanges) -> dict[str, An
     for member, value in given.items():
         column = _COLUMNS[member]
         after[column] = row[column] | value if member in _MERGED else value
-    if after["email"].lower() == row["email_key"] or not isinstance(item, NewUser):
+    if email_key(after["email"]) == row["email_key"] or not isinstance(item, NewUser):
         after["email"] = row["email"]  # the same in another spelling, or what the user is called by
-    after["email_key"] = after["email"].lower()
+    after["email_key"] = email_key(after["email"])
     if isinstance(item, UserChanges) and item.groups is not None:
         after["is_admin"] = item.in_admins()
     if isinstance(item, NewUser) and (names := names_of(item)):
@@ -517,19 +517,20 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
         }
         for before, after in changes
     ]
+    moved = [(before, after) for before, after in changes if before["email_key"] != after["email_key"]]
+    wanted = {after["email_key"]: before["id"] for before, after in moved}
+    if wanted and await hold_names(call, wanted):
+        raise Contention(retry_after=1)  # it was free when we looked
     async with _alone():
         written = await call.db.all("write_users", instance_id=call.instance.id, users=rows)
     states = {row["id"]: row["state"] for row in written}
-    renamed = [
-        {"id": before["id"], "before": before["state"], "after": states[before["id"]]}
-        for before, after in changes
-        if before["email_key"] != after["email_key"]
-    ]
-    states |= await settle_renamed(call, renamed, "email")
+    for before, after in moved:
+        if (login := before["state"]["login"]) is not None:
+            names = renamed(Names(before["email"], login), after["email"])
+            states[before["id"]] = (await store_names(call, before["id"], names))["after"]
     for before, _ in changes:
         call.record_user(before["id"], before["state"], states[before["id"]])
         await pace.rest()
     await end_access(call, [row["id"] for row in rows if not row["is_active"]])
-    if renamed:
-        ids = [user["id"] for user in renamed]
-        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=ids)
+    if wanted:
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=list(wanted.values()))

@@ -8,7 +8,7 @@ looks then. Creating a user holds that row too, and looks in its one statement (
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
@@ -23,7 +23,7 @@ def _login(text: str) -> str:
         raise ValueError("holds control characters")
     if text != text.strip():
         raise ValueError("must not begin or end with a space")
-    return address(text) if "@" in text else text
+    return address(text) if "@" in text else unicodedata.normalize("NFC", text)
 
 
 _SCHEMA: dict[str, JsonValue] = {
@@ -84,10 +84,27 @@ def taken(member: str, *, is_deleted: bool = False) -> Conflict:
     return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
 
 
+async def hold_names(call: Call, wanted: Mapping[str, int | None]) -> list[Any]:
+    """Keep others from taking names until the transaction ends.
+
+    Whoever gives a user other names holds the user first, then calls this, and writes last. A creation holds
+    the counters too before it writes names: in another order the two could wait for each other.
+
+    Args:
+        wanted: by the keys of the names, the id of who is to have each; None for a new user.
+
+    Returns:
+        user_id, key and is_deleted of everybody else who has one of them.
+    """
+    await call.db.one("hold_counters", instance_id=call.instance.id)
+    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=list(wanted))
+    return [row for row in rows if row["user_id"] != wanted[row["key"]]]
+
+
 async def hold_free_names(
     call: Call, names: Names, *, login_member: str, email_member: str, user_id: int | None = None
 ) -> None:
-    """Keep others from taking names until the transaction ends.
+    """As hold_names does, for names that must be free.
 
     Args:
         login_member, email_member: what the params call the two.
@@ -96,8 +113,7 @@ async def hold_free_names(
     Raises:
         Conflict: somebody else has one of them.
     """
-    await call.db.one("hold_counters", instance_id=call.instance.id)
-    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=names.keys, user_id=user_id)
+    rows = await hold_names(call, dict.fromkeys(names.keys, user_id))
     if not rows:
         return
     of_login = email_key(names.login or names.email)
@@ -120,6 +136,19 @@ async def store_names(call: Call, user_id: int, names: Names) -> Any:
     )
 
 
+async def hold_user(call: Call, *, user_id: int | None = None, key: str | None = None) -> Any:
+    """A living user, kept from others: id, email, login and is_admin; see hold_names for what comes after.
+
+    Args:
+        user_id, key: its id, or the key of its e-mail.
+
+    Raises:
+        NotFound: there is no such user.
+    """
+    ref = {"instance_id": call.instance.id, "user_id": user_id, "email_key": key}
+    return found(await call.db.one("hold_names", **ref))
+
+
 async def change_email(call: Call, user_id: int, email: str | None, member: str) -> Any:
     """Give a user another e-mail, or none, without another login.
 
@@ -134,42 +163,36 @@ async def change_email(call: Call, user_id: int, email: str | None, member: str)
         NotFound: there is no such user.
         Conflict: somebody else has the e-mail.
     """
-    held = found(await call.db.one("hold_names", instance_id=call.instance.id, user_id=user_id))
-    before = Names(held["email"], held["login"])
-    after = names_of_user(before.login or before.email, email)
-    if after == before:
-        return None
-    await hold_free_names(call, after, login_member="login", email_member=member, user_id=user_id)
-    return dict(await store_names(call, user_id, after)) | {"is_admin": held["is_admin"]}
+    held = await hold_user(call, user_id=user_id)
+    return await _give(call, held, names_of_user(held["login"] or held["email"], email), member)
 
 
-async def settle_renamed(call: Call, renamed: Sequence[Mapping[str, Any]], member: str) -> dict[int, Any]:
-    """After users got other e-mails: see to their logins, and that nobody else has such an e-mail as login.
-
-    A login that is an e-mail goes with the old e-mail; another one stays.
+async def rename(call: Call, held: Any, email: str, member: str) -> Any:
+    """Give a user another e-mail; a login that is an e-mail goes with the old one, another one stays.
 
     Args:
-        renamed: id, before and after of users' states, who are held.
-        member: of the params, that holds the new e-mail.
+        held: the row of hold_user.
+        member: of the params, that holds the e-mail.
 
     Returns:
-        by the id, the states of those whose login changed.
+        as change_email.
 
     Raises:
-        Conflict: somebody else has such an e-mail as login.
+        Conflict: somebody else has the e-mail.
     """
-    states: dict[int, Any] = {}
-    if not renamed:
-        return states
-    await call.db.one("hold_counters", instance_id=call.instance.id)
-    wanted = {email_key(user["after"]["email"]): user["id"] for user in renamed}
-    rows = await call.db.all("find_logins", instance_id=call.instance.id, login_keys=list(wanted))
-    for row in rows:
-        if row["user_id"] != wanted[row["login_key"]]:
-            raise taken(member, is_deleted=row["is_deleted"])
-    for user in renamed:
-        email = user["after"]["email"]
-        if (own := user["before"]["login"]) is not None:
-            names = names_of_user(own if not has_email(own) else email, email)
-            states[user["id"]] = (await store_names(call, user["id"], names))["after"]
-    return states
+    return await _give(call, held, renamed(Names(held["email"], held["login"]), email), member)
+
+
+def renamed(names: Names, email: str) -> Names:
+    """The names of a user after rename."""
+    if email_key(email) == email_key(names.email):
+        return Names(email, names.login)
+    own = names.login or names.email
+    return names_of_user(email if has_email(own) else own, email)
+
+
+async def _give(call: Call, held: Any, names: Names, member: str) -> Any:
+    if names == Names(held["email"], held["login"]):
+        return None
+    await hold_free_names(call, names, login_member=member, email_member=member, user_id=held["id"])
+    return dict(await store_names(call, held["id"], names)) | {"is_admin": held["is_admin"]}

@@ -12,6 +12,7 @@ from server.methods._users import (
     NewUser,
     ReplaceUser,
     ResetPassword,
+    email_key,
     explain_taken,
 )  # fmt: skip
 from server.passwords import is_common
@@ -111,7 +112,7 @@ async def insert_user(
         "create_user",
         instance_id=instance_id,
         email=params.email,
-        email_key=params.email.lower(),
+        email_key=email_key(params.email),
         display_name=event["displayName"],
         is_active=params.isActive,
         is_admin=params.isAdmin,
@@ -134,9 +135,10 @@ async def insert_user(
         **call.author(),
     )
     if created is None:
-        key = params.email.lower()
-        if await call.db.all("find_logins", instance_id=instance_id, login_keys=[key]):
-            raise taken("email")
+        key = email_key(params.email)
+        rows = await call.db.all("find_names", instance_id=instance_id, keys=[key])
+        if rows:
+            raise taken("email", is_deleted=rows[0]["is_deleted"])
         raise Contention(retry_after=1)
     row = dict(created)
     if login is not None:

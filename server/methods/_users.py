@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -54,13 +55,17 @@ def address(email: str) -> str:
 
 
 def email_key(email: str) -> str:
-    """What identity is decided by: the address in lower case, the domain in Unicode."""
-    if email.isascii() and "xn--" not in email:
-        return email.lower()
-    try:
-        return address(email).lower()
-    except ValueError:
-        return unicodedata.normalize("NFC", email).lower()
+    """What identity is decided by: the address or login in lower case and NFC, the domain in Unicode.
+
+    Every key that is stored or compared comes from here.
+    """
+    key = email.lower()
+    if email.isascii() and "xn--" not in key:
+        return key
+    with contextlib.suppress(ValueError):
+        key = address(email).lower()
+    # Lower case can have a composed form where upper case has none.
+    return unicodedata.normalize("NFC", key)
 
 
 def _line(text: str) -> str:
@@ -280,21 +285,20 @@ def user_deleted(member: str) -> UserDeleted:
     return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
 
 
-def explain_taken(call: Call, email: str | None, external_id: str | None, member: str = "email") -> None:
+def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
     """Have a conflict about an e-mail or externalId tell whether a deleted user has it.
 
     Args:
         email, external_id: what is about to be written.
-        member: of the params, that holds the e-mail.
     """
     instance_id = call.instance.id
 
     async def explain(conflict: Conflict) -> ServiceError | None:
         if conflict.code == "duplicate_email" and email is not None:
             holder = await call.database.look_up(
-                "find_email", instance_id=instance_id, email_key=email.lower()
+                "find_email", instance_id=instance_id, email_key=email_key(email)
             )
-            taken = member
+            taken = "email"
         elif conflict.code == "duplicate_external_id":
             holder = await call.database.look_up(
                 "find_external_id", instance_id=instance_id, external_id=external_id
@@ -369,7 +373,7 @@ async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str
     Args:
         before, after: states of the user.
     """
-    if (before["email"] or "").lower() != (after["email"] or "").lower():
+    if email_key(before["email"] or "") != email_key(after["email"] or ""):
         await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 

@@ -27,7 +27,7 @@ class ListAuditEvents(Params):
     )
     userId: Id | None = Field(None, description="About this user.")
     email: Email | None = Field(
-        None, description="About the user who has this e-mail, or had it when it was purged."
+        None, description="About the user who has this e-mail or login, or had it when it was purged."
     )
     method: Annotated[str, Field(max_length=64)] | None = Field(None, description="By this method.")
     type: Annotated[str, Field(max_length=64)] | None = Field(
@@ -154,7 +154,7 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
         user_ids = {params.userId} if params.userId is not None else None
         if params.email is not None:
             key = email_key(params.email)
-            named = await call.db.all("find_event_users", instance_id=instance_id, email_key=key)
+            named = await call.db.all("find_event_users", instance_id=instance_id, key=key)
             those = {row["user_id"] for row in named}
             user_ids = those if user_ids is None else user_ids & those
         rows = await call.db.all("list_user_events", **which, **asked, user_ids=sorted(user_ids or ()))

@@ -90,7 +90,7 @@ def _refuse_taken(batch: Batch[NewUser], found: Sequence[Mapping[str, Any]]) -> 
     """Leave out whose e-mail or external id is taken, by somebody or by an item before it."""
     claims = Claims(found)
     for index, item in list(batch.items.items()):
-        if (holder := claims.emails.get(item.email.lower())) is not None:
+        if (holder := claims.emails.get(email_key(item.email))) is not None:
             batch.fail(index, claims.taken("users_email", holder))
         elif (holder := claims.external_ids.get(item.externalId)) is not None:
             batch.fail(index, claims.taken("users_external_id", holder))

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from server.errors import Conflict, MemberForbidden, NotFound
 from server.events import identity
-from server.methods._users import UserRef, email_key, end_access, found, written
+from server.methods._users import UserRef, email_key, end_access, written
 from server.registry import Call, Example, method
 
 
@@ -41,10 +41,11 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
 async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     """Bring a deleted user back with everything it had but its sessions.
 
+    email is its e-mail or its login, as both stay taken.
     An administrator's return needs the scope users:admin.
     """
     key = email_key(params.email)
-    user = written(call, await call.db.one("restore_user", instance_id=call.instance.id, email_key=key))
+    user = written(call, await call.db.one("restore_user", instance_id=call.instance.id, key=key))
     call.record("user.restored", user["id"], after=identity(user["state"]))
     return True
 
@@ -60,13 +61,14 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
 async def purge_user_by_email(call: Call, params: UserRef) -> Any:
     """Remove a deleted user for good, with all that was provisioned for it.
 
-    Only a deleted user can be purged; a living one is answered with a conflict. An administrator's purge
-    needs the scope users:admin.
+    email is its e-mail or its login, as both stay taken. Only a deleted user can be purged; a living one is
+    answered with a conflict. An administrator's purge needs the scope users:admin.
     """
-    user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
-    purged = await call.db.one("purge_user", **user)
+    key = email_key(params.email)
+    purged = await call.db.one("purge_user", instance_id=call.instance.id, key=key)
     if purged is None:
-        found(await call.db.value("find_email", **user))
+        if not await call.db.all("find_names", instance_id=call.instance.id, keys=[key]):
+            raise NotFound
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
     written(call, purged)
     call.record("user.purged", purged["id"], before=identity(purged["state"]))

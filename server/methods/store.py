@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from server import access
 from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.events import SECRET
-from server.methods._names import settle_renamed
+from server.methods._names import hold_user, rename
 from server.methods._provision import insert_user, password_problem
 from server.methods._store import (
     ExternalId,
@@ -320,20 +320,10 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     To change an administrator needs the scope users:admin.
     """
     user = {"instance_id": call.instance.id, "user_id": params.id}
-    held = await _hold(call, params.id)
-    changes = []
+    held = await hold_user(call, user_id=params.id)
     explain_taken(call, params.email, params.externalId)
-    if params.email != held["email"]:
-        renamed = await call.db.one(
-            "rename_user",
-            instance_id=call.instance.id,
-            email_key=held["email_key"],
-            new_email=params.email,
-            new_email_key=params.email.lower(),
-        )
-        changes.append(found(renamed))
-        if params.email.lower() != held["email_key"]:
-            await settle_renamed(call, changes, "email")
+    renamed = await rename(call, held, params.email, "email")
+    changes = [] if renamed is None else [renamed]
     members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
     given = params.model_dump(include=members & params.model_fields_set)
     changes.append(written(call, await change_store_user(call.db, call.instance.id, params.id, given)))

@@ -15,7 +15,7 @@ from server.methods._groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
-from server.methods._names import settle_renamed
+from server.methods._names import hold_user, rename
 from server.methods._provision import hash_new_password, insert_user, names_of
 from server.methods._users import (
     CREATED_USER,
@@ -216,23 +216,13 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 
     An administrator's needs the scope users:admin.
     """
-    explain_taken(call, params.newEmail, None, "newEmail")
-    user = written(
-        call,
-        await call.db.one(
-            "rename_user",
-            instance_id=call.instance.id,
-            email_key=email_key(params.email),
-            new_email=params.newEmail,
-            new_email_key=params.newEmail.lower(),
-        ),
-    )
-    states = await settle_renamed(
-        call, [user] if params.newEmail.lower() != email_key(params.email) else [], "newEmail"
-    )
-    after = states.get(user["id"], user["after"])
-    call.record_user(user["id"], user["before"], after)
-    await end_codes(call, before=user["before"], after=after, user_id=user["id"])
+    held = await hold_user(call, key=email_key(params.email))
+    call.subject = held["id"]
+    renamed = await rename(call, held, params.newEmail, "newEmail")
+    if renamed is not None:
+        user = written(call, renamed)
+        call.record_user(user["id"], user["before"], user["after"])
+        await end_codes(call, before=user["before"], after=user["after"], user_id=user["id"])
     return True
 
 
@@ -258,28 +248,24 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     What is left out stays as it is. The display name follows the names. An administrator's replacement needs
     the scope users:admin.
     """
-    explain_taken(call, params.newEmail, None, "newEmail")
-    key = email_key(params.email)
-    changed = written(
-        call,
-        await call.db.one(
-            "replace_user",
-            instance_id=call.instance.id,
-            email_key=key,
-            new_email=params.newEmail,
-            new_email_key=params.newEmail and params.newEmail.lower(),
-            names=names_of(params),
-            is_admin=params.isAdmin,
-            password_hash=password_hash,
-        ),
+    held = await hold_user(call, key=email_key(params.email))
+    renamed = params.newEmail and await rename(call, held, params.newEmail, "newEmail")
+    replaced = await call.db.one(
+        "replace_user",
+        instance_id=call.instance.id,
+        user_id=held["id"],
+        names=names_of(params),
+        is_admin=params.isAdmin,
+        password_hash=password_hash,
     )
+    changed = dict(found(replaced))
+    if renamed:
+        changed["before"] = renamed["before"]
+    written(call, changed)
     if password_hash is not None:
         access.require_user(call.caller, {"is_admin": changed["before"]["isAdmin"]})
-    renamed = params.newEmail is not None and params.newEmail.lower() != key
-    states = await settle_renamed(call, [changed] if renamed else [], "newEmail")
-    after = states.get(changed["id"], changed["after"])
-    call.record_user(changed["id"], changed["before"], after)
-    await end_codes(call, before=changed["before"], after=after, user_id=changed["id"])
+    call.record_user(changed["id"], changed["before"], changed["after"])
+    await end_codes(call, before=changed["before"], after=changed["after"], user_id=changed["id"])
     if password_hash is not None:
         await record_password(call, changed)
     return True
@@ -350,7 +336,7 @@ async def list_users(call: Call, params: ListUsers) -> Any:
         _LISTS[params.status],
         instance_id=call.instance.id,
         after=from_cursor(params.after),
-        starts_with=params.emailStartsWith.lower(),
+        starts_with=email_key(params.emailStartsWith),
         row_limit=params.limit,
     )
     users = [dict(row) for row in rows]

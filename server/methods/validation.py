@@ -78,7 +78,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
-        failures += await _taken(call, "email", address(email).lower())
+        failures += await _taken(call, "email", email_key(email))
     if not await call.db.value("has_seat", instance_id=call.instance.id):
         failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
     return failures + await store_failures(call.db, call.instance.id, params, bad)
@@ -86,8 +86,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     """Why an e-mail cannot be given to anybody else."""
-    named = {"instance_id": call.instance.id, "keys": [key], "user_id": None}
-    rows = await call.db.all("find_names", **named)
+    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=[key])
     if not rows:
         return []
     deleted = rows[0]["is_deleted"]
@@ -159,6 +158,6 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
                 if isinstance(given.get(member), str) and member not in bad and _differs(user, member, given)
             ]
         if isinstance(new_email, str) and "newEmail" not in bad:
-            new_key = address(new_email).lower()
+            new_key = email_key(new_email)
             failures += await _taken(call, "newEmail", new_key) if new_key != key else []
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}

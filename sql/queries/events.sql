@@ -63,15 +63,26 @@ SELECT
 FROM events
 WHERE instance_id = :instance_id AND id = :event_id;
 
--- name: find_event_users(instance_id, email_key)
--- Whom an address may stand for: the user who has it, deleted or not, and those who had it when they were purged.
+-- name: find_event_users(instance_id, key)
+-- Whom an e-mail or login may stand for: the user who has it, deleted or not, and those who had it when they were purged
+-- (indexes events_of_purged and events_of_purged_logins).
 SELECT id AS user_id
 FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key
+WHERE instance_id = :instance_id AND email_key = :key
+UNION
+SELECT user_id
+FROM logins
+WHERE instance_id = :instance_id AND login_key = :key
 UNION
 SELECT user_id
 FROM events
-WHERE instance_id = :instance_id AND type = 'user.purged' AND lower(before ->> 'email') = :email_key;
+WHERE instance_id = :instance_id AND type = 'user.purged' AND lower(before ->> 'email') = :key
+UNION
+SELECT user_id
+FROM events
+WHERE
+    instance_id = :instance_id AND type = 'user.purged' AND before ->> 'login' IS NOT NULL
+    AND lower(before ->> 'login') = :key;
 
 -- name: list_events(instance_id, type, method, since, until, before_time, before_xid, before_place, look, row_limit, byte_limit)
 -- A page of the audit, the newest first (index events_by_time); of no more events than look are type and method asked.

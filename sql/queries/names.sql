@@ -1,28 +1,19 @@
--- name: find_names(instance_id, keys, user_id)
--- Whoever else has one of these names, as e-mail or as login, deleted or not.
+-- name: find_names(instance_id, keys)
+-- Whoever has one of these names, as e-mail or as login, deleted or not.
 SELECT u.id AS user_id, wanted.key, u.deleted_at IS NOT NULL AS is_deleted
 FROM unnest(:keys::text []) AS wanted (key)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.key
-WHERE u.id IS DISTINCT FROM :user_id::bigint
 UNION
 SELECT u.id AS user_id, wanted.key, u.deleted_at IS NOT NULL AS is_deleted
 FROM unnest(:keys::text []) AS wanted (key)
 INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = wanted.key
-INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = l.user_id
-WHERE u.id IS DISTINCT FROM :user_id::bigint;
-
--- name: find_logins(instance_id, login_keys)
--- Whose logins these are, beside e-mails.
-SELECT l.login_key, l.user_id, u.deleted_at IS NOT NULL AS is_deleted
-FROM unnest(:login_keys::text []) AS wanted (login_key)
-INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = wanted.login_key
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = l.user_id;
 
--- name: hold_names(instance_id, user_id)^
--- The names of a living user, kept from others until the transaction ends.
-SELECT email, login, is_admin
+-- name: hold_names(instance_id, user_id, email_key)^
+-- The names of a living user, by its id or e-mail, kept from others until the transaction ends.
+SELECT id, email, login, is_admin
 FROM users
-WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
+WHERE instance_id = :instance_id AND (id = :user_id OR email_key = :email_key) AND deleted_at IS NULL
 FOR UPDATE;
 
 -- name: set_names(instance_id, user_id, email, email_key, login, login_key)^

@@ -108,7 +108,7 @@ SELECT
 
 -- name: hold_store_user(instance_id, user_id)^
 -- Keeps others, logins too, from a living user until the transaction ends.
-SELECT email, email_key, is_admin
+SELECT is_admin
 FROM users
 WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;

@@ -201,26 +201,6 @@ replaced AS (
 SELECT id, before, after
 FROM changed;
 
--- name: rename_user(instance_id, email_key, new_email, new_email_key)^
--- Another address for a living user. Codes that went to the old one are ended by a statement after this one.
-WITH held AS (
-    SELECT u.id, user_state(u) AS before
-    FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-    FOR UPDATE
-),
-
-renamed AS (
-    UPDATE users
-    SET email = :new_email, email_key = :new_email_key, updated_at = now()
-    FROM held
-    WHERE users.instance_id = :instance_id AND users.id = held.id
-    RETURNING users.id, held.before, user_state(users) AS after
-)
-
-SELECT id, before, after
-FROM renamed;
-
 -- name: set_password(instance_id, email_key, password_hash)^
 -- A new password. Sessions and codes end by a statement after it: this one does not see those that it waited for.
 WITH target AS (
@@ -252,20 +232,17 @@ SELECT id, is_admin, email, fields
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
--- name: replace_user(instance_id, email_key, new_email, new_email_key, names, is_admin, password_hash)^
--- Several changes of a living user at once; null leaves what is there. names are profile fields, {} for none.
+-- name: replace_user(instance_id, user_id, names, is_admin, password_hash)^
+-- Several changes at once of a user who is held; null leaves what is there. names are profile fields, {} for none.
 WITH held AS (
     SELECT u.id, user_state(u) AS before
     FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-    FOR UPDATE
+    WHERE u.instance_id = :instance_id AND u.id = :user_id
 ),
 
 changed AS (
     UPDATE users
     SET
-        email = coalesce(:new_email, email),
-        email_key = coalesce(:new_email_key, email_key),
         fields = jsonb_strip_nulls(fields || :names::jsonb),
         display_name = CASE
             WHEN :names::jsonb = '{}' THEN display_name
@@ -325,12 +302,17 @@ counted AS (
 SELECT id, state
 FROM gone;
 
--- name: restore_user(instance_id, email_key)^
--- Undoes delete_user while the rows are there.
+-- name: restore_user(instance_id, key)^
+-- Undoes delete_user while the rows are there. The key is an e-mail's or a login's.
 WITH back AS (
     UPDATE users
     SET deleted_at = NULL, updated_at = now()
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+    WHERE
+        instance_id = :instance_id AND deleted_at IS NOT NULL
+        AND id = coalesce(
+            (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
+            (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
+        )
     RETURNING id, user_state(users) AS state
 ),
 
@@ -350,13 +332,18 @@ reopened AS (
 SELECT id, state
 FROM back;
 
--- name: purge_user(instance_id, email_key)^
+-- name: purge_user(instance_id, key)^
 -- Takes a deleted user with all that was provisioned for it, for good. Its account keeps its place for
--- those beneath it, without a name.
+-- those beneath it, without a name. The key is an e-mail's or a login's.
 WITH target AS (
     SELECT id
     FROM users
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NOT NULL
+    WHERE
+        instance_id = :instance_id AND deleted_at IS NOT NULL
+        AND id = coalesce(
+            (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
+            (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
+        )
     FOR UPDATE
 ),
 

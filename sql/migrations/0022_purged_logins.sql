@@ -1,0 +1,3 @@
+-- Whose login it was, once the user itself is gone.
+CREATE INDEX events_of_purged_logins ON events (instance_id, lower(before ->> 'login'))
+WHERE type = 'user.purged' AND before ->> 'login' IS NOT NULL;
