@@ -60,8 +60,8 @@ async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None
 async def migrate(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
     """Bring the schema up to date, one transaction a migration, under an advisory lock.
 
-    While another transaction, such as that of pg_dump, holds a table that a migration changes, the migration is
-    tried again without end, and each failed try is logged.
+    While another transaction, such as that of pg_dump, holds a table that a migration changes, the migration
+    is tried again until that ends; each failed try is logged.
 
     Args:
         connection: direct, not through a transaction pooler.

@@ -15,7 +15,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.errors import HaltServer
 from prometheus_client import multiprocess
 
-from server.app import Runner, create_app
+from server.app import create_app
+from server.connections import Runner
 from server.settings import Settings
 
 IDLE_AT_STOP = 1.0

@@ -9,7 +9,8 @@ from typing import TypeVar
 import structlog
 from aiohttp import web
 
-from server.app import Runner, create_waiting_app
+from server.app import create_waiting_app
+from server.connections import Runner
 from server.db import is_away
 from server.settings import Settings
 

@@ -10,7 +10,8 @@ from aiohttp import web
 from conftest import ADMIN, Client, Serve
 from processes import connected, parsed, request
 
-from server.app import Runner, _Server, create_app
+from server.app import create_app
+from server.connections import Runner, _Server
 from server.settings import Settings
 
 KEYLESS = ("/livez", "/readyz", "/metrics", "/openapi.json")
