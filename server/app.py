@@ -170,12 +170,10 @@ def create_waiting_app(settings: Settings) -> web.Application:
     async def unavailable(request: web.Request) -> web.Response:
         raise Unavailable(retry_after=1)
 
-    async def close_connection(request: web.Request, response: web.StreamResponse) -> None:
-        response.force_close()  # the workers take the port over
-
     app.router.add_route("GET", "/livez", _alive)
+    _add_head(app.router)
+    rpc.add_routes(app.router, unavailable)
     app.router.add_route("*", "/{path:.*}", unavailable)
-    app.on_response_prepare.append(close_connection)
     return app
 
 

@@ -209,14 +209,21 @@ class Runner(web.AppRunner):
     what aiohttp refuses before any middleware.
     """
 
-    def __init__(self, app: web.Application, patience: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        patience: Callable[[], float] = lambda: 0.0,
+        *,
+        keeps_connections: bool = True,
+    ) -> None:
         """
         Args:
             app: made by create_app.
             patience: seconds that idle clients get at the end, asked for then.
+            keeps_connections: False: each ends with its answer, which says so (Connection: close).
         """
         settings = app[SETTINGS]
-        self._patience = patience
+        self._patience, self._keeps_connections = patience, keeps_connections
         super().__init__(
             app,
             access_log=None,  # each call is logged by what it was, without its query string
@@ -234,4 +241,6 @@ class Runner(web.AppRunner):
         handler = _http.within_boundary(cast(_http.Handler, made.request_handler), FRONTS, app[METRICS])
         if origins := app[SETTINGS].cors_origins:
             handler = _cors.allowing(origins, handler)
-        return _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)
+        server = _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)
+        server.ending = not self._keeps_connections
+        return server

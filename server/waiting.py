@@ -43,7 +43,8 @@ async def prepared(settings: Settings, listening: socket.socket, prepare: Callab
     Raises:
         Exception: prepare's, where waiting does not help (see is_away).
     """
-    runner = Runner(create_waiting_app(settings))
+    # The workers take the port over: clients have to come to them by connections of their own.
+    runner = Runner(create_waiting_app(settings), keeps_connections=False)
     await runner.setup()
     await web.SockSite(runner, listening.dup()).start()  # which closes its own
     try:
