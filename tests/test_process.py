@@ -41,6 +41,8 @@ from processes import (
 )
 
 from server.db import is_away, translated
+from server.process import Arbiter
+from server.settings import Settings
 
 LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 
@@ -233,6 +235,29 @@ async def test_the_database_is_away_at_the_start(
         assert (await call(http, served, shown_key(served), **LOOK_UP))[0] == 200
         assert served.log.count("serve_waits_for_database") == 1
         assert await served.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "reached_at"),
+    [
+        ("::", "http://[::]", ["127.0.0.1", "::1"]),
+        ("[::]", "http://[::]", ["127.0.0.1", "::1"]),
+        ("[::1]", "http://[::1]", ["::1"]),
+        ("0.0.0.0", "http://0.0.0.0", ["127.0.0.1"]),
+    ],
+)
+async def test_listening_on_ipv6(
+    host: str, url: str, reached_at: list[str], officerpc: Officerpc, key: str
+) -> None:
+    """With brackets or without; :: is all addresses of the machine, those of IPv4 too."""
+    served = officerpc.launch(host=host)
+    port = served.url.rpartition(":")[2]
+    await eventually(lambda: "officerpc serves" in served.output or served.process.poll() is not None)
+    assert f"officerpc serves {url}:{port}/rpc" in served.output, served.log
+    for address in reached_at:
+        at = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        assert (await exchange(at, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200
+    assert await served.stop() == 0
 
 
 async def test_sigterm_while_the_database_is_away(own: OwnPostgres) -> None:
@@ -555,6 +580,18 @@ async def test_a_reload_under_load(
     assert "close" in told
     assert "Traceback" not in served.log
     assert await served.stop() == 0
+
+
+@pytest.mark.parametrize(("keepalive", "shutdown"), [(25.0, 20.0), (30.0, 30.0), (30.0, 600.0)])
+async def test_a_replaced_worker_is_not_killed_before_its_time(keepalive: float, shutdown: float) -> None:
+    """gunicorn kills a worker that says nothing for `timeout`; one that ends says nothing while it waits."""
+    settings = Settings(keepalive_timeout=keepalive, shutdown_timeout=shutdown)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        arbiter = Arbiter(settings, "postgresql://nowhere/none", listening.dup(), lambda: None, lambda: None)
+    os.close(arbiter._listening)
+    # Idle clients get the smaller of the two, then half a connection is closed, then calls get theirs.
+    assert arbiter.cfg.timeout > min(keepalive, shutdown) + 1 + shutdown
+    assert arbiter.cfg.timeout >= 60
 
 
 async def test_sigterm_and_an_idle_client(officerpc: Officerpc, key: str) -> None:

@@ -91,7 +91,7 @@ def _serve(settings: Settings, database: Located) -> None:
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
+        where = f"{_in_url(settings.host)}:{settings.port}"
         fail(f"cannot listen on {where}: see OFFICERPC_HOST and OFFICERPC_PORT ({error.strerror})")
 
     # One for all tries: one of them may have stored it without hearing of it.
@@ -125,8 +125,13 @@ def _warn_of_unknown_variables() -> None:
         log.warning("unknown_setting", variable=name, did_you_mean=meant)
 
 
+def _in_url(host: str) -> str:
+    """A host as URLs have it: IPv6 addresses stand in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def _greet(settings: Settings, key: str | None) -> None:
-    address = f"http://{settings.host}:{settings.port}/rpc"
+    address = f"http://{_in_url(settings.host)}:{settings.port}/rpc"
     if not settings.smtp_host:
         from server.mail import folder
 
