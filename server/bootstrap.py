@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.auth import OPERATOR, TENANT_SCOPES, digest, new_key
+from server.auth import OPERATOR, TENANT_SCOPES, digest
 from server.db import Database
 from server.dispatch import Dispatcher
 from server.events import by_itself
@@ -16,15 +16,23 @@ class FirstStart:
     """What came of it."""
 
     migrations: list[str]
-    # In clear, once: at its creation. None where there already is a key.
+    # The chosen or offered key in clear, where it is stored. None where there was another one already.
     api_key: str | None
 
 
-async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatcher) -> FirstStart:
+async def bootstrap(
+    settings: Settings, database: Database, dispatcher: Dispatcher, offered_key: str
+) -> FirstStart:
     """Migrate, and make the demo instance and its key where there is none yet.
 
     Several servers may start at once: an advisory lock lets one of them do it.
+
+    Args:
+        offered_key: a new key, stored where there is none and OFFICERPC_BOOTSTRAP_API_KEY is not set. A try
+            whose COMMIT was not answered may have stored it: the next one is given the same key and finds it.
     """
+    chosen = settings.bootstrap_api_key and settings.bootstrap_api_key.get_secret_value()
+    key = chosen or offered_key
     connection = await database.direct()
     try:
         async with migration_lock(connection):
@@ -32,11 +40,8 @@ async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatch
             async with database.connection() as db:
                 await db.value("mend_event_clock")
                 fresh = not await db.value("has_instances")
-                chosen = settings.bootstrap_api_key and settings.bootstrap_api_key.get_secret_value()
-                if chosen:
-                    missing = not await db.value("has_key", digest=digest(chosen))
-                else:
-                    missing = not await db.value("has_keys")
+                stored = await db.value("has_key", digest=digest(key))
+                missing = not stored and (bool(chosen) or not await db.value("has_keys"))
             if fresh:
                 admin = {"email": settings.bootstrap_admin_email}
                 await dispatcher.call(
@@ -46,8 +51,7 @@ async def bootstrap(settings: Settings, database: Database, dispatcher: Dispatch
                     Circumstances("bootstrap"),
                 )
             if not missing:
-                return FirstStart(migrations, None)
-            key = chosen or new_key()
+                return FirstStart(migrations, key if stored else None)
             instances = [settings.bootstrap_instance]
             async with database.transaction() as db:
                 row = await db.one(

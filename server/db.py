@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import functools
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from socket import gaierror
 from ssl import SSLError
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
@@ -404,12 +406,29 @@ def pass_on_cancelling(error: Exception) -> None:
 def is_away(error: BaseException) -> bool:
     """Whether a database may yet come: nobody listens, it is starting, it has no primary, it is full.
 
-    Not so where it refuses who connects, or how, or knows no such database.
+    Not so where it refuses who connects, or how, or knows no such database, nor where the operating system
+    refuses something else than a connection, such as reading a file.
+
+    Args:
+        error: the driver's, or what it was translated into.
     """
     cause = error.__cause__ if isinstance(error, ServiceError) else error
-    if isinstance(cause, pg.InvalidAuthorizationSpecificationError | pg.InvalidCatalogNameError | SSLError):
+    if isinstance(cause, pg.InvalidAuthorizationSpecificationError | pg.InvalidCatalogNameError):
         return False
-    return isinstance(error, Unavailable | OSError | TimeoutError) and advice(error) is None
+    if isinstance(cause, OSError) and not _is_of_connecting(cause):
+        return False
+    return isinstance(translated(error), Unavailable) and advice(error) is None
+
+
+_UNREACHED = (None, errno.ENOENT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""Of a host or a Unix socket (ENOENT) that is not there. None: asyncio tried several addresses of a host."""
+
+
+def _is_of_connecting(error: OSError) -> bool:
+    """Whether a connection failed in a way that may pass. An error with a file name is about that file."""
+    if isinstance(error, ConnectionError | TimeoutError | gaierror):
+        return True
+    return not isinstance(error, SSLError) and error.filename is None and error.errno in _UNREACHED
 
 
 def advice(error: BaseException) -> str | None:

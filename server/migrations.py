@@ -1,5 +1,6 @@
 """Migrations: the schema, brought up to date in order."""
 
+import asyncio
 import contextlib
 import hashlib
 import re
@@ -7,10 +8,17 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import asyncpg
+import structlog
 from asyncpg import exceptions as pg
 
 from server.db import sql_dir
 
+log = structlog.get_logger()
+
+LOCK_TIMEOUT = 2
+"""Seconds that a migration waits for a lock; all later writes of that table wait behind it."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two tries of a migration."""
 # Any constant serves, as long as every officerpc uses the same.
 _MIGRATION_LOCK = 0x0FF1CE
 
@@ -51,6 +59,9 @@ async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None
 
 async def migrate(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
     """Bring the schema up to date, one transaction a migration, under an advisory lock.
+
+    While another transaction, such as that of pg_dump, holds a table that a migration changes, the migration
+    is tried again until that ends; each failed try is logged.
 
     Args:
         connection: direct, not through a transaction pooler.
@@ -98,7 +109,19 @@ async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) 
             " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
     for migration in missing:
+        pause = 1.0
+        while not await _took_its_locks(connection, migration):
+            log.error("migration_waits_for_lock", migration=migration.name, next_try_seconds=pause)
+            await asyncio.sleep(pause)  # meanwhile the writes that queued behind it go on
+            pause = min(pause * 2, LONGEST_PAUSE)
+    return [migration.name for migration in missing]
+
+
+async def _took_its_locks(connection: "asyncpg.Connection", migration: Migration) -> bool:
+    """Apply a migration; False, with nothing applied, where others hold what it has to lock for too long."""
+    try:
         async with connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
             for statement in migration.statements:
                 await connection.execute(statement)
             await connection.execute(
@@ -107,4 +130,6 @@ async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) 
                 migration.name,
                 migration.checksum,
             )
-    return [migration.name for migration in missing]
+    except pg.LockNotAvailableError:
+        return False
+    return True

@@ -15,11 +15,14 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.errors import HaltServer
 from prometheus_client import multiprocess
 
-from server.app import Runner, create_app
+from server.app import create_app
+from server.connections import Runner
 from server.settings import Settings
 
 IDLE_AT_STOP = 1.0
 """Seconds that kept-alive clients get to be told that the server stops."""
+ENDING_MARGIN = 30
+"""Seconds beyond those of clients and calls, for closing connections, the pool and the queue."""
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -86,7 +89,8 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "worker_class": "aiohttp.GunicornUVLoopWebWorker",
             # What runs gets shutdown_timeout; the arbiter waits a little longer than the workers do.
             "graceful_timeout": int(settings.shutdown_timeout) + 5,
-            "timeout": 60,
+            # A worker that ends no longer tells that it lives, and must not be killed before its calls' time.
+            "timeout": max(60, int(settings.keepalive_timeout + settings.shutdown_timeout) + ENDING_MARGIN),
             "proc_name": "officerpc",
             "accesslog": None,
             "loglevel": "warning",

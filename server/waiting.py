@@ -9,7 +9,8 @@ from typing import TypeVar
 import structlog
 from aiohttp import web
 
-from server.app import Runner, create_waiting_app
+from server.app import create_waiting_app
+from server.connections import Runner
 from server.db import is_away
 from server.settings import Settings
 
@@ -23,13 +24,19 @@ LONGEST_PAUSE = 5.0
 def listen(host: str, port: int) -> socket.socket:
     """A socket that accepts connections.
 
+    Args:
+        host: a name or an address, an IPv6 one with brackets or without; :: is all addresses, of IPv4 too.
+        port: 0: any that is free.
+
     Raises:
         OSError: the address is taken, or none of this machine.
     """
     family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host.removeprefix("[").removesuffix("]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    # The address :: without IPV6_V6ONLY takes IPv4 as well.
+    both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=both)
 
 
 async def prepared(settings: Settings, listening: socket.socket, prepare: Callable[[], Awaitable[T]]) -> T:
@@ -42,7 +49,8 @@ async def prepared(settings: Settings, listening: socket.socket, prepare: Callab
     Raises:
         Exception: prepare's, where waiting does not help (see is_away).
     """
-    runner = Runner(create_waiting_app(settings))
+    # The workers take the port over: clients have to come to them by connections of their own.
+    runner = Runner(create_waiting_app(settings), keeps_connections=False)
     await runner.setup()
     await web.SockSite(runner, listening.dup()).start()  # which closes its own
     try:

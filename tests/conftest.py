@@ -22,8 +22,9 @@ from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import BaseTestServer
 
 from server import logs
-from server.app import Runner, create_app
+from server.app import create_app
 from server.auth import OPERATOR, SCOPES, TENANT_SCOPES, digest, new_key
+from server.connections import Runner
 from server.dispatch import Dispatcher
 from server.fronts._http import DISPATCHER
 from server.methods.avatars import EXAMPLE_DOT, EXAMPLE_NAME
@@ -191,7 +192,7 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 class _LiveServer(BaseTestServer):
-    """Served as in production, by server.app.Runner."""
+    """Served as in production, by server.connections.Runner."""
 
     def __init__(self, app: web.Application) -> None:
         super().__init__()

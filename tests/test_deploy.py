@@ -25,6 +25,8 @@ import pytest
 from aiohttp import ClientSession, web
 from conftest import ADMIN, Client, Serve, insert_key, until
 
+from server.error_codes import ERROR_CODES
+
 SAMPLES = Path(__file__).parent.parent / "scripts" / "deploy"
 PATH = os.environ["PATH"] + ":/usr/sbin"
 
@@ -250,6 +252,22 @@ async def test_alerts_name_metrics_that_exist(client: Client) -> None:
     assert len(named) > 5
     assert {re.sub("_bucket$", "", name) for name in named} <= families
     assert len(re.findall("alert: ", rules)) == len(re.findall("expr: ", rules)) > 5
+
+
+def test_alerts_know_every_503() -> None:
+    """Each code with that status belongs to a rule, and no rule names a code that is none."""
+    named = set()
+    for codes in re.findall(r'calls_total\{code=~?"([^"]+)"', (SAMPLES / "alerts.yml").read_text()):
+        named |= set(codes.split("|"))
+    assert {name for name, code in ERROR_CODES.items() if code.status == 503} <= named <= set(ERROR_CODES)
+
+
+async def test_alerts_watch_every_gauge(client: Client) -> None:
+    """Each gauge that is ours has a rule."""
+    async with client.http.get(client.url + "/metrics") as response:
+        gauges = set(re.findall(r"^# TYPE (officerpc_\w+) gauge", await response.text(), re.MULTILINE))
+    rules = (SAMPLES / "alerts.yml").read_text()
+    assert gauges and {gauge for gauge in gauges if gauge not in rules} == set()
 
 
 @installed("promtool")

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from conftest import FAST_HASHES, Client, Serve, until
 
+from server.auth import new_key
 from server.bootstrap import bootstrap
 from server.cli.session import Session
 from server.db import load_queries
@@ -166,7 +167,7 @@ async def test_a_role_that_owns_no_tables_serves(
     assert (await officerpc("migrate", "--json", OFFICERPC_DATABASE_URL=app_role)).json == {"applied": []}
     session = Session(Settings(**FAST_HASHES, data_dir=tmp_path), app_role)
     await session.database.open()
-    started = await bootstrap(session.settings, session.database, session.dispatcher)
+    started = await bootstrap(session.settings, session.database, session.dispatcher, new_key())
     assert started.api_key is not None
     client = (await serve(url=app_role)).using(started.api_key)
     jane = {"email": "jane@example.com"}

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import asyncpg
 import pytest
 from aiohttp import web
 from conftest import ADMIN, Client, Serve
-from processes import connected, parsed, request
+from processes import connected, exchange, parsed, request, until_closed
 
-from server.app import Runner, _Server, create_app
+from server.app import create_app
+from server.connections import Runner, _Server
 from server.settings import Settings
+from server.waiting import listen, prepared
 
 KEYLESS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 OF_WIRES = (
@@ -119,6 +122,44 @@ async def test_a_request_that_crosses_the_end(
         await cleaning
         await writer.wait_closed()  # raises where the connection was reset
     assert await db.fetchval("SELECT count(*) FROM users") == 1
+
+
+# --- before the database is there ---------------------------------------------------------------------
+
+
+@pytest.fixture
+async def waiting() -> AsyncIterator[str]:
+    """The address of a server whose database is never prepared."""
+    with listen("127.0.0.1", 0) as listening:
+        serving = asyncio.create_task(prepared(Settings(), listening, asyncio.Event().wait))
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+@pytest.mark.parametrize("verb", [b"GET", b"HEAD"])
+async def test_a_waiting_server_closes_and_says_so(verb: bytes, waiting: str) -> None:
+    """Kept-alive clients learn by Connection: close that their next request needs another connection."""
+    for path, status in ((b"/livez", 200), (b"/readyz", 503), (b"/rpc", 503)):
+        async with connected(waiting) as (reader, writer):
+            writer.write(verb + b" " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = parsed(await until_closed(reader))
+        assert (answer.status, answer.header("Connection")) == (status, "close"), path
+        assert bool(answer.body) == (verb == b"GET")
+
+
+@pytest.mark.parametrize("path", [b"/rpc", b"/rpc/"])
+async def test_a_waiting_server_answers_in_the_envelope(path: bytes, waiting: str) -> None:
+    """As a serving one does: a bare text, or an error object with the id of the request."""
+    call = {"method": "getUserByEmail", "params": {"email": ADMIN}}
+    plain = await exchange(waiting, request(json.dumps(call).encode(), target=path))
+    assert (plain.status, plain.header("X-Error-Code")) == (503, "unavailable")
+    assert isinstance(json.loads(plain.body), str)
+    enveloped = json.dumps(call | {"jsonrpc": "2.0", "id": 7}).encode()
+    answer = await exchange(waiting, request(enveloped, target=path))
+    assert (answer.status, answer.header("Retry-After")) == (503, "1")
+    told = json.loads(answer.body)
+    assert (told["jsonrpc"], told["id"], told["error"]["data"]["code"]) == ("2.0", 7, "unavailable")
 
 
 # --- 401 ----------------------------------------------------------------------------------------------

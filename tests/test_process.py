@@ -5,6 +5,7 @@ Numbers are lines of the list of faults (design.md, "Time, faults and limits").
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import random
@@ -12,6 +13,8 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,10 @@ import aiohttp
 import asyncpg
 import psutil
 import pytest
+from asyncpg import exceptions as pg
 from conftest import ADMIN, insert_key
 from processes import (
+    DroppingProxy,
     Officerpc,
     OwnPostgres,
     Served,
@@ -34,6 +39,10 @@ from processes import (
     request,
     running,
 )
+
+from server.db import is_away, translated
+from server.process import Arbiter
+from server.settings import Settings
 
 LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 
@@ -228,6 +237,29 @@ async def test_the_database_is_away_at_the_start(
         assert await served.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "url", "reached_at"),
+    [
+        ("::", "http://[::]", ["127.0.0.1", "::1"]),
+        ("[::]", "http://[::]", ["127.0.0.1", "::1"]),
+        ("[::1]", "http://[::1]", ["::1"]),
+        ("0.0.0.0", "http://0.0.0.0", ["127.0.0.1"]),
+    ],
+)
+async def test_listening_on_ipv6(
+    host: str, url: str, reached_at: list[str], officerpc: Officerpc, key: str
+) -> None:
+    """With brackets or without; :: is all addresses of the machine, those of IPv4 too."""
+    served = officerpc.launch(host=host)
+    port = served.url.rpartition(":")[2]
+    await eventually(lambda: "officerpc serves" in served.output or served.process.poll() is not None)
+    assert f"officerpc serves {url}:{port}/rpc" in served.output, served.log
+    for address in reached_at:
+        at = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        assert (await exchange(at, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200
+    assert await served.stop() == 0
+
+
 async def test_sigterm_while_the_database_is_away(own: OwnPostgres) -> None:
     """14: whoever waits for its database ends with status 0 too."""
     with running(own.url) as officerpc:
@@ -235,6 +267,20 @@ async def test_sigterm_while_the_database_is_away(own: OwnPostgres) -> None:
         await eventually(lambda: "serve_waits_for_database" in served.log)
         assert await served.stop() == 0
         assert await eventually(lambda: refuses(served.url))
+
+
+async def test_the_answer_to_the_first_key_is_lost(
+    officerpc: Officerpc, database_url: str, db: asyncpg.Connection, http: aiohttp.ClientSession
+) -> None:
+    """7: the key was stored when the connection broke; the next try shows that key and makes no other."""
+    with tempfile.TemporaryDirectory(prefix="officerpc-proxy-") as folder:
+        async with DroppingProxy(database_url, Path(folder), after=True).running() as proxy:
+            proxy.arm()
+            served = await officerpc.serve(database_url=proxy.url)
+            assert "serve_waits_for_database" in served.log
+            assert (await call(http, served, shown_key(served), **LOOK_UP))[0] == 200
+            assert await db.fetchval("SELECT count(*) FROM api_keys") == 1
+            assert await served.stop() == 0
 
 
 async def test_work_waits_for_the_database(own: OwnPostgres, http: aiohttp.ClientSession) -> None:
@@ -267,6 +313,53 @@ async def test_a_migration_that_is_refused(officerpc: Officerpc, db: asyncpg.Con
     served = officerpc.launch()
     assert await served.ended() == 1
     assert "migration 9999, which this program does not know" in served.log and "Traceback" not in served.log
+
+
+async def test_a_schema_that_is_not_ours(officerpc: Officerpc, db: asyncpg.Connection) -> None:
+    """The driver's own error, of a statement of the migration: status 1 and one line."""
+    await db.execute("ALTER TABLE schema_migrations RENAME COLUMN checksum TO sum")
+    served = officerpc.launch()
+    assert await served.ended() == 1
+    assert 'the database cannot be prepared: column "checksum" does not exist' in served.log
+    assert "Traceback" not in served.log
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        # Of statements of a migration, which nobody translates.
+        (pg.ConnectionDoesNotExistError("connection was closed in the middle of operation"), True),
+        (pg.AdminShutdownError("terminating connection due to administrator command"), True),
+        (pg.ReadOnlySQLTransactionError("cannot execute CREATE TABLE in a read-only transaction"), True),
+        (pg.DiskFullError("could not extend file"), True),
+        (pg.LockNotAvailableError("canceling statement due to lock timeout"), True),
+        (pg.InterfaceError("connection is closed"), True),
+        (pg.CannotConnectNowError("the database system is starting up"), True),
+        # Of connecting.
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), True),  # the Unix socket
+        (OSError(errno.EHOSTUNREACH, "No route to host"), True),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed"), True),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True),
+        (TimeoutError(), True),
+        # What waiting does not mend.
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "root.crt"), False),
+        (OSError(errno.EMFILE, "Too many open files"), False),
+        (ssl.SSLCertVerificationError("certificate verify failed"), False),
+        (pg.InvalidPasswordError("password authentication failed"), False),
+        (pg.InvalidCatalogNameError('database "x" does not exist'), False),
+        (pg.InsufficientPrivilegeError("permission denied for schema public"), False),
+        (pg.UndefinedColumnError('column "checksum" does not exist'), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_which_errors_are_waited_out(error: Exception, waits: bool) -> None:
+    """The driver's error and what it is translated into are judged alike."""
+    assert is_away(error) is waits
+    known = translated(error)
+    known.__cause__ = error if known is not error else None
+    assert is_away(known) is waits
 
 
 async def test_the_port_is_taken(officerpc: Officerpc) -> None:
@@ -487,6 +580,18 @@ async def test_a_reload_under_load(
     assert "close" in told
     assert "Traceback" not in served.log
     assert await served.stop() == 0
+
+
+@pytest.mark.parametrize(("keepalive", "shutdown"), [(25.0, 20.0), (30.0, 30.0), (30.0, 600.0)])
+async def test_a_replaced_worker_is_not_killed_before_its_time(keepalive: float, shutdown: float) -> None:
+    """gunicorn kills a worker that says nothing for `timeout`; one that ends says nothing while it waits."""
+    settings = Settings(keepalive_timeout=keepalive, shutdown_timeout=shutdown)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        arbiter = Arbiter(settings, "postgresql://nowhere/none", listening.dup(), lambda: None, lambda: None)
+    os.close(arbiter._listening)
+    # Idle clients get the smaller of the two, then half a connection is closed, then calls get theirs.
+    assert arbiter.cfg.timeout > min(keepalive, shutdown) + 1 + shutdown
+    assert arbiter.cfg.timeout >= 60
 
 
 async def test_sigterm_and_an_idle_client(officerpc: Officerpc, key: str) -> None:

@@ -1,5 +1,6 @@
 """What the SQL must keep to, proven from the catalogue and by parsing every named query."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import asyncpg
 import pglast
 import pytest
+from conftest import until
 from pglast import ast
 from pglast.visitors import Visitor
+from structlog.testing import capture_logs
 
 from server.db import load_queries
 from server.errors import CONSTRAINTS
-from server.migrations import load_migrations, migrate
+from server.migrations import Migration, load_migrations, migrate
 
 QUERIES = load_queries()
 QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}
@@ -186,6 +189,37 @@ async def test_migrations_run_once_and_notice_changes(db: asyncpg.Connection) ->
     await db.execute("INSERT INTO schema_migrations VALUES (9999, 'future', 'x')")
     with pytest.raises(Exception, match="does not know"):
         await migrate(db, migrations)
+
+
+async def test_a_migration_behind_a_dump_lets_writes_through(
+    db: asyncpg.Connection, database_url: str
+) -> None:
+    """It waits for the table for two seconds at a time, says so, and is applied once the dump is through."""
+    last = load_migrations()[-1]
+    statements = ("ALTER TABLE users ADD COLUMN note text",)
+    another = Migration(last.version + 1, "another", "0" * 64, statements)
+    dump, writer = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    dumping = dump.transaction()
+    await dumping.start()
+    await dump.execute("LOCK TABLE users IN ACCESS SHARE MODE")
+    with capture_logs() as logged:
+        migrating = asyncio.create_task(migrate(db, [*load_migrations(), another]))
+        await until(
+            lambda: writer.fetchval(
+                "SELECT true FROM pg_locks WHERE NOT granted AND pid = $1", db.get_server_pid()
+            )
+        )
+        async with asyncio.timeout(60):  # so that the test ends where the write waits for the dump
+            await writer.execute("UPDATE users SET display_name = 'x'")
+        await until(lambda: asyncio.sleep(0, logged))
+        await dumping.rollback()
+        assert await migrating == ["another"]
+    assert {(line["event"], line["migration"]) for line in logged} == {
+        ("migration_waits_for_lock", "another")
+    }
+    assert await db.fetchval("SELECT count(*) FROM users WHERE note IS NULL AND display_name = 'x'") == 1
+    await dump.close()
+    await writer.close()
 
 
 def test_migrations_are_split_into_single_statements() -> None:

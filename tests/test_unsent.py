@@ -15,7 +15,7 @@ import pytest
 from conftest import Client, Serve, insert_key, until
 from processes import parsed, request
 
-from server.app import _Connection
+from server.connections import _Connection
 from server.registry import Call, Example, Method, Params, method
 from server.unsent import SHARE, Unsent
 

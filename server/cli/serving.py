@@ -77,10 +77,12 @@ def _remove_dead_folders(where: Path) -> None:
 
 
 def _serve(settings: Settings, database: Located) -> None:
+    from server.auth import new_key
     from server.bootstrap import bootstrap
     from server.db import advice
     from server.errors import ServiceError
     from server.migrations import MigrationError
+    from server.pool import DRIVER_ERRORS
     from server.process import Arbiter
     from server.waiting import listen, prepared
 
@@ -89,15 +91,20 @@ def _serve(settings: Settings, database: Located) -> None:
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
+        where = f"{_in_url(settings.host)}:{settings.port}"
         fail(f"cannot listen on {where}: see OFFICERPC_HOST and OFFICERPC_PORT ({error.strerror})")
+
+    # One for all tries: one of them may have stored it without hearing of it.
+    offered_key = new_key()
 
     async def first_start() -> Any:
         session = Session(settings, database.url)
         await session.database.open()
         try:
             return await prepared(
-                settings, listening, lambda: bootstrap(settings, session.database, session.dispatcher)
+                settings,
+                listening,
+                lambda: bootstrap(settings, session.database, session.dispatcher, offered_key),
             )
         finally:
             session.hasher.close()
@@ -105,7 +112,7 @@ def _serve(settings: Settings, database: Located) -> None:
 
     try:
         started = asyncio.run(first_start())
-    except (MigrationError, ServiceError, OSError, TimeoutError) as error:
+    except (MigrationError, ServiceError, *DRIVER_ERRORS) as error:
         fail(f"the database cannot be prepared: {advice(error) or error.__cause__ or error}")
     key = started.api_key if settings.bootstrap_api_key is None else None
     if key is not None:  # before anything else can go wrong: it is nowhere else
@@ -118,8 +125,13 @@ def _warn_of_unknown_variables() -> None:
         log.warning("unknown_setting", variable=name, did_you_mean=meant)
 
 
+def _in_url(host: str) -> str:
+    """A host as URLs have it: IPv6 addresses stand in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def _greet(settings: Settings, key: str | None) -> None:
-    address = f"http://{settings.host}:{settings.port}/rpc"
+    address = f"http://{_in_url(settings.host)}:{settings.port}/rpc"
     if not settings.smtp_host:
         from server.mail import folder
 

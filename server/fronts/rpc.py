@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import structlog
@@ -50,6 +50,7 @@ from server.registry import DRY_RUN
 log = structlog.get_logger()
 
 MAX_BATCH = 100
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.Response]]
 ENVELOPE = web.RequestKey("ENVELOPE", Envelope)
 """Set once it is known, and before an error of the request is rendered."""
 
@@ -63,14 +64,18 @@ def error_response(request: web.Request, error: ServiceError) -> web.Response:
     return answer(status, orjson.dumps(" ".join(error.message.split())))
 
 
-async def handle(request: web.Request) -> web.Response:
-    """One request, answered in the envelope it came in."""
-    try:
-        return await _answered(request)
-    except ServiceError:
-        if ENVELOPE not in request:
-            request[ENVELOPE] = await envelope(request)
-        raise
+def _enveloped(handler: Handler) -> Handler:
+    """A handler whose errors are answered in the envelope that the request came in."""
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            return await handler(request)
+        except ServiceError:
+            if ENVELOPE not in request:
+                request[ENVELOPE] = await envelope(request)
+            raise
+
+    return handle
 
 
 async def _answered(request: web.Request) -> web.Response:
@@ -253,8 +258,13 @@ def _rendered(answered: Any) -> web.Response:
     return answer(200, orjson.dumps(answered), {"X-Error-Code": code} if code else None)
 
 
-def add_routes(router: web.UrlDispatcher) -> None:
-    """POST, and GET with a body, which the documented clients send."""
+def add_routes(router: web.UrlDispatcher, handler: Handler = _answered) -> None:
+    """POST, and GET with a body, which the documented clients send.
+
+    Args:
+        handler: answers them; one that only refuses stands in while the database is being prepared.
+    """
+    handle = _enveloped(handler)
     for path in ("/rpc", "/rpc/"):
         router.add_route("GET", path, handle)
         router.add_route("POST", path, handle)
