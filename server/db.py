@@ -27,6 +27,7 @@ from server.errors import (
 )
 from server.pool import DRIVER_ERRORS, DriverConnection, Pool
 from server.settings import Settings
+from server.shares import PROOFS, taking_from
 from server.writes import Writes
 
 log = structlog.get_logger()
@@ -314,13 +315,15 @@ class Database:
         return writable and await self.writes.proven()
 
     async def _prove_writable(self, in_doubt: bool) -> bool:
-        async with self.connection() as connection:
-            # First, as all proofs write the same row: while one waits for a standby the next ones fail at
-            # its lock. Otherwise each would leave another server process waiting.
-            written = bool(await connection.value("write_heartbeat"))
-            if in_doubt:
-                with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
-                    await connection.run("try_for_room")
+        # All callers wait for this, so it does not take from the share of the one that began it.
+        with taking_from(PROOFS):
+            async with self.connection() as connection:
+                # First, as all proofs write the same row: while one waits for a standby the next ones fail at
+                # its lock. Otherwise each would leave another server process waiting.
+                written = bool(await connection.value("write_heartbeat"))
+                if in_doubt:
+                    with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
+                        await connection.run("try_for_room")
         return written
 
     async def _check_writes(self) -> None:
