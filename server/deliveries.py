@@ -242,7 +242,10 @@ class Delivering:
         for ref in shares:  # it stands there again if it is told of meanwhile
             del self._due[ref]
         try:
-            async with self._database.connection() as db:
+            # As a write: nothing is claimed while writes are in doubt. The claim itself could go through, as
+            # it waits for no standby, but what came of the deliveries could not be noted: each would be sent
+            # again when its lease ends, until it counts as given up.
+            async with self._database.statement() as db:
                 rows = await db.all(
                     "claim_deliveries",
                     lease=LEASE,

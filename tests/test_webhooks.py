@@ -999,6 +999,32 @@ async def test_a_lease_ends_by_itself(
     assert receiver.got[0].id == receiver.got[1].id
 
 
+async def test_nothing_is_sent_while_its_outcome_cannot_be_noted(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims go through, outcomes and proofs of writes do not: a delivery that was taken does not end as failed."""
+    monkeypatch.setattr(deliveries_module, "LEASE", 0.1)
+    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    await inside.call("createWebhook", {"url": receiver.url})
+    await db.execute("CREATE SEQUENCE refused; GRANT ALL ON refused TO PUBLIC")
+    await db.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                     " PERFORM nextval('refused');"
+                     " RAISE EXCEPTION 'made by the test' USING ERRCODE = '53100'; END $$")  # fmt: skip
+    await db.execute("CREATE TRIGGER refuse BEFORE UPDATE ON deliveries FOR EACH ROW"
+                     " WHEN (NEW.done_at IS NOT NULL) EXECUTE FUNCTION refuse()")  # fmt: skip
+    await db.execute("CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON heartbeats FOR EACH STATEMENT"
+                     " EXECUTE FUNCTION refuse()")  # fmt: skip
+    await inside.call("createUser", {"email": JANE})
+
+    async def refused() -> bool:
+        return bool(await db.fetchval("SELECT last_value >= 30 FROM refused"))
+
+    await until(refused)
+    await db.execute("DROP FUNCTION refuse CASCADE")
+    (done,) = await settled(inside, 1)
+    assert done["state"] == "delivered" and done["attempts"] < 5
+
+
 async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
