@@ -161,6 +161,8 @@ class Database:
         self.writes_begun = 0
         self.pool: Pool
         self.writes = Writes(self._prove_writable)
+        # Seconds for one round of a background task: those of a call, and enough for two slow statements.
+        self._round_limit = max(settings.call_timeout, 2 * settings.statement_timeout)
         self._advised = False
         self._renewing: asyncio.Task[None] | None = None
 
@@ -214,14 +216,30 @@ class Database:
 
         A connection may have been ended while it idled, as all the others may, which shows when it is used.
         """
+        async with self._limited(self._settings.statement_timeout):
+            for _ in range(READ_TRIES - 1):
+                with contextlib.suppress(ConnectionLost):
+                    async with self.connection() as connection:
+                        return await connection.one(name, **values)
+            async with self.connection() as connection:
+                return await connection.one(name, **values)
+
+    def round(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """A limit of time for what a background task does with the database in one go.
+
+        Calls have call_timeout. Without a limit a task would wait for good where Postgres's host has
+        vanished, or where a COMMIT waits for a standby; see transaction for what becomes of that.
+
+        Raises:
+            Unavailable: the time is up.
+        """
+        return self._limited(self._round_limit)
+
+    @contextlib.asynccontextmanager
+    async def _limited(self, seconds: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._settings.statement_timeout):
-                for _ in range(READ_TRIES - 1):
-                    with contextlib.suppress(ConnectionLost):
-                        async with self.connection() as connection:
-                            return await connection.one(name, **values)
-                async with self.connection() as connection:
-                    return await connection.one(name, **values)
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as error:
             raise Unavailable(retry_after=1) from error
 

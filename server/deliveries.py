@@ -107,7 +107,7 @@ async def settle(database: Database, tried: list[Tried]) -> None:
     for one in tried:
         failed = one.outcome.error is not None
         told[one.ref] = told.get(one.ref, (False, False))[0] or not failed, failed
-    async with database.transaction() as db:
+    async with database.round(), database.transaction() as db:
         # The webhooks before their deliveries, in the order in which redeliverWebhook holds them.
         await db.run(
             "note_outcomes",
@@ -221,7 +221,7 @@ class Delivering:
 
     async def _look(self) -> bool:
         """Find webhooks with deliveries that are due, among the next LOOKS that have any waiting."""
-        async with self._database.connection() as db:
+        async with self._database.round(), self._database.connection() as db:
             rows = await db.all(
                 "find_due_webhooks",
                 after_instance=self._looked[0],
@@ -245,7 +245,7 @@ class Delivering:
             # As a write: nothing is claimed while writes are in doubt. The claim itself could go through, as
             # it waits for no standby, but what came of the deliveries could not be noted: each would be sent
             # again when its lease ends, until it counts as given up.
-            async with self._database.statement() as db:
+            async with self._database.round(), self._database.statement() as db:
                 rows = await db.all(
                     "claim_deliveries",
                     lease=LEASE,
