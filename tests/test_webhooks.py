@@ -1120,10 +1120,12 @@ async def test_a_dead_receiver_does_not_keep_others_waiting(inside: Client, rece
     assert sum(one.path == "/hook/dead" for one in receiver.got) <= deliveries_module.EACH
 
 
+@pytest.mark.parametrize("at_once", [16, deliveries_module.AT_ONCE])
 async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
-    serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    at_once: int, serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fifty webhooks, whose deliveries are older than anybody else's and more than a worker can send at once."""
+    monkeypatch.setattr(deliveries_module, "AT_ONCE", at_once)
     monkeypatch.setattr(deliveries_module, "POLL", 0.02)
 
     async def hang_some(received: Received) -> web.StreamResponse:
