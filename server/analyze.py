@@ -33,10 +33,13 @@ async def analyze_grown(database: Database) -> list[str]:
     done: list[str] = []
     async with database.connection() as connection:
         # Each in a transaction of its own: locks are short, and none holds up the feed of changes.
-        while row := await connection.one("find_grown_table", others=done):
-            await connection.run("analyze_table", name=row["name"])
+        while True:
+            async with database.round():
+                row = await connection.one("find_grown_table", others=done)
+                if row is None:
+                    return done
+                await connection.run("analyze_table", name=row["name"])
             done.append(row["name"])
-    return done
 
 
 async def keep_analyzing(database: Database) -> None:

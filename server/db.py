@@ -29,6 +29,7 @@ from server.errors import (
 )
 from server.pool import DRIVER_ERRORS, DriverConnection, Pool
 from server.settings import Settings
+from server.shares import PROOFS, taking_from
 from server.writes import Writes
 
 log = structlog.get_logger()
@@ -162,6 +163,8 @@ class Database:
         self.writes_begun = 0
         self.pool: Pool
         self.writes = Writes(self._prove_writable)
+        # Seconds for one round of a background task: those of a call, and enough for two slow statements.
+        self._round_limit = max(settings.call_timeout, 2 * settings.statement_timeout)
         self._advised = False
         self._renewing: asyncio.Task[None] | None = None
 
@@ -215,14 +218,30 @@ class Database:
 
         A connection may have been ended while it idled, as all the others may, which shows when it is used.
         """
+        async with self._limited(self._settings.statement_timeout):
+            for _ in range(READ_TRIES - 1):
+                with contextlib.suppress(ConnectionLost):
+                    async with self.connection() as connection:
+                        return await connection.one(name, **values)
+            async with self.connection() as connection:
+                return await connection.one(name, **values)
+
+    def round(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """A limit of time for what a background task does with the database in one go.
+
+        Calls have call_timeout. Without a limit a task would wait for good where Postgres's host has
+        vanished, or where a COMMIT waits for a standby; see transaction for what becomes of that.
+
+        Raises:
+            Unavailable: the time is up.
+        """
+        return self._limited(self._round_limit)
+
+    @contextlib.asynccontextmanager
+    async def _limited(self, seconds: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._settings.statement_timeout):
-                for _ in range(READ_TRIES - 1):
-                    with contextlib.suppress(ConnectionLost):
-                        async with self.connection() as connection:
-                            return await connection.one(name, **values)
-                async with self.connection() as connection:
-                    return await connection.one(name, **values)
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as error:
             raise Unavailable(retry_after=1) from error
 
@@ -316,13 +335,15 @@ class Database:
         return writable and await self.writes.proven()
 
     async def _prove_writable(self, in_doubt: bool) -> bool:
-        async with self.connection() as connection:
-            # First, as all proofs write the same row: while one waits for a standby the next ones fail at
-            # its lock. Otherwise each would leave another server process waiting.
-            written = bool(await connection.value("write_heartbeat"))
-            if in_doubt:
-                with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
-                    await connection.run("try_for_room")
+        # All callers wait for this, so it does not take from the share of the one that began it.
+        with taking_from(PROOFS):
+            async with self.connection() as connection:
+                # First, as all proofs write the same row: while one waits for a standby the next ones fail at
+                # its lock. Otherwise each would leave another server process waiting.
+                written = bool(await connection.value("write_heartbeat"))
+                if in_doubt:
+                    with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
+                        await connection.run("try_for_room")
         return written
 
     async def _check_writes(self) -> None:

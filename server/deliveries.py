@@ -19,7 +19,7 @@ from server.events import by_itself
 from server.metrics import JobFact, Metrics
 from server.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.settings import Settings
-from server.windows import Limits, Ref, Windows
+from server.windows import Due, Limits, Ref, Windows
 
 log = structlog.get_logger()
 
@@ -107,7 +107,7 @@ async def settle(database: Database, tried: list[Tried]) -> None:
     for one in tried:
         failed = one.outcome.error is not None
         told[one.ref] = told.get(one.ref, (False, False))[0] or not failed, failed
-    async with database.transaction() as db:
+    async with database.round(), database.transaction() as db:
         # The webhooks before their deliveries, in the order in which redeliverWebhook holds them.
         await db.run(
             "note_outcomes",
@@ -160,8 +160,8 @@ class Delivering:
         self._settings = settings
         self._database = database
         self._metrics = metrics
-        # Webhooks that have deliveries to send, as far as is known here; the one served last stands last.
-        self._due: dict[Ref, None] = {}
+        # As far as is known here.
+        self._due = Due()
         self._wake = asyncio.Event()
         most = settings.webhook_concurrency
         self._windows = Windows(
@@ -176,7 +176,7 @@ class Delivering:
 
     def tell(self, webhooks: Iterable[Ref]) -> None:
         """Webhooks have deliveries to send."""
-        self._due.update(dict.fromkeys(webhooks))
+        self._due.add(webhooks)
         self._wake.set()
 
     async def run(self) -> None:
@@ -221,7 +221,7 @@ class Delivering:
 
     async def _look(self) -> bool:
         """Find webhooks with deliveries that are due, among the next LOOKS that have any waiting."""
-        async with self._database.connection() as db:
+        async with self._database.round(), self._database.connection() as db:
             rows = await db.all(
                 "find_due_webhooks",
                 after_instance=self._looked[0],
@@ -231,18 +231,21 @@ class Delivering:
         more = len(rows) == LOOKS
         self._looked = (rows[-1]["instance_id"], rows[-1]["webhook_id"]) if more else (0, 0)
         due = sorted((row for row in rows if row["is_due"]), key=lambda row: row["due_at"])
-        self._due.update(dict.fromkeys((row["instance_id"], row["webhook_id"]) for row in due))
+        self._due.add((row["instance_id"], row["webhook_id"]) for row in due)
         return more
 
     async def _claim(self) -> list[Any]:
-        shares = self._windows.share_out(islice(self._due, 2 * AT_ONCE))
+        # At most AT_ONCE webhooks have something under way, so as many others are among these.
+        shares = self._windows.share_out(islice(self._due.of(self._windows), 2 * AT_ONCE))
         if not shares:
             return []
         left = shares.copy()
-        for ref in shares:  # it stands there again if it is told of meanwhile
-            del self._due[ref]
+        self._due.take(shares)  # each stands there again if it is told of meanwhile
         try:
-            async with self._database.connection() as db:
+            # As a write: nothing is claimed while writes are in doubt. The claim itself could go through, as
+            # it waits for no standby, but what came of the deliveries could not be noted: each would be sent
+            # again when its lease ends, until it counts as given up.
+            async with self._database.round(), self._database.statement() as db:
                 rows = await db.all(
                     "claim_deliveries",
                     lease=LEASE,
@@ -256,7 +259,7 @@ class Delivering:
             raise
         finally:
             # A webhook of which less came than it might have had has no more.
-            self._due.update(dict.fromkeys(ref for ref in shares if left[ref] == 0))
+            self._due.add(ref for ref in shares if left[ref] == 0)
         return rows
 
     def _begin(self, sender: Sender, row: Any) -> None:

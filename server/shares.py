@@ -9,9 +9,9 @@ from contextvars import ContextVar
 
 from server.errors import Unavailable
 
-SERVER, FILES, KEY_LOOKUPS = 0, -1, -2
+SERVER, FILES, KEY_LOOKUPS, PROOFS = 0, -1, -2, -3
 """Shares that are no instance's: the server's own tasks and operators' calls about no instance; readers of
-/files; look-ups of keys, whose instance is not known yet."""
+/files; look-ups of keys, whose instance is not known yet; proofs that the database takes writes."""
 
 CURRENT_SHARE: ContextVar[int] = ContextVar("CURRENT_SHARE", default=SERVER)
 """Whose share the running task takes from: an instance's id, or one of those above. Dispatch sets it."""

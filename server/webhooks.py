@@ -76,7 +76,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], 
     page: _Page | None = None
     for webhook in waiting:
         try:
-            async with database.transaction() as db:
+            async with database.round(), database.transaction() as db:
                 page, chosen = await _read_on(db, webhook["instance_id"], webhook["id"], page)
         except Exception as error:
             pass_on_cancelling(error)
@@ -156,7 +156,7 @@ async def _keep_relaying(database: Database, metrics: Metrics, delivering: deliv
     while True:
         more = False
         try:
-            async with database.connection() as db:
+            async with database.round(), database.connection() as db:
                 waiting = await db.all("find_waiting_webhooks")
             metrics.webhooks_unread(max((webhook["age"] for webhook in waiting), default=0.0))
             ready = [webhook for webhook in waiting if webhook["ready"]]
@@ -178,7 +178,7 @@ async def _keep_metering(database: Database, metrics: Metrics) -> None:
     halt = FeedHalt(metrics)
     while True:
         try:
-            async with database.connection() as db:
+            async with database.round(), database.connection() as db:
                 metrics.webhooks_due(await db.value("find_oldest_due") or 0.0)
                 halt.observe(await db.one("find_feed_halt"))
         except Exception as error:  # those who need the database more say that it is away

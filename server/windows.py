@@ -6,7 +6,7 @@ few places.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, TypeAlias
 
@@ -65,6 +65,11 @@ class Windows:
             window.under_way -= 1
             window.size = min(window.size + 1, limits.most) if taken else max(window.size // 2, limits.least)
 
+    def has_room(self, instance_id: int) -> bool:
+        """Whether another delivery of an instance may begin, as far as its own window goes."""
+        own = self._instances.get(instance_id)
+        return own is None or own.under_way < own.size
+
     def share_out(self, waiting: Iterable[Ref]) -> Counter[Ref]:
         """How many deliveries of each webhook may begin.
 
@@ -102,3 +107,36 @@ class Windows:
             if queue:
                 heappush(instances, (of_instance + 1, place, instance_id))
         return shares
+
+
+class Due:
+    """Webhooks with deliveries to send, by instance; what was served last stands last."""
+
+    def __init__(self) -> None:
+        self._instances: dict[int, dict[Ref, None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._instances)
+
+    def add(self, webhooks: Iterable[Ref]) -> None:
+        """Webhooks stand last, but for those that stand there already."""
+        for ref in webhooks:
+            self._instances.setdefault(ref[0], {})[ref] = None
+
+    def take(self, webhooks: Iterable[Ref]) -> None:
+        """Webhooks are served: they stand there no more, and others of their instances stand last."""
+        for ref in webhooks:
+            rest = self._instances.pop(ref[0])
+            del rest[ref]
+            if rest:
+                self._instances[ref[0]] = rest
+
+    def of(self, windows: Windows) -> Iterator[Ref]:
+        """Those of instances that have room, in their order.
+
+        Whoever takes a bounded number of them sees all tenants in turn: webhooks of an instance without room
+        count for nothing, however many they are. Few instances are passed over, as each has some under way.
+        """
+        for instance_id, webhooks in self._instances.items():
+            if windows.has_room(instance_id):
+                yield from webhooks

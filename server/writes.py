@@ -14,6 +14,8 @@ PATIENCE = 2.0
 """Seconds that a caller waits for a proof."""
 LIMIT = 10.0
 """Seconds after which a proof that got no answer is given up, and the next caller begins another one."""
+PAUSE = 1.0
+"""Seconds after a failed proof before the next one begins."""
 
 
 class Writes:
@@ -32,7 +34,7 @@ class Writes:
                 doubt, so that it must show that there is room as well.
         """
         self._prove = prove
-        self._proven_at = float("-inf")
+        self._proven_at = self._failed_at = float("-inf")
         self._proving: asyncio.Task[bool] | None = None
         self._doubts = 0
         self.in_doubt = False
@@ -52,14 +54,18 @@ class Writes:
         """Whether a write went through within FRESH seconds and none failed since, or one goes through now.
 
         One proof runs at a time, for all that wait. It is not cancelled when they stop waiting: its write
-        could be at its COMMIT.
+        could be at its COMMIT. For PAUSE seconds after one that failed the answer is no, without another one.
         """
         if not self.in_doubt and time.monotonic() - self._proven_at < FRESH:
             return True
-        if self._proving is None or self._proving.done():
-            self._proving = asyncio.create_task(self._find_out())
-        done, _ = await asyncio.wait({self._proving}, timeout=PATIENCE)
-        return bool(done) and self._proving.result()
+        proving = self._proving
+        if proving is None or proving.done():
+            if time.monotonic() - self._failed_at < PAUSE:
+                return False
+            proving = self._proving = asyncio.create_task(self._find_out())
+        done, _ = await asyncio.wait({proving}, timeout=PATIENCE)
+        # Not of self._proving: another caller may have begun the next proof before this one woke up.
+        return bool(done) and proving.result()
 
     async def _find_out(self) -> bool:
         doubts = self._doubts
@@ -70,8 +76,10 @@ class Writes:
             Exception
         ) as error:  # the driver's, ours, a missing table: whatever it was, nothing was written
             log.info("write_not_proven", cause=type(error).__name__)
-            return False
-        if taken and doubts == self._doubts:
+            taken = False
+        if not taken:
+            self._failed_at = time.monotonic()
+        elif doubts == self._doubts:
             if self.in_doubt:
                 log.warning("writes_work_again")
             self._proven_at, self.in_doubt = time.monotonic(), False

@@ -42,6 +42,7 @@ from server.auth import digest, new_key
 from server.bootstrap import bootstrap
 from server.registry import METHODS, Call, Example, Method, Params, TenantParams, method
 from server.settings import Settings
+from server.writes import Writes
 
 DUPLICATE = (400, 'duplicate key value violates unique constraint "users_email"')
 JANE = {"email": "jane@example.com", "password": "demo1234"}
@@ -902,6 +903,44 @@ async def test_13_readiness_writes_now_and_then(
     for _ in range(20):
         assert await health(client) == (200, 200)
     assert await db.fetchval("SELECT xmin::text::bigint FROM heartbeats") == written
+
+
+async def refuse(in_doubt: bool) -> bool:
+    """A proof that the database does not take."""
+    await asyncio.sleep(0)
+    return False
+
+
+async def test_13_a_failed_proof_answers_all_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """13: also those that wake up when another caller has begun the next one."""
+    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    writes = Writes(refuse)
+    writes.doubt("a test")
+
+    async def ask_twice() -> list[bool]:
+        return [await writes.proven(), await writes.proven()]
+
+    assert await asyncio.gather(ask_twice(), ask_twice()) == [[False, False]] * 2
+
+
+async def test_13_a_failed_proof_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """13: however many writes are asked for meanwhile."""
+    monkeypatch.setattr("server.writes.PAUSE", 3600.0)
+    proofs = 0
+
+    async def prove(in_doubt: bool) -> bool:
+        nonlocal proofs
+        proofs += 1
+        return await refuse(in_doubt)
+
+    writes = Writes(prove)
+    writes.doubt("a test")
+    for _ in range(20):
+        assert not await writes.proven()
+    assert proofs == 1
+    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    assert not await writes.proven()
+    assert proofs == 2
 
 
 async def test_13_writes_wait_for_nobody_while_a_standby_is_gone(

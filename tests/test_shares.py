@@ -229,6 +229,25 @@ async def test_callers_at_a_locked_row_leave_connections_to_others(
     assert await mine.call(*RENAME) is True
 
 
+async def test_a_tenant_without_connections_leaves_the_proof_of_writes_to_others(
+    serve: Serve, db: asyncpg.Connection
+) -> None:
+    """Writes are in doubt, and the first who asks for a proof has used up its own share of the connections."""
+    _, mine, others = await tenants(serve, db, pool_size=4, acquire_timeout=5, lock_timeout=20)
+    database = mine.dispatcher._database
+    writes = database.writes
+    async with jane_is_held(db):
+        stuck = [asyncio.create_task(mine.outcome(*RENAME)) for _ in range(8)]
+        await eventually(lambda: database.pool._slots._held.get(1) == 3)
+        writes.doubt("a test")
+        with taking_from(1):
+            asked = asyncio.create_task(writes.proven())
+            await asyncio.sleep(0)
+        await others.call("updateUserByEmail", BOB | {"displayName": "Bobby"})
+        assert await asked and not writes.in_doubt
+    await asyncio.gather(*stuck)
+
+
 async def test_a_tenants_queue_for_connections_is_its_own(serve: Serve, db: asyncpg.Connection) -> None:
     """What is beyond it is refused at once; another tenant's calls are not."""
     _, mine, others = await tenants(

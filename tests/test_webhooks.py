@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,10 +24,10 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from conftest import ADMIN, Client, Log, Serve, insert_key, until
-from processes import running
+from processes import DroppingProxy, eventually, running
 
+from server import analyze, outbound, webhooks
 from server import deliveries as deliveries_module
-from server import outbound, webhooks
 from server.addresses import is_public
 from server.db import Database, load_queries
 from server.jobs import purge_expired
@@ -999,6 +1000,74 @@ async def test_a_lease_ends_by_itself(
     assert receiver.got[0].id == receiver.got[1].id
 
 
+async def test_nothing_is_sent_while_its_outcome_cannot_be_noted(
+    inside: Client, receiver: Receiver, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims go through, outcomes and proofs of writes do not: a delivery that was taken does not end as failed."""
+    monkeypatch.setattr(deliveries_module, "LEASE", 0.1)
+    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    await inside.call("createWebhook", {"url": receiver.url})
+    await db.execute("CREATE SEQUENCE refused; GRANT ALL ON refused TO PUBLIC")
+    await db.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                     " PERFORM nextval('refused');"
+                     " RAISE EXCEPTION 'made by the test' USING ERRCODE = '53100'; END $$")  # fmt: skip
+    await db.execute("CREATE TRIGGER refuse BEFORE UPDATE ON deliveries FOR EACH ROW"
+                     " WHEN (NEW.done_at IS NOT NULL) EXECUTE FUNCTION refuse()")  # fmt: skip
+    await db.execute("CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON heartbeats FOR EACH STATEMENT"
+                     " EXECUTE FUNCTION refuse()")  # fmt: skip
+    await inside.call("createUser", {"email": JANE})
+
+    async def refused() -> bool:
+        return bool(await db.fetchval("SELECT last_value >= 30 FROM refused"))
+
+    await until(refused)
+    await db.execute("DROP FUNCTION refuse CASCADE")
+    (done,) = await settled(inside, 1)
+    assert done["state"] == "delivered" and done["attempts"] < 5
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(b"AS ready", id="find_waiting_webhooks"),
+        pytest.param(b"UPDATE OF w SKIP LOCKED", id="take_webhook"),
+        pytest.param(b"waiting.step + 1", id="find_due_webhooks"),
+        pytest.param(b"taken AS MATERIALIZED", id="claim_deliveries"),
+        pytest.param(b"state = held.state", id="settle_deliveries"),
+        pytest.param(DroppingProxy.COMMIT, id="commit"),
+        pytest.param(b"pg_prepared_xacts", id="find_feed_halt"),
+        pytest.param(b"pg_stat_get_live_tuples", id="find_grown_table"),
+    ],
+)
+async def test_no_background_task_waits_for_good_for_an_answer(
+    at: bytes, serve: Serve, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's host vanishes while it is asked something: it is asked again over another connection."""
+    monkeypatch.setattr(deliveries_module, "LEASE", 0.5)
+    monkeypatch.setattr(webhooks, "METER_EVERY", 0.05)
+    monkeypatch.setattr(analyze, "LOOK_EVERY", 0.01)
+    short = {"call_timeout": 1, "statement_timeout": 0.5, "idle_transaction_timeout": 0.5}
+    with tempfile.TemporaryDirectory(prefix="officerpc-proxy-") as folder:
+        proxy = DroppingProxy(database_url, Path(folder), after=True, hang=True, at=at)
+        async with proxy.running():
+            if at != proxy.COMMIT:
+                proxy.arm()
+            inside = await serve(url=proxy.url, webhook_private_addresses=True, **short)
+
+            async def take(received: Received) -> web.Response:
+                if at == proxy.COMMIT and len(receiver.got) == 1:  # the next one notes what came of this
+                    proxy.arm()
+                return web.Response()
+
+            receiver.answer = take
+            await inside.call("createWebhook", {"url": receiver.url})
+            await inside.call("createUser", {"email": JANE})
+            await receiver.has(1)
+            await inside.call("createUser", {"email": "later@example.com"})
+            await eventually(lambda: proxy.commits >= 2)
+            assert [one["state"] for one in await settled(inside, 2)] == ["delivered"] * 2
+
+
 async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1052,10 +1121,12 @@ async def test_a_dead_receiver_does_not_keep_others_waiting(inside: Client, rece
     assert sum(one.path == "/hook/dead" for one in receiver.got) <= deliveries_module.EACH
 
 
+@pytest.mark.parametrize("at_once", [16, deliveries_module.AT_ONCE])
 async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
-    serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    at_once: int, serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fifty webhooks, whose deliveries are older than anybody else's and more than a worker can send at once."""
+    monkeypatch.setattr(deliveries_module, "AT_ONCE", at_once)
     monkeypatch.setattr(deliveries_module, "POLL", 0.02)
 
     async def hang_some(received: Received) -> web.StreamResponse:

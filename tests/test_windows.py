@@ -1,8 +1,9 @@
 """How many deliveries are under way: few at first, more to those that take them, and shared between tenants."""
 
 from collections import Counter
+from itertools import islice
 
-from server.windows import Limits, Windows
+from server.windows import Due, Limits, Windows
 
 A, B = (1, 1), (2, 1)
 
@@ -66,3 +67,25 @@ def test_it_forgets_what_is_idle_when_there_are_too_many() -> None:
     send(it, Counter({(number, 1): 1 for number in range(3, 20_000)}), True)
     assert it.share_out([A]) == {A: 4}
     assert it.share_out([B]) == {}
+
+
+def test_tenants_without_room_do_not_hide_those_behind_them() -> None:
+    """Also where only the first few of all webhooks are looked at."""
+    it, due = windows(), Due()
+    send(it, Counter({(1, number): 1 for number in range(1, 9)}), None)
+    due.add((1, number) for number in range(1, 51))
+    due.add([B])
+    assert it.share_out(islice(due.of(it), 10)) == {B: 4}
+    it.end((1, 1), True)
+    assert list(islice(due.of(it), 2)) == [(1, 1), (1, 2)]
+
+
+def test_whoever_was_served_stands_last() -> None:
+    it, due = windows(), Due()
+    due.add([(1, 1), (1, 2), (2, 1), (1, 1)])
+    due.take([(1, 1)])
+    assert list(due.of(it)) == [(2, 1), (1, 2)]
+    due.add([(1, 1)])
+    assert list(due.of(it)) == [(2, 1), (1, 2), (1, 1)]
+    due.take([(2, 1), (1, 2), (1, 1)])
+    assert not due
