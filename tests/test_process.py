@@ -322,6 +322,9 @@ async def test_a_schema_that_is_not_ours(officerpc: Officerpc, db: asyncpg.Conne
     assert await served.ended() == 1
     assert 'the database cannot be prepared: column "checksum" does not exist' in served.log
     assert "Traceback" not in served.log
+    migrated = await officerpc.command("migrate")
+    assert migrated.returncode == 1
+    assert 'column "checksum" does not exist' in migrated.stderr and "Traceback" not in migrated.stderr
 
 
 @pytest.mark.parametrize(

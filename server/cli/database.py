@@ -16,6 +16,7 @@ def migrate(as_json: AsJson = False) -> None:
     """Bring the database's schema up to date."""
     from server.migrations import MigrationError, load_migrations
     from server.migrations import migrate as apply
+    from server.pool import DRIVER_ERRORS
 
     async def work(session: Session) -> list[str]:
         connection = await session.database.direct()
@@ -26,8 +27,8 @@ def migrate(as_json: AsJson = False) -> None:
 
     try:
         done = run(work)
-    except (MigrationError, OSError, TimeoutError) as error:
-        fail(str(error))
+    except (MigrationError, *DRIVER_ERRORS) as error:
+        fail(str(error) or type(error).__name__)
     show({"applied": done}, as_json)
 
 
