@@ -366,7 +366,7 @@ async def examples(client: Client, operator: Client, jane: dict[str, Any], db: a
         profile = {"firstname": login[:3], "lastname": "Member"}
         await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
     await client.call("createPlan", {"type": "prepaid", "name": "A year", "duration": 12})
-    await client.call("assignPlan", {"userId": 1, "planId": 1})
+    await client.call("assignPlan", {"userId": 1, "planId": 1, "planValidTo": "2099-12-31"})
     await client.call("createGroup", {"name": "Sales"})
     await client.call("defineProfileField", {"alias": "shoe_size", "title": "Shoe size", "type": "number"})
     await db.execute(

@@ -101,10 +101,12 @@ def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any
             properties[field.alias] = {
                 "anyOf": [{"type": "string", "enum": list(field.choices)}, *_NO_VALUE["anyOf"]]
             }
+    # A member whose name is no identifier breaks the TypeScript that generators make of properties.
+    patterns = {f"^{name}$": properties.pop(name) for name in list(properties) if not name.isidentifier()}
     schema: dict[str, Any] = {
         "title": "NewMemberProfile" if complete else "MemberProfileChange",
-        "type": "object", "properties": properties | others, "additionalProperties": OWN_VALUE,
-        "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
+        "type": "object", "properties": properties | others, "patternProperties": patterns,
+        "additionalProperties": OWN_VALUE, "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
     }  # fmt: skip
     if complete:
         return schema | {"required": [field.alias for field in SYSTEM_FIELDS if field.mandatory]}
