@@ -64,7 +64,7 @@ def test_it_forgets_what_is_idle_when_there_are_too_many() -> None:
     it = windows(at_once=50_000)
     send(it, Counter({A: 4}), True)
     send(it, Counter({B: 4}), None)
-    send(it, Counter({(number, 1): 1 for number in range(3, 20_000)}), True)
+    send(it, Counter({(number, 1): 1 for number in range(3, 10_050)}), True)
     assert it.share_out([A]) == {A: 4}
     assert it.share_out([B]) == {}
 
