@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-OTHER_VARIABLES = frozenset({"OFFICERPC_NEW_PASSWORD", "OFFICERPC_URL", "OFFICERPC_API_KEY"})
-"""Variables that are no settings: of users create, and of the seed script."""
+OTHER_VARIABLES = frozenset(
+    {"OFFICERPC_NEW_PASSWORD", "OFFICERPC_URL", "OFFICERPC_API_KEY", "OFFICERPC_TEST_DATABASE"}
+)
+"""Variables that are no settings: of users create, of the seed script, and of make test."""
 BCRYPT_MAX_COST = 12
 """OWASP's cheat sheet on password storage asks for 10 at least; common systems make hashes of 10 to 12."""
 
