@@ -28,9 +28,9 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def _end_by_signal() -> None:
+    # They stay blocked until the worker's event loop runs: handlers that are set before it would lose them.
     for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _forget_metrics(pid: int) -> None:
@@ -129,6 +129,7 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
         """What a worker serves, made within the worker."""
 
         async def runner() -> web.AppRunner:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             made = Runner(create_app(self._settings, self._database_url), self._patience)
             # All of this stays. A full collection that goes through it keeps the event loop for 50 ms.
             gc.collect()
