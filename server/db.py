@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import errno
 import functools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from socket import gaierror
 from ssl import SSLError
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import aiosql
 import asyncpg
@@ -33,12 +33,13 @@ from server.shares import PROOFS, taking_from
 from server.writes import Writes
 
 log = structlog.get_logger()
+T = TypeVar("T")
 Row: TypeAlias = Any
 """An asyncpg.Record: columns by name."""
 
 # Seconds after which a connection is asked whether it lives before one statement is all that it is given.
 _RESTED = 1.0
-READ_TRIES = 4
+TRIES = 4
 """How often something is read while connections turn out to be lost."""
 # How a connection is lost while a statement runs.
 _LOST = (
@@ -102,6 +103,8 @@ class Connection:
             self._database.pool.give_back(self.raw)
         else:
             await self._database.pool.mend(self.raw)
+            if isinstance(translated(error), ConnectionLost):
+                await self._database.pool.drop_idle()
             if isinstance(error, DRIVER_ERRORS):
                 self._database.raise_translated(error)
 
@@ -219,12 +222,16 @@ class Database:
         A connection may have been ended while it idled, as all the others may, which shows when it is used.
         """
         async with self._limited(self._settings.statement_timeout):
-            for _ in range(READ_TRIES - 1):
-                with contextlib.suppress(ConnectionLost):
-                    async with self.connection() as connection:
-                        return await connection.one(name, **values)
-            async with self.connection() as connection:
-                return await connection.one(name, **values)
+            return await self._tried(lambda connection: connection.one(name, **values))
+
+    async def _tried(self, use: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do what may be done twice, on another connection where one turns out to be lost."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(ConnectionLost):
+                async with self.connection() as connection:
+                    return await use(connection)
+        async with self.connection() as connection:
+            return await use(connection)
 
     def round(self) -> contextlib.AbstractAsyncContextManager[None]:
         """A limit of time for what a background task does with the database in one go.
@@ -328,23 +335,25 @@ class Database:
 
         If it only reads, it is connected to anew: the next one might take them.
         """
-        async with self.connection() as connection:
-            writable: bool = await connection.value("check_writable")
+        row = await self.look_up("check_writable")
+        writable = row is not None and row["writable"]
         if not writable:
             await self.pool.renew()
         return writable and await self.writes.proven()
 
     async def _prove_writable(self, in_doubt: bool) -> bool:
+        async def prove(connection: Connection) -> bool:
+            # First, as all proofs write the same row: while one waits for a standby the next ones fail at
+            # its lock. Otherwise each would leave another server process waiting.
+            written = bool(await connection.value("write_heartbeat"))
+            if in_doubt:
+                with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
+                    await connection.run("try_for_room")
+            return written
+
         # All callers wait for this, so it does not take from the share of the one that began it.
         with taking_from(PROOFS):
-            async with self.connection() as connection:
-                # First, as all proofs write the same row: while one waits for a standby the next ones fail at
-                # its lock. Otherwise each would leave another server process waiting.
-                written = bool(await connection.value("write_heartbeat"))
-                if in_doubt:
-                    with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
-                        await connection.run("try_for_room")
-        return written
+            return await self._tried(prove)
 
     async def _check_writes(self) -> None:
         """Refuse a write that would fail as those before it did."""

@@ -12,7 +12,7 @@ import structlog
 from pydantic import BaseModel, TypeAdapter
 
 from server.auth import Caller, KeyRing
-from server.db import READ_TRIES, Database
+from server.db import TRIES, Database
 from server.deadlines import Deadline, Deadlines
 from server.errors import (
     Conflict,
@@ -243,7 +243,7 @@ class Dispatcher:
         return answered
 
     async def _read(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
-        for _ in range(READ_TRIES - 1):
+        for _ in range(TRIES - 1):
             # Lost perhaps while it idled, as all the others may be: reading again harms nobody.
             with contextlib.suppress(ConnectionLost):
                 async with self._database.connection() as call.db:

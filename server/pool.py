@@ -140,6 +140,18 @@ class Pool:
             if used is not None:
                 self._slots.give_back(used[1])
 
+    async def drop_idle(self) -> None:
+        """Close the connections that nobody uses: one was found lost, and what ended it may have ended all.
+
+        The server may have said so and not yet closed them, which shows only at their next use. Each would
+        cost a call one of its attempts.
+        """
+        idle, self._idle = self._idle, []
+        for connection, _ in idle:
+            with contextlib.suppress(pg.InterfaceError):  # asyncpg's pool has heard that it is closed
+                connection.terminate()
+            await self.mend(connection)
+
     async def renew(self) -> None:
         """Let every connection be opened anew, those in use when they come back."""
         await self._opened.expire_connections()
