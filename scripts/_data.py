@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 from rich.progress import Progress
 
-from server.methods._users import CreateUser
+from server.directory.users import CreateUser
 
 FIRST_INSTANCE = "SELECT id FROM instances ORDER BY id LIMIT 1"
 FILL = """

@@ -27,7 +27,7 @@ from _data import fill, run_sql
 from _statements import Statement
 from rich.progress import Progress
 
-from server.settings import Settings, available_cores
+from server.base.settings import Settings, available_cores
 
 DEFAULTS = Settings.model_construct()
 """The server's settings as they are when nothing is set."""

@@ -15,7 +15,7 @@ from _data import FIRST_INSTANCE
 from _figures import Figure
 from _rig import Bench, BenchError
 
-from server.outbound import new_secret
+from server.outside.outbound import new_secret
 
 EVENTS = """
 INSERT INTO events (instance_id, place, type, user_id, after, method, key_id, key_name, request_id)

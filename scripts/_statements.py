@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import asyncpg
 from asyncpg.connection import LoggedQuery
 
-from server.app import build
-from server.auth import OPERATOR
-from server.db import NamedQuery, load_queries
-from server.registry import Circumstances
-from server.settings import Settings
+from server.base.settings import Settings
+from server.postgres.db import NamedQuery, load_queries
+from server.serving.app import build
+from server.tenants.call import RequestContext
+from server.tenants.keys import OPERATOR
 
 
 class Statement(NamedTuple):
@@ -63,8 +63,8 @@ async def _record(url: str, method: str, params: dict[str, Any]) -> list[Stateme
     try:
         async with database.connection() as connection:
             connection.raw.add_query_logger(note)  # the pool gives the call the same connection
-        circumstances = Circumstances("0" * 32, address="127.0.0.1", origin="bench", dry_run=True)
-        await dispatcher.call(OPERATOR, method, params, circumstances)
+        context = RequestContext("0" * 32, address="127.0.0.1", origin="bench", dry_run=True)
+        await dispatcher.call(OPERATOR, method, params, context)
         async with database.connection() as connection:
             connection.raw.remove_query_logger(note)
             return [await _in_text(connection.raw, query, args) for query, args in ran]

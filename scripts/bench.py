@@ -27,7 +27,7 @@ from _rig import CORES, FULL, QUICK, SMOKE, Bench, BenchError, pgbench_path, wrk
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from server.embedded import embedded_server
+from server.postgres.embedded import embedded_server
 
 Row = Callable[[Bench], Iterator[Figure]]
 

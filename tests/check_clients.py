@@ -15,9 +15,9 @@ import asyncpg
 import pytest
 from conftest import Client, Serve, insert_key
 
-from server.app import openapi
-from server.openrpc import document
-from server.registry import METHODS
+from server.methods.registry import METHODS
+from server.rpc.openrpc import document
+from server.serving.app import openapi
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / ".venv" / "clients"

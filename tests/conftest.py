@@ -21,19 +21,21 @@ import pytest
 from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import BaseTestServer
 
-from server import logs
-from server.app import create_app
-from server.auth import OPERATOR, SCOPES, TENANT_SCOPES, digest, new_key
-from server.connections import Runner
-from server.dispatch import Dispatcher
-from server.fronts._http import DISPATCHER
+from server.base import logs
+from server.base.settings import Settings
+from server.base.tokens import digest
 from server.methods.avatars import EXAMPLE_DOT, EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
+from server.methods.registry import METHODS, Method
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
-from server.migrations import load_migrations, migrate
-from server.registry import METHODS, Circumstances, Method
-from server.settings import Settings
+from server.postgres.migrations import load_migrations, migrate
+from server.rpc.dispatch import Dispatcher
+from server.serving.app import create_app
+from server.serving.connections import Runner
+from server.tenants.call import RequestContext
+from server.tenants.keys import OPERATOR, SCOPES, TENANT_SCOPES, new_key
+from server.wires.http import DISPATCHER
 
 # Cheap hashes: what the tests ask about is everything else. test_passwords.py uses the real ones.
 FAST_HASHES = {"argon2_memory": 64, "argon2_time": 1}
@@ -95,7 +97,7 @@ def postgres_url() -> Iterator[str]:
 
 
 def _embedded_postgres(folder: Path) -> Iterator[str]:
-    from server.embedded import embedded_server
+    from server.postgres.embedded import embedded_server
 
     with embedded_server(folder) as server:
         yield server.url
@@ -159,7 +161,7 @@ def template_url(postgres_url: str) -> str:
             "admin": {"email": ADMIN},
             "settings": {"confirmationHosts": [LINK_HOST]},
         }
-        await app[DISPATCHER].call(OPERATOR, "createInstance", mine, Circumstances("test"))
+        await app[DISPATCHER].call(OPERATOR, "createInstance", mine, RequestContext("test"))
         await runner.cleanup()
 
     asyncio.run(make())
@@ -192,7 +194,7 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 class _LiveServer(BaseTestServer):
-    """Served as in production, by server.connections.Runner."""
+    """Served as in production, by server.serving.connections.Runner."""
 
     def __init__(self, app: web.Application) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from server.fronts.online_office import RUSSIAN
+from server.wires.online_office import RUSSIAN
 
 # Well formed and refused all the same: it depends on what is stored, or on what no schema can say.
 EXCUSED = {

@@ -8,10 +8,10 @@ from conftest import ADMIN, Client, contents, insert_key
 from pydantic import BaseModel
 from test_avatars import encoded, photo, sent
 
-from server.auth import TENANT_SCOPES
 from server.methods.codes import EXAMPLE_CODES
+from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.registry import METHODS
+from server.tenants.keys import TENANT_SCOPES
 
 WITHOUT_ADMIN = tuple(scope for scope in TENANT_SCOPES if scope != "users:admin")
 BOSS = {"email": "boss@example.com"}
@@ -110,7 +110,7 @@ NAMES = {"email", "login", "userId", "user", "users", "externalId", "token", "co
 
 def named(model: type[BaseModel]) -> bool:
     """Whether params name a user: by a member of these names, or by an id that is a user's."""
-    from server.methods._users import UserId
+    from server.directory.users import UserId
     from server.methods.store import SessionId
 
     return bool(NAMES & model.model_fields.keys()) or issubclass(model, (UserId, SessionId))
@@ -275,7 +275,7 @@ async def test_a_validation_says_so_too(client: Client, boss: dict[str, Any], db
 
 
 async def key_id(db: asyncpg.Connection, key: str) -> int:
-    from server.auth import digest
+    from server.base.tokens import digest
 
     return int(await db.fetchval("SELECT id FROM api_keys WHERE digest = $1", digest(key)))
 

@@ -4,7 +4,7 @@ from ipaddress import IPv6Address, ip_address
 
 import pytest
 
-from server.addresses import SPECIAL, Special, is_public
+from server.outside.addresses import SPECIAL, Special, is_public
 
 REACHABLE_BUT_WITHIN_OTHERS = (
     "192.0.0.9/32",

@@ -9,13 +9,13 @@ import pytest
 from conftest import ADMIN, Client, Serve, insert_key, until
 from test_avatars import fetch, give
 
-from server.auth import digest
-from server.db import Database
-from server.jobs import Services, Suspended
+from server.base.metrics import Metrics
+from server.base.settings import Settings
+from server.base.tokens import digest
+from server.jobs.queue import Services, Suspended
 from server.methods.codes import EXAMPLE_CODES, issue_code
 from server.methods.profiles import apply_profile
-from server.metrics import Metrics
-from server.settings import Settings
+from server.postgres.db import Database
 
 JANE = {"email": "jane@example.com"}
 RIGHT = JANE | {"password": "demo1234"}

@@ -6,9 +6,9 @@ import asyncpg
 import pytest
 from conftest import Client, Serve, until
 
-from server.analyze import analyze_grown
-from server.db import Database
-from server.settings import Settings
+from server.base.settings import Settings
+from server.postgres.analyze import analyze_grown
+from server.postgres.db import Database
 
 HASH = "$argon2id$v=19$m=19456,t=2,p=1$" + "A" * 22 + "$" + "A" * 43
 RANGE = "INSERT INTO users (instance_id, id, email, email_key, display_name, profile, app_values, settings, apps) SELECT 1, n, n, n, '', '{}', '{}', '{}', '{}' FROM generate_series($1::int, $2::int) AS n"

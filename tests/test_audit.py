@@ -7,15 +7,15 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, insert_key, until
 
-from server.auth import digest
-from server.db import Database
-from server.events import shortened
-from server.jobs import purge_expired
+from server.base.settings import Settings
+from server.base.tokens import digest
+from server.events.emit import shortened
+from server.jobs.queue import purge_expired
 from server.methods import audit
 from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.settings import Settings
+from server.postgres.db import Database
 
 JANE = "jane@example.com"
 WHO = {"email": JANE, "displayName": "Jane Doe"}

@@ -19,13 +19,13 @@ import pytest
 from conftest import ADMIN, Client, Serve, insert_key
 from PIL import Image, PngImagePlugin
 
-from server import pictures
-from server.db import load_queries
-from server.errors import Invalid
+from server.base.errors import Invalid
+from server.base.settings import Settings
+from server.base.shares import taking_from
 from server.methods.avatars import EXAMPLE_NAME, SentPicture
-from server.pictures import LARGE, SMALL, Pictures, avatar_url
-from server.settings import Settings
-from server.shares import taking_from
+from server.outside import pictures
+from server.outside.pictures import LARGE, SMALL, Pictures, avatar_url
+from server.postgres.db import load_queries
 
 JANE = {"email": "jane@example.com"}
 
@@ -200,7 +200,7 @@ async def test_pictures_stand_upright_and_say_nothing(
     assert image.size == size and near(image.getpixel(red), (220, 20, 20))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as server/pictures.py has it
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as server/outside/pictures.py has it
 async def test_broken_exif_is_no_reason_to_refuse_a_picture() -> None:
     picture = await reencoded(encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
     assert opened(picture.large).size == (512, 384)
@@ -379,7 +379,7 @@ async def test_large_photos_are_taken() -> None:
 _COST = """
 import base64, resource, sys
 from pathlib import Path
-from server.pictures import _BadPicture, _reencoded
+from server.outside.pictures import _BadPicture, _reencoded
 
 _reencoded(base64.b64encode(Path(sys.argv[1]).read_bytes()).decode(), 100)
 data = base64.b64encode(Path(sys.argv[2]).read_bytes()).decode()

@@ -15,9 +15,9 @@ from conftest import ADMIN, Client, footprint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.errors import Malformed
-from server.fronts._json import parse_json
-from server.registry import METHODS
+from server.base.errors import Malformed
+from server.methods.registry import METHODS
+from server.wires.parsing import parse_json
 
 
 def creation(**members: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
-from server.methods._bulk import MOST, checked
-from server.methods._users import NewUser
-from server.settings import Settings
+from server.base.settings import Settings
+from server.directory.many import MOST, checked
+from server.directory.users import NewUser
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'

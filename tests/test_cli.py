@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 from conftest import ADMIN, Client
 
-from server.auth import SCOPES, TENANT_SCOPES, new_key
+from server.tenants.keys import SCOPES, TENANT_SCOPES, new_key
 
 MINE = ("--instance", "MYINSTANCE")
 

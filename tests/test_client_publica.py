@@ -10,9 +10,9 @@ import pytest
 from conftest import ADMIN, Client, Log, Serve, contents, footprint, insert_key
 from processes import Raw, exchange
 
-from server.db import Database
-from server.jobs import purge_expired
-from server.settings import Settings
+from server.base.settings import Settings
+from server.jobs.queue import purge_expired
+from server.postgres.db import Database
 
 USERS = "/integration-api/v1/dashboard/users"
 PLANS = "/integration-api/v1/dashboard/plans"

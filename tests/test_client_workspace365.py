@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, Log, Serve, footprint, insert_key
 
-from server.auth import digest
+from server.base.tokens import digest
 
 KEY = "C7656554-85A2-4AFD-BAB7-18C71593C4D2"
 USERONE = "userone@example.com"

@@ -11,11 +11,12 @@ import pytest
 from conftest import ADMIN, Client, Log, Serve, footprint, insert_key, until
 from test_mail import bodies, kept
 
-from server.auth import InstanceSettings, digest
-from server.db import Database
-from server.errors import Invalid
+from server.base.errors import Invalid
+from server.base.settings import Settings
+from server.base.tokens import digest
 from server.methods.codes import EXAMPLE_CODES, MAX_URL, checked_link, issue_code, mail_code
-from server.settings import Settings
+from server.postgres.db import Database
+from server.tenants.keys import InstanceSettings
 
 JANE = {"email": "jane@example.com"}
 URL = "https://example.com/reset?code={{code}}"

@@ -25,7 +25,7 @@ import pytest
 from aiohttp import ClientSession, web
 from conftest import ADMIN, Client, Serve, insert_key, until
 
-from server.error_codes import ERROR_CODES
+from server.base.error_codes import ERROR_CODES
 
 SAMPLES = Path(__file__).parent.parent / "scripts" / "deploy"
 PATH = os.environ["PATH"] + ":/usr/sbin"

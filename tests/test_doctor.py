@@ -7,9 +7,9 @@ import asyncpg
 import pytest
 from test_horizon import open_transaction
 
+from server.base.settings import Settings
 from server.cli import doctor
 from server.cli.session import Session
-from server.settings import Settings
 
 
 async def found(officerpc: Any, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -75,7 +75,7 @@ async def test_statistics_that_are_missing(officerpc: Any, db: asyncpg.Connectio
 
 async def test_what_halts_the_feed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named, with the statement that ends it."""
-    monkeypatch.setattr("server.webhooks.HALTED_AFTER", 0.0)
+    monkeypatch.setattr("server.events.webhooks.HALTED_AFTER", 0.0)
     async with open_transaction(database_url, "report") as halting:
         finding = await examined(database_url, "feed")
         assert finding.state == "warning"

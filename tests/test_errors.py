@@ -11,9 +11,8 @@ import pytest
 from asyncpg import exceptions as pg
 from conftest import Client
 
-from server.db import translated
-from server.error_codes import ERROR_CODES
-from server.errors import (
+from server.base.error_codes import ERROR_CODES
+from server.base.errors import (
     CONSTRAINTS,
     KINDS,
     Conflict,
@@ -25,8 +24,10 @@ from server.errors import (
     from_constraint,
     kind_of,
 )
-from server.openrpc import document, rpc_number
-from server.registry import METHODS, Example, Params, method
+from server.base.models import Params
+from server.methods.registry import METHODS, Example, method
+from server.postgres.db import translated
+from server.rpc.openrpc import document, rpc_number
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,12 +10,12 @@ import asyncpg
 import pytest
 from conftest import FAST_HASHES, Client, Serve, until
 
-from server.auth import new_key
-from server.bootstrap import bootstrap
+from server.base.settings import Settings
 from server.cli.session import Session
-from server.db import load_queries
-from server.jobs import purge_expired
-from server.settings import Settings
+from server.jobs.queue import purge_expired
+from server.postgres.db import load_queries
+from server.serving.bootstrap import bootstrap
+from server.tenants.keys import new_key
 
 
 async def test_a_change_is_written_down(client: Client, db: asyncpg.Connection) -> None:

@@ -37,12 +37,15 @@ from processes import (
     until_closed,
 )
 
-from server.app import build
-from server.auth import digest, new_key
-from server.bootstrap import bootstrap
-from server.registry import METHODS, Call, Example, Method, Params, TenantParams, method
-from server.settings import Settings
-from server.writes import Writes
+from server.base.models import Params, TenantParams
+from server.base.settings import Settings
+from server.base.tokens import digest
+from server.methods.registry import METHODS, Example, Method, method
+from server.postgres.writes import Writes
+from server.serving.app import build
+from server.serving.bootstrap import bootstrap
+from server.tenants.call import Call
+from server.tenants.keys import new_key
 
 DUPLICATE = (400, 'duplicate key value violates unique constraint "users_email"')
 JANE = {"email": "jane@example.com", "password": "demo1234"}
@@ -868,7 +871,7 @@ async def test_13_ready_means_that_writes_go_through(
     disk: Disk, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """13: with a disk that is really full /readyz is red until a write has found room again."""
-    monkeypatch.setattr("server.writes.FRESH", 0.0)
+    monkeypatch.setattr("server.postgres.writes.FRESH", 0.0)
     db = await asyncpg.connect(disk.url)
     client = (await serve(url=disk.url, run_jobs=False)).using(await insert_key(db))
     await db.close()
@@ -897,7 +900,7 @@ async def test_13_readiness_writes_now_and_then(
     client: Client, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """13: one write is proof for some seconds, however often /readyz is asked."""
-    monkeypatch.setattr("server.writes.FRESH", 3600.0)
+    monkeypatch.setattr("server.postgres.writes.FRESH", 3600.0)
     assert await health(client) == (200, 200)
     written = await db.fetchval("SELECT xmin::text::bigint FROM heartbeats")
     for _ in range(20):
@@ -913,7 +916,7 @@ async def refuse(in_doubt: bool) -> bool:
 
 async def test_13_a_failed_proof_answers_all_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """13: also those that wake up when another caller has begun the next one."""
-    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    monkeypatch.setattr("server.postgres.writes.PAUSE", 0.0)
     writes = Writes(refuse)
     writes.doubt("a test")
 
@@ -925,7 +928,7 @@ async def test_13_a_failed_proof_answers_all_that_wait_for_it(monkeypatch: pytes
 
 async def test_13_a_failed_proof_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """13: however many writes are asked for meanwhile."""
-    monkeypatch.setattr("server.writes.PAUSE", 3600.0)
+    monkeypatch.setattr("server.postgres.writes.PAUSE", 3600.0)
     proofs = 0
 
     async def prove(in_doubt: bool) -> bool:
@@ -938,7 +941,7 @@ async def test_13_a_failed_proof_is_not_repeated_at_once(monkeypatch: pytest.Mon
     for _ in range(20):
         assert not await writes.proven()
     assert proofs == 1
-    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    monkeypatch.setattr("server.postgres.writes.PAUSE", 0.0)
     assert not await writes.proven()
     assert proofs == 2
 
@@ -947,7 +950,7 @@ async def test_13_writes_wait_for_nobody_while_a_standby_is_gone(
     replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """13: /readyz is red; a write that would wait for the standby is refused before it begins, and few wait."""
-    monkeypatch.setattr("server.writes.LIMIT", 0.3)
+    monkeypatch.setattr("server.postgres.writes.LIMIT", 0.3)
     primary, standby, key = replicated
     short = {"lock_timeout": 0.5, "acquire_timeout": 0.5, "call_timeout": 1.0, "pool_size": 4}
     client = (await serve(url=primary.url, run_jobs=False, **short)).using(key)
@@ -1068,7 +1071,7 @@ async def test_security_4_revocation(
     serve: Serve, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Security 4: on the next request here; on other servers as soon as they hear of it, not when they forget."""
-    monkeypatch.setattr("server.auth.TRUSTED_SECONDS", 3600.0)
+    monkeypatch.setattr("server.tenants.keys.TRUSTED_SECONDS", 3600.0)
     here, there = await serve(), await serve()
     await eventually(
         lambda: db.fetchval(

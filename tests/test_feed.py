@@ -8,13 +8,14 @@ import pytest
 from conftest import ADMIN, Client
 from pydantic import BaseModel
 
-from server import webhooks
-from server.db import Database
-from server.events import HIDDEN, IN_EVENTS, PAGE_BYTES
+from server.base.models import HIDDEN, IN_EVENTS
+from server.base.settings import Settings
+from server.events import webhooks
+from server.events.emit import PAGE_BYTES
 from server.methods.codes import EXAMPLE_CODES
+from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.registry import METHODS
-from server.settings import Settings
+from server.postgres.db import Database
 
 JANE = {"email": "jane@example.com"}
 NAMED_LIKE_SECRETS = {

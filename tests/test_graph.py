@@ -12,10 +12,11 @@ from aiohttp.test_utils import TestServer
 from conftest import FAST_HASHES, Client, Log, Serve, insert_key, until
 from pydantic import ValidationError
 
-from server import graph, jobs
-from server.auth import InstanceSettings, Office365
-from server.graph import Busy, Graph, Refused
-from server.settings import Settings
+from server.base.settings import Settings
+from server.jobs import queue
+from server.outside import graph
+from server.outside.graph import Busy, Graph, Office365, Refused
+from server.tenants.keys import InstanceSettings
 
 SECRET = "s3cret~of.the-application"
 CREDENTIALS = {"tenantId": "acme.example", "clientId": "0f1e2d3c-app", "clientSecret": SECRET}
@@ -157,7 +158,7 @@ async def shop(
     serve: Serve, microsoft: Microsoft, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> Client:
     """A key for MYINSTANCE, which has credentials, on a server whose queue does not pause for long."""
-    monkeypatch.setattr(jobs, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(queue, "FIRST_PAUSE", 0.01)
     client = await serve(graph_url=microsoft.url + "/v1.0/", graph_login_url=microsoft.url)
     operator = client.using(await insert_key(db, operator=True))
     change = {"instance": "MYINSTANCE", "settings": {"office365": CREDENTIALS}}
@@ -441,7 +442,7 @@ async def test_two_401_are_final(shop: Client, microsoft: Microsoft) -> None:
 async def test_after_all_tries_it_has_failed(
     shop: Client, microsoft: Microsoft, logged: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "TRIES", 3)
+    monkeypatch.setattr(queue, "TRIES", 3)
     microsoft.answers = [web.Response(status=500) for _ in range(3)]
     await shop.call("createUser", ANN)
     state = await settled(shop)

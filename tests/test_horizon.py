@@ -134,8 +134,8 @@ async def test_what_halts_the_feed_is_named(
     serve: Serve, database_url: str, logged: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its process, application and age, in the log and in /metrics; and no longer once it has ended."""
-    monkeypatch.setattr("server.webhooks.HALTED_AFTER", 0.01)
-    monkeypatch.setattr("server.webhooks.METER_EVERY", 0.05)
+    monkeypatch.setattr("server.events.webhooks.HALTED_AFTER", 0.01)
+    monkeypatch.setattr("server.events.webhooks.METER_EVERY", 0.05)
     client = await serve(run_jobs=True)
 
     async def gauge() -> dict[str, float]:

@@ -11,10 +11,10 @@ from aiohttp import web
 from conftest import ADMIN, Client, Serve
 from processes import connected, exchange, parsed, request, until_closed
 
-from server.app import create_app
-from server.connections import Runner, _Server
-from server.settings import Settings
-from server.waiting import listen, prepared
+from server.base.settings import Settings
+from server.serving.app import create_app
+from server.serving.connections import Runner, _Server
+from server.serving.waiting import listen, prepared
 
 KEYLESS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 OF_WIRES = (

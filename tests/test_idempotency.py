@@ -16,8 +16,8 @@ from conftest import ADMIN, Client, Serve, contents, insert_key
 from processes import DroppingProxy, Officerpc, eventually, exchange, kill, running
 from processes import request as raw_request
 
-from server.openrpc import document
-from server.registry import METHODS
+from server.methods.registry import METHODS
+from server.rpc.openrpc import document
 
 JANE = {"email": "jane@example.com", "displayName": "Jane", "password": "demo1234"}
 CREATE = {"method": "createUser", "params": JANE}
@@ -164,7 +164,7 @@ async def test_calls_without_a_key_cost_what_they_did(
         ran.append(name)
         return bind(self, name, values)
 
-    monkeypatch.setattr("server.db.Connection._bind", noting)
+    monkeypatch.setattr("server.postgres.db.Connection._bind", noting)
     await client.call("createUser", {"email": "plain@example.com"})
     plain, ran[:] = list(ran), []
     await send(client, CREATE)

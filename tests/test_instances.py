@@ -7,8 +7,8 @@ import asyncpg
 import pytest
 from conftest import ADMIN, LINK_HOST, Client, footprint, insert_key, until
 
-from server.auth import InstanceSettings
-from server.registry import METHODS
+from server.methods.registry import METHODS
+from server.tenants.keys import InstanceSettings
 
 
 async def test_a_new_instance_has_its_administrator(operator: Client) -> None:

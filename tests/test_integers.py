@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from conftest import Client
 
-from server.errors import Invalid
-from server.registry import METHODS, Unchecked, validated
+from server.base.errors import Invalid
+from server.base.models import Unchecked, validated
+from server.methods.registry import METHODS
 
 Build = Callable[[Any], Any]
 

@@ -12,9 +12,9 @@ from conftest import Client, Serve, insert_key
 
 from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES
+from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
-from server.registry import METHODS
 
 MARK = "Zanzibar"
 """Stands in all of our data, and in nothing that another tenant is told."""
@@ -192,7 +192,7 @@ async def theirs(ours: Client, db: asyncpg.Connection) -> Client:
 @pytest.fixture
 async def key_id(ours: Client, db: asyncpg.Connection) -> int:
     """Our data: one at least of everything that can be named. The id of a key of ours."""
-    from server.auth import digest
+    from server.base.tokens import digest
 
     jane = {"email": "jane@example.com", "password": "demo1234"}
     for alias in (MARK.lower(), "shoe_size"):

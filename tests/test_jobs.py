@@ -12,11 +12,22 @@ import asyncpg
 import pytest
 from conftest import FAST_HASHES, Client, Log, database_named, until
 
-from server import jobs
-from server.db import Database
-from server.jobs import AT_ONCE, JOBS, TRIES, Hopeless, Services, Suspended, enqueue, job, pause_after, work
-from server.metrics import Metrics
-from server.settings import Settings
+from server.base.metrics import Metrics
+from server.base.settings import Settings
+from server.jobs import queue
+from server.jobs.queue import (
+    AT_ONCE,
+    JOBS,
+    TRIES,
+    Hopeless,
+    Services,
+    Suspended,
+    enqueue,
+    job,
+    pause_after,
+    work,
+)
+from server.postgres.db import Database
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +77,7 @@ def note(monkeypatch: pytest.MonkeyPatch) -> Note:
     """A job of the kind "note", whose pauses are short."""
     handler = Note()
     monkeypatch.setitem(JOBS, "note", handler)
-    monkeypatch.setattr(jobs, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(queue, "FIRST_PAUSE", 0.01)
     return handler
 
 
@@ -176,7 +187,7 @@ async def test_failures_are_tried_again_with_growing_pauses(
 def test_pauses_grow_to_a_limit() -> None:
     pauses = [pause_after(tries) for tries in range(1, TRIES)]
     for tries, pause in enumerate(pauses, start=1):
-        middle = min(jobs.FIRST_PAUSE * 2 ** (tries - 1), jobs.LONGEST_PAUSE)
+        middle = min(queue.FIRST_PAUSE * 2 ** (tries - 1), queue.LONGEST_PAUSE)
         assert middle * 0.8 <= pause <= middle * 1.2
     assert len({pause_after(3) for _ in range(10)}) > 1
     assert 4 * 3600 < sum(pauses) < 8 * 3600
@@ -191,7 +202,7 @@ async def test_a_poison_job_is_parked(
     logged: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs, "TRIES", 3)
+    monkeypatch.setattr(queue, "TRIES", 3)
 
     async def fail() -> None:
         raise ValueError("a secret")
@@ -238,8 +249,8 @@ async def test_a_job_that_waits_for_its_instance_is_never_parked(
     services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A suspension lasts longer than all tries; after it, the job has all of them again."""
-    monkeypatch.setattr(jobs, "TRIES", 2)
-    monkeypatch.setattr(jobs, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(queue, "TRIES", 2)
+    monkeypatch.setattr(queue, "LONGEST_PAUSE", 0.01)
 
     async def wait() -> None:
         if len(note.seen) <= 4:
@@ -278,7 +289,7 @@ async def test_a_dead_workers_job_is_taken_over(
     await db.execute(
         "UPDATE pgqueuer SET status = 'picked', queue_manager_id = gen_random_uuid(),"
         " heartbeat = now() - make_interval(secs => $1)",
-        jobs.HEARTBEAT + 1,
+        queue.HEARTBEAT + 1,
     )
     start()
     await until(lambda: empty(db))
@@ -334,7 +345,7 @@ async def test_a_job_that_hangs_is_ended(
     logged: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(queue, "TIME_LIMIT", 0.5)
 
     async def hang_once() -> None:
         if len(note.seen) == 1:
@@ -390,7 +401,7 @@ async def test_it_looks_without_being_told(
     services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NOTIFY is a hint: without its trigger nobody is notified."""
-    monkeypatch.setattr(jobs, "POLL", 0.1)
+    monkeypatch.setattr(queue, "POLL", 0.1)
     await db.execute("ALTER TABLE pgqueuer DISABLE TRIGGER tg_pgqueuer_changed")
     await add(services, {"number": 1})
     start()
@@ -449,8 +460,8 @@ async def test_it_survives_the_database_going_away(
 async def test_an_answer_is_not_waited_for_for_ever(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE", 0.1)
-    driver = jobs._Driver(await services.database.direct())
+    monkeypatch.setattr(queue, "PATIENCE", 0.1)
+    driver = queue._Driver(await services.database.direct())
     with pytest.raises(TimeoutError):
         await driver.fetch("SELECT pg_sleep(60)")
     with pytest.raises(asyncpg.InterfaceError):
@@ -461,7 +472,7 @@ async def test_a_burst_of_notices_is_heard_as_one(services: Services, db: asyncp
     """But what else is said on the channel is passed on, each of it."""
     heard: list[str] = []
     connection = await services.database.direct()
-    driver = jobs._Driver(connection)
+    driver = queue._Driver(connection)
     await driver.add_listener("ch_test", lambda payload: heard.append(str(payload)))
     for number in range(200):
         await db.execute("SELECT pg_notify('ch_test', $1)", f'{{"type":"table_changed_event","n":{number}}}')

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.errors import Malformed
-from server.fronts import _json
-from server.fronts._json import MAX_VALUES_ASIDE, parse_json
-from server.settings import Settings
+from server.base.errors import Malformed
+from server.base.settings import Settings
+from server.wires import parsing
+from server.wires.parsing import MAX_VALUES_ASIDE, parse_json
 
 Shape = Callable[[int], bytes]
 
@@ -102,7 +102,7 @@ def lines_run(text: bytes) -> int:
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal lines
-        if frame.f_code.co_filename != _json.__file__:
+        if frame.f_code.co_filename != parsing.__file__:
             return None
         lines += event == "line"
         return trace
@@ -129,8 +129,8 @@ import resource
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_SECONDS}, {CPU_SECONDS}))
 """
 PARSE_ALL = f"""
-from server.fronts._envelope import envelope_of
-from server.fronts._http import BEGINNING_SIZE
+from server.wires.envelope import envelope_of
+from server.wires.http import BEGINNING_SIZE
 from tests.test_json_limits import SHAPES, outcome
 for name, shape in SHAPES.items():
     print(name, flush=True)
@@ -139,7 +139,7 @@ for name, shape in SHAPES.items():
     envelope_of(b'{{"params":' + shape(BEGINNING_SIZE))
 """
 NAME_ENVIRONMENTS = f"""
-from server.fronts.workspace365 import sanitized
+from server.wires.workspace365 import sanitized
 marks = {Settings().body_limit} // 4
 print(sanitized("Caf\\u00e9 One" + "\\u0315" * marks + "\\u0300" * marks))
 """

@@ -7,7 +7,9 @@ import pytest
 from conftest import ADMIN, Client, Log, Serve
 from pydantic import Field
 
-from server.registry import Call, Example, Method, Params, method
+from server.base.models import Params
+from server.methods.registry import Example, Method, method
+from server.tenants.call import Call
 
 # The methods that the specification's examples call.
 SPEC_METHODS: dict[str, Method] = {}

@@ -7,7 +7,8 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
-from server.auth import SCOPES, checksum, digest, looks_like_key, new_key
+from server.base.tokens import digest
+from server.tenants.keys import SCOPES, checksum, looks_like_key, new_key
 
 LOOK_UP = {"email": ADMIN}
 DENIED, FORBIDDEN = (401, "not-allowed"), (403, "not-allowed")
@@ -370,7 +371,7 @@ async def test_bad_keys(params: dict[str, object], message: str, client: Client)
 
 
 async def test_every_scope_is_needed_by_something(client: Client) -> None:
-    from server.registry import METHODS
+    from server.methods.registry import METHODS
 
     needed = {method.scope for method in METHODS.values()}
     needed |= {scope for method in METHODS.values() for scope in method.member_scopes.values()}

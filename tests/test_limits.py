@@ -9,11 +9,11 @@ import orjson
 import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
-from server.auth import digest
-from server.jobs import purge_expired
-from server.limits import RateLimiter
-from server.passwords import is_common
-from server.settings import Settings
+from server.base.passwords import is_common
+from server.base.settings import Settings
+from server.base.tokens import digest
+from server.jobs.queue import purge_expired
+from server.tenants.limits import RateLimiter
 
 LOOK_UP = {"email": ADMIN}
 MINE = {"instance": "MYINSTANCE"}

@@ -9,9 +9,9 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, until
 
-from server.auth import InstanceSettings
-from server.errors import Invalid
+from server.base.errors import Invalid
 from server.methods.codes import checked_link
+from server.tenants.keys import InstanceSettings
 
 NAMES = {"firstname": "Jo", "lastname": "Smith"}
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'

@@ -21,10 +21,11 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
 from conftest import ADMIN, FAST_HASHES, Client, Log, Serve, until
 
-from server import jobs, mail
+from server.base.settings import Settings
 from server.cli.serving import _greet
-from server.mail import HEADERS, Mail, Refused, Unusable, compose, render, send
-from server.settings import Settings
+from server.jobs import queue
+from server.outside import mail
+from server.outside.mail import HEADERS, Mail, Refused, Unusable, compose, render, send
 
 VALUES = {"name": "Jane Doe", "title": "Acme Inc.", "hours": 24, "link": "https://example.com/?a=1&code=c0de"}
 RESET = {"email": "jane@example.com", "confirmationUrl": "https://example.com/reset?code={{code}}"}
@@ -370,7 +371,7 @@ def outcomes(logged: Log) -> list[tuple[str, str]]:
 async def test_a_server_that_is_busy_is_asked_again(
     mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, logged: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(queue, "FIRST_PAUSE", 0.01)
     mailbox.data_answers = ["451 jane@example.com has to wait"] * 2
     await asked(await serve(**smtp(mailbox)))
     await until(lambda: _empty(db))

@@ -15,12 +15,12 @@ from aiohttp import web
 from conftest import Client, Serve
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from server.app import FRONTS, openapi
-from server.error_codes import ERROR_CODES
-from server.fronts import files, rpc
-from server.openapi import document
-from server.registry import METHODS
-from server.schemas import Schemas
+from server.base.error_codes import ERROR_CODES
+from server.methods.registry import METHODS
+from server.rpc.openapi import document
+from server.rpc.schemas import Schemas
+from server.serving.app import FRONTS, openapi
+from server.wires import files, rpc
 
 HERE = Path(__file__).parent
 

@@ -11,11 +11,12 @@ from conftest import Client
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from server.app import openapi
-from server.auth import InstanceSettings
-from server.errors import Invalid
-from server.openrpc import document
-from server.registry import METHODS, positions, validated
+from server.base.errors import Invalid
+from server.base.models import positions, validated
+from server.methods.registry import METHODS
+from server.rpc.openrpc import document
+from server.serving.app import openapi
+from server.tenants.keys import InstanceSettings
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import asyncpg
 from conftest import ADMIN, Client, Log, Serve
 
-from server.db import Database
-from server.jobs import purge_expired
-from server.settings import Settings
+from server.base.settings import Settings
+from server.jobs.queue import purge_expired
+from server.postgres.db import Database
 
 
 async def test_health(client: Client) -> None:

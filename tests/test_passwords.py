@@ -9,9 +9,9 @@ import bcrypt
 import pytest
 from conftest import FAST_HASHES, Client, Serve
 
-from server.errors import Unavailable
-from server.passwords import PasswordHasher, hash_problem
-from server.settings import Settings
+from server.base.errors import Unavailable
+from server.base.passwords import PasswordHasher, hash_problem
+from server.base.settings import Settings
 
 TAIL = "$" + "A" * 22 + "$" + "A" * 43
 

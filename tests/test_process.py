@@ -40,9 +40,9 @@ from processes import (
     running,
 )
 
-from server.db import is_away, translated
-from server.process import Arbiter
-from server.settings import Settings
+from server.base.settings import Settings
+from server.postgres.db import is_away, translated
+from server.serving.process import Arbiter
 
 LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 

@@ -12,9 +12,11 @@ from pydantic import TypeAdapter
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
+from server.base.models import Params
+from server.methods.registry import METHODS, Example, method
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.openrpc import document
-from server.registry import METHODS, Call, Example, Params, method
+from server.rpc.openrpc import document
+from server.tenants.call import Call
 
 EXAMPLES = [
     pytest.param(name, example, id=f"{name}: {example.name}")

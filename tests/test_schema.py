@@ -13,9 +13,9 @@ from pglast import ast
 from pglast.visitors import Visitor
 from structlog.testing import capture_logs
 
-from server.db import load_queries
-from server.errors import CONSTRAINTS
-from server.migrations import Migration, load_migrations, migrate
+from server.base.errors import CONSTRAINTS
+from server.postgres.db import load_queries
+from server.postgres.migrations import Migration, load_migrations, migrate
 
 QUERIES = load_queries()
 QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}

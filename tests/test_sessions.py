@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from conftest import Client, Serve
 
-from server.auth import digest
+from server.base.tokens import digest
 
 LOGIN = {"email": "jane@example.com", "password": "demo1234"}
 WRONG = (400, "Login or password is incorrect")

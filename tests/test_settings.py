@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import Settings, available_cores
+from server.base.settings import Settings, available_cores
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,8 +86,8 @@ def test_the_readme_knows_every_module_and_setting() -> None:
 def test_importing_the_package_does_no_work() -> None:
     """No query is loaded, no hash made and no connection opened by an import."""
     code = (
-        "import server.app, aiosql, argon2, socket\n"
-        "assert server.app.METHODS and not server.app.__dict__.get('QUERIES')\n"
+        "import server.serving.app, aiosql, argon2, socket\n"
+        "assert server.serving.app.METHODS and not server.serving.app.__dict__.get('QUERIES')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,9 +13,9 @@ import pytest
 from conftest import ADMIN, Client, Serve, insert_key
 from processes import eventually
 
-from server.errors import Unavailable
-from server.shares import CURRENT_SHARE, SERVER, Shares, taking_from
-from server.threads import BoundedPool
+from server.base.errors import Unavailable
+from server.base.shares import CURRENT_SHARE, SERVER, Shares, taking_from
+from server.base.threads import BoundedPool
 
 A, B, C, D = 1, 2, 3, 4
 

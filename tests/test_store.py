@@ -167,7 +167,7 @@ async def test_purging_a_user_takes_its_plans(
 
 async def test_users_who_were_suspended_before_there_was_a_time(db: asyncpg.Connection) -> None:
     """The migration gives them the time of their last change."""
-    from server.migrations import load_migrations
+    from server.postgres.migrations import load_migrations
 
     statements = next(migration for migration in load_migrations() if migration.name == "store").statements
     (backfill,) = [statement for statement in statements if statement.startswith("UPDATE users")]

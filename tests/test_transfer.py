@@ -14,10 +14,10 @@ import bcrypt
 import pytest
 from conftest import ADMIN, Client, footprint, until
 
-from server import transfer
-from server.db import Database
-from server.methods._users import CreateUser
-from server.settings import Settings
+from server.base.settings import Settings
+from server.cli import transfer
+from server.directory.users import CreateUser
+from server.postgres.db import Database
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 MINE = ("--instance", "MYINSTANCE")

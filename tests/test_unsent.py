@@ -15,9 +15,11 @@ import pytest
 from conftest import Client, Serve, insert_key, until
 from processes import parsed, request
 
-from server.connections import _Connection
-from server.registry import Call, Example, Method, Params, method
-from server.unsent import SHARE, Unsent
+from server.base.models import Params
+from server.methods.registry import Example, Method, method
+from server.serving.connections import _Connection
+from server.tenants.call import Call
+from server.wires.unsent import SHARE, Unsent
 
 LARGE = 200_000
 

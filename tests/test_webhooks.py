@@ -26,13 +26,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from conftest import ADMIN, Client, Log, Serve, insert_key, until
 from processes import DroppingProxy, eventually, running
 
-from server import analyze, outbound, webhooks
-from server import deliveries as deliveries_module
-from server.addresses import is_public
-from server.db import Database, load_queries
-from server.jobs import purge_expired
-from server.settings import Settings
-from server.windows import Limits, Windows
+from server.base.settings import Settings
+from server.events import deliveries as deliveries_module
+from server.events import webhooks
+from server.events.windows import Limits, Windows
+from server.jobs.queue import purge_expired
+from server.outside import outbound
+from server.outside.addresses import is_public
+from server.postgres import analyze
+from server.postgres.db import Database, load_queries
 
 JANE = "jane@example.com"
 PAUSES = deliveries_module.PAUSES
@@ -1005,7 +1007,7 @@ async def test_nothing_is_sent_while_its_outcome_cannot_be_noted(
 ) -> None:
     """Claims go through, outcomes and proofs of writes do not: a delivery that was taken does not end as failed."""
     monkeypatch.setattr(deliveries_module, "LEASE", 0.1)
-    monkeypatch.setattr("server.writes.PAUSE", 0.0)
+    monkeypatch.setattr("server.postgres.writes.PAUSE", 0.0)
     await inside.call("createWebhook", {"url": receiver.url})
     await db.execute("CREATE SEQUENCE refused; GRANT ALL ON refused TO PUBLIC")
     await db.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

@@ -14,9 +14,9 @@ app = typer.Typer()
 @app.command()
 def migrate(as_json: AsJson = False) -> None:
     """Bring the database's schema up to date."""
-    from server.migrations import MigrationError, load_migrations
-    from server.migrations import migrate as apply
-    from server.pool import DRIVER_ERRORS
+    from server.postgres.migrations import MigrationError, load_migrations
+    from server.postgres.migrations import migrate as apply
+    from server.postgres.pool import DRIVER_ERRORS
 
     async def work(session: Session) -> list[str]:
         connection = await session.database.direct()
@@ -38,7 +38,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check that every user has its mailboxes, calendar and file folders. Status 1 if any lacks some."""
-    from server.verify import incomplete_users
+    from server.cli.verify import incomplete_users
 
     async def work(session: Session) -> tuple[int, list[Any]]:
         async with session.database.connection() as db:

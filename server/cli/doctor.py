@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import typer
 
+from server.base.settings import Settings
 from server.cli.options import AsJson
 from server.cli.session import Session, run
 from server.cli.terminal import out, show
-from server.settings import Settings
 
 app = typer.Typer()
 
@@ -44,7 +44,7 @@ async def _facts(session: Session) -> Any:
 
 
 async def _migrations(session: Session) -> Finding:
-    from server.migrations import MigrationError, load_migrations, pending
+    from server.postgres.migrations import MigrationError, load_migrations, pending
 
     connection = await session.database.direct()
     try:
@@ -83,7 +83,7 @@ async def _clocks(session: Session) -> Finding:
 
 
 async def _feed(session: Session) -> Finding:
-    from server.webhooks import HALTED_AFTER
+    from server.events.webhooks import HALTED_AFTER
 
     async with session.database.connection() as db:
         halt = await db.one("find_feed_halt")
@@ -160,7 +160,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 async def _examined(session: Session) -> dict[str, Finding]:
-    from server.db import advice
+    from server.postgres.db import advice
 
     findings: dict[str, Finding] = {}
     for name, check in CHECKS.items():

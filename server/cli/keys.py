@@ -27,7 +27,7 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make an API key, shown this once."""
-    from server.auth import SCOPES, TENANT_SCOPES
+    from server.tenants.keys import SCOPES, TENANT_SCOPES
 
     params: dict[str, Any] = {
         "name": name, "scopes": scope or list(SCOPES if operator else TENANT_SCOPES), "isOperator": operator,
@@ -65,7 +65,7 @@ def _instances(key: Any) -> str:
 
 
 def _scopes(key: Any) -> str:
-    from server.auth import SCOPES, TENANT_SCOPES
+    from server.tenants.keys import SCOPES, TENANT_SCOPES
 
     possible = SCOPES if key["isOperator"] else TENANT_SCOPES
     held = set(key["scopes"]).intersection(possible)
@@ -95,7 +95,7 @@ def change_scopes(
         fail("name the key whose scopes are to be changed")
 
     async def work(session: Session) -> list[Any]:
-        from server.auth import SCOPES, TENANT_SCOPES
+        from server.tenants.keys import SCOPES, TENANT_SCOPES
 
         keys = [key for key in await _all_keys(session) if _state(key) == "active"]
         if key_id is not None:

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from server.base.error_codes import ERROR_CODES
+from server.base.settings import Settings
 from server.cli.options import AsJson
 from server.cli.session import read_settings
 from server.cli.terminal import cell, fail, out, show, show_list, table
-from server.error_codes import ERROR_CODES
-from server.settings import Settings
 
 app = typer.Typer()
 
@@ -59,9 +59,9 @@ def errors(
 
 
 def _error(code: str) -> dict[str, Any]:
-    import server.methods  # noqa: F401  # fills the registry
-    from server.openrpc import rpc_number
-    from server.registry import METHODS
+    import server.rpc.discovery  # noqa: F401  # the last of the methods; the others come with it
+    from server.methods.registry import METHODS
+    from server.rpc.openrpc import rpc_number
 
     entry = ERROR_CODES[code]
     methods = [method.name for method in METHODS.values() if code in method.errors]
@@ -79,9 +79,9 @@ def _error(code: str) -> dict[str, Any]:
 @app.command()
 def openrpc() -> None:
     """The OpenRPC document of the service."""
-    import server.methods  # noqa: F401  # fills the registry
-    from server.openrpc import document
-    from server.registry import METHODS
+    import server.rpc.discovery  # noqa: F401  # the last of the methods; the others come with it
+    from server.methods.registry import METHODS
+    from server.rpc.openrpc import document
 
     described = document(tuple(METHODS.values()), read_settings().own_address())
     sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -90,6 +90,6 @@ def openrpc() -> None:
 @app.command()
 def openapi() -> None:
     """The OpenAPI document of the REST wires."""
-    from server.app import openapi
+    from server.serving.app import openapi
 
     sys.stdout.write(orjson.dumps(orjson.loads(openapi()), option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -15,10 +15,10 @@ from typing import Any
 import structlog
 import typer
 
-from server import logs
+from server.base import logs
+from server.base.settings import Settings, unknown_variables
 from server.cli.session import Located, Session, located_database, read_settings
 from server.cli.terminal import fail, say
-from server.settings import Settings, unknown_variables
 
 log = structlog.get_logger()
 app = typer.Typer()
@@ -77,14 +77,14 @@ def _remove_dead_folders(where: Path) -> None:
 
 
 def _serve(settings: Settings, database: Located) -> None:
-    from server.auth import new_key
-    from server.bootstrap import bootstrap
-    from server.db import advice
-    from server.errors import ServiceError
-    from server.migrations import MigrationError
-    from server.pool import DRIVER_ERRORS
-    from server.process import Arbiter
-    from server.waiting import listen, prepared
+    from server.base.errors import ServiceError
+    from server.postgres.db import advice
+    from server.postgres.migrations import MigrationError
+    from server.postgres.pool import DRIVER_ERRORS
+    from server.serving.bootstrap import bootstrap
+    from server.serving.process import Arbiter
+    from server.serving.waiting import listen, prepared
+    from server.tenants.keys import new_key
 
     logs.configure(settings.log_level)
     _warn_of_unknown_variables()
@@ -133,7 +133,7 @@ def _in_url(host: str) -> str:
 def _greet(settings: Settings, key: str | None) -> None:
     address = f"http://{_in_url(settings.host)}:{settings.port}/rpc"
     if not settings.smtp_host:
-        from server.mail import folder
+        from server.outside.mail import folder
 
         say(f"OFFICERPC_SMTP_HOST is not set: mails are written to {folder(settings)}")
     say(f"officerpc serves {address}")
@@ -154,14 +154,15 @@ def work() -> None:
     _warn_of_unknown_variables()
 
     async def working(database: Located) -> None:
-        from server import jobs, webhooks
+        from server.events import webhooks
+        from server.jobs import queue
 
         session = Session(settings, database.url)
-        services = jobs.Services(settings, session.database, session.dispatcher.metrics)
+        services = queue.Services(settings, session.database, session.dispatcher.metrics)
         await session.database.open()
         tasks = [
-            asyncio.create_task(jobs.work(services)),
-            asyncio.create_task(jobs.keep_purging(session.database, settings)),
+            asyncio.create_task(queue.work(services)),
+            asyncio.create_task(queue.keep_purging(session.database, settings)),
             asyncio.create_task(
                 webhooks.keep_delivering(settings, session.database, session.dispatcher.metrics)
             ),

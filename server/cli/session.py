@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from server import logs
+from server.base import logs
+from server.base.printable import printable
+from server.base.settings import Settings, unknown_variables
 from server.cli.terminal import err, fail
-from server.printable import printable
-from server.settings import Settings, unknown_variables
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def read_settings(*, warn: bool = True) -> Settings:
             err.print(f"OFFICERPC_{'.'.join(map(str, detail['loc'])).upper()}: {detail['msg']}")
         fail("the settings are not usable")
     if settings.bootstrap_api_key is not None:
-        from server.auth import looks_like_key
+        from server.tenants.keys import looks_like_key
 
         if not looks_like_key(settings.bootstrap_api_key.get_secret_value()):
             fail("OFFICERPC_BOOTSTRAP_API_KEY begins with orpc_ but its checksum is wrong: it is mistyped")
@@ -52,7 +52,7 @@ def located_database(settings: Settings) -> Iterator[Located]:
     if settings.database_url is not None:
         yield Located(settings.database_url.get_secret_value())
         return
-    from server.embedded import embedded_server
+    from server.postgres.embedded import embedded_server
 
     with embedded_server(settings.data_dir) as server:
         yield Located(server.url, server.look_after)
@@ -62,7 +62,7 @@ class Session:
     """What a command needs: the database, and calls with an operator's rights."""
 
     def __init__(self, settings: Settings, url: str) -> None:
-        from server.app import build
+        from server.serving.app import build
 
         self.settings = settings
         # The params of the last call: what an error is about.
@@ -71,17 +71,17 @@ class Session:
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """A registered method, called by the operator."""
-        from server.auth import OPERATOR
-        from server.registry import Circumstances
+        from server.tenants.call import RequestContext
+        from server.tenants.keys import OPERATOR
 
         self.asked = params
-        return await self.dispatcher.call(OPERATOR, method, params, Circumstances("command-line"))
+        return await self.dispatcher.call(OPERATOR, method, params, RequestContext("command-line"))
 
 
 def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
     """Run a command against the database. Whatever the caller can mend ends with status 1 and one line."""
-    from server.db import advice
-    from server.errors import ServiceError
+    from server.base.errors import ServiceError
+    from server.postgres.db import advice
 
     settings = read_settings()
     logs.configure("error")
@@ -106,7 +106,7 @@ def run(work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
 
 def _worded(error: Any, asked: dict[str, Any]) -> str:
     """What the caller can mend, with the name that was not found."""
-    from server.errors import Forbidden, InstanceSuspended, NotFound
+    from server.base.errors import Forbidden, InstanceSuspended, NotFound
 
     if isinstance(error, InstanceSuspended):
         return f"the instance {asked.get('instance')} is suspended"

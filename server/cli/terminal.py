@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from server.printable import printable, printable_json
+from server.base.printable import printable, printable_json
 
 # Without a terminal there is no width: nothing is folded, unless COLUMNS asks for it. Markup is off: tenants
 # write names such as [link=...].

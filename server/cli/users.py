@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from server.base.printable import printable_json_bytes
 from server.cli.options import AsJson, InstanceName
 from server.cli.session import Session, pages, run
 from server.cli.terminal import err, fail, moment, out, show, show_json, show_list
-from server.printable import printable_json_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Users of an instance.")
 
@@ -84,8 +84,8 @@ def import_users(
     other import of FILE begins. With --json, failures are the first thousand of this run, and notListed says
     how many more rows failed.
     """
-    from server.transfer import Import, TransferError
-    from server.transfer import Progress as Done
+    from server.cli.transfer import Import, TransferError
+    from server.cli.transfer import Progress as Done
 
     async def work(session: Session) -> tuple[Import, Done]:
         await session.call("getInstance", {"instance": instance})  # better no such instance now than per row
@@ -131,8 +131,8 @@ def export_users(instance: InstanceName) -> None:
     """Write users as JSON lines, in the order of their ids; users import takes them."""
 
     async def work(session: Session) -> None:
-        from server.auth import OPERATOR
-        from server.transfer import exported_users
+        from server.cli.transfer import exported_users
+        from server.tenants.keys import OPERATOR
 
         session.asked = {"instance": instance}
         target = await session.keys.instance(OPERATOR, instance, while_suspended=True)

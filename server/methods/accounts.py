@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from server.errors import FieldError, Invalid, NotFound
-from server.registry import Call, Example, Result, TenantParams, method
+from server.base.errors import FieldError, Invalid, NotFound
+from server.base.models import Result, TenantParams
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 Id = Annotated[int, Field(ge=1, lt=2**63)]
 TreeId = Annotated[int, Field(ge=0, lt=2**31)]

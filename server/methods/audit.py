@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from server.errors import FieldError, Invalid
-from server.events import PAGE_BYTES, is_full, shortened
-from server.methods._users import Email, email_key, from_cursor, to_cursor
+from server.base.errors import FieldError, Invalid
+from server.base.models import Params, Result
+from server.directory.users import Email, email_key, from_cursor, to_cursor
+from server.events.emit import PAGE_BYTES, is_full, shortened
 from server.methods.accounts import Id
-from server.registry import Call, Example, Params, Result, method
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 LOOKS = 10_000
 """Events that one call looks at: a page may be short where few of them are what is asked for."""

@@ -5,11 +5,13 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
-from server.auth import new_secret
-from server.errors import FieldError, Invalid, MemberForbidden, NotFound
-from server.methods._users import Line, UserId, UserRef, email_key, found, written
-from server.pictures import Picture, avatar_url, picture_path
-from server.registry import Call, Example, Params, Result, method, validated
+from server.base.errors import FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import Params, Result, validated
+from server.base.tokens import new_secret
+from server.directory.users import Line, UserId, UserRef, email_key, found, written
+from server.methods.registry import Example, method
+from server.outside.pictures import Picture, avatar_url, picture_path
+from server.tenants.call import Call
 
 # 142 bits: who knows a name may see the picture, so nobody must be able to guess one.
 _NAME_LENGTH = 24

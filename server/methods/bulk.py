@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server import access
-from server.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound, ServiceError
-from server.events import identity
-from server.methods._bulk import (
+from server.base.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound, ServiceError
+from server.base.models import Params
+from server.directory.groups import chosen_groups, find_group_ids, groups_of, record_groups, replace_groups
+from server.directory.many import (
     MOST,
     Batch,
     Claims,
@@ -31,8 +31,7 @@ from server.methods._bulk import (
     refuse_seats,
     write,
 )
-from server.methods._groups import chosen_groups, find_group_ids, groups_of, record_groups, replace_groups
-from server.methods._users import (
+from server.directory.users import (
     CREATED_USER,
     CreatedUser,
     Email,
@@ -41,7 +40,10 @@ from server.methods._users import (
     email_key,
     end_access,
 )
-from server.registry import Call, Example, Params, method
+from server.events.emit import identity
+from server.methods.registry import Example, method
+from server.tenants import access
+from server.tenants.call import Call
 
 
 class CreateUsers(ManyParams):

@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 
 from pydantic import JsonValue
 
-from server import mail
-from server.auth import InstanceSettings, digest, new_secret
-from server.db import Connection
-from server.errors import FieldError, Invalid
-from server.jobs import Hopeless, Services, enqueue, job
-from server.methods._users import Purpose
+from server.base.errors import FieldError, Invalid
+from server.base.tokens import digest, new_secret
+from server.directory.users import Purpose
+from server.jobs.queue import Hopeless, Services, enqueue, job
+from server.outside import mail
+from server.postgres.db import Connection
+from server.tenants.keys import InstanceSettings
 
 CODE_LENGTH = 24
 """Base62 characters: 142 bits."""

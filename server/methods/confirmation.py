@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.errors import FieldError, Invalid, MemberForbidden, NotFound
-from server.events import SECRET
-from server.methods._groups import hold_member
-from server.methods._provision import password_problem
-from server.methods._users import Password, UserRef, email_key, found, record_password, written
+from server.base.errors import FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import SECRET, TenantParams
+from server.directory.groups import hold_member
+from server.directory.provisioning import password_problem
+from server.directory.users import Password, UserRef, email_key, found, record_password, written
 from server.methods.codes import (
     EXAMPLE_CODES,
     LINK_SCHEMA,
@@ -18,7 +18,8 @@ from server.methods.codes import (
     mail_code,
     redeem,
 )
-from server.registry import Call, Example, TenantParams, method
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it."), SECRET]
 

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.errors import FieldError, Invalid, NotFound
-from server.methods._users import found, from_cursor, to_cursor
+from server.base.errors import FieldError, Invalid, NotFound
+from server.base.models import Result
+from server.directory.users import found, from_cursor, to_cursor
 from server.methods.audit import cursor_moment
+from server.methods.registry import Example, method
 from server.methods.webhooks import EXAMPLE_EVENT, WebhookRef
-from server.outbound import TIME_LIMIT
-from server.registry import Call, Example, Result, method
+from server.outside.outbound import TIME_LIMIT
+from server.tenants.call import Call
 
 STATES = ["pending", "delivered", "failed"]
 HAS_FAILED = "has failed"

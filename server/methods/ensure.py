@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from server import access
-from server.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
-from server.methods._bulk import (
+from server.base.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
+from server.base.models import Result, TenantParams
+from server.directory.many import (
     MOST,
     Batch,
     Claims,
@@ -30,9 +30,11 @@ from server.methods._bulk import (
     taken,
     write,
 )
-from server.methods._users import ABSENT, USER, NewEmail, NewUser, User
-from server.pictures import avatar_url
-from server.registry import Call, Example, Result, TenantParams, method
+from server.directory.users import ABSENT, USER, NewEmail, NewUser, User
+from server.methods.registry import Example, method
+from server.outside.pictures import avatar_url
+from server.tenants import access
+from server.tenants.call import Call
 
 
 class EnsuredUser(NewUser):

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.errors import Conflict, FieldError, MemberForbidden, NotFound
-from server.methods._groups import (
+from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
+from server.base.models import Result, TenantParams
+from server.directory.groups import (
     ADMINS,
     GroupName,
     group_key,
@@ -14,8 +15,9 @@ from server.methods._groups import (
     is_admins,
     record_groups,
 )  # fmt: skip
-from server.methods._users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
-from server.registry import Call, Example, Result, TenantParams, method
+from server.directory.users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 _RESERVED = "Admins is a group of every instance: it stays as it is"
 

@@ -5,11 +5,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from server.auth import WITH_SECRETS, Host, Instance, InstanceSettings, Mebibytes, Office365
-from server.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
-from server.events import IN_EVENTS
-from server.methods._provision import insert_user, password_problem
-from server.methods._users import (
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
+from server.base.models import (
+    IN_EVENTS,
+    WITH_SECRETS,
+    Host,
+    Params,
+    Result,
+    TenantParams,
+    Unchecked,
+    validated,
+)
+from server.directory.provisioning import insert_user, password_problem
+from server.directory.users import (
     ABSENT,
     CreateUser,
     DisplayName,
@@ -19,8 +27,11 @@ from server.methods._users import (
     from_cursor,
     to_cursor,
 )
+from server.methods.registry import Example, method
 from server.methods.validation import Validation
-from server.registry import Call, Example, Params, Result, TenantParams, Unchecked, method, validated
+from server.outside.graph import Office365
+from server.tenants.call import Call
+from server.tenants.keys import Instance, InstanceSettings, Mebibytes
 
 
 def _not_reserved(name: str) -> str:

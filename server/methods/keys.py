@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from server import access
-from server.auth import SCOPES, digest, new_key
-from server.errors import FieldError, Forbidden, Invalid, NotFound, OperatorsOnly
-from server.events import HIDDEN
-from server.methods._users import ABSENT, DisplayName
+from server.base.errors import FieldError, Forbidden, Invalid, NotFound, OperatorsOnly
+from server.base.models import HIDDEN, Params, Result
+from server.base.tokens import digest
+from server.directory.users import ABSENT, DisplayName
 from server.methods.instances import Name
-from server.registry import Call, Example, Params, Result, method
+from server.methods.registry import Example, method
+from server.tenants import access
+from server.tenants.call import Call
+from server.tenants.keys import SCOPES, new_key
 
 
 def _scope(scope: str) -> str:

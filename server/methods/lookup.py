@@ -4,15 +4,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from server.errors import NotFound
-from server.methods._store import ExternalId
-from server.methods._users import USER, Profile, Values, email_key, found
+from server.base.errors import NotFound
+from server.base.models import Result, TenantParams
+from server.directory.store import ExternalId
+from server.directory.users import USER, Profile, Values, email_key, found
 from server.methods.accounts import Id
 from server.methods.members import Account
 from server.methods.quotas import UserQuotas
+from server.methods.registry import Example, method
 from server.methods.store import HeldPlan
-from server.pictures import avatar_url
-from server.registry import Call, Example, Result, TenantParams, method
+from server.outside.pictures import avatar_url
+from server.tenants.call import Call
 
 
 class GetUser(TenantParams):

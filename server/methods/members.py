@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from server.auth import GeneratedPasswords
-from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.events import SECRET, identity
-from server.methods._fields import EMAIL, checked, fields_of, profile_schema
-from server.methods._logins import ClientAddress
-from server.methods._names import Names, NewLogin, has_email, hold_free_names, names_of_user
-from server.methods._provision import insert_user, password_problem
-from server.methods._users import (
+from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import SECRET, Result, TenantParams
+from server.base.settings import Settings
+from server.directory.fields import EMAIL, checked, fields_of, profile_schema
+from server.directory.names import Names, NewLogin, has_email, hold_free_names, names_of_user
+from server.directory.provisioning import insert_user, password_problem
+from server.directory.throttle import ClientAddress
+from server.directory.users import (
     CreateUser,
     Password,
     UserId,
@@ -22,12 +22,14 @@ from server.methods._users import (
     record_password,
     written,
 )
+from server.events.emit import identity
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
+from server.methods.registry import Example, method
 from server.methods.sessions import Login, WrongLogin, verify_password
-from server.pictures import avatar_url
-from server.registry import Call, Example, Result, TenantParams, method
-from server.settings import Settings
+from server.outside.pictures import avatar_url
+from server.tenants.call import Call
+from server.tenants.keys import GeneratedPasswords
 
 _ISO_639_1 = """
     aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy

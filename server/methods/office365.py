@@ -4,12 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound
-from server.methods import _office365
-from server.methods._groups import hold_member
-from server.methods._names import has_email
-from server.methods._users import UserRef, email_key, found, written
-from server.registry import Call, Example, Result, method
+from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import Result
+from server.directory import office365
+from server.directory.groups import hold_member
+from server.directory.names import has_email
+from server.directory.users import UserRef, email_key, found, written
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 
 class Office365State(Result):
@@ -64,10 +66,10 @@ async def create_in_office365(call: Call, params: UserRef) -> Any:
     """
     key = email_key(params.email)
     user = written(call, await hold_member(call, key))
-    if _office365.credentials_of(call.instance.settings) is None:
+    if office365.credentials_of(call.instance.settings) is None:
         raise Conflict("the instance has no Microsoft Graph credentials (office365)", code="no_credentials")
     if not has_email(key):
         raise Invalid.of([FieldError("email", "is a login, and the user has no e-mail")])
-    if not await _office365.begin(call, user["id"]):
+    if not await office365.begin(call, user["id"]):
         raise Conflict("this is under way or done already", code="already_asked")
     return True

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from server.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
-from server.methods._store import LastDay, PlanId, PlanName, assign_plan
-from server.methods._users import ABSENT, Line, found, written
+from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
+from server.base.models import Params, Result, TenantParams
+from server.directory.store import LastDay, PlanId, PlanName, assign_plan
+from server.directory.users import ABSENT, Line, found, written
 from server.methods.accounts import Id
-from server.registry import Call, Example, Params, Result, TenantParams, method
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 
 def _currencies(prices: dict[str, int]) -> dict[str, int]:

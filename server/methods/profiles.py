@@ -5,12 +5,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from server import access
-from server.db import Connection
-from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.events import Change, user_changes
-from server.jobs import Services, Suspended, enqueue, job
-from server.methods._fields import (
+from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import Result, TenantParams
+from server.directory.fields import (
     ALIAS,
     EMAIL,
     SYSTEM_FIELDS,
@@ -20,8 +17,10 @@ from server.methods._fields import (
     fields_of,
     profile_schema,
 )
-from server.methods._names import change_email
-from server.methods._users import ABSENT, Line, UserId, end_codes, found, written
+from server.directory.names import change_email
+from server.directory.users import ABSENT, Line, UserId, end_codes, found, written
+from server.events.emit import Change, user_changes
+from server.jobs.queue import Services, Suspended, enqueue, job
 from server.methods.avatars import (
     PreparedPicture,
     SentPicture,
@@ -30,7 +29,10 @@ from server.methods.avatars import (
     store_picture,
 )  # fmt: skip
 from server.methods.members import Member, ProfileValues, member_of
-from server.registry import Call, Example, Result, TenantParams, method
+from server.methods.registry import Example, method
+from server.postgres.db import Connection
+from server.tenants import access
+from server.tenants.call import Call
 
 MAY_ADMINISTRATE = "may_administrate"
 """Member of asked_by: whether the key that asked may change administrators."""
@@ -127,8 +129,8 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         fields=prepared.fields,
         asked_by={
             "key_id": call.caller.key_id, "key_name": call.caller.key_name,
-            "request_id": call.circumstances.request_id, "address": call.circumstances.address,
-            "origin": call.circumstances.origin, MAY_ADMINISTRATE: access.may_administrate(call.caller),
+            "request_id": call.context.request_id, "address": call.context.address,
+            "origin": call.context.origin, MAY_ADMINISTRATE: access.may_administrate(call.caller),
         },
     )  # fmt: skip
     written(call, document)

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.errors import NotFound
-from server.methods._users import found
-from server.registry import Call, Example, Params, Result, method
+from server.base.errors import NotFound
+from server.base.models import Params, Result
+from server.directory.users import found
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 
 class ListJobs(Params):

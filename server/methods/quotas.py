@@ -4,9 +4,11 @@ from typing import Any
 
 from pydantic import Field
 
-from server.errors import NotFound
-from server.methods._users import UserRef, email_key, found
-from server.registry import Call, Example, Result, method
+from server.base.errors import NotFound
+from server.base.models import Result
+from server.directory.users import UserRef, email_key, found
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 
 class Quota(Result):

@@ -2,10 +2,11 @@
 
 from typing import Any, Literal
 
-from server.errors import Conflict, MemberForbidden, NotFound
-from server.events import identity
-from server.methods._users import UserRef, email_key, end_access, written
-from server.registry import Call, Example, method
+from server.base.errors import Conflict, MemberForbidden, NotFound
+from server.directory.users import UserRef, email_key, end_access, written
+from server.events.emit import identity
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 
 @method(

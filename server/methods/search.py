@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from server.methods._users import DisplayName
+from server.base.models import Result, TenantParams
+from server.directory.users import DisplayName
 from server.methods.accounts import Id, TreeId, find_position
-from server.registry import Call, Example, Result, TenantParams, method
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 MOST_PAGES = 100
 SAMPLE = 300

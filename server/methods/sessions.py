@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from server.auth import digest, new_secret
-from server.errors import Invalid, MemberForbidden, NotFound
-from server.events import SECRET
-from server.methods import _logins
-from server.methods._groups import hold_member
-from server.methods._users import (
+from server.base.errors import Invalid, MemberForbidden, NotFound
+from server.base.models import SECRET, Result, TenantParams
+from server.base.tokens import digest, new_secret
+from server.directory import throttle
+from server.directory.groups import hold_member
+from server.directory.users import (
     USER,
     Password,
     User,
@@ -20,7 +20,8 @@ from server.methods._users import (
     read_user,
     written,
 )
-from server.registry import Call, Example, Result, TenantParams, method
+from server.methods.registry import Example, method
+from server.tenants.call import Call
 
 TOKEN_LENGTH = 40
 Token = Annotated[str, Field(min_length=1, max_length=200, description="As login answered it."), SECRET]
@@ -40,7 +41,7 @@ class Login(TenantParams):
 
     email: Annotated[str, Field(min_length=1, max_length=254, description="Its e-mail, or its login.")]
     password: Password
-    clientAddress: _logins.ClientAddress | None = None
+    clientAddress: throttle.ClientAddress | None = None
 
 
 class Verified(NamedTuple):
@@ -62,20 +63,20 @@ async def verify_password(call: Call, params: Login) -> Verified:
         TooMany: too many have failed for this account, or from this address, whatever the password is.
     """
     key = email_key(params.email)
-    forgiven = _logins.of_account(key, params.clientAddress)
-    subjects = forgiven + _logins.of_address(params.clientAddress)
-    await _logins.check(call.database.look_up, call.instance.id, subjects)
+    forgiven = throttle.of_account(key, params.clientAddress)
+    subjects = forgiven + throttle.of_address(params.clientAddress)
+    await throttle.check(call.database.look_up, call.instance.id, subjects)
     row = await call.database.look_up("get_credential", instance_id=call.instance.id, key=key)
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
         async with call.database.connection() as db:
-            await _logins.note_failure(db.one, call.instance.id, subjects)
+            await throttle.note_failure(db.one, call.instance.id, subjects)
         raise WrongLogin
-    if call.circumstances.dry_run:
-        await _logins.check(call.database.look_up, call.instance.id, subjects)
+    if call.context.dry_run:
+        await throttle.check(call.database.look_up, call.instance.id, subjects)
     else:
         async with call.database.connection() as db:
-            await _logins.note_success(db.one, call.instance.id, forgiven, subjects)
+            await throttle.note_success(db.one, call.instance.id, forgiven, subjects)
     return Verified(row["user_id"], row["email_key"], row["password_hash"], None)
 
 
@@ -166,7 +167,7 @@ class TokenRef(TenantParams):
 class LoginWithToken(TokenRef):
     """A session by its token."""
 
-    clientAddress: _logins.ClientAddress | None = None
+    clientAddress: throttle.ClientAddress | None = None
 
 
 @method(
@@ -182,14 +183,14 @@ async def login_with_token(call: Call, params: LoginWithToken) -> Any:
 
     Wrong tokens count as failed logins of the clientAddress, where that is given.
     """
-    subjects = _logins.of_address(params.clientAddress)
-    await _logins.check(call.db.one, call.instance.id, subjects)
+    subjects = throttle.of_address(params.clientAddress)
+    await throttle.check(call.db.one, call.instance.id, subjects)
     session = await call.db.one(
         "find_session", instance_id=call.instance.id, token_digest=digest(params.token)
     )
     user = await read_user(call, session["email_key"]) if session else None
     if session is None or user is None:
-        await _logins.note_failure(call.db.one, call.instance.id, subjects)
+        await throttle.note_failure(call.db.one, call.instance.id, subjects)
         raise WrongLogin
     return dict(user) | {"token": params.token, "tokenExpiresAt": session["expires_at"]}
 

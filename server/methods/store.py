@@ -4,12 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from server import access
-from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.events import SECRET
-from server.methods._names import hold_user, rename
-from server.methods._provision import insert_user, password_problem
-from server.methods._store import (
+from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import SECRET, Result, TenantParams
+from server.directory.names import hold_user, rename
+from server.directory.provisioning import insert_user, password_problem
+from server.directory.store import (
     ExternalId,
     LastDay,
     PlanId,
@@ -19,7 +18,7 @@ from server.methods._store import (
     change_store_user,
     needs_plan,
 )
-from server.methods._users import (
+from server.directory.users import (
     ABSENT,
     CreateUser,
     Email,
@@ -36,8 +35,10 @@ from server.methods._users import (
     written,
 )
 from server.methods.accounts import Id
-from server.pictures import avatar_url
-from server.registry import Call, Example, Result, TenantParams, method
+from server.methods.registry import Example, method
+from server.outside.pictures import avatar_url
+from server.tenants import access
+from server.tenants.call import Call
 
 DEEPEST = 1_000_000
 """How many users a list can be turned over, page by page: a page is counted off from the first user on."""

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from server import access
-from server.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.methods import _office365
-from server.methods._groups import (
+from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
+from server.base.models import Result, TenantParams
+from server.directory import office365
+from server.directory.groups import (
     chosen_groups,
     find_group_ids,
     groups_of,
@@ -15,9 +15,9 @@ from server.methods._groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
-from server.methods._names import hold_user, rename
-from server.methods._provision import hash_new_password, insert_user, names_of
-from server.methods._users import (
+from server.directory.names import hold_user, rename
+from server.directory.provisioning import hash_new_password, insert_user, names_of
+from server.directory.users import (
     CREATED_USER,
     USER,
     CreatedUser,
@@ -40,7 +40,9 @@ from server.methods._users import (
     to_cursor,
     written,
 )
-from server.registry import Call, Example, Result, TenantParams, method
+from server.methods.registry import Example, method
+from server.tenants import access
+from server.tenants.call import Call
 
 
 def is_one_statement(params: "CreateUser") -> bool:
@@ -76,11 +78,11 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     taken until that user is purged, and so does its externalId: both are answered with the code user_deleted.
     Where the instance has no seat left (maxUsers), nobody is created.
     """
-    if params.createInOffice365 and _office365.credentials_of(call.instance.settings) is None:
-        raise Invalid.of([FieldError("createInOffice365", _office365.NO_CREDENTIALS)])
+    if params.createInOffice365 and office365.credentials_of(call.instance.settings) is None:
+        raise Invalid.of([FieldError("createInOffice365", office365.NO_CREDENTIALS)])
     created = await insert_user(call, call.instance.id, params, password_hash)
     if params.createInOffice365:
-        await _office365.begin(call, created["id"])
+        await office365.begin(call, created["id"])
     return created
 
 

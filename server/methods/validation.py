@@ -4,26 +4,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server import access
-from server.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
-from server.methods import _office365
-from server.methods._provision import password_problem
-from server.methods._store import store_failures
-from server.methods._users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
-from server.registry import Call, Example, Result, TenantParams, Unchecked, method, validated
+from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
+from server.base.models import Failure, Result, TenantParams, Unchecked, validated
+from server.directory import office365
+from server.directory.provisioning import password_problem
+from server.directory.store import store_failures
+from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
+from server.methods.registry import Example, method
+from server.tenants import access
+from server.tenants.call import Call
 
 
 class ValidateUser(TenantParams, Unchecked):
     """The params of createUser, good or bad."""
 
     checked_by = CreateUser
-
-
-class Failure(Result):
-    """One member that createUser would refuse."""
-
-    field: str
-    message: str
 
 
 class Validation(Result):
@@ -73,8 +68,8 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
             bad |= {str(part) for found in error.__cause__.errors() for part in found["loc"][:1]}
     email = params.get("email")
     failures += _password_failures(call, params, bad)
-    if params.get("createInOffice365") is True and not _office365.credentials_of(call.instance.settings):
-        failures.append(FieldError("createInOffice365", _office365.NO_CREDENTIALS))
+    if params.get("createInOffice365") is True and not office365.credentials_of(call.instance.settings):
+        failures.append(FieldError("createInOffice365", office365.NO_CREDENTIALS))
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):

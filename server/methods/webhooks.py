@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from server import outbound, webhooks
-from server.errors import Conflict, FieldError, Invalid, NotFound, TooMany
-from server.events import EVENTS, PAGE_BYTES, is_full, payload
-from server.methods._users import ABSENT, Line, found
-from server.registry import Call, Example, Result, TenantParams, method
+from server.base.errors import Conflict, FieldError, Invalid, NotFound, TooMany
+from server.base.models import Result, TenantParams
+from server.directory.users import ABSENT, Line, found
+from server.events import webhooks
+from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
+from server.methods.registry import Example, method
+from server.outside import outbound
+from server.tenants.call import Call
 
 MOST = 50
 """Webhooks of one instance."""
@@ -286,7 +289,7 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
     event_id = str(uuid.uuid4())
     event = {
         "id": event_id, "type": "webhook.test", "user_id": None, "before": None, "after": None,
-        "origin": call.circumstances.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "origin": call.context.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }  # fmt: skip
     body = webhooks.body_of(event, call.instance.name)
     headers = outbound.headers_of(event_id, body, row["secret"], row["old_secret"], row["moment"])

@@ -1,0 +1,208 @@
+"""What every model of params and results is, and how params are validated."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    JsonValue,
+    PlainSerializer,
+    SerializationInfo,
+    ValidationError,
+)
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+from server.base.errors import FieldError, Invalid
+from server.base.settings import Settings
+from server.base.strict import Strict
+
+IN_EVENTS = "in events"
+"""Context for model_dump of what goes into an event: members that are SECRET become HIDDEN."""
+HIDDEN = "***"
+"""What stands in an event for a secret that was set."""
+
+
+def _hidden(value: Any, info: SerializationInfo) -> Any:
+    return HIDDEN if value is not None and info.context == IN_EVENTS else value
+
+
+SECRET = PlainSerializer(_hidden)
+"""For the type of a member that no event may hold, as in Annotated[str, SECRET]: passwords, hashes, tokens
+and codes. What tenants store of their own is told as it is, whatever its members are called."""
+
+WITH_SECRETS = "with secrets"
+"""Context for model_dump of what goes into the database: without it secrets are left out."""
+
+Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|::1)$")]
+
+
+class Params(Strict):
+    """What every params model is."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
+"""For a type that a validator of ours keeps free of control characters: the same in JSON Schema."""
+
+
+class TenantParams(Params):
+    """Params of a method that works within one instance."""
+
+    instance: str | int | None = Field(
+        None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
+    )
+
+
+class JsonSchema(GenerateJsonSchema):
+    """JSON Schema of params and results, without defaults of null and without titles of members.
+
+    Such a default only says what may be left out, as `required` does: null is refused there, or a value. And
+    generators of clients take two schemas of one title for one type.
+    """
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        described = super().default_schema(schema)
+        if described.get("default", ...) is None:
+            del described["default"]
+        return described
+
+
+class Unchecked(Params):
+    """Params of a method that says what is wrong with the params of another: theirs, good or bad.
+
+    The schema has the members of the other model, none of them required.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    checked_by: ClassVar[type[Params]]
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        own = handler(core)
+        whole = handler.resolve_ref_schema(own)
+        whole["properties"] = handler.resolve_ref_schema(handler(cls.checked_by.__pydantic_core_schema__))[
+            "properties"
+        ]
+        whole.pop("required", None)
+        return own
+
+
+class Result(BaseModel):
+    """What a result model is: it documents the wire, and the tests hold every answer against it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Failure(Result):
+    """One member that createUser would refuse."""
+
+    field: str
+    message: str
+
+
+MAX_MEMBERS = 200
+"""Of params; no method has as many."""
+
+
+def positions(model: type[BaseModel]) -> list[str]:
+    """The members in the order in which they go by position: the required ones first."""
+    model = getattr(model, "checked_by", model)
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    return sorted(fields, key=lambda name: not fields[name].is_required())
+
+
+def validated(
+    model: type[BaseModel],
+    params: object,
+    known_bad: Sequence[FieldError] = (),
+    *,
+    settings: Settings | None = None,
+) -> Any:
+    """Params as an instance of their model.
+
+    Args:
+        model: a registered params model.
+        params: parsed JSON: an object, a list (members by position; null leaves an optional one out) or None.
+        known_bad: what is wrong with them already.
+        settings: the server's, where members are checked against them (the context of validators); without
+            them their defaults hold.
+
+    Raises:
+        Invalid: naming every bad member.
+    """
+    if params is None:
+        params = {}
+    elif isinstance(params, list):
+        names = positions(model)
+        if len(params) > len(names):
+            raise Invalid(f"params: at most {len(names)} by position")
+        needed = {field.alias or name for name, field in model.model_fields.items() if field.is_required()}
+        given = zip(names, params, strict=False)
+        params = {name: value for name, value in given if value is not None or name in needed}
+    elif not isinstance(params, dict):
+        raise Invalid("params: must be an object")
+    if len(params) > MAX_MEMBERS:
+        raise Invalid(f"params: at most {MAX_MEMBERS} members")
+    try:
+        valid = model.model_validate(params, context=settings)
+    except ValidationError as error:
+        raise Invalid.of([*field_errors(error), *known_bad]) from error
+    if known_bad:
+        raise Invalid.of(known_bad)
+    return valid
+
+
+MAX_FAILURES = 100
+"""Bad members that are named at once; nobody mends more by hand."""
+
+_MESSAGES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a member of this call",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+}
+
+
+def field_errors(error: ValidationError) -> list[FieldError]:
+    """Every failure of a validation, worded for the caller and never quoting what it sent."""
+    found: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        found.setdefault(_path(detail), _MESSAGES.get(detail["type"]) or _worded(detail))
+        if len(found) == MAX_FAILURES:
+            break
+    return [FieldError(name, message) for name, message in found.items()]
+
+
+def _path(detail: ErrorDetails) -> str:
+    # The place in the caller's JSON: union branches add parts of their own, which end in a type's name.
+    parts = [str(part)[:64] for part in detail["loc"] if part not in ("str", "int", "constrained-str")]
+    return ".".join(parts) or "params"
+
+
+def _worded(detail: ErrorDetails) -> str:
+    message = detail["msg"]
+    for opening in (
+        "Value error, ",
+        "Input should be ",
+        "String should ",
+        "List should ",
+        "Dictionary should ",
+    ):
+        if message.startswith(opening):
+            rest = message.removeprefix(opening)
+            return {"Input should be ": "must be ", "Value error, ": ""}.get(opening, "must ") + rest
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,113 @@
+"""Groups of users, as the methods about users and those about groups share them."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from server.base.errors import FieldError, Invalid, NotFound
+from server.tenants import access
+from server.tenants.call import Call
+
+ADMINS = "Admins"
+"""The reserved group, whose members are those with isAdmin."""
+
+
+def _plain(name: str) -> str:
+    if any(unicodedata.category(char) == "Cc" for char in name):
+        raise ValueError("holds control characters")
+    if name != name.strip():
+        raise ValueError("must not begin or end with a space")
+    return name
+
+
+GroupName = Annotated[
+    str,
+    Field(min_length=1, max_length=200, description="The group's name, in any case."),
+    AfterValidator(_plain),
+]
+GroupNames = Annotated[list[GroupName], Field(max_length=1000)]
+
+
+def group_key(name: str) -> str:
+    """What a group's identity is decided by."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+ADMINS_KEY = group_key(ADMINS)
+
+
+def is_admins(name: str) -> bool:
+    """Whether a name is that of the reserved group."""
+    return group_key(name) == ADMINS_KEY
+
+
+async def hold_member(call: Call, key: str) -> Any:
+    """A living user, held until the transaction ends: id and is_admin.
+
+    Raises:
+        NotFound: there is none.
+    """
+    member = await call.db.one("hold_member", instance_id=call.instance.id, email_key=key)
+    if member is None:
+        raise NotFound
+    return member
+
+
+async def find_group_ids(call: Call, names: Iterable[str]) -> dict[str, int]:
+    """By their keys the ids of those groups that exist; they stay until the transaction ends."""
+    keys = sorted({group_key(name) for name in names} - {ADMINS_KEY})
+    rows = await call.db.all("find_groups", instance_id=call.instance.id, name_keys=keys)
+    return {row["name_key"]: row["id"] for row in rows}
+
+
+def chosen_groups(names: Sequence[str], ids: Mapping[str, int]) -> list[int]:
+    """The ids of groups other than Admins.
+
+    Raises:
+        Invalid: naming those that do not exist.
+    """
+    keys = {group_key(name): place for place, name in enumerate(names)}
+    keys.pop(ADMINS_KEY, None)
+    missing = sorted(place for key, place in keys.items() if key not in ids)
+    if missing:
+        raise Invalid.of([FieldError(f"groups.{place}", "is no group of this instance") for place in missing])
+    return [ids[key] for key in keys]
+
+
+async def groups_of(call: Call, user_ids: Sequence[int]) -> dict[int, list[str]]:
+    """The groups of held users, as getUserByEmail shows them."""
+    rows = await call.db.all("groups_of", instance_id=call.instance.id, user_ids=user_ids)
+    return {row["id"]: row["names"] for row in rows}
+
+
+async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> None:
+    """Have held users in these groups and no others, Admins aside, which isAdmin decides.
+
+    Args:
+        wanted: ids of groups that stay, by that of the user.
+    """
+    pairs = [(user_id, group_id) for user_id, ids in wanted.items() for group_id in ids]
+    await call.db.run(
+        "replace_groups",
+        instance_id=call.instance.id,
+        user_ids=list(wanted),
+        member_ids=[user_id for user_id, _ in pairs],
+        group_ids=[group_id for _, group_id in pairs],
+    )
+
+
+async def record_groups(call: Call, before: Mapping[int, list[str]]) -> None:
+    """Note the changes of held users' groups, if there are any.
+
+    Raises:
+        MemberForbidden: they are those of an administrator, and the key may not change one.
+    """
+    if not before:
+        return
+    after = await groups_of(call, list(before))
+    for user_id, names in before.items():
+        if names != after[user_id]:
+            access.require_user(call.caller, {"is_admin": ADMINS in (*names, *after[user_id])})
+            call.record("user.updated", user_id, before={"groups": names}, after={"groups": after[user_id]})

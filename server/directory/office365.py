@@ -1,0 +1,98 @@
+"""The queue's work of creating users in an instance's Microsoft directory, and how it is asked for."""
+
+from typing import Any
+
+from server.events.emit import by_itself
+from server.jobs.queue import Hopeless, Later, Services, Suspended, enqueue, job
+from server.outside import graph
+from server.outside.graph import Office365
+from server.tenants.call import Call
+from server.tenants.keys import InstanceSettings
+
+NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentials (office365)"
+
+
+def credentials_of(settings: InstanceSettings) -> Office365 | None:
+    """An instance's credentials, where it has all of them."""
+    found = settings.office365
+    return found if found is not None and found.clientSecret is not None else None
+
+
+async def begin(call: Call, user_id: int) -> bool:
+    """Have a user created there once this transaction commits; False where that is under way or done."""
+    user = {"instance_id": call.instance.id, "user_id": user_id}
+    begun = await call.db.one("begin_office365", **user)
+    if begun is not None:
+        await enqueue(call.db, "office365", user | {"request_id": call.context.request_id})
+        call.note(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
+    return begun is not None
+
+
+async def _note(
+    services: Services,
+    payload: dict[str, Any],
+    state: str,
+    *,
+    object_id: str | None = None,
+    error: str | None = None,
+) -> None:
+    """What a try came to; an end is written down for the request that had asked for it."""
+    user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
+    async with services.database.transaction() as db:
+        noted = await db.one("note_office365", **user, state=state, object_id=object_id, error=error)
+        if noted is None or noted["state_before"] == state:
+            return
+        after = {"office365": state, "objectId": object_id, "error": noted["error"]}
+        await db.run(
+            "insert_events",
+            instance_id=user["instance_id"],
+            types=["createInOffice365"],
+            user_ids=[user["user_id"]],
+            befores=[{"office365": noted["state_before"]}],
+            afters=[{name: value for name, value in after.items() if value is not None}],
+            **by_itself("createInOffice365", payload.get("request_id", "office365")),
+        )
+
+
+async def _give_up(services: Services, payload: dict[str, Any]) -> None:
+    await _note(services, payload, "failed")
+
+
+@job("office365", parked=_give_up)
+async def create_in_office365(services: Services, payload: dict[str, Any]) -> None:
+    """One try. A user that is there since an earlier one counts as created, and no other of its name."""
+    async with services.database.connection() as db:
+        user = await db.one(
+            "get_office365_user", instance_id=payload["instance_id"], user_id=payload["user_id"]
+        )
+    if user is None or user["is_done"]:
+        return
+    if user["is_gone"]:
+        await _note(services, payload, "failed", error="deleted")
+        return
+    if user["is_suspended"]:
+        # Noted each time: what is pending and was not touched for six hours could be asked for again.
+        await _note(services, payload, "pending", error="instance_suspended")
+        raise Suspended
+    credentials = credentials_of(InstanceSettings.model_validate(user["settings"]))
+    if credentials is None:
+        await _note(services, payload, "failed", error="no_credentials")
+        raise Hopeless
+    try:
+        object_id = await services.graph.create_user(
+            services.settings,
+            credentials,
+            email=user["email"],
+            display_name=user["display_name"],
+            first_name=user["fields"].get("firstname"),
+            last_name=user["fields"].get("lastname"),
+            is_active=user["is_active"],
+            mark=f"officerpc:{user['uuid']}",
+        )
+    except graph.Busy as error:
+        await _note(services, payload, "pending", error=error.told)
+        raise Later(error.seconds) from error
+    except graph.Refused as error:
+        await _note(services, payload, "failed", error=error.told)
+        raise Hopeless from error
+    await _note(services, payload, "done", object_id=object_id)

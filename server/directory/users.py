@@ -1,0 +1,481 @@
+"""What a user is: the types and models of its members, and what methods about users share."""
+
+import base64
+import binascii
+import contextlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import orjson
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from server.base.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
+from server.base.models import HIDDEN, NO_CONTROLS, SECRET, Params, Result, TenantParams
+from server.base.passwords import MAX_PASSWORD, hash_problem
+from server.base.settings import BCRYPT_MAX_COST, Settings
+from server.directory.groups import GroupNames, is_admins
+from server.directory.store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
+from server.outside.mail import ENCODED_WORD
+from server.outside.pictures import avatar_url
+from server.tenants import access
+from server.tenants.call import Call
+from server.tenants.keys import Mebibytes
+
+ABSENT: Any = None
+"""Default of a member that may be left out but, when given, is not null."""
+
+
+Purpose: TypeAlias = Literal["confirm", "reset"]
+"""What a code is good for; also the name of its mail's templates."""
+
+
+OF_ADMINISTRATOR = "of an administrator needs the scope users:admin"
+
+
+def address(email: str) -> str:
+    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it.
+
+    An encoded word (RFC 2047) has no place in an address, but mail software decodes it there all the same.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = validate_email(email, check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError as error:
+        raise ValueError("is not a valid e-mail address") from error
+    if "." not in found.domain:
+        raise ValueError("is not a valid e-mail address: the domain has no dot")
+    if ENCODED_WORD in unicodedata.normalize("NFKC", email + found.normalized + found.ascii_domain):
+        raise ValueError("is not a valid e-mail address: it holds an encoded word (=?)")
+    return found.normalized
+
+
+def email_key(email: str) -> str:
+    """What identity is decided by: the address or login in lower case and NFC, the domain in Unicode.
+
+    Every key that is stored or compared comes from here.
+    """
+    key = email.lower()
+    if email.isascii() and "xn--" not in key:
+        return key
+    with contextlib.suppress(ValueError):
+        key = address(email).lower()
+    # Lower case can have a composed form where upper case has none.
+    return unicodedata.normalize("NFC", key)
+
+
+def _line(text: str) -> str:
+    if any(unicodedata.category(char) == "Cc" for char in text):
+        raise ValueError("holds control characters")
+    return text
+
+
+def _small_json(value: Any) -> Any:
+    if len(orjson.dumps(value)) > 65536:
+        raise ValueError("is larger than 64 KiB")
+    return value
+
+
+def _importable(password_hash: str, info: ValidationInfo) -> str:
+    settings: Settings | None = info.context
+    if problem := hash_problem(password_hash, settings.bcrypt_max_cost if settings else BCRYPT_MAX_COST):
+        raise ValueError(problem)
+    return password_hash
+
+
+def _picture_address(address: str) -> str:
+    if not re.fullmatch(r"(https://[^\s<>\"\\]+)?", address):
+        raise ValueError("must be an https address, or empty")
+    return address
+
+
+NewEmail = Annotated[
+    str, Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}), AfterValidator(address)
+]
+
+
+Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
+
+
+Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)]
+
+
+DisplayName = Annotated[
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)
+]
+
+
+Password = Annotated[str, Field(min_length=1, max_length=MAX_PASSWORD), SECRET]
+
+
+PasswordHash = Annotated[str, Field(max_length=512), AfterValidator(_importable), SECRET]
+
+
+Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=256)]
+
+
+AvatarUrl = Annotated[str, Field(max_length=2048), AfterValidator(_picture_address)]
+
+
+class Profile(Params):
+    """The documented members of a profile, in their order."""
+
+    uid: Line | None = None
+    title: Line | None = None
+    department: Line | None = None
+    location: Line | None = None
+    phones: Annotated[list[Annotated[Line, Field(max_length=40)]], Field(max_length=20)] = Field(
+        default_factory=list
+    )
+    grade: Line | None = None
+
+
+class Values(Params):
+    """The documented members of a user's values, in their order."""
+
+    notificationReminder: Annotated[int, Field(ge=0, lt=2**31)] | None = 3
+    timezone: Line | None = None
+    editorTemplates: Annotated[Any, AfterValidator(_small_json)] = None
+
+
+class Quotas(Params):
+    """What a user may store. What is left out stays as it is; null is the instance's default."""
+
+    mail: Mebibytes | None = Field(None, description="MiB of mail.")
+    files: Mebibytes | None = Field(None, description="MiB of files.")
+
+
+class NewUser(Params):
+    """A new user, wherever it is made: alone, or as one of many."""
+
+    email: NewEmail = Field(description="Unique in the instance, in any case.")
+    # The document's order, for those who send params by position.
+    displayName: DisplayName = Field(
+        ABSENT, description="Left out: first and last name, or else the local part of the e-mail."
+    )
+    password: Password = Field(
+        ABSENT, description="Left out, with passwordHash too: the user cannot log in until one is set."
+    )
+    passwordHash: PasswordHash = Field(
+        ABSENT,
+        description="Instead of password: an argon2id hash in PHC form, or a bcrypt hash, from elsewhere.",
+    )
+    isActive: bool = Field(True, description="Whether the user may log in.")
+    isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
+    profile: Profile = Field(default_factory=Profile, description="Members left out are null.")
+    values: Values = Field(default_factory=Values)
+    settings: Numbers = Field(default=[84, 213, 10, 92])
+    apps: Numbers = Field(default=[0, 0, 0])
+    avatar: AvatarUrl = Field("", description="An https address, or empty.")
+    firstName: Line = Field(ABSENT, description="The profile field firstname.")
+    lastName: Line = Field(ABSENT, description="The profile field lastname.")
+    createInOffice365: bool = Field(
+        False, description="Create it in the instance's Microsoft directory too; see getOffice365State."
+    )
+    externalId: ExternalId | None = None
+    sessionsLimit: SessionsLimit | None = None
+    isPlanAdmin: bool = Field(False, description="Whether the user may manage plans in the store.")
+    onlySeesReadable: bool = Field(False, description="Whether the store shows it only what it may read.")
+    planId: PlanId | None = Field(None, description="A plan that it is assigned.")
+    planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
+    quotas: Quotas = ABSENT
+
+    _plan_end = field_validator("planValidTo")(needs_plan)
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> "NewUser":
+        if self.password is not None and self.passwordHash is not None:
+            raise ValueError("give password or passwordHash, not both")
+        return self
+
+
+class CreateUser(NewUser, TenantParams):
+    """A new user."""
+
+
+class CreatedUser(Result):
+    """A new user; apps and settings come as Postgres array text."""
+
+    email: str
+    displayName: str
+    profile: Profile
+    isAdmin: bool
+    apps: str
+    createdAt: int = Field(description="Unix seconds.")
+    settings: str
+    values: Values
+    id: int
+    mainCalendar: int
+    inbox: int
+    spam: int
+    sent: int
+    trashEmail: int
+    drafts: int
+    rootFiles: int
+    trashFiles: int
+
+
+class User(Result):
+    """A user as looked up; apps and settings come as lists."""
+
+    id: int
+    instance: str
+    email: str
+    avatar: str
+    groups: list[str]
+    settings: list[int]
+    apps: list[int]
+    values: Values
+    profile: Profile
+    displayName: str
+    isActive: bool
+    isAdmin: bool
+    isSysAdmin: bool
+    rootFiles: int
+    trashFiles: int
+    inbox: int
+    spam: int
+    sent: int
+    trashEmail: int
+    drafts: int
+    mainCalendar: int
+    token: str = Field(description="Filled by login and loginWithToken alone.")
+    tokenExpiresAt: int = Field(description="Unix seconds; 0 without token.")
+
+
+CREATED_USER = {
+    "email": "test1@oneoffice.bh",
+    "displayName": "TestUser",
+    "profile": {
+        "uid": None, "title": None, "department": None, "location": None, "phones": [], "grade": None,
+    },
+    "isAdmin": False,
+    "apps": "{0,0,0}",
+    "createdAt": 1683471262,
+    "settings": "{84,213,10,92}",
+    "values": {"notificationReminder": 3, "timezone": None, "editorTemplates": None},
+    "id": 2, "mainCalendar": 2, "inbox": 7, "spam": 8, "sent": 9, "trashEmail": 10, "drafts": 12,
+    "rootFiles": 3, "trashFiles": 4,
+}  # fmt: skip
+
+
+USER = {
+    "id": 2, "instance": "MYINSTANCE", "email": "jane@example.com", "avatar": "", "groups": [],
+    "settings": [84, 213, 10, 92], "apps": [0, 0, 0],
+    "values": {"timezone": None, "editorTemplates": None, "notificationReminder": 3},
+    "profile": {
+        "uid": None, "grade": None, "title": None, "phones": [], "location": None, "department": None,
+    },
+    "displayName": "Jane Doe", "isActive": True, "isAdmin": False, "isSysAdmin": False,
+    "rootFiles": 3, "trashFiles": 4, "inbox": 7, "spam": 8, "sent": 9, "trashEmail": 10, "drafts": 12,
+    "mainCalendar": 2, "token": "", "tokenExpiresAt": 0,
+}  # fmt: skip
+
+
+def user_deleted(member: str) -> UserDeleted:
+    """The error for a name that is a deleted user's.
+
+    Args:
+        member: of the params, that names it.
+    """
+    return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
+
+
+def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
+    """Have a conflict about an e-mail or externalId tell whether a deleted user has it.
+
+    Args:
+        email, external_id: what is about to be written.
+    """
+    instance_id = call.instance.id
+
+    async def explain(conflict: Conflict) -> ServiceError | None:
+        if conflict.code == "duplicate_email" and email is not None:
+            holder = await call.database.look_up(
+                "find_email", instance_id=instance_id, email_key=email_key(email)
+            )
+            taken = "email"
+        elif conflict.code == "duplicate_external_id":
+            holder = await call.database.look_up(
+                "find_external_id", instance_id=instance_id, external_id=external_id
+            )
+            taken = "externalId"
+        else:
+            return None
+        return user_deleted(taken) if holder is not None and holder["is_deleted"] else None
+
+    call.explain = explain
+
+
+def found(result: Any) -> Any:
+    """The result of a query about one user, which a missing user leaves empty.
+
+    Raises:
+        NotFound: the same for a user of another instance as for none at all.
+    """
+    if result is None:
+        raise NotFound
+    return result
+
+
+def written(call: Call, row: Any) -> Any:
+    """The row of a statement that holds or has written one user. Every method that changes a user asks this.
+
+    Raises:
+        NotFound: there is no row, as there is no such user.
+        MemberForbidden: the caller may not change this user (tenants/access.py). It undoes the transaction.
+    """
+    access.require_user(call.caller, found(row))
+    return row
+
+
+async def end_access(
+    call: Call, user_ids: Sequence[int], codes: Sequence[Purpose] = get_args(Purpose)
+) -> None:
+    """End every session of users whose rows this transaction holds, and their codes.
+
+    A statement of its own, after that which held the rows: one that waited there for a login, or for a code
+    that was being made, does not see the session or the code.
+
+    Args:
+        codes: those of these purposes end; of all, where the users may not log in any more.
+    """
+    if not user_ids:
+        return
+    rows = await call.db.all(
+        "end_access_of", instance_id=call.instance.id, user_ids=user_ids, purposes=list(codes)
+    )
+    for row in rows:
+        before, after = {"sessions": row["ended"]}, {"sessions": 0}
+        call.record("session.revoked", row["user_id"], before=before, after=after)
+
+
+async def record_password(call: Call, user: Any) -> None:
+    """Note that a user has another password, and end its sessions and its codes for setting one.
+
+    Args:
+        user: a row with id and had_password, of a statement that holds the user.
+    """
+    before = {"password": HIDDEN if user["had_password"] else None}
+    call.record("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
+    await end_access(call, [user["id"]], codes=("reset",))
+
+
+async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str, Any], user_id: int) -> None:
+    """End the codes of a user, whose row this transaction holds, where its e-mail is another one than before.
+
+    They went to the old address.
+
+    Args:
+        before, after: states of the user.
+    """
+    if email_key(before["email"] or "") != email_key(after["email"] or ""):
+        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
+
+
+class UserRef(TenantParams):
+    """A user by e-mail."""
+
+    email: Email
+
+
+class UserId(TenantParams):
+    """A user by its id."""
+
+    id: Annotated[int, Field(ge=1, lt=2**63)]
+
+
+async def read_user(call: Call, key: str) -> Any:
+    """A living user as getUserByEmail shows it, or None."""
+    row = await call.db.one(
+        "get_user", instance_id=call.instance.id, instance_name=call.instance.name, email_key=key
+    )
+    return row and dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])}
+
+
+class UserChanges(Params):
+    """What to change of a user; at least one member beside the e-mail."""
+
+    email: Email
+    displayName: DisplayName = ABSENT
+    isActive: bool = Field(ABSENT, description="False suspends the user and ends its sessions.")
+    isAdmin: bool = Field(ABSENT, description="Needs the scope users:admin.")
+    profile: Profile = Field(ABSENT, description="Merged into the stored profile.")
+    values: Values = Field(ABSENT, description="Merged into the stored values.")
+    settings: Numbers = ABSENT
+    apps: Numbers = ABSENT
+    avatar: AvatarUrl = Field(ABSENT, description="An https address, or empty for none.")
+    externalId: ExternalId | None = Field(None, description="Null takes it away.")
+    sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit.")
+    isPlanAdmin: bool = ABSENT
+    onlySeesReadable: bool = ABSENT
+    quotas: Quotas = ABSENT
+    groups: GroupNames = Field(
+        ABSENT,
+        description="All its groups, by name: it leaves every other one. Needs the scope groups:write, and "
+        "users:admin where it enters or leaves Admins.",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> "UserChanges":
+        if not self.model_fields_set - {"instance", "email"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+    @model_validator(mode="after")
+    def _agree(self) -> "UserChanges":
+        if self.groups is not None and self.isAdmin not in (None, self.in_admins()):
+            raise ValueError("groups and isAdmin contradict each other: in Admins are those with isAdmin")
+        return self
+
+    def in_admins(self) -> bool:
+        """Whether the reserved group is among the groups."""
+        return any(is_admins(name) for name in self.groups)
+
+
+class ResetPassword(UserRef):
+    """A new password for a user."""
+
+    password: Password
+
+
+class ReplaceUser(UserRef):
+    """What to change; at least one member beside the e-mail."""
+
+    newEmail: NewEmail = Field(ABSENT, description="Unique in the instance, in any case.")
+    firstName: Line = Field(ABSENT, description="The profile field firstname; empty for none.")
+    lastName: Line = Field(ABSENT, description="The profile field lastname; empty for none.")
+    isAdmin: bool = Field(ABSENT, description="Another value than before needs the scope users:admin.")
+    password: Password = Field(ABSENT, description="Ends the user's sessions.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "ReplaceUser":
+        if not self.model_fields_set - {"instance", "email"}:
+            raise ValueError("name at least one member to change")
+        return self
+
+
+def to_cursor(key: str) -> str:
+    """An opaque place in a list."""
+    return base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
+
+
+def from_cursor(cursor: str | None) -> str:
+    """The key behind a cursor; empty for the start.
+
+    Raises:
+        Invalid: not a cursor of ours.
+    """
+    if cursor is None:
+        return ""
+    try:
+        key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise Invalid.of([FieldError("after", "is not what a page gave as next")]) from error
+    if "\0" in key:
+        raise Invalid.of([FieldError("after", "is not what a page gave as next")])
+    return key

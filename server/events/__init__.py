@@ -1,0 +1,1 @@
+"""What changed: the only writer of events, and the webhooks that are told of them."""

@@ -1,0 +1,219 @@
+"""Webhooks: events become deliveries, each in the transaction that notes how far was read.
+
+Events are read in the order in which their transactions can be seen, so none is skipped.
+"""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+
+from server.base.errors import Unavailable
+from server.base.metrics import Metrics
+from server.base.settings import Settings
+from server.events import deliveries
+from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
+from server.events.windows import Ref
+from server.postgres.db import Connection, Database, pass_on_cancelling
+
+log = structlog.get_logger()
+
+METER_EVERY = 15.0
+"""Seconds between two looks at how far behind all this is."""
+HALTED_AFTER = 60.0
+"""Seconds after which a transaction that holds the feed back is named, in the log at most as often."""
+# Events read at once: what the loop decodes and encodes without giving way.
+_BATCH = 100
+# Webhooks in a row for which the database is not there: the others need not be tried.
+_FAILURES = 3
+
+
+def wants(types: list[str], skip_origin: str | None, event: Any) -> bool:
+    """Whether an event is for a webhook."""
+    if event["type"] not in (types or EVENTS):
+        return False
+    return skip_origin is None or event["origin"] != skip_origin
+
+
+def body_of(event: Any, instance: str) -> bytes:
+    """The bytes that tell of an event; see events.payload."""
+    return orjson.dumps(payload(event, instance))
+
+
+class _Page(NamedTuple):
+    """Events read for a webhook, kept for the next one of its instance."""
+
+    instance_id: int
+    xid: str
+    place: int
+    events: list[Any]
+    # Of those events that a webhook wanted so far, by their id.
+    bodies: dict[str, bytes]
+
+
+async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], bool]:
+    """Make deliveries of what webhooks have not read, _BATCH events of each at most.
+
+    What has been read is noted in the transaction that makes the deliveries. A webhook that another worker
+    is at is left to it, and one that fails keeps no other one waiting.
+
+    Args:
+        waiting: rows of find_waiting_webhooks, in their order.
+
+    Returns:
+        the webhooks that deliveries were made for, and whether there may be more to read.
+
+    Raises:
+        Unavailable: the database was not there for several in a row.
+    """
+    made: list[Ref] = []
+    more, failures = False, 0
+    page: _Page | None = None
+    for webhook in waiting:
+        try:
+            async with database.round(), database.transaction() as db:
+                page, chosen = await _read_on(db, webhook["instance_id"], webhook["id"], page)
+        except Exception as error:
+            pass_on_cancelling(error)
+            failures = failures + 1 if isinstance(error, Unavailable) else 0
+            log.warning(
+                "webhook_not_read",
+                instance_id=webhook["instance_id"],
+                webhook_id=webhook["id"],
+                cause=type(error).__name__,
+            )
+            if failures == _FAILURES:
+                raise
+            continue
+        failures = 0
+        if chosen:
+            made.append((webhook["instance_id"], webhook["id"]))
+        more = more or (page is not None and is_full(page.events, _BATCH))
+    return made, more
+
+
+async def _read_on(
+    db: Connection, instance_id: int, webhook_id: int, page: _Page | None
+) -> tuple[_Page | None, int]:
+    ref = {"instance_id": instance_id, "webhook_id": webhook_id}
+    webhook = await db.one("take_webhook", **ref)
+    if webhook is None:
+        return None, 0
+    start = instance_id, webhook["xid"], webhook["place"]
+    if page is None or page[:3] != start:
+        # After the row is held: what was read before that might be what somebody else has just delivered.
+        events = await db.all(
+            "read_events",
+            instance_id=instance_id,
+            xid=webhook["xid"],
+            place=webhook["place"],
+            row_limit=_BATCH,
+            byte_limit=PAGE_BYTES,
+        )
+        known = page.bodies if page and page.instance_id == instance_id else {}
+        bodies = {event["id"]: known[event["id"]] for event in events if event["id"] in known}
+        page = _Page(*start, events, bodies)
+    if not page.events:
+        return page, 0
+    chosen = [event for event in page.events if wants(webhook["types"], webhook["skip_origin"], event)]
+    if chosen:
+        for event in chosen:
+            if event["id"] not in page.bodies:
+                page.bodies[event["id"]] = body_of(event, webhook["instance"])
+        await db.run(
+            "insert_deliveries",
+            **ref,
+            event_ids=[uuid.UUID(event["id"]) for event in chosen],
+            types=[event["type"] for event in chosen],
+            bodies=[page.bodies[event["id"]] for event in chosen],
+        )
+    await db.run("advance_webhook", **ref, xid=page.events[-1]["xid"], place=page.events[-1]["place"])
+    return page, len(chosen)
+
+
+async def keep_delivering(settings: Settings, database: Database, metrics: Metrics) -> None:
+    """Relay and deliver until cancelled. What is under way then is cut off, and is sent again."""
+    delivering = deliveries.Delivering(settings, database, metrics)
+    beside = [
+        asyncio.create_task(_keep_relaying(database, metrics, delivering)),
+        asyncio.create_task(_keep_metering(database, metrics)),
+    ]
+    try:
+        await delivering.run()
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _keep_relaying(database: Database, metrics: Metrics, delivering: deliveries.Delivering) -> None:
+    away = False
+    while True:
+        more = False
+        try:
+            async with database.round(), database.connection() as db:
+                waiting = await db.all("find_waiting_webhooks")
+            metrics.webhooks_unread(max((webhook["age"] for webhook in waiting), default=0.0))
+            ready = [webhook for webhook in waiting if webhook["ready"]]
+            # Each worker begins somewhere else, so that they do not follow one another.
+            start = random.randrange(len(ready)) if ready else 0  # noqa: S311
+            made, more = await relay(database, ready[start:] + ready[:start])
+            if made:
+                delivering.tell(made)
+            away = False
+        except Exception as error:  # whatever it was, the next look may go better
+            pass_on_cancelling(error)
+            if not away:
+                log.warning("webhooks_wait_for_database", cause=type(error).__name__)
+            away = True
+        await asyncio.sleep(0 if more else deliveries.POLL)
+
+
+async def _keep_metering(database: Database, metrics: Metrics) -> None:
+    halt = FeedHalt(metrics)
+    while True:
+        try:
+            async with database.round(), database.connection() as db:
+                metrics.webhooks_due(await db.value("find_oldest_due") or 0.0)
+                halt.observe(await db.one("find_feed_halt"))
+        except Exception as error:  # those who need the database more say that it is away
+            pass_on_cancelling(error)
+        await asyncio.sleep(METER_EVERY)
+
+
+class FeedHalt:
+    """Names the transaction that has held the feed of changes and webhooks back for HALTED_AFTER."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._seen: tuple[int, str] | None = None
+        self._since = 0.0
+        self._told_at = float("-inf")
+
+    def observe(self, row: Any) -> None:
+        """What was found now.
+
+        Args:
+            row: of find_feed_halt; None: no transaction is open. Where this role may not see its age, it is
+                counted from the first look that found it.
+        """
+        now = time.monotonic()
+        found = None if row is None else (row["pid"], row["application"])
+        if found != self._seen:
+            self._seen, self._since = found, now
+        if row is None:
+            self._metrics.feed_halted(None)
+            return
+        age = now - self._since if row["age"] is None else row["age"]
+        if age < HALTED_AFTER:
+            self._metrics.feed_halted(None)
+            return
+        self._metrics.feed_halted((str(row["pid"]), row["application"]), age)
+        if now - self._told_at >= HALTED_AFTER:
+            self._told_at = now
+            log.warning("feed_halted", pid=row["pid"], application=row["application"], seconds=round(age))

@@ -1,0 +1,1 @@
+"""How a method is run and described: dispatch, idempotent calls, OpenRPC, OpenAPI."""

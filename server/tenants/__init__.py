@@ -1,0 +1,1 @@
+"""Instances and their settings, API keys, who may do what, limits; the call that is being run."""
