@@ -195,7 +195,7 @@ def bad(member: str, message: str) -> Invalid:
 
 @contextlib.asynccontextmanager
 async def if_free() -> AsyncIterator[None]:
-    """Map a late unique violation to Contention, where the names were found free: the transaction begins again."""
+    """Map a unique violation to Contention: the names were found free, so the transaction begins again."""
     try:
         yield
     except Exception as error:
