@@ -342,22 +342,24 @@ class Bench:
             raise BenchError(f"psql failed: {done.stderr[:1000]}")
         return len(batches) * BATCH / taken
 
-    def pgbench(self, database: str, statement: Statement, clients: int) -> float:
+    def pgbench(self, database: str, statement: Statement, clients: int, marker: str) -> float:
         """Transactions a second of one statement, prepared, with the timeouts of the server's connections.
 
         Args:
-            statement: its email and email_key are made anew for each transaction.
+            marker: what of the statement's values is another e-mail in each transaction.
         """
         self._runs += 1
         # pgbench computes numbers only, so numbers serve as e-mails. A variable that is not defined is null;
         # an empty one cannot be defined.
-        sql = statement.sql(
-            {name: "''" if value == "" else f":{name}" for name, value in statement.values.items()}
-        )
+        expressions = {}
+        for name, value in statement.values.items():
+            varies = value is not None and marker in value
+            given = f"replace(:{name}, '{marker}', :email::text)" if varies else f":{name}"
+            expressions[name] = "''" if value == "" else given
+        sql = statement.sql(expressions)
         script = self._directory / f"{statement.query.name}.pgbench"
         script.write_text(
-            "\\set count :count + 1\n\\set email (:run * 1000 + :client_id) * 100000000 + :count\n"
-            f"\\set email_key :email\n{sql};\n"
+            f"\\set count :count + 1\n\\set email (:run * 1000 + :client_id) * 100000000 + :count\n{sql};\n"
         )
         defined = {name: value for name, value in statement.values.items() if value}
         defined |= {"run": str(self._runs), "count": "0"}

@@ -74,7 +74,8 @@ def create_hashed_user(bench: Bench) -> Iterator[Figure]:
     """createUser with a given hash against the same statement run by pgbench."""
     writes = bench.database("writes", 1000)
     members = f'"passwordHash":"{HASH}"'
-    user = {"email": "any@example.com", "displayName": "Bench User", "passwordHash": HASH}
+    marker = "any@example.com"
+    user = {"email": marker, "displayName": "Bench User", "passwordHash": HASH}
     (statement,) = recorded(writes, "createUser", user | {"instance": DEFAULTS.bootstrap_instance})
     pool = DEFAULTS.pool_size
     with bench.server(writes, 1) as one, bench.server(writes, 2) as two:
@@ -84,9 +85,9 @@ def create_hashed_user(bench: Bench) -> Iterator[Figure]:
             "createUser, hash",
             {
                 "one": lambda: bench.load(one, "create", members=members),
-                "pgbench_one": lambda: bench.pgbench(writes, statement, pool),
+                "pgbench_one": lambda: bench.pgbench(writes, statement, pool, marker),
                 "two": lambda: bench.load(two, "create", members=members),
-                "pgbench_two": lambda: bench.pgbench(writes, statement, pool * 2),
+                "pgbench_two": lambda: bench.pgbench(writes, statement, pool * 2, marker),
             },
         )
     yield ratio("create_user_vs_pgbench", "createUser / pgbench", rounds, "one", "pgbench_one", 0.35)

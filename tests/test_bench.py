@@ -44,7 +44,7 @@ def test_a_smoke_run_has_no_targets() -> None:
 @pytest.mark.parametrize(
     ("method", "params", "names"),
     [
-        ("createUser", {"email": "a@example.com", "passwordHash": HASH}, ["create_user"]),
+        ("createUser", {"email": "a@example.com", "passwordHash": HASH}, ["create_users"]),
         (
             "createUsers",
             {"users": [{"email": "a@example.com"}, {"email": "b@example.com", "externalId": "it's"}]},

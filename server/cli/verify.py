@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from server.directory.creation import LAYOUT
 from server.events.emit import by_itself
 from server.postgres.db import Connection, Database
 
@@ -43,6 +44,7 @@ async def incomplete_users(
             rows = await db.all(
                 "find_incomplete_users",
                 after_instance=place[0], after_user=place[1], last_instance=last[0], last_user=last[1],
+                **LAYOUT,
             )  # fmt: skip
         found = [
             Incomplete(

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SkipValidation
@@ -17,14 +16,12 @@ from server.base.errors import (
     FieldError,
     Forbidden,
     Invalid,
-    NotFound,
     ServiceError,
 )
 from server.base.models import Failure, Result, TenantParams, validated
 from server.base.settings import Settings
-from server.directory import office365
 from server.directory.names import Names, hold_names, renamed, store_names
-from server.directory.provisioning import creation, names_of, password_problem, shown_name
+from server.directory.rules import full_name, names_of
 from server.directory.users import NewUser, UserChanges, email_key, end_access, user_deleted
 from server.events.emit import Change
 from server.postgres.db import Connection, translated
@@ -99,6 +96,11 @@ class Batch(Generic[M]):
     size: int
     # By the index of the item.
     hashes: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def one(cls, item: M, password_hash: str | None = None) -> "Batch[M]":
+        """The item of a method for one."""
+        return cls("one", {0: item}, {}, 1, {} if password_hash is None else {0: password_hash})
 
     def again(self) -> "Batch[M]":
         """The same as before the transaction, which may run more than once."""
@@ -192,8 +194,8 @@ def bad(member: str, message: str) -> Invalid:
 
 
 @contextlib.asynccontextmanager
-async def _alone() -> AsyncIterator[None]:
-    """What was looked up a moment ago decides: whoever came in between makes the transaction begin again."""
+async def if_free() -> AsyncIterator[None]:
+    """Map a unique violation to Contention: the names were found free, so the transaction begins again."""
     try:
         yield
     except Exception as error:
@@ -271,6 +273,10 @@ class Claims:
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""
         key = email_key(item.email)
+        if key in self.emails:
+            return self.taken("users_email", self.emails[key])
+        if item.externalId in self.external_ids:
+            return self.taken("users_external_id", self.external_ids[item.externalId])
         if key in self.keys or key in self.logins:
             return self.taken("users_email", self.logins.get(key))
         if item.externalId in self.names:
@@ -293,165 +299,6 @@ class Claims:
         self.keys.add(key)
         self.names |= {name} - {None}
         return None
-
-
-# --- new users ----------------------------------------------------------------------------------------
-
-
-async def refuse_early(call: Call, batch: Batch[Any]) -> None:
-    """Leave out new users that need no look at the database to be refused."""
-    policy = call.instance.settings.passwordPolicy
-    without_office = office365.credentials_of(call.instance.settings) is None
-    pace = Pace()
-    for index, item in list(batch.items.items()):
-        problem = item.password is not None and password_problem(item.password, policy)
-        if problem:
-            batch.fail(index, bad("password", problem))
-        elif item.createInOffice365 and without_office:
-            batch.fail(index, bad("createInOffice365", office365.NO_CREDENTIALS))
-        await pace.rest()
-
-
-async def hash_passwords(call: Call, batch: Batch[Any], found: Sequence[Mapping[str, Any]]) -> None:
-    """Hash the passwords of who is not there already, as far as is known before the transaction.
-
-    Args:
-        found: rows of find_taken for the items.
-    """
-    claims = Claims(found)
-    new = {
-        index: item
-        for index, item in batch.items.items()
-        if item.password is not None and claims.holder(item) is None and item.email is not None
-    }
-    hashes = await call.hasher.hash_all([item.password for item in new.values()])
-    batch.hashes = dict(zip(new, hashes, strict=True))
-
-
-async def hold_counters(call: Call) -> int | None:
-    """Keep others from creating users in the instance; the seats that are left, None for any number."""
-    held = await call.db.one("hold_counters", instance_id=call.instance.id)
-    if held is None:
-        raise NotFound
-    seats: int | None = held["seats"]
-    return seats
-
-
-def refuse_seats(batch: Batch[Any], wanted: Sequence[int], seats: int | None) -> None:
-    """Leave out whom there is no seat for."""
-    if seats is not None:
-        for index in [index for index in wanted if index in batch.items][max(seats, 0) :]:
-            batch.fail(index, taken("instance_counters_seats"))
-
-
-async def refuse_plans(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> None:
-    """Leave out who is to have a plan that there is not, or one that ended."""
-    plan_ids = {batch.items[index].planId for index in wanted} - {None}
-    if not plan_ids:
-        return
-    rows = await call.db.all("find_plans", instance_id=call.instance.id, plan_ids=list(plan_ids))
-    days = {row["id"]: row["today"] for row in rows}
-    for index in wanted:
-        item = batch.items[index]
-        if item.planId is None:
-            continue
-        if item.planId not in days:
-            batch.fail(index, bad("planId", "is no plan of this instance"))
-        elif item.planValidTo is not None and date.fromisoformat(item.planValidTo) < days[item.planId]:
-            batch.fail(index, bad("planValidTo", "must not lie in the past"))
-
-
-async def insert(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Create and provision users in one statement.
-
-    Returns:
-        by the index of the item, what createUser answers.
-    """
-    if not wanted:
-        return {}
-    pace, rows = Pace(), []
-    for index in wanted:
-        item = batch.items[index]
-        profile, values = item.profile.model_dump(), item.values.model_dump()
-        names = {alias: name for alias, name in names_of(item).items() if name is not None}
-        password_hash = batch.hashes.get(index) or item.passwordHash
-        if item.password is not None and password_hash is None:
-            # It was taken when the passwords were hashed, and no longer is.
-            raise Contention(retry_after=1)
-        rows.append(
-            {
-                "email": item.email,
-                "email_key": email_key(item.email),
-                "display_name": shown_name(item),
-                "is_active": item.isActive,
-                "is_admin": item.isAdmin,
-                "profile": profile,
-                "app_values": values,
-                "settings": item.settings,
-                "apps": item.apps,
-                "avatar": item.avatar,
-                "fields": names,
-                "external_id": item.externalId,
-                "sessions_limit": item.sessionsLimit,
-                "is_plan_admin": item.isPlanAdmin,
-                "only_sees_readable": item.onlySeesReadable,
-                "mail_quota": item.quotas and item.quotas.mail,
-                "files_quota": item.quotas and item.quotas.files,
-                "password_hash": password_hash,
-            }
-        )
-        await pace.rest()
-    async with _alone():
-        last = await call.db.one(
-            "create_users", instance_id=call.instance.id, user_count=len(rows), users=rows
-        )
-    if last is None:
-        raise NotFound
-    created: dict[int, dict[str, Any]] = {}
-    for place, (index, row) in enumerate(zip(wanted, rows, strict=True)):
-        user_id = last["users"] + place + 1
-        mailbox, folder = last["mailboxes"] + 6 * place, last["file_folders"] + 2 * place
-        call.record("user.created", user_id, after=creation(batch.items[index]))
-        created[index] = {
-            "email": row["email"],
-            "displayName": row["display_name"],
-            "profile": row["profile"],
-            "isAdmin": row["is_admin"],
-            "apps": _array_text(row["apps"]),
-            "createdAt": last["createdAt"],
-            "settings": _array_text(row["settings"]),
-            "values": row["app_values"],
-            "id": user_id,
-            "mainCalendar": last["calendars"] + place + 1,
-            "inbox": mailbox + 1,
-            "spam": mailbox + 2,
-            "sent": mailbox + 3,
-            "trashEmail": mailbox + 4,
-            "drafts": mailbox + 6,
-            "rootFiles": folder + 1,
-            "trashFiles": folder + 2,
-        }
-        await pace.rest()
-    with_plan = [index for index in wanted if batch.items[index].planId is not None]
-    if with_plan:
-        days = [batch.items[index].planValidTo for index in with_plan]
-        assigned = await call.db.all(
-            "assign_plans",
-            instance_id=call.instance.id,
-            user_ids=[created[index]["id"] for index in with_plan],
-            plan_ids=[batch.items[index].planId for index in with_plan],
-            last_days=[day and date.fromisoformat(day) for day in days],
-        )
-        for row in assigned:
-            call.record("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})
-    for index in wanted:
-        if batch.items[index].createInOffice365:
-            await office365.begin(call, created[index]["id"])
-    return created
-
-
-def _array_text(numbers: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 # --- users who change -----------------------------------------------------------------------------------
@@ -494,8 +341,7 @@ def changed(row: Mapping[str, Any], item: NewUser | UserChanges) -> dict[str, An
         fields = row["fields"] | names
         after["fields"] = {alias: value for alias, value in fields.items() if value is not None}
         if "displayName" not in given:
-            whole = f"{fields.get('firstname') or ''} {fields.get('lastname') or ''}".strip()
-            after["display_name"] = whole[:200] or row["display_name"]
+            after["display_name"] = full_name(fields) or row["display_name"]
     return after
 
 
@@ -521,7 +367,7 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
     wanted = {after["email_key"]: before["id"] for before, after in moved}
     if wanted and await hold_names(call, wanted):
         raise Contention(retry_after=1)  # it was free when we looked
-    async with _alone():
+    async with if_free():
         written = await call.db.all("write_users", instance_id=call.instance.id, users=rows)
     states = {row["id"]: row["state"] for row in written}
     for before, after in moved:

@@ -4,7 +4,7 @@ No two users of an instance share a name, whichever of the two it is to either. 
 or, for a user who has none, the login; a login of its own beside an e-mail stands in the table logins. Each
 of the two has a unique constraint. What would be in one and in the other is refused to whoever comes
 second: whoever writes into logins, or gives a user another e-mail, holds the row of instance_counters and
-looks then. Creating a user holds that row too, and looks in its one statement (create_user).
+looks then. Creating a user holds that row too, and looks in its one statement (create_users).
 """
 
 import unicodedata

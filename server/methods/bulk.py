@@ -1,12 +1,19 @@
 """Many users in one call: created, changed or deleted."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from server.base.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound, ServiceError
 from server.base.models import Params
+from server.directory.creation import (
+    create,
+    hold_counters,
+    prepare,
+    refuse_plans,
+    refuse_seats,
+    refuse_taken,
+)
 from server.directory.groups import chosen_groups, find_group_ids, groups_of, record_groups, replace_groups
 from server.directory.many import (
     MOST,
@@ -22,13 +29,7 @@ from server.directory.many import (
     external_ids_of,
     find_same,
     find_taken,
-    hash_passwords,
     hold,
-    hold_counters,
-    insert,
-    refuse_early,
-    refuse_plans,
-    refuse_seats,
     write,
 )
 from server.directory.users import (
@@ -65,39 +66,7 @@ class CreatedUsers(ManyResult):
 
 
 async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
-    batch = await checked(NewUser, params.mode, params.users, call.settings)
-    _refuse_admins(call, batch)
-    await refuse_early(call, batch)
-    batch.settle()
-    if any(item.password is not None for item in batch.items.values()):
-        # Hashing takes a while: not for those who are there already. What decides is looked up later.
-        async with call.database.connection() as db:
-            found = await find_same(db, call, batch.items.values())
-        if batch.mode == "atomic":
-            looked = batch.again()
-            _refuse_taken(looked, found)
-            looked.settle()
-        await hash_passwords(call, batch, found)
-    return batch
-
-
-def _refuse_admins(call: Call, batch: Batch[Any]) -> None:
-    if not access.may_administrate(call.caller):
-        for index, item in list(batch.items.items()):
-            if item.isAdmin:
-                batch.fail(index, MemberForbidden())
-
-
-def _refuse_taken(batch: Batch[NewUser], found: Sequence[Mapping[str, Any]]) -> None:
-    """Leave out whose e-mail or external id is taken, by somebody or by an item before it."""
-    claims = Claims(found)
-    for index, item in list(batch.items.items()):
-        if (holder := claims.emails.get(email_key(item.email))) is not None:
-            batch.fail(index, claims.taken("users_email", holder))
-        elif (holder := claims.external_ids.get(item.externalId)) is not None:
-            batch.fail(index, claims.taken("users_external_id", holder))
-        elif refusal := claims.new(item):
-            batch.fail(index, refusal)
+    return await prepare(call, await checked(NewUser, params.mode, params.users, call.settings))
 
 
 _DUPLICATE = {
@@ -137,10 +106,10 @@ async def create_users(call: Call, params: CreateUsers, prepared: Batch[NewUser]
     batch = prepared.again()
     seats = await hold_counters(call)
     await refuse_plans(call, batch, list(batch.items))
-    _refuse_taken(batch, await find_same(call.db, call, batch.items.values()))
+    refuse_taken(batch, Claims(await find_same(call.db, call, batch.items.values())))
     refuse_seats(batch, list(batch.items), seats)
     batch.settle()
-    created = await insert(call, batch, list(batch.items))
+    created = await create(call, batch, looked=True)
     batch.note_nothing(call, "createUsers")
     return batch.answer(created)
 

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.base.errors import FieldError, Invalid, MemberForbidden, NotFound
+from server.base.errors import MemberForbidden, NotFound
 from server.base.models import SECRET, TenantParams
 from server.directory.groups import hold_member
-from server.directory.provisioning import password_problem
+from server.directory.rules import hashed
 from server.directory.users import Password, UserRef, email_key, found, record_password, written
 from server.methods.codes import (
     EXAMPLE_CODES,
@@ -73,18 +73,12 @@ class ResetPasswordWithCode(TenantParams):
     newPassword: Password
 
 
-async def _hash_new_password(call: Call, params: ResetPasswordWithCode) -> str:
-    if problem := password_problem(params.newPassword, call.instance.settings.passwordPolicy):
-        raise Invalid.of([FieldError("newPassword", problem)])
-    return await call.hasher.hash(params.newPassword)
-
-
 @method(
     "resetPasswordWithCode",
     result=Literal[True],
     scope="users:write",
     writes=True,
-    prepare=_hash_new_password,
+    prepare=hashed("newPassword"),
     errors=(WrongCode,),
     examples=(
         Example(

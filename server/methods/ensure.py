@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from server.base.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
 from server.base.models import Result, TenantParams
+from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats
 from server.directory.many import (
     MOST,
     Batch,
@@ -20,13 +21,7 @@ from server.directory.many import (
     changed,
     checked,
     find_same,
-    hash_passwords,
     hold,
-    hold_counters,
-    insert,
-    refuse_early,
-    refuse_plans,
-    refuse_seats,
     taken,
     write,
 )
@@ -81,23 +76,13 @@ class EnsuredUsers(ManyResult):
     results: list[EnsuredItem]
 
 
-async def _prepare(call: Call, batch: Batch[EnsuredUser]) -> Batch[EnsuredUser]:
-    await refuse_early(call, batch)
-    batch.settle()
-    if any(item.password is not None for item in batch.items.values()):
-        # Only who is new gets a password.
-        async with call.database.connection() as db:
-            found = await find_same(db, call, batch.items.values())
-        await hash_passwords(call, batch, found)
-    return batch
-
-
 async def _prepare_one(call: Call, params: EnsureUser) -> Batch[EnsuredUser]:
-    return await _prepare(call, Batch("one", {0: params}, {}, 1))
+    return await prepare(call, Batch.one(params), all_new=False)
 
 
 async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
-    return await _prepare(call, await checked(EnsuredUser, params.mode, params.users, call.settings))
+    batch = await checked(EnsuredUser, params.mode, params.users, call.settings)
+    return await prepare(call, batch, all_new=False)
 
 
 async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
@@ -127,7 +112,7 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
         seats = await _hold_new(call, [batch.items[index] for index in new])
         refuse_seats(batch, new, seats)
     batch.settle()
-    created = await insert(call, batch, [index for index in new if index in batch.items])
+    created = await create(call, batch, [index for index in new if index in batch.items], looked=True)
     await write(call, list(changes.values()))
     ids = {index: before["id"] for index, (before, _) in changes.items()}
     ids |= {index: row["id"] for index, row in created.items()}

@@ -16,7 +16,9 @@ from server.base.models import (
     Unchecked,
     validated,
 )
-from server.directory.provisioning import insert_user, password_problem
+from server.directory.creation import create
+from server.directory.many import Batch
+from server.directory.rules import hash_password, password_failures
 from server.directory.users import (
     ABSENT,
     CreateUser,
@@ -87,11 +89,8 @@ class CreatedInstance(InstanceInfo):
 
 
 async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None:
-    if params.admin.password is None:
-        return None
-    if problem := password_problem(params.admin.password, params.settings.passwordPolicy):
-        raise Invalid.of([FieldError("admin.password", problem)])
-    return await call.hasher.hash(params.admin.password)
+    policy = params.settings.passwordPolicy
+    return await hash_password(call, "admin.password", params.admin.password, policy)
 
 
 @method(
@@ -126,7 +125,7 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     call.instance = Instance(row["id"], row["name"], row["is_active"], params.settings)
     call.note(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
-    user = await insert_user(call, row["id"], admin, password_hash)
+    user = (await create(call, Batch.one(admin, password_hash)))[0]
     await call.db.one(
         "create_root_account", instance_id=row["id"], user_id=user["id"], title=user["displayName"]
     )
@@ -174,8 +173,7 @@ async def validate_instance(call: Call, params: ValidateInstance) -> Any:
     admin, name = given.get("admin"), given.get("name")
     password = admin.get("password") if isinstance(admin, dict) else None
     if isinstance(password, str) and "admin.password" not in bad:
-        problem = password_problem(password, settings.passwordPolicy)
-        failures += [FieldError("admin.password", problem)] if problem else []
+        failures += password_failures("admin.password", password, settings.passwordPolicy)
     if isinstance(name, str) and "name" not in bad:
         taken = await call.db.value("find_instance", name=name)
         failures += [FieldError("name", CONSTRAINTS["instances_name"][2])] if taken is not None else []

@@ -8,9 +8,11 @@ from pydantic import AfterValidator, Field
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
 from server.base.settings import Settings
+from server.directory.creation import Membership, create
 from server.directory.fields import EMAIL, checked, fields_of, profile_schema
+from server.directory.many import Batch
 from server.directory.names import Names, NewLogin, has_email, hold_free_names, names_of_user
-from server.directory.provisioning import insert_user, password_problem
+from server.directory.rules import hashed, password_failures
 from server.directory.throttle import ClientAddress
 from server.directory.users import (
     CreateUser,
@@ -245,8 +247,7 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
     names = names_of_user(params.login, values.pop(EMAIL, None))
     generated = None if params.password else generated_password(settings.generatedPasswords)
     password = params.password or generated or ""
-    if params.password and (problem := password_problem(password, settings.passwordPolicy)):
-        failures.append(FieldError("password", problem))
+    failures += password_failures("password", params.password or None, settings.passwordPolicy)
     if params.confirmationUrl is not None:
         try:
             checked_link(params.confirmationUrl, settings)
@@ -291,10 +292,8 @@ async def create_member(call: Call, params: CreateMember, prepared: Prepared) ->
     name = f"{values['firstname']} {values['lastname']}"
     # Not validated again: a login that is no e-mail would not pass as one.
     user = CreateUser.model_construct(email=names.email, displayName=name[:200])
-    created = await insert_user(
-        call, call.instance.id, user, prepared.password_hash, fields=values, language=params.language,
-        is_confirmed=params.confirmationUrl is None, login=names.login,
-    )  # fmt: skip
+    membership = Membership(values, params.language, params.confirmationUrl is None, names.login)
+    created = (await create(call, Batch.one(user, prepared.password_hash), membership=membership))[0]
     account = await insert_account(call, created["id"], params.sponsorId, name)
     call.note(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
     if params.confirmationUrl is not None:
@@ -314,18 +313,12 @@ class SetPassword(UserId):
     newPassword: Password
 
 
-async def _hash_new(call: Call, params: SetPassword) -> str:
-    if problem := password_problem(params.newPassword, call.instance.settings.passwordPolicy):
-        raise Invalid.of([FieldError("newPassword", problem)])
-    return await call.hasher.hash(params.newPassword)
-
-
 @method(
     "setPassword",
     result=Literal[True],
     scope="users:write",
     writes=True,
-    prepare=_hash_new,
+    prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
 )

@@ -6,8 +6,10 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
+from server.directory.creation import create
+from server.directory.many import Batch
 from server.directory.names import hold_user, rename
-from server.directory.provisioning import insert_user, password_problem
+from server.directory.rules import hashed
 from server.directory.store import (
     ExternalId,
     LastDay,
@@ -241,14 +243,6 @@ class StoreUserMembers(TenantParams):
     _plan_end = field_validator("planValidTo")(needs_plan)
 
 
-async def _hash_new(call: Call, params: StoreUserMembers) -> str | None:
-    if params.newPassword is None:
-        return None
-    if problem := password_problem(params.newPassword, call.instance.settings.passwordPolicy):
-        raise Invalid.of([FieldError("newPassword", problem)])
-    return await call.hasher.hash(params.newPassword)
-
-
 class CreateStoreUser(StoreUserMembers):
     """A new user of a store; without newPassword it cannot log in until it gets one."""
 
@@ -263,7 +257,7 @@ class CreateStoreUser(StoreUserMembers):
     result=StoreUser,
     scope="users:write",
     writes=True,
-    prepare=_hash_new,
+    prepare=hashed("newPassword"),
     member_scopes={"isAdmin": "users:admin"},
     errors=(*DUPLICATES, "seats_exhausted"),
     examples=(
@@ -281,7 +275,7 @@ async def create_store_user(call: Call, params: CreateStoreUser, password_hash: 
         sessionsLimit=params.sessionsLimit, isPlanAdmin=params.isPlanAdmin,
         onlySeesReadable=params.onlySeesReadable, planId=params.planId, planValidTo=params.planValidTo,
     )  # fmt: skip
-    created = await insert_user(call, call.instance.id, user, password_hash)
+    created = (await create(call, Batch.one(user, password_hash)))[0]
     return (await _read(call, [created["id"]]))[0]
 
 
@@ -303,7 +297,7 @@ class UpdateStoreUser(StoreUserMembers):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    prepare=_hash_new,
+    prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden, *DUPLICATES),
     examples=(
         Example(

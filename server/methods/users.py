@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
+from server.base.errors import DUPLICATES, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
-from server.directory import office365
+from server.directory.creation import create, prepare
 from server.directory.groups import (
     chosen_groups,
     find_group_ids,
@@ -15,8 +15,9 @@ from server.directory.groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
+from server.directory.many import Batch
 from server.directory.names import hold_user, rename
-from server.directory.provisioning import hash_new_password, insert_user, names_of
+from server.directory.rules import hashed, names_of
 from server.directory.users import (
     CREATED_USER,
     USER,
@@ -50,13 +51,17 @@ def is_one_statement(params: "CreateUser") -> bool:
     return params.planId is None and not params.createInOffice365
 
 
+async def _prepare_creation(call: Call, params: CreateUser) -> Batch[CreateUser]:
+    return await prepare(call, Batch.one(params))
+
+
 @method(
     "createUser",
     result=CreatedUser,
     scope="users:write",
     writes=True,
     extension=False,
-    prepare=hash_new_password,
+    prepare=_prepare_creation,
     single=is_one_statement,
     member_scopes={"isAdmin": "users:admin"},
     errors=(*DUPLICATES, "seats_exhausted"),
@@ -69,7 +74,7 @@ def is_one_statement(params: "CreateUser") -> bool:
         ),
     ),
 )  # fmt: skip
-async def create_user(call: Call, params: CreateUser, password_hash: str | None) -> Any:
+async def create_user(call: Call, params: CreateUser, prepared: Batch[CreateUser]) -> Any:
     """Create a user with mailbox, calendar and files.
 
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
@@ -78,12 +83,7 @@ async def create_user(call: Call, params: CreateUser, password_hash: str | None)
     taken until that user is purged, and so does its externalId: both are answered with the code user_deleted.
     Where the instance has no seat left (maxUsers), nobody is created.
     """
-    if params.createInOffice365 and office365.credentials_of(call.instance.settings) is None:
-        raise Invalid.of([FieldError("createInOffice365", office365.NO_CREDENTIALS)])
-    created = await insert_user(call, call.instance.id, params, password_hash)
-    if params.createInOffice365:
-        await office365.begin(call, created["id"])
-    return created
+    return (await create(call, prepared.again()))[0]
 
 
 @method(
@@ -177,7 +177,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     scope="users:write",
     writes=True,
     extension=False,
-    prepare=hash_new_password,
+    prepare=hashed("password"),
     errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
 )
@@ -233,7 +233,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     result=Literal[True],
     scope="users:write",
     writes=True,
-    prepare=hash_new_password,
+    prepare=hashed("password"),
     errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
     examples=(
         Example(

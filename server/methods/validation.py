@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
-from server.directory import office365
-from server.directory.provisioning import password_problem
+from server.directory.creation import early_failures
+from server.directory.rules import password_failures
 from server.directory.store import store_failures
 from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
 from server.methods.registry import Example, method
@@ -67,9 +67,8 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
         if isinstance(error.__cause__, ValidationError):  # which names those beyond the first hundred too
             bad |= {str(part) for found in error.__cause__.errors() for part in found["loc"][:1]}
     email = params.get("email")
-    failures += _password_failures(call, params, bad)
-    if params.get("createInOffice365") is True and not office365.credentials_of(call.instance.settings):
-        failures.append(FieldError("createInOffice365", office365.NO_CREDENTIALS))
+    in_office365 = params.get("createInOffice365") is True
+    failures += early_failures(call, _good_password(params, bad), in_office365)
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
@@ -88,12 +87,10 @@ async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     return [FieldError(member, (UserDeleted.__doc__ or "") if deleted else CONSTRAINTS["users_email"][2])]
 
 
-def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
+def _good_password(params: dict[str, Any], bad: set[str]) -> str | None:
+    """The password, as far as it is one by its model."""
     password = params.get("password")
-    if "password" in bad or not isinstance(password, str):
-        return []
-    problem = password_problem(password, call.instance.settings.passwordPolicy)
-    return [FieldError("password", problem)] if problem else []
+    return password if "password" not in bad and isinstance(password, str) else None
 
 
 def _differs(user: Any, member: str, given: dict[str, Any]) -> bool:
@@ -138,7 +135,8 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
     except Invalid as error:
         failures += error.fields
     bad = {failure.field for failure in failures}
-    failures += _password_failures(call, given, bad)
+    policy = call.instance.settings.passwordPolicy
+    failures += password_failures("password", _good_password(given, bad), policy)
     email, new_email, is_admin = given.get("email"), given.get("newEmail"), given.get("isAdmin")
     if isinstance(email, str) and "email" not in bad:
         key = email_key(email)

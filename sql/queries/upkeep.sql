@@ -36,28 +36,28 @@ FROM (
 ) AS marked
 HAVING count(*) > 0;
 
--- name: find_incomplete_users(after_instance, after_user, last_instance, last_user)
--- Users of one batch that lack a part of their provisioning. Roles are unique and checked by the
+-- name: find_incomplete_users(after_instance, after_user, last_instance, last_user, mailboxes, calendars, folders)
+-- Users of one batch that lack a mailbox, calendar or file folder of these roles. Roles are unique and checked by the
 -- schema, so counting them finds the gaps; only then is it worked out which are missing.
 SELECT
     u.instance_id, i.name AS instance, u.id AS user_id, u.email,
     array(
         SELECT role
-        FROM unnest('{inbox,spam,sent,trash,archive,drafts}'::text[]) AS role
+        FROM unnest(:mailboxes::text[]) AS role
         WHERE role NOT IN (
             SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id
         )
     ) AS mailboxes,
     array(
         SELECT role
-        FROM unnest('{main}'::text[]) AS role
+        FROM unnest(:calendars::text[]) AS role
         WHERE role NOT IN (
             SELECT c.role FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id
         )
     ) AS calendars,
     array(
         SELECT role
-        FROM unnest('{root,trash}'::text[]) AS role
+        FROM unnest(:folders::text[]) AS role
         WHERE role NOT IN (
             SELECT f.role FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id
         )
@@ -68,9 +68,12 @@ WHERE
     (u.instance_id, u.id) > (:after_instance, :after_user)
     AND (u.instance_id, u.id) <= (:last_instance, :last_user)
     AND (
-        (SELECT count(*) FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id) < 6
-        OR (SELECT count(*) FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id) < 1
-        OR (SELECT count(*) FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id) < 2
+        (SELECT count(*) FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id)
+        < cardinality(:mailboxes::text[])
+        OR (SELECT count(*) FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id)
+        < cardinality(:calendars::text[])
+        OR (SELECT count(*) FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id)
+        < cardinality(:folders::text[])
     )
 ORDER BY u.instance_id, u.id;
 

@@ -1,0 +1,69 @@
+"""Rules about the members of a user that more than one method keeps: passwords and names."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from server.base.errors import FieldError, Invalid
+from server.base.passwords import is_common
+from server.directory.users import NewUser, ReplaceUser
+from server.tenants.call import Call
+from server.tenants.keys import PasswordPolicy
+
+
+def password_failures(member: str, password: str | None, policy: PasswordPolicy) -> list[FieldError]:
+    """What an instance's policy has against a password; nothing where there is no password.
+
+    Args:
+        member: of the params, that holds the password.
+    """
+    if password is None:
+        return []
+    problem = None
+    classes = {
+        "lower" if char.islower() else "upper" if char.isupper() else "digit" if char.isdigit() else "other"
+        for char in password
+    }
+    if len(password) < policy.minLength:
+        problem = f"must have at least {policy.minLength} characters"
+    elif len(classes) < policy.minClasses:
+        problem = (
+            f"must mix at least {policy.minClasses} of lower case, upper case, digits and other characters"
+        )
+    elif policy.refuseCommon and is_common(password):
+        problem = "is one of the 10,000 most common passwords"
+    return [FieldError(member, problem)] if problem else []
+
+
+async def hash_password(call: Call, member: str, password: str | None, policy: PasswordPolicy) -> str | None:
+    """The hash of a new password; None where there is no password.
+
+    Args:
+        member: of the params, that holds the password.
+
+    Raises:
+        Invalid: the policy refuses it.
+    """
+    if failures := password_failures(member, password, policy):
+        raise Invalid.of(failures)
+    return None if password is None else await call.hasher.hash(password)
+
+
+def hashed(member: str) -> Callable[[Call, Any], Awaitable[str | None]]:
+    """For `prepare` of a method: hash_password of this member of its params, by the instance's policy."""
+
+    async def prepare(call: Call, params: Any) -> str | None:
+        policy = call.instance.settings.passwordPolicy
+        return await hash_password(call, member, getattr(params, member), policy)
+
+    return prepare
+
+
+def names_of(params: NewUser | ReplaceUser) -> dict[str, str | None]:
+    """The profile fields of the names that were given; null takes one away."""
+    given = {"firstname": params.firstName, "lastname": params.lastName}
+    return {alias: name if name.strip() else None for alias, name in given.items() if name is not None}
+
+
+def full_name(fields: Mapping[str, Any]) -> str:
+    """First and last name of these profile fields, as long as a display name may be; empty for neither."""
+    return f"{fields.get('firstname') or ''} {fields.get('lastname') or ''}".strip()[:200]

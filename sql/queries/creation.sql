@@ -1,0 +1,140 @@
+-- name: create_users(instance_id, email_keys, login_count, users, mailboxes, calendars, folders, method, key_id, key_name, request_id, address, origin)^
+-- Users, one or many, each with all that it has from the start: credential, login, mailboxes, calendars and file folders
+-- of the given roles; and its event, where one is given. Everything is numbered in the order of the users, who say their
+-- number, from 1; the row has the last ids before theirs.
+-- No row where an e-mail is another user's login, or where logins were written while this waited for the counters: their
+-- number then differs from the one that this statement saw at its start.
+WITH counter AS (
+    UPDATE instance_counters
+    SET
+        users = users + cardinality(:email_keys::text []),
+        living_users = living_users + cardinality(:email_keys::text []),
+        logins = logins + :login_count,
+        mailboxes = mailboxes + cardinality(:email_keys::text []) * cardinality(:mailboxes::text []),
+        calendars = calendars + cardinality(:email_keys::text []) * cardinality(:calendars::text []),
+        file_folders = file_folders + cardinality(:email_keys::text []) * cardinality(:folders::text [])
+    WHERE
+        instance_id = :instance_id
+        AND logins = (SELECT seen.logins FROM instance_counters AS seen WHERE seen.instance_id = :instance_id)
+        AND NOT EXISTS (
+            SELECT
+            FROM unnest(:email_keys::text []) AS wanted (email_key)
+            INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = wanted.email_key
+        )
+    RETURNING
+        users - cardinality(:email_keys::text []) AS users,
+        mailboxes - cardinality(:email_keys::text []) * cardinality(:mailboxes::text []) AS mailboxes,
+        calendars - cardinality(:email_keys::text []) * cardinality(:calendars::text []) AS calendars,
+        file_folders - cardinality(:email_keys::text []) * cardinality(:folders::text []) AS folders
+),
+
+given AS MATERIALIZED (
+    SELECT
+        counter.users + number AS user_id,
+        counter.mailboxes + (number - 1) * cardinality(:mailboxes::text []) AS last_mailbox,
+        counter.calendars + (number - 1) * cardinality(:calendars::text []) AS last_calendar,
+        counter.folders + (number - 1) * cardinality(:folders::text []) AS last_folder,
+        row.*
+    FROM counter
+    CROSS JOIN jsonb_to_recordset(:users::jsonb) AS row (
+        number integer, email text, email_key text, login text, login_key text, display_name text, is_active boolean,
+        is_admin boolean, is_confirmed boolean, profile jsonb, app_values jsonb, settings integer [], apps integer [],
+        avatar text, fields jsonb, language text, external_id text, sessions_limit integer, is_plan_admin boolean,
+        only_sees_readable boolean, mail_quota bigint, files_quota bigint, password_hash text, event jsonb
+    )
+),
+
+new_users AS (
+    INSERT INTO users (
+        instance_id, id, email, email_key, login, display_name, is_active, is_admin, profile, app_values, settings,
+        apps, avatar, fields, language, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota,
+        files_quota, confirmed_at, suspended_at
+    )
+    SELECT
+        :instance_id, user_id, email, email_key, login, display_name, is_active, is_admin, profile, app_values, settings,
+        apps, avatar, fields, language, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota,
+        files_quota, CASE WHEN is_confirmed THEN now() END, CASE WHEN NOT is_active THEN now() END
+    FROM given
+),
+
+new_credentials AS (
+    INSERT INTO credentials (instance_id, user_id, password_hash)
+    SELECT :instance_id, user_id, password_hash
+    FROM given
+    WHERE password_hash IS NOT NULL
+),
+
+new_logins AS (
+    INSERT INTO logins (instance_id, login_key, user_id)
+    SELECT :instance_id, login_key, user_id
+    FROM given
+    WHERE login_key IS NOT NULL
+),
+
+new_mailboxes AS (
+    INSERT INTO mailboxes (instance_id, id, user_id, role)
+    SELECT :instance_id, last_mailbox + place, user_id, role
+    FROM given
+    CROSS JOIN unnest(:mailboxes::text []) WITH ORDINALITY AS layout (role, place)
+),
+
+new_calendars AS (
+    INSERT INTO calendars (instance_id, id, user_id, role)
+    SELECT :instance_id, last_calendar + place, user_id, role
+    FROM given
+    CROSS JOIN unnest(:calendars::text []) WITH ORDINALITY AS layout (role, place)
+),
+
+new_folders AS (
+    INSERT INTO file_folders (instance_id, id, user_id, role)
+    SELECT :instance_id, last_folder + place, user_id, role
+    FROM given
+    CROSS JOIN unnest(:folders::text []) WITH ORDINALITY AS layout (role, place)
+),
+
+new_events AS (
+    INSERT INTO events (
+        instance_id, place, type, user_id, after, method, key_id, key_name, request_id, address, origin
+    )
+    SELECT
+        :instance_id, number, 'user.created', user_id, event, :method, :key_id, :key_name, :request_id, :address, :origin
+    FROM given
+    WHERE event IS NOT NULL
+)
+
+SELECT users, mailboxes, calendars, folders, floor(extract(EPOCH FROM now()))::bigint AS "createdAt"
+FROM counter;
+
+-- name: find_plans(instance_id, plan_ids)
+-- Which of these plans there are, kept from being removed until the transaction ends, and the day of today.
+SELECT id, (now() AT TIME ZONE 'UTC')::date AS today
+FROM plans
+WHERE instance_id = :instance_id AND id = any(:plan_ids::bigint [])
+FOR KEY SHARE;
+
+-- name: assign_plans(instance_id, user_ids, plan_ids, last_days)
+-- A plan each for users who have just been created, as assign_plan gives one.
+WITH counter AS (
+    UPDATE instance_counters
+    SET user_plans = user_plans + cardinality(:user_ids::bigint [])
+    WHERE instance_id = :instance_id
+    RETURNING user_plans - cardinality(:user_ids::bigint []) AS user_plans
+),
+
+assigned AS (
+    INSERT INTO user_plans (instance_id, id, user_id, plan_id, valid_from, valid_to)
+    SELECT
+        :instance_id, counter.user_plans + given.place, given.user_id, plans.id, clock.today,
+        coalesce(given.last_day, (clock.today + make_interval(months => plans.duration, days => -1))::date)
+    FROM unnest(:user_ids::bigint [], :plan_ids::bigint [], :last_days::date [])
+    WITH ORDINALITY AS given (user_id, plan_id, last_day, place)
+    INNER JOIN plans ON plans.instance_id = :instance_id AND plans.id = given.plan_id
+    CROSS JOIN counter
+    CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock
+    RETURNING user_id, plan_id, name, valid_from, valid_to
+)
+
+SELECT
+    user_id,
+    jsonb_build_object('planId', plan_id, 'name', name, 'validFrom', valid_from, 'validTo', valid_to) AS plan
+FROM assigned;
