@@ -5,13 +5,12 @@ from typing import Any
 
 from server.base.errors import Contention, FieldError, Invalid
 from server.base.passwords import is_common
-from server.directory.names import Names, has_email, store_names, taken
+from server.directory.names import Names, has_email, taken
+from server.directory.rows import Edit, hold, store, whole_name, with_names
 from server.directory.store import assign_plan
 from server.directory.users import (
-    CreateUser,
     NewUser,
     ReplaceUser,
-    ResetPassword,
     email_key,
     explain_taken,
 )  # fmt: skip
@@ -34,13 +33,22 @@ def password_problem(password: str, policy: PasswordPolicy) -> str | None:
     return None
 
 
-async def hash_new_password(call: Call, params: "CreateUser | ResetPassword | ReplaceUser") -> str | None:
-    """The hash of a password that the instance's policy accepts; None where there is no password."""
-    if params.password is None:
+async def hash_new_password(call: Call, params: Any) -> str | None:
+    """The hash of a password that the instance's policy accepts; None where there is no password.
+
+    Args:
+        params: with the member password or newPassword.
+
+    Raises:
+        Invalid: the policy refuses it.
+    """
+    member = "password" if hasattr(params, "password") else "newPassword"
+    password = getattr(params, member)
+    if password is None:
         return None
-    if problem := password_problem(params.password, call.instance.settings.passwordPolicy):
-        raise Invalid.of([FieldError("password", problem)])
-    return await call.hasher.hash(params.password)
+    if problem := password_problem(password, call.instance.settings.passwordPolicy):
+        raise Invalid.of([FieldError(member, problem)])
+    return await call.hasher.hash(password)
 
 
 def names_of(params: "NewUser | ReplaceUser") -> dict[str, str | None]:
@@ -51,8 +59,7 @@ def names_of(params: "NewUser | ReplaceUser") -> dict[str, str | None]:
 
 def shown_name(params: NewUser) -> str:
     """A new user's display name: its own, or first and last name, or the local part of the e-mail."""
-    names = [name for name in names_of(params).values() if name is not None]
-    return params.displayName or " ".join(names).strip()[:200] or params.email.rpartition("@")[0]
+    return params.displayName or whole_name(names_of(params)) or params.email.rpartition("@")[0]
 
 
 _UNSAID = {
@@ -142,7 +149,9 @@ async def insert_user(
         raise Contention(retry_after=1)
     row = dict(created)
     if login is not None:
-        await store_names(call, row["id"], Names(params.email, login))
+        [stored] = await hold(call.db, instance_id, ids=[row["id"]])
+        named = Edit(stored, with_names(stored, Names(params.email, login)))
+        await store(call.db, instance_id, [named])
     if not call.single:
         call.record("user.created", row["id"], after=event)
         if params.planId is not None:

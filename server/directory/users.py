@@ -5,22 +5,20 @@ import binascii
 import contextlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from server.base.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
-from server.base.models import HIDDEN, NO_CONTROLS, SECRET, Params, Result, TenantParams
+from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
 from server.directory.store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.outside.mail import ENCODED_WORD
 from server.outside.pictures import avatar_url
-from server.tenants import access
 from server.tenants.call import Call
 from server.tenants.keys import Mebibytes
 
@@ -320,61 +318,6 @@ def found(result: Any) -> Any:
     if result is None:
         raise NotFound
     return result
-
-
-def written(call: Call, row: Any) -> Any:
-    """The row of a statement that holds or has written one user. Every method that changes a user asks this.
-
-    Raises:
-        NotFound: there is no row, as there is no such user.
-        MemberForbidden: the caller may not change this user (tenants/access.py). It undoes the transaction.
-    """
-    access.require_user(call.caller, found(row))
-    return row
-
-
-async def end_access(
-    call: Call, user_ids: Sequence[int], codes: Sequence[Purpose] = get_args(Purpose)
-) -> None:
-    """End every session of users whose rows this transaction holds, and their codes.
-
-    A statement of its own, after that which held the rows: one that waited there for a login, or for a code
-    that was being made, does not see the session or the code.
-
-    Args:
-        codes: those of these purposes end; of all, where the users may not log in any more.
-    """
-    if not user_ids:
-        return
-    rows = await call.db.all(
-        "end_access_of", instance_id=call.instance.id, user_ids=user_ids, purposes=list(codes)
-    )
-    for row in rows:
-        before, after = {"sessions": row["ended"]}, {"sessions": 0}
-        call.record("session.revoked", row["user_id"], before=before, after=after)
-
-
-async def record_password(call: Call, user: Any) -> None:
-    """Note that a user has another password, and end its sessions and its codes for setting one.
-
-    Args:
-        user: a row with id and had_password, of a statement that holds the user.
-    """
-    before = {"password": HIDDEN if user["had_password"] else None}
-    call.record("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
-    await end_access(call, [user["id"]], codes=("reset",))
-
-
-async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str, Any], user_id: int) -> None:
-    """End the codes of a user, whose row this transaction holds, where its e-mail is another one than before.
-
-    They went to the old address.
-
-    Args:
-        before, after: states of the user.
-    """
-    if email_key(before["email"] or "") != email_key(after["email"] or ""):
-        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 
 class UserRef(TenantParams):
