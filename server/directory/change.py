@@ -19,7 +19,7 @@ from server.directory.groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
-from server.directory.many import Batch, Claims, alone, find_taken
+from server.directory.many import Batch, Claims, alone, external_ids_of, find_taken
 from server.directory.names import Names, renamed
 from server.directory.provisioning import names_of
 from server.directory.rows import Edit, Row, hold, state, store, with_fields, with_names
@@ -127,10 +127,13 @@ def with_email(row: Row, email: str) -> Row:
 # --- making it so -----------------------------------------------------------------------------------------
 
 
-async def refusals(call: Call, edits: Mapping[int, Edit], member: str = "email") -> dict[int, ServiceError]:
+async def refusals(
+    call: Call, edits: Mapping[int, Edit], *, held: Sequence[Row] | None = None, member: str = "email"
+) -> dict[int, ServiceError]:
     """Why edits cannot be made, by their keys. Names that are free stay so until the transaction ends.
 
     Args:
+        held: users, among them all who have an externalId of the edits; None to look those up.
         member: of the params, that holds the e-mail.
 
     Returns:
@@ -141,11 +144,12 @@ async def refusals(call: Call, edits: Mapping[int, Edit], member: str = "email")
     external_ids = [
         edit.after["external_id"]
         for edit in edits.values()
-        if edit.after["external_id"] not in (None, edit.before["external_id"])
+        if held is None and edit.after["external_id"] not in (None, edit.before["external_id"])
     ]
     if keys:
         await call.db.one("hold_counters", instance_id=call.instance.id)
-    claims = Claims(await find_taken(call.db, call, keys, external_ids) if keys or external_ids else [])
+    having = await find_taken(call.db, call, keys, external_ids) if keys or external_ids else []
+    claims = Claims([*(held or ()), *having])
     found: dict[int, ServiceError] = {}
     pace = Pace()
     for index, edit in edits.items():
@@ -192,7 +196,7 @@ def _record(call: Call, edit: Edit) -> None:
         call.record("user.password_changed", user_id, before=had, after={"password": HIDDEN})
 
 
-async def change(call: Call, edit: Edit, member: str = "email") -> None:
+async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
     """Change one user.
 
     Args:
@@ -202,7 +206,7 @@ async def change(call: Call, edit: Edit, member: str = "email") -> None:
         ServiceError: see refusals.
     """
     call.subject = edit.before["id"]
-    if refused := await refusals(call, {0: edit}, member):
+    if refused := await refusals(call, {0: edit}, member=member):
         raise refused[0]
     await write(call, [edit])
 
@@ -214,7 +218,9 @@ async def update(call: Call, batch: Batch[UserChanges]) -> None:
         ServiceError: see Batch.settle.
     """
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
-    users = await _living(call, keys.values())
+    external_ids = external_ids_of(batch.items.values())
+    held = await hold(call.db, call.instance.id, keys=keys.values(), external_ids=external_ids)
+    users = _living(held)
     named = {name for item in batch.items.values() for name in item.groups or ()}
     regrouped = [
         users[key]["id"]
@@ -237,7 +243,7 @@ async def update(call: Call, batch: Batch[UserChanges]) -> None:
         except ServiceError as error:
             batch.fail(index, error)
         await pace.rest()
-    await _settle(call, batch, edits)
+    await _settle(call, batch, edits, held)
     await write(call, [edits[index] for index in batch.items])
 
 
@@ -248,14 +254,15 @@ async def delete(call: Call, batch: Batch[Any]) -> None:
         ServiceError: see Batch.settle.
     """
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
-    users = await _living(call, keys.values())
+    held = await hold(call.db, call.instance.id, keys=keys.values())
+    users = _living(held)
     edits: dict[int, Edit] = {}
     for index, key in keys.items():
         if row := users.pop(key, None):
             edits[index] = deletion(row)
         else:
             batch.fail(index, NotFound())
-    await _settle(call, batch, edits)
+    await _settle(call, batch, edits, held)
     await write(call, [edits[index] for index in batch.items])
 
 
@@ -264,13 +271,12 @@ def deletion(row: Row, *, closes_account: bool = False) -> Edit:
     return Edit(row, row | {"deleted_at": row["moment"]}, closes_account=closes_account)
 
 
-async def _living(call: Call, keys: Iterable[str]) -> dict[str, Row]:
-    rows = await hold(call.db, call.instance.id, keys=keys)
-    return {row["email_key"]: row for row in rows if row["deleted_at"] is None}
+def _living(held: Iterable[Row]) -> dict[str, Row]:
+    return {row["email_key"]: row for row in held if row["deleted_at"] is None}
 
 
-async def _settle(call: Call, batch: Batch[Any], edits: Mapping[int, Edit]) -> None:
+async def _settle(call: Call, batch: Batch[Any], edits: Mapping[int, Edit], held: Sequence[Row]) -> None:
     """Leave out what is refused."""
-    for index, refusal in (await refusals(call, edits)).items():
+    for index, refusal in (await refusals(call, edits, held=held)).items():
         batch.fail(index, refusal)
     batch.settle()

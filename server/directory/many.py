@@ -9,7 +9,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, Field, SkipValidation
 
 from server.base.errors import (
-    CONSTRAINTS,
     Conflict,
     Contention,
     FieldError,
@@ -23,7 +22,7 @@ from server.base.pace import Pace
 from server.base.settings import Settings
 from server.directory import office365
 from server.directory.provisioning import creation, names_of, password_problem, shown_name
-from server.directory.users import NewUser, email_key, user_deleted
+from server.directory.users import NewUser, email_key, taken
 from server.events.emit import Change
 from server.postgres.db import Connection, translated
 from server.tenants.call import Call
@@ -167,13 +166,6 @@ async def checked(
     return batch
 
 
-def taken(name: str, member: str | None = None) -> Conflict:
-    """The error for what another user has: the name of its constraint, and what the params call it."""
-    kind, code, message, usual = CONSTRAINTS[name]
-    member = member or usual
-    return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
-
-
 def bad(member: str, message: str) -> Invalid:
     return Invalid.of([FieldError(member, message)])
 
@@ -239,17 +231,9 @@ class Claims:
             user_id = self.emails.get(email_key(item.email))
         return user_id
 
-    def taken(self, name: str, holder: int | None, member: str | None = None) -> Conflict:
-        """The error for an e-mail or external id that somebody has.
-
-        Args:
-            name: of the constraint.
-            holder: the user's id; None for another item of the call.
-            member: of the params, that holds it; see CONSTRAINTS.
-        """
-        if holder in self.deleted:
-            return user_deleted(member or CONSTRAINTS[name][3])
-        return taken(name, member)
+    def taken(self, constraint: str, holder: int | None, member: str | None = None) -> Conflict:
+        """The error for what a user has, or another item of the call (None); see users.taken."""
+        return taken(constraint, member, is_deleted=holder in self.deleted)
 
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""

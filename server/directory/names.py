@@ -12,8 +12,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from server.base.errors import CONSTRAINTS, Conflict, FieldError
-from server.directory.users import address, email_key, user_deleted
+from server.directory.users import address, email_key, taken
 from server.tenants.call import Call
 
 
@@ -71,18 +70,6 @@ def has_email(name: str) -> bool:
     return "@" in name
 
 
-def taken(member: str, *, is_deleted: bool = False) -> Conflict:
-    """The error for a name that somebody has.
-
-    Args:
-        member: of the params, that holds it.
-    """
-    if is_deleted:
-        return user_deleted(member)
-    kind, code, message, _ = CONSTRAINTS["users_email"]
-    return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
-
-
 async def hold_free_names(call: Call, names: Names, *, login_member: str, email_member: str) -> None:
     """Keep others from taking names, which must be free for a new user, until the transaction ends.
 
@@ -98,7 +85,8 @@ async def hold_free_names(call: Call, names: Names, *, login_member: str, email_
         return
     of_login = email_key(names.login or names.email)
     row = min(rows, key=lambda row: row["key"] != of_login)
-    raise taken(login_member if row["key"] == of_login else email_member, is_deleted=row["is_deleted"])
+    member = login_member if row["key"] == of_login else email_member
+    raise taken("users_email", member, is_deleted=row["is_deleted"])
 
 
 def renamed(names: Names, email: str) -> Names:

@@ -5,7 +5,7 @@ from typing import Any
 
 from server.base.errors import Contention, FieldError, Invalid
 from server.base.passwords import is_common
-from server.directory.names import Names, has_email, taken
+from server.directory.names import Names, has_email
 from server.directory.rows import Edit, hold, store, whole_name, with_names
 from server.directory.store import assign_plan
 from server.directory.users import (
@@ -13,6 +13,7 @@ from server.directory.users import (
     ReplaceUser,
     email_key,
     explain_taken,
+    taken,
 )  # fmt: skip
 from server.tenants.call import Call
 from server.tenants.keys import PasswordPolicy
@@ -145,7 +146,7 @@ async def insert_user(
         key = email_key(params.email)
         rows = await call.db.all("find_names", instance_id=instance_id, keys=[key])
         if rows:
-            raise taken("email", is_deleted=rows[0]["is_deleted"])
+            raise taken("users_email", is_deleted=rows[0]["is_deleted"])
         raise Contention(retry_after=1)
     row = dict(created)
     if login is not None:

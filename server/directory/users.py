@@ -11,7 +11,7 @@ import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from server.base.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
 from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
@@ -274,13 +274,18 @@ USER = {
 }  # fmt: skip
 
 
-def user_deleted(member: str) -> UserDeleted:
-    """The error for a name that is a deleted user's.
+def taken(constraint: str, member: str | None = None, *, is_deleted: bool = False) -> Conflict:
+    """The error for what another user has.
 
     Args:
-        member: of the params, that names it.
+        constraint: users_email, also for a login, or another one of CONSTRAINTS.
+        member: of the params, that holds it; None for its usual name.
+        is_deleted: whether that user is deleted, and has it until it is purged.
     """
-    return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
+    kind, code, message, usual = CONSTRAINTS[constraint]
+    if is_deleted:
+        return UserDeleted(fields=[FieldError(member or usual, UserDeleted.__doc__ or "")])
+    return kind(message, code=code, fields=[FieldError(member or usual, message)])  # type: ignore[return-value]
 
 
 def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
@@ -293,18 +298,13 @@ def explain_taken(call: Call, email: str | None, external_id: str | None) -> Non
 
     async def explain(conflict: Conflict) -> ServiceError | None:
         if conflict.code == "duplicate_email" and email is not None:
-            holder = await call.database.look_up(
-                "find_email", instance_id=instance_id, email_key=email_key(email)
-            )
-            taken = "email"
-        elif conflict.code == "duplicate_external_id":
-            holder = await call.database.look_up(
-                "find_external_id", instance_id=instance_id, external_id=external_id
-            )
-            taken = "externalId"
+            constraint, query, name = "users_email", "find_email", {"email_key": email_key(email)}
+        elif conflict.code == "duplicate_external_id" and external_id is not None:
+            constraint, query, name = "users_external_id", "find_external_id", {"external_id": external_id}
         else:
             return None
-        return user_deleted(taken) if holder is not None and holder["is_deleted"] else None
+        holder = await call.database.look_up(query, instance_id=instance_id, **name)
+        return taken(constraint, is_deleted=True) if holder is not None and holder["is_deleted"] else None
 
     call.explain = explain
 

@@ -26,10 +26,9 @@ from server.directory.many import (
     refuse_early,
     refuse_plans,
     refuse_seats,
-    taken,
 )
 from server.directory.rows import Edit, hold
-from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, email_key
+from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, email_key, taken
 from server.methods.registry import Example, method
 from server.outside.pictures import avatar_url
 from server.tenants import access
@@ -126,8 +125,8 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
         seats = await _hold_new(call, [batch.items[index] for index in new])
         refuse_seats(batch, new, seats)
     batch.settle()
-    if await change.refusals(call, edits):
-        raise Contention(retry_after=1)  # an e-mail or external id was free when we looked
+    if await change.refusals(call, edits, held=held):
+        raise Contention(retry_after=1)  # an e-mail was free when we looked
     created = await insert(call, batch, [index for index in new if index in batch.items])
     await change.write(call, list(edits.values()))
     ids = {index: edit.before["id"] for index, edit in edits.items()}

@@ -120,7 +120,7 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
     if prepared.with_email:
         names = names_of_user(user["login"] or user["email"], prepared.email)
         renamed = with_names(user, names)
-        await change.change(call, Edit(user, renamed), "profile.email")
+        await change.change(call, Edit(user, renamed), member="profile.email")
         user = renamed
     document_id = uuid.uuid4()
     await call.db.run(

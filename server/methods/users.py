@@ -158,7 +158,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     An administrator's needs the scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
-    await change.change(call, Edit(user, change.with_email(user, params.newEmail)), "newEmail")
+    await change.change(call, Edit(user, change.with_email(user, params.newEmail)), member="newEmail")
     return True
 
 
@@ -185,7 +185,7 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     the scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
-    await change.change(call, Edit(user, change.replaced(user, params), password_hash), "newEmail")
+    await change.change(call, Edit(user, change.replaced(user, params), password_hash), member="newEmail")
     return True
 
 
