@@ -12,12 +12,12 @@ from datetime import date
 from typing import Any
 
 from server.base.errors import Contention, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
+from server.base.pace import Pace
 from server.directory import office365
-from server.directory.many import Batch, Claims, Pace, bad, find_same, if_free, taken
+from server.directory.many import Batch, Claims, bad, find_same, if_free
 from server.directory.names import has_email
-from server.directory.names import taken as name_taken
 from server.directory.rules import full_name, names_of, password_failures
-from server.directory.users import NewUser, Quotas, email_key, explain_taken
+from server.directory.users import NewUser, Quotas, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -276,7 +276,7 @@ async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
     """Why create_users made nobody: an e-mail is somebody's login, or logins were written meanwhile."""
     holders = await call.db.all("find_names", instance_id=call.instance.id, keys=email_keys)
     if holders:
-        return name_taken("email", is_deleted=holders[0]["is_deleted"])
+        return taken("users_email", is_deleted=holders[0]["is_deleted"])
     return Contention(retry_after=1)
 
 

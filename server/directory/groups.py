@@ -2,11 +2,11 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from server.base.errors import FieldError, Invalid, NotFound
+from server.base.errors import FieldError, Invalid
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -41,18 +41,6 @@ ADMINS_KEY = group_key(ADMINS)
 def is_admins(name: str) -> bool:
     """Whether a name is that of the reserved group."""
     return group_key(name) == ADMINS_KEY
-
-
-async def hold_member(call: Call, key: str) -> Any:
-    """A living user, held until the transaction ends: id and is_admin.
-
-    Raises:
-        NotFound: there is none.
-    """
-    member = await call.db.one("hold_member", instance_id=call.instance.id, email_key=key)
-    if member is None:
-        raise NotFound
-    return member
 
 
 async def find_group_ids(call: Call, names: Iterable[str]) -> dict[str, int]:

@@ -1,8 +1,6 @@
 """What calls about many users share: items one by one, who is held, what is written at once."""
 
-import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -10,7 +8,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, Field, SkipValidation
 
 from server.base.errors import (
-    CONSTRAINTS,
     Conflict,
     Contention,
     FieldError,
@@ -19,10 +16,9 @@ from server.base.errors import (
     ServiceError,
 )
 from server.base.models import Failure, Result, TenantParams, validated
+from server.base.pace import Pace
 from server.base.settings import Settings
-from server.directory.names import Names, hold_names, renamed, store_names
-from server.directory.rules import full_name, names_of
-from server.directory.users import NewUser, UserChanges, email_key, end_access, user_deleted
+from server.directory.users import NewUser, email_key, taken
 from server.events.emit import Change
 from server.postgres.db import Connection, translated
 from server.tenants.call import Call
@@ -33,24 +29,6 @@ M = TypeVar("M", bound=BaseModel)
 Item = TypeVar("Item")
 Items = Annotated[list[SkipValidation[Item]], Field(min_length=1, max_length=MOST)]
 # Items are validated one by one in the course of the call, each by the rules of the method for one.
-
-_SLICE = 0.001
-"""Seconds of work after which the event loop gets a turn for others."""
-
-
-class Pace:
-    """Lets others have the event loop now and then in the course of long work."""
-
-    __slots__ = ("_since",)
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    async def rest(self) -> None:
-        """Between two steps: gives way where the last turn is long ago."""
-        if time.perf_counter() - self._since > _SLICE:
-            await asyncio.sleep(0)
-            self._since = time.perf_counter()
 
 
 class ManyParams(TenantParams):
@@ -184,11 +162,6 @@ async def checked(
     return batch
 
 
-def taken(name: str) -> Conflict:
-    kind, code, message, member = CONSTRAINTS[name]
-    return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
-
-
 def bad(member: str, message: str) -> Invalid:
     return Invalid.of([FieldError(member, message)])
 
@@ -230,26 +203,19 @@ def external_ids_of(items: Iterable[Any]) -> list[str]:
     return [item.externalId for item in items if item.externalId is not None]
 
 
-async def hold(call: Call, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of find_taken, as their users are once nobody else can change them."""
-    ids = [row["id"] for row in found]
-    return [dict(row) for row in await call.db.all("hold_users", instance_id=call.instance.id, ids=ids)]
-
-
 class Claims:
     """Which e-mails and external ids are spoken for, so that no two users, or items, get the same."""
 
-    def __init__(self, held: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, users: Iterable[Mapping[str, Any]]) -> None:
         """
         Args:
-            held: users by their e-mails; rows of find_taken, or the users themselves.
-            found: the rows of find_taken for users who are held, among them those who have an e-mail of an
-                item as login.
+            users: rows of find_taken or rows.hold.
         """
-        self.deleted = {row["id"] for row in held if row["is_deleted"]}
-        self.emails = {row["email_key"]: row["id"] for row in held}
-        self.external_ids = {row["external_id"]: row["id"] for row in held if row["external_id"] is not None}
-        self.logins = {row["email_key"]: row["id"] for row in found if row["email_key"] not in self.emails}
+        users = list(users)
+        self.deleted = {row["id"] for row in users if row["deleted_at"] is not None}
+        self.emails = {row["email_key"]: row["id"] for row in users}
+        self.external_ids = {row["external_id"]: row["id"] for row in users if row["external_id"] is not None}
+        self.logins = {email_key(row["login"]): row["id"] for row in users if row.get("login") is not None}
         self.users: set[int] = set()
         self.keys: set[str] = set()
         self.names: set[str] = set()
@@ -261,14 +227,9 @@ class Claims:
             user_id = self.emails.get(email_key(item.email))
         return user_id
 
-    def taken(self, name: str, holder: int | None) -> Conflict:
-        """The error for an e-mail or external id that somebody has.
-
-        Args:
-            name: of the constraint.
-            holder: the user's id; None for another item of the call.
-        """
-        return user_deleted(CONSTRAINTS[name][3]) if holder in self.deleted else taken(name)
+    def taken(self, constraint: str, holder: int | None, member: str | None = None) -> Conflict:
+        """The error for what a user has, or another item of the call (None); see users.taken."""
+        return taken(constraint, member, is_deleted=holder in self.deleted)
 
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""
@@ -285,98 +246,23 @@ class Claims:
         self.names |= {item.externalId} - {None}
         return None
 
-    def refusal(self, row: Mapping[str, Any], after: Mapping[str, Any]) -> ServiceError | None:
-        """Why a user cannot become this, or None; then it is noted."""
+    def refusal(
+        self, row: Mapping[str, Any], after: Mapping[str, Any], member: str | None = None
+    ) -> ServiceError | None:
+        """Why a user cannot become this, or None; then it is noted.
+
+        Args:
+            member: of the params, that holds the e-mail.
+        """
         key, name = after["email_key"], after["external_id"]
         if row["id"] in self.users:
             return Conflict("another item of this call names the same user", code="named_twice")
         holder = self.emails.get(key, self.logins.get(key, row["id"]))
         if key in self.keys or holder != row["id"]:
-            return self.taken("users_email", holder)
+            return self.taken("users_email", holder, member)
         if name is not None and (name in self.names or self.external_ids.get(name, row["id"]) != row["id"]):
             return self.taken("users_external_id", self.external_ids.get(name))
         self.users.add(row["id"])
         self.keys.add(key)
         self.names |= {name} - {None}
         return None
-
-
-# --- users who change -----------------------------------------------------------------------------------
-
-_COLUMNS = {
-    "email": "email",
-    "displayName": "display_name",
-    "isActive": "is_active",
-    "isAdmin": "is_admin",
-    "profile": "profile",
-    "values": "app_values",
-    "settings": "settings",
-    "apps": "apps",
-    "avatar": "avatar",
-    "names": "fields",
-    "externalId": "external_id",
-    "sessionsLimit": "sessions_limit",
-    "isPlanAdmin": "is_plan_admin",
-    "onlySeesReadable": "only_sees_readable",
-}
-"""Member -> where it is stored."""
-_MERGED = {"profile", "values"}
-
-
-def changed(row: Mapping[str, Any], item: NewUser | UserChanges) -> dict[str, Any]:
-    """What a stored user is with the members that were given."""
-    after = dict(row)
-    given = item.model_dump(exclude_unset=True, include={*_COLUMNS, "quotas"})
-    for name, quota in (given.pop("quotas", None) or {}).items():
-        after[f"{name}_quota"] = quota
-    for member, value in given.items():
-        column = _COLUMNS[member]
-        after[column] = row[column] | value if member in _MERGED else value
-    if email_key(after["email"]) == row["email_key"] or not isinstance(item, NewUser):
-        after["email"] = row["email"]  # the same in another spelling, or what the user is called by
-    after["email_key"] = email_key(after["email"])
-    if isinstance(item, UserChanges) and item.groups is not None:
-        after["is_admin"] = item.in_admins()
-    if isinstance(item, NewUser) and (names := names_of(item)):
-        fields = row["fields"] | names
-        after["fields"] = {alias: value for alias, value in fields.items() if value is not None}
-        if "displayName" not in given:
-            after["display_name"] = full_name(fields) or row["display_name"]
-    return after
-
-
-async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]) -> None:
-    """Store what users are to be, and write down what changed; who stays the same is left alone.
-
-    Args:
-        changes: before and after of users who are held.
-    """
-    pace = Pace()
-    changes = [(before, after) for before, after in changes if after != before]
-    if not changes:
-        return
-    rows = [
-        after
-        | {
-            "state": None,  # what it was is known here
-            "has_new_avatar": after["avatar"] != before["avatar"],
-        }
-        for before, after in changes
-    ]
-    moved = [(before, after) for before, after in changes if before["email_key"] != after["email_key"]]
-    wanted = {after["email_key"]: before["id"] for before, after in moved}
-    if wanted and await hold_names(call, wanted):
-        raise Contention(retry_after=1)  # it was free when we looked
-    async with if_free():
-        written = await call.db.all("write_users", instance_id=call.instance.id, users=rows)
-    states = {row["id"]: row["state"] for row in written}
-    for before, after in moved:
-        if (login := before["state"]["login"]) is not None:
-            names = renamed(Names(before["email"], login), after["email"])
-            states[before["id"]] = (await store_names(call, before["id"], names))["after"]
-    for before, _ in changes:
-        call.record_user(before["id"], before["state"], states[before["id"]])
-        await pace.rest()
-    await end_access(call, [row["id"] for row in rows if not row["is_active"]])
-    if wanted:
-        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=list(wanted.values()))

@@ -8,13 +8,11 @@ looks then. Creating a user holds that row too, and looks in its one statement (
 """
 
 import unicodedata
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from server.base.errors import CONSTRAINTS, Conflict, FieldError
-from server.directory.users import address, email_key, found, user_deleted
+from server.directory.users import address, email_key, taken
 from server.tenants.call import Call
 
 
@@ -72,127 +70,28 @@ def has_email(name: str) -> bool:
     return "@" in name
 
 
-def taken(member: str, *, is_deleted: bool = False) -> Conflict:
-    """The error for a name that somebody has.
-
-    Args:
-        member: of the params, that holds it.
-    """
-    if is_deleted:
-        return user_deleted(member)
-    kind, code, message, _ = CONSTRAINTS["users_email"]
-    return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
-
-
-async def hold_names(call: Call, wanted: Mapping[str, int | None]) -> list[Any]:
-    """Keep others from taking names until the transaction ends.
-
-    Whoever gives a user other names holds the user first, then calls this, and writes last. A creation holds
-    the counters too before it writes names: in another order the two could wait for each other.
-
-    Args:
-        wanted: by the keys of the names, the id of who is to have each; None for a new user.
-
-    Returns:
-        user_id, key and is_deleted of everybody else who has one of them.
-    """
-    await call.db.one("hold_counters", instance_id=call.instance.id)
-    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=list(wanted))
-    return [row for row in rows if row["user_id"] != wanted[row["key"]]]
-
-
-async def hold_free_names(
-    call: Call, names: Names, *, login_member: str, email_member: str, user_id: int | None = None
-) -> None:
-    """As hold_names does, for names that must be free.
+async def hold_free_names(call: Call, names: Names, *, login_member: str, email_member: str) -> None:
+    """Keep others from taking names, which must be free for a new user, until the transaction ends.
 
     Args:
         login_member, email_member: what the params call the two.
-        user_id: who is to have them; None for a new user.
 
     Raises:
-        Conflict: somebody else has one of them.
+        Conflict: somebody has one of them.
     """
-    rows = await hold_names(call, dict.fromkeys(names.keys, user_id))
+    await call.db.one("hold_counters", instance_id=call.instance.id)
+    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=names.keys)
     if not rows:
         return
     of_login = email_key(names.login or names.email)
     row = min(rows, key=lambda row: row["key"] != of_login)
-    raise taken(login_member if row["key"] == of_login else email_member, is_deleted=row["is_deleted"])
-
-
-async def store_names(call: Call, user_id: int, names: Names) -> Any:
-    """Give a user, who is held, names that hold_free_names found free; id, before and after of its state."""
-    return found(
-        await call.db.one(
-            "set_names",
-            instance_id=call.instance.id,
-            user_id=user_id,
-            email=names.email,
-            email_key=email_key(names.email),
-            login=names.login,
-            login_key=names.login and email_key(names.login),
-        )
-    )
-
-
-async def hold_user(call: Call, *, user_id: int | None = None, key: str | None = None) -> Any:
-    """A living user, kept from others: id, email, login and is_admin; see hold_names for what comes after.
-
-    Args:
-        user_id, key: its id, or the key of its e-mail.
-
-    Raises:
-        NotFound: there is no such user.
-    """
-    ref = {"instance_id": call.instance.id, "user_id": user_id, "email_key": key}
-    return found(await call.db.one("hold_names", **ref))
-
-
-async def change_email(call: Call, user_id: int, email: str | None, member: str) -> Any:
-    """Give a user another e-mail, or none, without another login.
-
-    Args:
-        email: None takes it away; a login that is an e-mail is then the e-mail again.
-        member: of the params, that holds the e-mail.
-
-    Returns:
-        id, before and after of the user's state, and is_admin; None where nothing changes.
-
-    Raises:
-        NotFound: there is no such user.
-        Conflict: somebody else has the e-mail.
-    """
-    held = await hold_user(call, user_id=user_id)
-    return await _give(call, held, names_of_user(held["login"] or held["email"], email), member)
-
-
-async def rename(call: Call, held: Any, email: str, member: str) -> Any:
-    """Give a user another e-mail; a login that is an e-mail goes with the old one, another one stays.
-
-    Args:
-        held: the row of hold_user.
-        member: of the params, that holds the e-mail.
-
-    Returns:
-        as change_email.
-
-    Raises:
-        Conflict: somebody else has the e-mail.
-    """
-    return await _give(call, held, renamed(Names(held["email"], held["login"]), email), member)
+    member = login_member if row["key"] == of_login else email_member
+    raise taken("users_email", member, is_deleted=row["is_deleted"])
 
 
 def renamed(names: Names, email: str) -> Names:
-    """The names of a user after rename."""
+    """The names under another e-mail: a login that is an e-mail goes with the old one, another one stays."""
     if email_key(email) == email_key(names.email):
         return Names(email, names.login)
     own = names.login or names.email
     return names_of_user(email if has_email(own) else own, email)
-
-
-async def _give(call: Call, held: Any, names: Names, member: str) -> Any:
-    if names == Names(held["email"], held["login"]):
-        return None
-    await hold_free_names(call, names, login_member=member, email_member=member, user_id=held["id"])
-    return dict(await store_names(call, held["id"], names)) | {"is_admin": held["is_admin"]}

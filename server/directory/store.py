@@ -57,29 +57,6 @@ def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
     return day
 
 
-async def change_store_user(db: Connection, instance_id: int, user_id: int, given: Mapping[str, Any]) -> Any:
-    """Write what is given of externalId, sessionsLimit, isPlanAdmin, onlySeesReadable and isAdmin.
-
-    Null takes an id or a limit away.
-
-    Returns:
-        id, before and after, of the user's states; None where nothing was given.
-    """
-    if not given:
-        return None
-    return await db.one(
-        "change_store_user",
-        instance_id=instance_id,
-        user_id=user_id,
-        given=list(given),
-        external_id=given.get("externalId"),
-        sessions_limit=given.get("sessionsLimit"),
-        is_admin=given.get("isAdmin"),
-        is_plan_admin=given.get("isPlanAdmin"),
-        only_sees_readable=given.get("onlySeesReadable"),
-    )
-
-
 async def assign_plan(
     call: Call,
     instance_id: int,

@@ -5,22 +5,20 @@ import binascii
 import contextlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from server.base.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
-from server.base.models import HIDDEN, NO_CONTROLS, SECRET, Params, Result, TenantParams
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
+from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
 from server.directory.store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.outside.mail import ENCODED_WORD
 from server.outside.pictures import avatar_url
-from server.tenants import access
 from server.tenants.call import Call
 from server.tenants.keys import Mebibytes
 
@@ -276,13 +274,18 @@ USER = {
 }  # fmt: skip
 
 
-def user_deleted(member: str) -> UserDeleted:
-    """The error for a name that is a deleted user's.
+def taken(constraint: str, member: str | None = None, *, is_deleted: bool = False) -> Conflict:
+    """The error for what another user has.
 
     Args:
-        member: of the params, that names it.
+        constraint: users_email, also for a login, or another one of CONSTRAINTS.
+        member: of the params, that holds it; None for its usual name.
+        is_deleted: whether that user is deleted, and has it until it is purged.
     """
-    return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
+    kind, code, message, usual = CONSTRAINTS[constraint]
+    if is_deleted:
+        return UserDeleted(fields=[FieldError(member or usual, UserDeleted.__doc__ or "")])
+    return kind(message, code=code, fields=[FieldError(member or usual, message)])  # type: ignore[return-value]
 
 
 def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
@@ -295,18 +298,13 @@ def explain_taken(call: Call, email: str | None, external_id: str | None) -> Non
 
     async def explain(conflict: Conflict) -> ServiceError | None:
         if conflict.code == "duplicate_email" and email is not None:
-            holder = await call.database.look_up(
-                "find_email", instance_id=instance_id, email_key=email_key(email)
-            )
-            taken = "email"
-        elif conflict.code == "duplicate_external_id":
-            holder = await call.database.look_up(
-                "find_external_id", instance_id=instance_id, external_id=external_id
-            )
-            taken = "externalId"
+            constraint, query, name = "users_email", "find_email", {"email_key": email_key(email)}
+        elif conflict.code == "duplicate_external_id" and external_id is not None:
+            constraint, query, name = "users_external_id", "find_external_id", {"external_id": external_id}
         else:
             return None
-        return user_deleted(taken) if holder is not None and holder["is_deleted"] else None
+        holder = await call.database.look_up(query, instance_id=instance_id, **name)
+        return taken(constraint, is_deleted=True) if holder is not None and holder["is_deleted"] else None
 
     call.explain = explain
 
@@ -320,61 +318,6 @@ def found(result: Any) -> Any:
     if result is None:
         raise NotFound
     return result
-
-
-def written(call: Call, row: Any) -> Any:
-    """The row of a statement that holds or has written one user. Every method that changes a user asks this.
-
-    Raises:
-        NotFound: there is no row, as there is no such user.
-        MemberForbidden: the caller may not change this user (tenants/access.py). It undoes the transaction.
-    """
-    access.require_user(call.caller, found(row))
-    return row
-
-
-async def end_access(
-    call: Call, user_ids: Sequence[int], codes: Sequence[Purpose] = get_args(Purpose)
-) -> None:
-    """End every session of users whose rows this transaction holds, and their codes.
-
-    A statement of its own, after that which held the rows: one that waited there for a login, or for a code
-    that was being made, does not see the session or the code.
-
-    Args:
-        codes: those of these purposes end; of all, where the users may not log in any more.
-    """
-    if not user_ids:
-        return
-    rows = await call.db.all(
-        "end_access_of", instance_id=call.instance.id, user_ids=user_ids, purposes=list(codes)
-    )
-    for row in rows:
-        before, after = {"sessions": row["ended"]}, {"sessions": 0}
-        call.record("session.revoked", row["user_id"], before=before, after=after)
-
-
-async def record_password(call: Call, user: Any) -> None:
-    """Note that a user has another password, and end its sessions and its codes for setting one.
-
-    Args:
-        user: a row with id and had_password, of a statement that holds the user.
-    """
-    before = {"password": HIDDEN if user["had_password"] else None}
-    call.record("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
-    await end_access(call, [user["id"]], codes=("reset",))
-
-
-async def end_codes(call: Call, *, before: Mapping[str, Any], after: Mapping[str, Any], user_id: int) -> None:
-    """End the codes of a user, whose row this transaction holds, where its e-mail is another one than before.
-
-    They went to the old address.
-
-    Args:
-        before, after: states of the user.
-    """
-    if email_key(before["email"] or "") != email_key(after["email"] or ""):
-        await call.db.run("end_codes_of", instance_id=call.instance.id, user_ids=[user_id])
 
 
 class UserRef(TenantParams):

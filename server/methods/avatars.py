@@ -8,7 +8,9 @@ from pydantic import Field, PrivateAttr
 from server.base.errors import FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import Params, Result, validated
 from server.base.tokens import new_secret
-from server.directory.users import Line, UserId, UserRef, email_key, found, written
+from server.directory import change
+from server.directory.rows import Edit, Row
+from server.directory.users import Line, UserId, UserRef, found
 from server.methods.registry import Example, method
 from server.outside.pictures import Picture, avatar_url, picture_path
 from server.tenants.call import Call
@@ -73,37 +75,26 @@ async def prepared_picture(call: Call, sent: SentPicture) -> PreparedPicture:
     return PreparedPicture(new_secret(_NAME_LENGTH), picture)
 
 
-async def store_picture(call: Call, user_id: int, prepared: PreparedPicture) -> str:
-    """Make a picture a user's avatar; the one before is gone, and its address with it.
+async def store_picture(call: Call, user: Row, prepared: PreparedPicture) -> str:
+    """Make a picture the avatar of a user, who is held; the one before is gone, and its address with it.
 
     Returns:
         what users.avatar now holds: the path, which pictures.avatar_url turns into the address.
 
     Raises:
-        NotFound: there is no such user.
         MemberForbidden: it is an administrator, and the key may not change one.
     """
     name, picture = prepared
-    stored = written(
-        call,
-        await call.db.one(
-            "set_picture",
-            instance_id=call.instance.id,
-            user_id=user_id,
-            avatar=picture_path(call.instance.id, name),
-            name=name,
-            **picture._asdict(),
-        ),
+    avatar = picture_path(call.instance.id, name)
+    await change.change(call, Edit(user, user | {"avatar": avatar}))
+    await call.db.run(
+        "insert_picture",
+        instance_id=call.instance.id,
+        user_id=user["id"],
+        name=name,
+        **picture._asdict(),
     )
-    call.record_user(user_id, stored["before"], stored["after"])
-    return str(stored["avatar"])
-
-
-async def _user_id(call: Call, params: UserRef) -> int:
-    user_id: int = found(
-        await call.db.value("find_user_id", instance_id=call.instance.id, email_key=email_key(params.email))
-    )
-    return user_id
+    return avatar
 
 
 class SetAvatar(UserRef):
@@ -147,7 +138,7 @@ async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedP
     either way), which needs no key; with `small` at its end instead of `large` it is that of the small one
     (128). Each picture has an address of its own: that of the one before is gone.
     """
-    stored = await store_picture(call, await _user_id(call, params), prepared)
+    stored = await store_picture(call, await change.hold_user(call, email=params.email), prepared)
     return {"avatar": avatar_url(call.settings, stored)}
 
 
@@ -161,7 +152,7 @@ async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedP
 )
 async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
     """Take a user's avatar away, and the picture if this server has it."""
-    await remove_picture(call, await _user_id(call, params))
+    await remove_picture(call, await change.hold_user(call, email=params.email))
     return True
 
 
@@ -175,19 +166,17 @@ async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
 )
 async def remove_avatar(call: Call, params: UserId) -> Any:
     """Take a user's avatar away, as removeAvatarByEmail does, by id (user/remove-avatar)."""
-    await remove_picture(call, params.id)
+    await remove_picture(call, await change.hold_user(call, user_id=params.id))
     return True
 
 
-async def remove_picture(call: Call, user_id: int) -> None:
-    """Take a user's avatar away.
+async def remove_picture(call: Call, user: Row) -> None:
+    """Take the avatar of a user, who is held, away.
 
     Raises:
-        NotFound: there is no such user.
         MemberForbidden: it is an administrator, and the key may not change one.
     """
-    user = written(call, await call.db.one("remove_picture", instance_id=call.instance.id, user_id=user_id))
-    call.record_user(user_id, user["before"], user["after"])
+    await change.change(call, Edit(user, user | {"avatar": ""}))
 
 
 class PictureName(Params):

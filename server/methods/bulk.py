@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.base.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound, ServiceError
+from server.base.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound
 from server.base.models import Params
+from server.directory import change
 from server.directory.creation import (
     create,
     hold_counters,
@@ -14,7 +15,6 @@ from server.directory.creation import (
     refuse_seats,
     refuse_taken,
 )
-from server.directory.groups import chosen_groups, find_group_ids, groups_of, record_groups, replace_groups
 from server.directory.many import (
     MOST,
     Batch,
@@ -23,27 +23,11 @@ from server.directory.many import (
     Items,
     ManyParams,
     ManyResult,
-    Pace,
-    changed,
     checked,
-    external_ids_of,
     find_same,
-    find_taken,
-    hold,
-    write,
 )
-from server.directory.users import (
-    CREATED_USER,
-    CreatedUser,
-    Email,
-    NewUser,
-    UserChanges,
-    email_key,
-    end_access,
-)
-from server.events.emit import identity
+from server.directory.users import CREATED_USER, CreatedUser, Email, NewUser, UserChanges
 from server.methods.registry import Example, method
-from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -173,42 +157,7 @@ async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChan
     does any change of an administrator; groups needs groups:write.
     """
     batch = prepared.again()
-    keys = {index: email_key(item.email) for index, item in batch.items.items()}
-    external_ids = external_ids_of(batch.items.values())
-    held = await hold(call, await find_taken(call.db, call, list(keys.values()), external_ids))
-    group_ids = await find_group_ids(
-        call, {name for item in batch.items.values() for name in item.groups or ()}
-    )
-    claims = Claims(held)
-    users = {row["email_key"]: row for row in held if not row["is_deleted"]}
-    changes = []
-    wanted: dict[int, list[int]] = {}
-    pace = Pace()
-    for index, item in list(batch.items.items()):
-        try:
-            row = users.get(keys[index])
-            if row is None:
-                raise NotFound
-            after = changed(row, item)
-            changes_it = after != row or item.groups is not None
-            if changes_it and not access.may_change_user(call.caller, row, after):
-                raise MemberForbidden
-            chosen = None if item.groups is None else chosen_groups(item.groups, group_ids)
-            if refusal := claims.refusal(row, after):
-                raise refusal
-        except ServiceError as error:
-            batch.fail(index, error)
-        else:
-            changes.append((row, after))
-            if chosen is not None:
-                wanted[row["id"]] = chosen
-        await pace.rest()
-    batch.settle()
-    before = await groups_of(call, list(wanted)) if wanted else {}
-    await write(call, changes)
-    if wanted:
-        await replace_groups(call, wanted)
-        await record_groups(call, before)
+    await change.update(call, batch)
     batch.note_nothing(call, "updateUsers")
     return batch.answer(dict.fromkeys(batch.items, True))
 
@@ -260,24 +209,6 @@ async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedU
     Whom an item before has named is not found any more. Administrators need the scope users:admin.
     """
     batch = prepared.again()
-    keys = {index: email_key(item.email) for index, item in batch.items.items()}
-    held = await hold(call, await find_taken(call.db, call, list(keys.values())))
-    users = {row["email_key"]: row for row in held if not row["is_deleted"]}
-    gone = []
-    for index, key in keys.items():
-        user = users.pop(key, None)
-        if user is None:
-            batch.fail(index, NotFound())
-        elif not access.may_change_user(call.caller, user):
-            batch.fail(index, MemberForbidden())
-        else:
-            gone.append(user)
-    batch.settle()
-    if gone:
-        ids = [user["id"] for user in gone]
-        await call.db.run("delete_users", instance_id=call.instance.id, ids=ids)
-        for user in gone:
-            call.record("user.deleted", user["id"], before=identity(user["state"]))
-        await end_access(call, ids)
+    await change.delete(call, batch)
     batch.note_nothing(call, "deleteUsers")
     return batch.answer(dict.fromkeys(batch.items, True))

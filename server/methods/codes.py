@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import JsonValue
@@ -42,13 +42,6 @@ class WrongCode(Invalid):
     """the code is not valid or has expired"""
 
     code = "wrong_code"
-
-
-class Redeemed(NamedTuple):
-    """Whose code it was."""
-
-    user_id: int
-    email_key: str
 
 
 def checked_link(confirmation_url: str, settings: InstanceSettings) -> str:
@@ -162,8 +155,11 @@ async def issue_code(
     return (code, recipient) if recipient is not None else None
 
 
-async def redeem(db: Connection, instance_id: int, code: str, purpose: Purpose) -> Redeemed:
+async def redeem(db: Connection, instance_id: int, code: str, purpose: Purpose) -> int:
     """Take a code, which is then gone.
+
+    Returns:
+        the id of its user, who is held.
 
     Raises:
         WrongCode: unknown, used, expired, of another purpose or another instance, or its user is suspended or
@@ -172,4 +168,5 @@ async def redeem(db: Connection, instance_id: int, code: str, purpose: Purpose) 
     row = await db.one("redeem_code", instance_id=instance_id, digest=digest(code), purpose=purpose)
     if row is None:
         raise WrongCode(fields=[FieldError("code", WrongCode.__doc__ or "")])
-    return Redeemed(row["user_id"], row["email_key"])
+    user_id: int = row["user_id"]
+    return user_id

@@ -6,9 +6,10 @@ from pydantic import Field
 
 from server.base.errors import MemberForbidden, NotFound
 from server.base.models import SECRET, TenantParams
-from server.directory.groups import hold_member
+from server.directory import change
+from server.directory.rows import Edit, Row
 from server.directory.rules import hashed
-from server.directory.users import Password, UserRef, email_key, found, record_password, written
+from server.directory.users import Password, UserRef, email_key
 from server.methods.codes import (
     EXAMPLE_CODES,
     LINK_SCHEMA,
@@ -19,6 +20,7 @@ from server.methods.codes import (
     redeem,
 )
 from server.methods.registry import Example, method
+from server.tenants import access
 from server.tenants.call import Call
 
 Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it."), SECRET]
@@ -93,14 +95,9 @@ async def reset_password_with_code(call: Call, params: ResetPasswordWithCode, pa
 
     A code works once. A password that the instance's policy refuses leaves it as it is.
     """
-    user = await redeem(call.db, call.instance.id, params.code, "reset")
-    changed = await call.db.one(
-        "set_password_by_id",
-        instance_id=call.instance.id,
-        user_id=user.user_id,
-        password_hash=password_hash,
-    )
-    await record_password(call, found(changed))
+    user_id = await redeem(call.db, call.instance.id, params.code, "reset")
+    user = await change.hold_user(call, user_id=user_id)
+    await change.write(call, [Edit(user, user, password_hash)])
     return True
 
 
@@ -120,14 +117,15 @@ class ConfirmEmail(TenantParams):
 )
 async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
     """Confirm the registration of the user who was mailed the code."""
-    user = await redeem(call.db, call.instance.id, params.code, "confirm")
-    await _confirm(call, user.user_id)
+    user_id = await redeem(call.db, call.instance.id, params.code, "confirm")
+    await _confirm(call, await change.hold_user(call, user_id=user_id))
     return True
 
 
-async def _confirm(call: Call, user_id: int) -> None:
-    user = found(await call.db.one("confirm_user", instance_id=call.instance.id, user_id=user_id))
-    call.record_user(user_id, user["before"], user["after"])
+async def _confirm(call: Call, user: Row) -> None:
+    call.subject = user["id"]
+    confirmed_at = user["confirmed_at"] or user["moment"]
+    await change.write(call, [Edit(user, user | {"confirmed_at": confirmed_at})])
 
 
 @method(
@@ -143,7 +141,7 @@ async def force_confirm_email(call: Call, params: UserRef) -> Any:
 
     A user who is confirmed already stays so. An administrator's needs the scope users:admin.
     """
-    key = email_key(params.email)
-    user = written(call, await hold_member(call, key))
-    await _confirm(call, user["id"])
+    user = await change.hold_user(call, email=params.email)
+    access.require_user(call.caller, user)
+    await _confirm(call, user)
     return True

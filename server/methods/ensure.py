@@ -1,12 +1,13 @@
 """Users who are to be as they are told: created, or changed where they are there already."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from server.base.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
 from server.base.models import Result, TenantParams
+from server.base.pace import Pace
+from server.directory import change
 from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats
 from server.directory.many import (
     MOST,
@@ -16,16 +17,13 @@ from server.directory.many import (
     Items,
     ManyParams,
     ManyResult,
-    Pace,
     bad,
-    changed,
     checked,
+    external_ids_of,
     find_same,
-    hold,
-    taken,
-    write,
 )
-from server.directory.users import ABSENT, USER, NewEmail, NewUser, User
+from server.directory.rows import Edit, hold
+from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, email_key, taken
 from server.methods.registry import Example, method
 from server.outside.pictures import avatar_url
 from server.tenants import access
@@ -86,11 +84,12 @@ async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
 
 
 async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
-    found = await find_same(call.db, call, batch.items.values())
-    held = await hold(call, found)
-    claims = Claims(held, found)
+    items = list(batch.items.values())
+    keys = [email_key(item.email) for item in items if item.email is not None]
+    held = await hold(call.db, call.instance.id, keys=keys, external_ids=external_ids_of(items))
+    claims = Claims(held)
     users = {row["id"]: row for row in held}
-    changes: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
+    edits: dict[int, Edit] = {}
     unknown = [index for index, item in batch.items.items() if claims.holder(item) is None]
     await refuse_plans(call, batch, unknown)
     new: list[int] = []
@@ -101,10 +100,9 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
             refusal = _refused_new(call, item, claims)
             new += [] if refusal else [index]
         else:
-            row = users[user_id]
-            after = changed(row, item)
-            refusal = _refused_change(call, item, row, after) or claims.refusal(row, after)
-            changes |= {} if refusal else {index: (row, after)}
+            edit = Edit(users[user_id], change.ensured(users[user_id], item))
+            refusal = _refused_change(call, item, edit) or claims.refusal(edit.before, edit.after)
+            edits |= {} if refusal else {index: edit}
         if refusal:
             batch.fail(index, refusal)
         await pace.rest()
@@ -112,9 +110,11 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
         seats = await _hold_new(call, [batch.items[index] for index in new])
         refuse_seats(batch, new, seats)
     batch.settle()
+    if await change.refusals(call, edits, held=held):
+        raise Contention(retry_after=1)  # an e-mail was free when we looked
     created = await create(call, batch, [index for index in new if index in batch.items], looked=True)
-    await write(call, list(changes.values()))
-    ids = {index: before["id"] for index, (before, _) in changes.items()}
+    await change.write(call, list(edits.values()))
+    ids = {index: edit.before["id"] for index, edit in edits.items()}
     ids |= {index: row["id"] for index, row in created.items()}
     rows = await call.db.all(
         "read_users", instance_id=call.instance.id, instance_name=call.instance.name, ids=list(ids.values())
@@ -123,23 +123,22 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     return {
         index: {
             "created": index in created,
-            "changed": index in created or changes[index][0] != changes[index][1],
+            "changed": index in created or edits[index].differs,
             "user": shown[ids[index]],
         }
         for index in batch.items
     }
 
 
-def _refused_change(
-    call: Call, item: EnsuredUser, row: Mapping[str, Any], after: Mapping[str, Any]
-) -> ServiceError | None:
+def _refused_change(call: Call, item: EnsuredUser, edit: Edit) -> ServiceError | None:
     """Why a user is not to become this."""
-    if row["is_deleted"]:
+    row = edit.before
+    if row["deleted_at"] is not None:
         return UserDeleted()
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
         return taken("users_email")
-    if after != row and not access.may_change_user(call.caller, row, after):
+    if edit.differs and not access.may_change_user(call.caller, row, edit.after):
         return MemberForbidden()
     return None
 

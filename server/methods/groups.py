@@ -6,16 +6,17 @@ from pydantic import Field, model_validator
 
 from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
+from server.directory import change
 from server.directory.groups import (
     ADMINS,
     GroupName,
     group_key,
     groups_of,
-    hold_member,
     is_admins,
     record_groups,
 )  # fmt: skip
-from server.directory.users import ABSENT, Email, Line, email_key, found, from_cursor, to_cursor
+from server.directory.rows import Edit
+from server.directory.users import ABSENT, Email, Line, found, from_cursor, to_cursor
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -153,28 +154,26 @@ def _not_found(member: str, message: str) -> NotFound:
 
 
 async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[True]:
-    key = email_key(params.email)
     try:
-        member = await hold_member(call, key)
+        member = await change.hold_user(call, email=params.email)
     except NotFound as error:
         raise _not_found("email", "there is no such user") from error
-    user = {"instance_id": call.instance.id, "user_id": member["id"]}
     before = await groups_of(call, [member["id"]])
     if is_admins(params.name):
         if member["is_admin"] != is_in:
-            await call.db.run("set_admin", **user, is_admin=is_in)
-            states = {"before": {"isAdmin": not is_in}, "after": {"isAdmin": is_in}}
-            call.record("user.updated", member["id"], **states)
+            await change.change(call, Edit(member, member | {"is_admin": is_in}))
     else:
         group_id = await call.db.value(
             "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
         )
         if group_id is None:
             raise _not_found("name", "there is no such group")
-        if is_in:
-            await call.db.run("join_group", **user, group_id=group_id)
-        else:
-            await call.db.run("leave_group", **user, group_id=group_id)
+        await call.db.run(
+            "join_group" if is_in else "leave_group",
+            instance_id=call.instance.id,
+            user_id=member["id"],
+            group_id=group_id,
+        )
     await record_groups(call, before)
     return True
 

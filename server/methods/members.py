@@ -8,23 +8,15 @@ from pydantic import AfterValidator, Field
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
 from server.base.settings import Settings
+from server.directory import change
 from server.directory.creation import Membership, create
 from server.directory.fields import EMAIL, checked, fields_of, profile_schema
 from server.directory.many import Batch
 from server.directory.names import Names, NewLogin, has_email, hold_free_names, names_of_user
+from server.directory.rows import Edit
 from server.directory.rules import hashed, password_failures
 from server.directory.throttle import ClientAddress
-from server.directory.users import (
-    CreateUser,
-    Password,
-    UserId,
-    email_key,
-    end_access,
-    found,
-    record_password,
-    written,
-)
-from server.events.emit import identity
+from server.directory.users import CreateUser, Password, UserId, email_key, found
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.registry import Example, method
@@ -327,16 +319,8 @@ async def set_password(call: Call, params: SetPassword, password_hash: str) -> A
 
     An administrator's needs the scope users:admin.
     """
-    user = written(
-        call,
-        await call.db.one(
-            "set_password_by_id",
-            instance_id=call.instance.id,
-            user_id=params.id,
-            password_hash=password_hash,
-        ),
-    )
-    await record_password(call, user)
+    user = await change.hold_user(call, user_id=params.id)
+    await change.change(call, Edit(user, user, password_hash))
     return True
 
 
@@ -358,18 +342,8 @@ class DeleteUser(UserId):
 )
 async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
     """Delete a user by id, as deleteUserByEmail does, with or without its account (user/delete)."""
-    user = written(
-        call,
-        await call.db.one(
-            "delete_member",
-            instance_id=call.instance.id,
-            user_id=params.id,
-            with_account=params.withAccount,
-        ),
-    )
-    closed = {"accountClosed": True} if params.withAccount else None
-    call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
-    await end_access(call, [params.id])
+    user = await change.hold_user(call, user_id=params.id)
+    await change.change(call, change.deletion(user, closes_account=params.withAccount))
     return True
 
 
@@ -389,11 +363,6 @@ class ChangeLanguage(UserId):
 )
 async def change_language(call: Call, params: ChangeLanguage) -> Any:
     """Change the language that a user gets its mails in (user/change-language)."""
-    user = written(
-        call,
-        await call.db.one(
-            "set_language", instance_id=call.instance.id, user_id=params.id, language=params.language
-        ),
-    )
-    call.record_user(params.id, user["before"], user["after"])
+    user = await change.hold_user(call, user_id=params.id)
+    await change.change(call, Edit(user, user | {"language": params.language}))
     return True

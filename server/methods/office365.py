@@ -6,11 +6,11 @@ from pydantic import Field
 
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import Result
-from server.directory import office365
-from server.directory.groups import hold_member
+from server.directory import change, office365
 from server.directory.names import has_email
-from server.directory.users import UserRef, email_key, found, written
+from server.directory.users import UserRef, email_key, found
 from server.methods.registry import Example, method
+from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -64,11 +64,11 @@ async def create_in_office365(call: Call, params: UserRef) -> Any:
     The user gets a random password there, which nobody knows: an administrator of the directory, or its
     self-service, gives it one. An administrator's needs the scope users:admin.
     """
-    key = email_key(params.email)
-    user = written(call, await hold_member(call, key))
+    user = await change.hold_user(call, email=params.email)
+    access.require_user(call.caller, user)
     if office365.credentials_of(call.instance.settings) is None:
         raise Conflict("the instance has no Microsoft Graph credentials (office365)", code="no_credentials")
-    if not has_email(key):
+    if not has_email(user["email"]):
         raise Invalid.of([FieldError("email", "is a login, and the user has no e-mail")])
     if not await office365.begin(call, user["id"]):
         raise Conflict("this is under way or done already", code="already_asked")

@@ -7,10 +7,12 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
 from server.base.models import Params, Result, TenantParams
+from server.directory import change
 from server.directory.store import LastDay, PlanId, PlanName, assign_plan
-from server.directory.users import ABSENT, Line, found, written
+from server.directory.users import ABSENT, Line, found
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
+from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -280,7 +282,7 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     needs the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    written(call, await call.db.one("hold_store_user", **ref))
+    access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
     assigned = await assign_plan(
         call, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
     )
@@ -325,7 +327,7 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     the one that begins is told as user.updated. An administrator's need the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    written(call, await call.db.one("hold_store_user", **ref))
+    access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
     first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
         "switch_plan", **ref, plan_id=params.planId, name=params.planName, from_day=first, valid_to=last
@@ -393,16 +395,16 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
     administrator's needs the scope users:admin.
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    written(call, await call.db.one("hold_store_user", **ref))
+    access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
     last_day = _day(params.lastDay)
-    change = await call.db.one("end_plan", **ref, plan_id=params.planId, last_day=last_day)
-    if change is None:
+    ended = await call.db.one("end_plan", **ref, plan_id=params.planId, last_day=last_day)
+    if ended is None:
         if last_day is not None and await call.db.value("is_over", last_day=last_day):
             raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
         message = "the user does not have this plan"
         raise NotFound(f"not found: {message}", fields=[FieldError("planId", message)])
-    if change["is_later"]:
-        problem = f"must not be later than the plan's last day, {change['before']['validTo']}"
+    if ended["is_later"]:
+        problem = f"must not be later than the plan's last day, {ended['before']['validTo']}"
         raise Invalid.of([FieldError("lastDay", problem)])
-    _record(call, params.userId, change)
+    _record(call, params.userId, ended)
     return True

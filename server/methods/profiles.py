@@ -7,6 +7,7 @@ from pydantic import Field
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
+from server.directory import change
 from server.directory.fields import (
     ALIAS,
     EMAIL,
@@ -17,8 +18,9 @@ from server.directory.fields import (
     fields_of,
     profile_schema,
 )
-from server.directory.names import change_email
-from server.directory.users import ABSENT, Line, UserId, end_codes, found, written
+from server.directory.names import names_of_user
+from server.directory.rows import Edit, hold, state, store, with_fields, with_names
+from server.directory.users import ABSENT, Line, UserId, found
 from server.events.emit import Change, user_changes
 from server.jobs.queue import Services, Suspended, enqueue, job
 from server.methods.avatars import (
@@ -112,14 +114,16 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
     changed at once too. The login stays as it is; null takes the e-mail away, unless it is
     the login. An administrator's needs the scope users:admin.
     """
+    user = await change.hold_user(call, user_id=params.id)
+    access.require_user(call.caller, user)
+    call.subject = user["id"]
     if prepared.with_email:
-        changed = await change_email(call, params.id, prepared.email, "profile.email")
-        if changed is not None:
-            written(call, changed)
-            call.record_user(params.id, changed["before"], changed["after"])
-            await end_codes(call, before=changed["before"], after=changed["after"], user_id=params.id)
+        names = names_of_user(user["login"] or user["email"], prepared.email)
+        renamed = with_names(user, names)
+        await change.change(call, Edit(user, renamed), member="profile.email")
+        user = renamed
     document_id = uuid.uuid4()
-    document = await call.db.one(
+    await call.db.run(
         "create_document",
         instance_id=call.instance.id,
         document_id=document_id,
@@ -133,12 +137,10 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
             "origin": call.context.origin, MAY_ADMINISTRATE: access.may_administrate(call.caller),
         },
     )  # fmt: skip
-    written(call, document)
-    call.subject = params.id
     if prepared.picture is not None:
-        await store_picture(call, params.id, prepared.picture)
+        await store_picture(call, user, prepared.picture)
     if prepared.without_picture:
-        await remove_picture(call, params.id)
+        await remove_picture(call, user)
     await enqueue(call.db, "profile-update", {"instance_id": call.instance.id, "user_id": params.id})
     return {"queueRequest": True, "documentId": str(document_id)}
 
@@ -161,19 +163,22 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
             return
         if is_suspended:
             raise Suspended
-        held = await db.one("hold_user", **user)
+        held = await hold(db, user["instance_id"], ids=[user["user_id"]])
         changes: list[tuple[Change, dict[str, Any]]] = []
         for document in await db.all("list_unfinished", **user):
             # A user may have become an administrator since.
-            may = held is not None and (document["asked_by"].get(MAY_ADMINISTRATE) or not held["is_admin"])
-            done = await db.one("merge_fields", **user, fields=document["fields"]) if may else None
-            if done is not None:
-                found_changes = user_changes(done["id"], done["before"], done["after"])
-                changes += [(change, document["asked_by"]) for change in found_changes]
-            row = await db.one("get_member", **user) if done else None
+            may = bool(held) and (document["asked_by"].get(MAY_ADMINISTRATE) or not held[0]["is_admin"])
+            row = None
+            if may and held[0]["deleted_at"] is None:
+                edit = Edit(held[0], with_fields(held[0], document["fields"]))
+                await store(db, user["instance_id"], [edit])
+                found_changes = user_changes(user["user_id"], state(edit.before), state(edit.after))
+                changes += [(found_change, document["asked_by"]) for found_change in found_changes]
+                held = [edit.after]
+                row = await db.one("get_member", **user)
             result = {
                 "success": row is not None,
-                "message": "" if row else "not found" if may or held is None else "not-allowed",
+                "message": "" if row else "not found" if may or not held else "not-allowed",
                 "member": row and member_of(row, services.settings),
             }
             await db.run(

@@ -3,9 +3,13 @@
 from typing import Any, Literal
 
 from server.base.errors import Conflict, MemberForbidden, NotFound
-from server.directory.users import UserRef, email_key, end_access, written
+from server.directory import change
+from server.directory.many import Batch
+from server.directory.rows import Edit, state
+from server.directory.users import UserRef
 from server.events.emit import identity
 from server.methods.registry import Example, method
+from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -24,10 +28,7 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     the retention of the instance (or of the server) is over, it is purged. An administrator's deletion needs
     the scope users:admin.
     """
-    key = email_key(params.email)
-    user = written(call, await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
-    call.record("user.deleted", user["id"], before=identity(user["state"]))
-    await end_access(call, [user["id"]])
+    await change.delete(call, Batch.one(params))
     return True
 
 
@@ -45,9 +46,10 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     email is its e-mail or its login, as both stay taken.
     An administrator's return needs the scope users:admin.
     """
-    key = email_key(params.email)
-    user = written(call, await call.db.one("restore_user", instance_id=call.instance.id, key=key))
-    call.record("user.restored", user["id"], after=identity(user["state"]))
+    user = await change.hold_named(call, params.email)
+    if user["deleted_at"] is None:
+        raise NotFound
+    await change.change(call, Edit(user, user | {"deleted_at": None}))
     return True
 
 
@@ -65,12 +67,10 @@ async def purge_user_by_email(call: Call, params: UserRef) -> Any:
     email is its e-mail or its login, as both stay taken. Only a deleted user can be purged; a living one is
     answered with a conflict. An administrator's purge needs the scope users:admin.
     """
-    key = email_key(params.email)
-    purged = await call.db.one("purge_user", instance_id=call.instance.id, key=key)
-    if purged is None:
-        if not await call.db.all("find_names", instance_id=call.instance.id, keys=[key]):
-            raise NotFound
+    user = await change.hold_named(call, params.email)
+    if user["deleted_at"] is None:
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
-    written(call, purged)
-    call.record("user.purged", purged["id"], before=identity(purged["state"]))
+    access.require_user(call.caller, user)
+    await call.db.run("purge_users", instance_id=call.instance.id, ids=[user["id"]], moment=user["moment"])
+    call.record("user.purged", user["id"], before=identity(state(user)))
     return True

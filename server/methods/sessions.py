@@ -7,19 +7,9 @@ from pydantic import Field
 from server.base.errors import Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
 from server.base.tokens import digest, new_secret
-from server.directory import throttle
-from server.directory.groups import hold_member
-from server.directory.users import (
-    USER,
-    Password,
-    User,
-    UserRef,
-    email_key,
-    end_access,
-    found,
-    read_user,
-    written,
-)
+from server.directory import change, throttle
+from server.directory.rows import Edit
+from server.directory.users import USER, Password, User, UserRef, email_key, found, read_user
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -266,7 +256,6 @@ async def force_logout_by_email(call: Call, params: UserRef) -> Any:
 
     An administrator's needs the scope users:admin.
     """
-    user = written(call, await hold_member(call, email_key(params.email)))
-    call.subject = user["id"]
-    await end_access(call, [user["id"]], codes=())
+    user = await change.hold_user(call, email=params.email)
+    await change.change(call, Edit(user, user, logs_out=True))
     return True

@@ -6,9 +6,10 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
+from server.directory import change
 from server.directory.creation import create
 from server.directory.many import Batch
-from server.directory.names import hold_user, rename
+from server.directory.rows import Edit
 from server.directory.rules import hashed
 from server.directory.store import (
     ExternalId,
@@ -17,7 +18,6 @@ from server.directory.store import (
     PlanName,
     SessionsLimit,
     assign_plan,
-    change_store_user,
     needs_plan,
 )
 from server.directory.users import (
@@ -27,14 +27,9 @@ from server.directory.users import (
     NewEmail,
     UserId,
     email_key,
-    end_access,
-    end_codes,
-    explain_taken,
     found,
     from_cursor,
-    record_password,
     to_cursor,
-    written,
 )
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
@@ -112,10 +107,6 @@ async def _find(call: Call, params: "StoreUserRef") -> int:
         )
     )
     return user_id
-
-
-async def _hold(call: Call, user_id: int) -> Any:
-    return found(await call.db.one("hold_store_user", instance_id=call.instance.id, user_id=user_id))
 
 
 class StoreUserRef(TenantParams):
@@ -314,27 +305,17 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     it has already changes nothing without planValidTo: the same call can be sent again on another day.
     To change an administrator needs the scope users:admin.
     """
-    user = {"instance_id": call.instance.id, "user_id": params.id}
-    held = await hold_user(call, user_id=params.id)
-    explain_taken(call, params.email, params.externalId)
-    renamed = await rename(call, held, params.email, "email")
-    changes = [] if renamed is None else [renamed]
-    members = {"externalId", "sessionsLimit", "isAdmin", "isPlanAdmin", "onlySeesReadable"}
-    given = params.model_dump(include=members & params.model_fields_set)
-    changes.append(written(call, await change_store_user(call.db, call.instance.id, params.id, given)))
-    before, after = changes[0]["before"], changes[-1]["after"]
-    call.record_user(params.id, before, after)
-    await end_codes(call, before=before, after=after, user_id=params.id)
-    if password_hash is not None:
-        await record_password(
-            call, found(await call.db.one("set_password_by_id", **user, password_hash=password_hash))
-        )
+    user = await change.hold_user(call, user_id=params.id)
+    after = change.changed(user, params.model_dump(exclude_unset=True))
+    await change.change(call, Edit(user, change.with_email(after, params.email), password_hash))
     if params.planId is not None:
         await assign_plan(
             call, call.instance.id, params.id, params.planId, params.planValidTo, keeps_end=True
         )
     if params.planName is not None:
-        named = await call.db.one("name_newest_plan", **user, name=params.planName)
+        named = await call.db.one(
+            "name_newest_plan", instance_id=call.instance.id, user_id=params.id, name=params.planName
+        )
         if named is not None and named["old_name"] != params.planName:
             plan = {"planId": named["plan_id"]}
             call.record(
@@ -344,20 +325,13 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
                 after={"plan": plan | {"name": params.planName}},
             )
     if call.changes:
-        access.require_user(call.caller, held)
+        access.require_user(call.caller, user)
     return True
 
 
 async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True]:
-    user = written(
-        call,
-        await call.db.one(
-            "set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active
-        ),
-    )
-    call.record_user(user_id, user["before"], user["after"])
-    if not is_active:
-        await end_access(call, [user_id])
+    user = await change.hold_user(call, user_id=user_id)
+    await change.change(call, Edit(user, user | {"is_active": is_active}))
     return True
 
 
@@ -403,10 +377,8 @@ async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
 
     An administrator's needs the scope users:admin.
     """
-    user_id = await _find(call, params)
-    written(call, await _hold(call, user_id))
-    call.subject = user_id
-    await end_access(call, [user_id], codes=())
+    user = await change.hold_user(call, user_id=await _find(call, params))
+    await change.change(call, Edit(user, user, logs_out=True))
     return True
 
 
@@ -498,8 +470,9 @@ class SessionId(TenantParams):
 )
 async def end_session(call: Call, params: SessionId) -> Any:
     """End one session by its id; an administrator's needs the scope users:admin."""
-    session = written(
-        call, await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
+    session = found(
+        await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
     )
+    access.require_user(call.caller, session)
     call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True

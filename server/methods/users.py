@@ -2,47 +2,33 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from server.base.errors import DUPLICATES, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
+from server.directory import change
 from server.directory.creation import create, prepare
-from server.directory.groups import (
-    chosen_groups,
-    find_group_ids,
-    groups_of,
-    hold_member,
-    record_groups,
-    replace_groups,
-)  # fmt: skip
 from server.directory.many import Batch
-from server.directory.names import hold_user, rename
-from server.directory.rules import hashed, names_of
+from server.directory.rows import Edit
+from server.directory.rules import hashed
 from server.directory.users import (
     CREATED_USER,
     USER,
     CreatedUser,
     CreateUser,
     NewEmail,
-    Quotas,
     ReplaceUser,
     ResetPassword,
     User,
     UserChanges,
     UserRef,
     email_key,
-    end_access,
-    end_codes,
-    explain_taken,
     found,
     from_cursor,
     read_user,
-    record_password,
     to_cursor,
-    written,
 )
 from server.methods.registry import Example, method
-from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -107,10 +93,6 @@ class UpdateUser(UserChanges, TenantParams):
     """What to change; at least one member beside the e-mail."""
 
 
-def _given(model: BaseModel | None) -> dict[str, Any] | None:
-    return None if model is None else model.model_dump(exclude_unset=True)
-
-
 @method(
     "updateUserByEmail",
     result=Literal[True],
@@ -132,42 +114,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     ends every session of the user in the same transaction. To change an administrator, in whatever, needs the
     scope users:admin.
     """
-    key, is_admin, before = email_key(params.email), params.isAdmin, {}
-    if params.groups is not None:
-        member, is_admin = await hold_member(call, key), params.in_admins()
-        group_ids = chosen_groups(params.groups, await find_group_ids(call, params.groups))
-        before = await groups_of(call, [member["id"]])
-    quotas = params.quotas or Quotas()
-    explain_taken(call, None, params.externalId)
-    user = written(
-        call,
-        await call.db.one(
-            "update_user",
-            instance_id=call.instance.id,
-            email_key=key,
-            given=list(params.model_fields_set | quotas.model_fields_set),
-            display_name=params.displayName,
-            is_active=params.isActive,
-            is_admin=is_admin,
-            profile=_given(params.profile),
-            app_values=_given(params.values),
-            settings=params.settings,
-            apps=params.apps,
-            avatar=params.avatar,
-            external_id=params.externalId,
-            sessions_limit=params.sessionsLimit,
-            is_plan_admin=params.isPlanAdmin,
-            only_sees_readable=params.onlySeesReadable,
-            mail_quota=quotas.mail,
-            files_quota=quotas.files,
-        ),
-    )
-    call.record_user(user["id"], user["before"], user["after"])
-    if before:
-        await replace_groups(call, {user["id"]: group_ids})
-        await record_groups(call, before)
-    if params.isActive is False:
-        await end_access(call, [user["id"]])
+    await change.update(call, Batch.one(params))
     return True
 
 
@@ -183,16 +130,8 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
 )
 async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
     """Set a user's password and end its sessions; an administrator's needs the scope users:admin."""
-    user = written(
-        call,
-        await call.db.one(
-            "set_password",
-            instance_id=call.instance.id,
-            email_key=email_key(params.email),
-            password_hash=password_hash,
-        ),
-    )
-    await record_password(call, user)
+    user = await change.hold_user(call, email=params.email)
+    await change.change(call, Edit(user, user, password_hash))
     return True
 
 
@@ -218,13 +157,8 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 
     An administrator's needs the scope users:admin.
     """
-    held = await hold_user(call, key=email_key(params.email))
-    call.subject = held["id"]
-    renamed = await rename(call, held, params.newEmail, "newEmail")
-    if renamed is not None:
-        user = written(call, renamed)
-        call.record_user(user["id"], user["before"], user["after"])
-        await end_codes(call, before=user["before"], after=user["after"], user_id=user["id"])
+    user = await change.hold_user(call, email=params.email)
+    await change.change(call, Edit(user, change.with_email(user, params.newEmail)), member="newEmail")
     return True
 
 
@@ -250,26 +184,8 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     What is left out stays as it is. The display name follows the names. An administrator's replacement needs
     the scope users:admin.
     """
-    held = await hold_user(call, key=email_key(params.email))
-    renamed = params.newEmail and await rename(call, held, params.newEmail, "newEmail")
-    replaced = await call.db.one(
-        "replace_user",
-        instance_id=call.instance.id,
-        user_id=held["id"],
-        names=names_of(params),
-        is_admin=params.isAdmin,
-        password_hash=password_hash,
-    )
-    changed = dict(found(replaced))
-    if renamed:
-        changed["before"] = renamed["before"]
-    written(call, changed)
-    if password_hash is not None:
-        access.require_user(call.caller, {"is_admin": changed["before"]["isAdmin"]})
-    call.record_user(changed["id"], changed["before"], changed["after"])
-    await end_codes(call, before=changed["before"], after=changed["after"], user_id=changed["id"])
-    if password_hash is not None:
-        await record_password(call, changed)
+    user = await change.hold_user(call, email=params.email)
+    await change.change(call, Edit(user, change.replaced(user, params), password_hash), member="newEmail")
     return True
 
 

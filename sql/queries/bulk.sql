@@ -8,93 +8,19 @@ FOR NO KEY UPDATE;
 -- name: find_taken(instance_id, email_keys, external_ids)
 -- Whoever holds one of these addresses, as e-mail or as login (email_key is then the login), or external ids, deleted or not.
 -- Joins instead of any(): a plan from when the table was small would go through the array for each row of it.
-SELECT u.id, u.email_key, u.external_id, u.deleted_at IS NOT NULL AS is_deleted
+SELECT u.id, u.email_key, u.external_id, u.deleted_at
 FROM unnest(:email_keys::text []) AS wanted (email_key)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.email_key
 UNION
-SELECT u.id, l.login_key AS email_key, u.external_id, u.deleted_at IS NOT NULL AS is_deleted
+SELECT u.id, l.login_key AS email_key, u.external_id, u.deleted_at
 FROM unnest(:email_keys::text []) AS wanted (email_key)
 INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = wanted.email_key
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = l.user_id
 UNION
-SELECT u.id, u.email_key, u.external_id, u.deleted_at IS NOT NULL AS is_deleted
+SELECT u.id, u.email_key, u.external_id, u.deleted_at
 FROM unnest(:external_ids::text []) AS wanted (external_id)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.external_id = wanted.external_id;
 
--- name: hold_users(instance_id, ids)
--- Users, deleted or not, with all that can be changed, kept from others, logins too, until the transaction ends.
-SELECT
-    u.id, u.email, u.email_key, u.display_name, u.is_active, u.is_admin, u.profile, u.app_values, u.settings, u.apps,
-    u.avatar, u.fields, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable, u.mail_quota,
-    u.files_quota, u.deleted_at IS NOT NULL AS is_deleted, user_state(u) AS state
-FROM unnest(:ids::bigint []) AS wanted (id)
-INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id
-ORDER BY u.id
-FOR NO KEY UPDATE OF u;
-
--- name: write_users(instance_id, users)
--- All that can be changed of users who are held. Who has another avatar loses the stored picture, unless that is what
--- the new address leads to.
-WITH given AS MATERIALIZED (
-    SELECT *
-    FROM jsonb_to_recordset(:users::jsonb) AS row (
-        id bigint, email text, email_key text, display_name text, is_active boolean, is_admin boolean, profile jsonb,
-        app_values jsonb, settings integer [], apps integer [], avatar text, fields jsonb, external_id text,
-        sessions_limit integer, is_plan_admin boolean, only_sees_readable boolean, mail_quota bigint,
-        files_quota bigint, has_new_avatar boolean
-    )
-),
-
-changed AS (
-    UPDATE users
-    SET
-        email = given.email,
-        email_key = given.email_key,
-        display_name = given.display_name,
-        is_active = given.is_active,
-        suspended_at = CASE WHEN NOT given.is_active THEN coalesce(users.suspended_at, now()) END,
-        is_admin = given.is_admin,
-        profile = given.profile,
-        app_values = given.app_values,
-        settings = given.settings,
-        apps = given.apps,
-        avatar = given.avatar,
-        fields = given.fields,
-        external_id = given.external_id,
-        sessions_limit = given.sessions_limit,
-        is_plan_admin = given.is_plan_admin,
-        only_sees_readable = given.only_sees_readable,
-        mail_quota = given.mail_quota,
-        files_quota = given.files_quota,
-        updated_at = now()
-    FROM given
-    WHERE users.instance_id = :instance_id AND users.id = given.id
-    RETURNING users.id, user_state(users) AS state
-),
-
-replaced AS (
-    DELETE FROM pictures
-    USING given
-    WHERE
-        pictures.instance_id = :instance_id AND pictures.user_id = given.id AND given.has_new_avatar
-        AND given.avatar NOT LIKE '%' || pictures.name || '%'
-)
-
-SELECT id, state
-FROM changed;
-
--- name: delete_users(instance_id, ids)!
--- As delete_user does, of users who are held.
-WITH counted AS (
-    UPDATE instance_counters
-    SET living_users = living_users - cardinality(:ids::bigint [])
-    WHERE instance_id = :instance_id
-)
-
-UPDATE users
-SET deleted_at = now(), updated_at = now()
-FROM unnest(:ids::bigint []) AS named (id)
-WHERE users.instance_id = :instance_id AND users.id = named.id;
 
 -- name: read_users(instance_id, instance_name, ids)
 -- Users by their ids, as get_user shows one.

@@ -37,7 +37,7 @@ FROM recipient;
 -- Whose code it was, once: of several who redeem it together, the row goes to one. The user is held first: one who is
 -- suspended, deleted or renamed meanwhile has no code any more.
 WITH held AS (
-    SELECT u.id, u.email_key
+    SELECT u.id
     FROM codes AS c
     INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = c.user_id
     WHERE
@@ -51,42 +51,9 @@ USING held
 WHERE
     codes.instance_id = :instance_id AND codes.digest = :digest AND codes.purpose = :purpose
     AND codes.user_id = held.id
-RETURNING held.id AS user_id, held.email_key;
-
--- name: end_codes_of(instance_id, user_ids)!
--- Every code of users, who have been held by a statement before this one.
-DELETE FROM codes
-USING unnest(:user_ids::bigint []) AS held (id)
-WHERE codes.instance_id = :instance_id AND codes.user_id = held.id;
+RETURNING held.id AS user_id;
 
 -- name: end_codes_of_instance(instance_id)!
 -- Every code of an instance, which has been held by a statement before this one.
 DELETE FROM codes
 WHERE instance_id = :instance_id;
-
--- name: confirm_user(instance_id, user_id)^
--- A living user is confirmed, if it was not yet, and needs no code for it any more.
-WITH held AS (
-    SELECT u.id, user_state(u) AS before
-    FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
-    FOR NO KEY UPDATE
-),
-
-confirmed AS (
-    UPDATE users
-    SET confirmed_at = coalesce(confirmed_at, now()), updated_at = now()
-    FROM held
-    WHERE users.instance_id = :instance_id AND users.id = held.id
-    RETURNING users.id, held.before, user_state(users) AS after
-),
-
-spent AS (
-    DELETE FROM codes
-    USING confirmed
-    WHERE
-        codes.instance_id = :instance_id AND codes.user_id = confirmed.id AND codes.purpose = 'confirm'
-)
-
-SELECT id, before, after
-FROM confirmed;

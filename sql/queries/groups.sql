@@ -59,13 +59,6 @@ WHERE instance_id = :instance_id AND name_key = any(:name_keys::text[])
 ORDER BY id
 FOR KEY SHARE;
 
--- name: hold_member(instance_id, email_key)^
--- A living user, held until the transaction ends.
-SELECT id, is_admin
-FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-FOR NO KEY UPDATE;
-
 -- name: groups_of(instance_id, user_ids)
 -- The names of the groups of users, Admins among them, as get_user shows them. Of users who are held: a statement that
 -- waits for them has looked at their groups before it waited.
@@ -109,12 +102,6 @@ ON CONFLICT DO NOTHING;
 -- A user, who is held, out of one group.
 DELETE FROM group_members
 WHERE instance_id = :instance_id AND user_id = :user_id AND group_id = :group_id;
-
--- name: set_admin(instance_id, user_id, is_admin)!
--- In or out of the group Admins.
-UPDATE users
-SET is_admin = :is_admin, updated_at = now()
-WHERE instance_id = :instance_id AND id = :user_id;
 
 -- name: list_groups(instance_id, after, row_limit)
 -- A page of groups in the order of their names, Admins among them, with how many living members each has.

@@ -31,101 +31,6 @@ WHERE
         (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
     );
 
--- name: set_language(instance_id, user_id, language)^
--- The language of a living user.
-WITH held AS (
-    SELECT u.id, user_state(u) AS before
-    FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
-    FOR NO KEY UPDATE
-)
-
-UPDATE users
-SET language = :language, updated_at = now()
-FROM held
-WHERE users.instance_id = :instance_id AND users.id = held.id
-RETURNING users.id, held.before, user_state(users) AS after;
-
--- name: set_password_by_id(instance_id, user_id, password_hash)^
--- As set_password, by id.
-WITH target AS (
-    SELECT id, is_admin
-    FROM users
-    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    FOR NO KEY UPDATE
-),
-
-stored AS (
-    INSERT INTO credentials (instance_id, user_id, password_hash)
-    SELECT :instance_id, id, :password_hash
-    FROM target
-    ON CONFLICT (instance_id, user_id) DO UPDATE
-    SET password_hash = excluded.password_hash, changed_at = now()
-)
-
-SELECT
-    id, is_admin,
-    EXISTS (
-        SELECT FROM credentials AS c
-        WHERE c.instance_id = :instance_id AND c.user_id = target.id
-    ) AS had_password
-FROM target;
-
--- name: delete_member(instance_id, user_id, with_account)^
--- As delete_user, by id and, if asked, with the account, whose place stays for those beneath it.
-WITH gone AS (
-    UPDATE users
-    SET deleted_at = now(), updated_at = now()
-    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    RETURNING id, user_state(users) AS state
-),
-
-counted AS (
-    UPDATE instance_counters
-    SET living_users = living_users - 1
-    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM gone)
-),
-
-closed AS (
-    UPDATE accounts
-    SET deleted_at = now()
-    FROM gone
-    WHERE accounts.instance_id = :instance_id AND accounts.user_id = gone.id AND :with_account::boolean
-)
-
-SELECT id, state
-FROM gone;
-
--- name: merge_fields(instance_id, user_id, fields)^
--- New values of profile fields; a null takes a field away. The name that is shown follows.
-WITH held AS (
-    SELECT u.id, user_state(u) AS before
-    FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
-    FOR NO KEY UPDATE
-)
-
-UPDATE users
-SET
-    fields = jsonb_strip_nulls(fields || :fields),
-    display_name = left(
-        coalesce(
-            nullif(
-                btrim(
-                    coalesce((fields || :fields) ->> 'firstname', '') || ' '
-                    || coalesce((fields || :fields) ->> 'lastname', '')
-                ),
-                ''
-            ),
-            display_name
-        ),
-        200
-    ),
-    updated_at = now()
-FROM held
-WHERE users.instance_id = :instance_id AND users.id = held.id
-RETURNING users.id, held.before, user_state(users) AS after;
-
 -- name: list_fields(instance_id)
 -- An instance's own profile fields.
 SELECT alias, title, type, mandatory, choices
@@ -158,26 +63,12 @@ SET removed_at = now()
 WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
 RETURNING jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices);
 
--- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)^
--- A note of what was asked of the queue. Holding the user puts those of one user in an order. No row without the user.
-WITH held AS (
-    SELECT id, is_admin
-    FROM users
-    WHERE instance_id = :instance_id AND id = :user_id AND deleted_at IS NULL
-    FOR NO KEY UPDATE
-)
-
+-- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)!
+-- A note of what was asked of the queue about a user, who is held, which puts those of one user in an order.
 INSERT INTO documents (instance_id, id, entity, action, user_id, fields, asked_by, created_at)
-SELECT :instance_id, :document_id, :entity, :action, held.id, :fields, :asked_by, statement_timestamp()
-FROM held
-RETURNING (SELECT held.is_admin FROM held) AS is_admin;
-
--- name: hold_user(instance_id, user_id)^
--- Keeps others from changing a user until the transaction ends.
-SELECT id, is_admin
-FROM users
-WHERE instance_id = :instance_id AND id = :user_id
-FOR NO KEY UPDATE;
+VALUES (
+    :instance_id, :document_id, :entity, :action, :user_id, :fields, :asked_by, statement_timestamp()
+);
 
 -- name: list_unfinished(instance_id, user_id)
 -- What was asked about a user and is not done, in the order in which it was asked.

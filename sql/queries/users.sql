@@ -61,209 +61,169 @@ SELECT deleted_at IS NOT NULL AS is_deleted
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key;
 
--- name: update_user(instance_id, email_key, given, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota)^
--- Null leaves a column as it is, but for an id, a limit and a quota, which are as told where given names them; profile
--- and values are merged. One with another avatar loses its stored picture, unless that is what the other address leads
--- to.
-WITH held AS (
-    SELECT u.id, user_state(u) AS before
-    FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-    FOR NO KEY UPDATE
-),
-
-changed AS (
-    UPDATE users
-    SET
-        display_name = coalesce(:display_name, display_name),
-        is_active = coalesce(:is_active, is_active),
-        suspended_at = CASE WHEN NOT coalesce(:is_active, is_active) THEN coalesce(suspended_at, now()) END,
-        is_admin = coalesce(:is_admin, is_admin),
-        profile = profile || coalesce(:profile, '{}'::jsonb),
-        app_values = app_values || coalesce(:app_values, '{}'::jsonb),
-        settings = coalesce(:settings, settings),
-        apps = coalesce(:apps, apps),
-        avatar = coalesce(:avatar, avatar),
-        external_id = CASE WHEN 'externalId' = any(:given::text[]) THEN :external_id ELSE external_id END,
-        sessions_limit = CASE WHEN 'sessionsLimit' = any(:given::text[]) THEN :sessions_limit ELSE sessions_limit END,
-        is_plan_admin = coalesce(:is_plan_admin, is_plan_admin),
-        only_sees_readable = coalesce(:only_sees_readable, only_sees_readable),
-        mail_quota = CASE WHEN 'mail' = any(:given::text[]) THEN :mail_quota ELSE mail_quota END,
-        files_quota = CASE WHEN 'files' = any(:given::text[]) THEN :files_quota ELSE files_quota END,
-        updated_at = now()
-    FROM held
-    WHERE users.instance_id = :instance_id AND users.id = held.id
-    RETURNING users.id, held.before, user_state(users) AS after
-),
-
-replaced AS (
-    DELETE FROM pictures
-    USING changed
-    WHERE
-        pictures.instance_id = :instance_id AND pictures.user_id = changed.id
-        AND :avatar NOT LIKE '%' || pictures.name || '%'
-)
-
-SELECT id, before, after
-FROM changed;
-
--- name: set_password(instance_id, email_key, password_hash)^
--- A new password. Sessions and codes end by a statement after it: this one does not see those that it waited for.
-WITH target AS (
-    SELECT id, is_admin
-    FROM users
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-    FOR NO KEY UPDATE
-),
-
-stored AS (
-    INSERT INTO credentials (instance_id, user_id, password_hash)
-    SELECT :instance_id, id, :password_hash
-    FROM target
-    ON CONFLICT (instance_id, user_id) DO UPDATE
-    SET password_hash = excluded.password_hash, changed_at = now()
-)
-
-SELECT
-    id, is_admin,
-    EXISTS (
-        SELECT FROM credentials AS c
-        WHERE c.instance_id = :instance_id AND c.user_id = target.id
-    ) AS had_password
-FROM target;
-
 -- name: find_user(instance_id, email_key)^
 -- Whether there is such a living user, and what validateReplacement compares with.
 SELECT id, is_admin, email, fields
 FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
--- name: replace_user(instance_id, user_id, names, is_admin, password_hash)^
--- Several changes at once of a user who is held; null leaves what is there. names are profile fields, {} for none.
-WITH held AS (
-    SELECT u.id, user_state(u) AS before
-    FROM users AS u
-    WHERE u.instance_id = :instance_id AND u.id = :user_id
+-- name: hold_users(instance_id, ids, keys, external_ids)
+-- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
+-- them or log in as them until the transaction ends.
+SELECT
+    u.id, u.email, u.email_key, u.login, u.display_name, u.is_active, u.is_admin, u.profile, u.app_values, u.settings,
+    u.apps, u.avatar, u.fields, u.language, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable,
+    u.mail_quota, u.files_quota, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
+    EXISTS (
+        SELECT FROM credentials AS c
+        WHERE c.instance_id = :instance_id AND c.user_id = u.id
+    ) AS has_password
+FROM (
+    SELECT unnest(:ids::bigint []) AS id
+    UNION
+    SELECT named.id
+    FROM unnest(:keys::text []) AS given (key)
+    INNER JOIN users AS named ON named.instance_id = :instance_id AND named.email_key = given.key
+    UNION
+    SELECT l.user_id
+    FROM unnest(:keys::text []) AS given (key)
+    INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = given.key
+    UNION
+    SELECT named.id
+    FROM unnest(:external_ids::text []) AS given (external_id)
+    INNER JOIN users AS named ON named.instance_id = :instance_id AND named.external_id = given.external_id
+) AS wanted
+INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id
+ORDER BY u.id
+FOR NO KEY UPDATE OF u;
+
+-- name: write_users(instance_id, users, logins, living)
+-- Users who are held, with all that follows from their changes; directory.rows makes the rows and the two differences of
+-- counters. A stored picture goes with its avatar, unless the new avatar is the address of that picture. Whose living
+-- sessions ended, and how many.
+WITH given AS MATERIALIZED (
+    SELECT *
+    FROM jsonb_to_recordset(:users::jsonb) AS row (
+        id bigint, email text, email_key text, login text, login_key text, display_name text, is_active boolean,
+        is_admin boolean, profile jsonb, app_values jsonb, settings integer [], apps integer [], avatar text,
+        fields jsonb, language text, external_id text, sessions_limit integer, is_plan_admin boolean,
+        only_sees_readable boolean, mail_quota bigint, files_quota bigint, confirmed_at timestamptz,
+        suspended_at timestamptz, deleted_at timestamptz, moment timestamptz, password_hash text, differs boolean,
+        has_new_login boolean, has_new_avatar boolean, moves_account boolean, ends_sessions boolean,
+        ended_codes text []
+    )
 ),
 
 changed AS (
     UPDATE users
     SET
-        fields = jsonb_strip_nulls(fields || :names::jsonb),
-        display_name = CASE
-            WHEN :names::jsonb = '{}' THEN display_name
-            ELSE left(
-                coalesce(
-                    nullif(
-                        btrim(
-                            coalesce((fields || :names::jsonb) ->> 'firstname', '') || ' '
-                            || coalesce((fields || :names::jsonb) ->> 'lastname', '')
-                        ),
-                        ''
-                    ),
-                    display_name
-                ),
-                200
-            )
-        END,
-        is_admin = coalesce(:is_admin, is_admin),
+        email = given.email,
+        email_key = given.email_key,
+        login = given.login,
+        display_name = given.display_name,
+        is_active = given.is_active,
+        is_admin = given.is_admin,
+        profile = given.profile,
+        app_values = given.app_values,
+        settings = given.settings,
+        apps = given.apps,
+        avatar = given.avatar,
+        fields = given.fields,
+        language = given.language,
+        external_id = given.external_id,
+        sessions_limit = given.sessions_limit,
+        is_plan_admin = given.is_plan_admin,
+        only_sees_readable = given.only_sees_readable,
+        mail_quota = given.mail_quota,
+        files_quota = given.files_quota,
+        confirmed_at = given.confirmed_at,
+        suspended_at = given.suspended_at,
+        deleted_at = given.deleted_at,
         updated_at = now()
-    FROM held
-    WHERE users.instance_id = :instance_id AND users.id = held.id
-    RETURNING users.id, held.before, user_state(users) AS after
+    FROM given
+    WHERE users.instance_id = :instance_id AND users.id = given.id AND given.differs
 ),
 
 stored AS (
-    INSERT INTO credentials (instance_id, user_id, password_hash)
-    SELECT :instance_id, id, :password_hash::text
-    FROM changed
-    WHERE :password_hash::text IS NOT NULL
+    INSERT INTO credentials (instance_id, user_id, password_hash, changed_at)
+    SELECT :instance_id, id, password_hash, moment
+    FROM given
+    WHERE password_hash IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
-    SET password_hash = excluded.password_hash, changed_at = now()
-)
-
-SELECT
-    id, before, after,
-    EXISTS (
-        SELECT FROM credentials AS c
-        WHERE c.instance_id = :instance_id AND c.user_id = changed.id
-    ) AS had_password
-FROM changed;
-
--- name: delete_user(instance_id, email_key)^
--- Soft: the user is hidden; purging takes the rows. Its sessions end as those of set_password do.
-WITH gone AS (
-    UPDATE users
-    SET deleted_at = now(), updated_at = now()
-    WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL
-    RETURNING id, user_state(users) AS state
+    SET password_hash = excluded.password_hash, changed_at = excluded.changed_at
 ),
 
 counted AS (
     UPDATE instance_counters
-    SET living_users = living_users - 1
-    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM gone)
+    SET logins = logins + :logins::bigint, living_users = living_users + :living::bigint
+    WHERE instance_id = :instance_id AND (:logins::bigint <> 0 OR :living::bigint <> 0)
+),
+
+removed AS (
+    DELETE FROM logins
+    USING given
+    WHERE
+        logins.instance_id = :instance_id AND logins.user_id = given.id
+        AND given.has_new_login AND given.login_key IS NULL
+),
+
+kept AS (
+    INSERT INTO logins (instance_id, login_key, user_id)
+    SELECT :instance_id, login_key, id
+    FROM given
+    WHERE has_new_login AND login_key IS NOT NULL
+    ON CONFLICT (instance_id, user_id) DO UPDATE
+    SET login_key = excluded.login_key
+),
+
+moved AS (
+    UPDATE accounts
+    SET deleted_at = given.deleted_at
+    FROM given
+    WHERE accounts.instance_id = :instance_id AND accounts.user_id = given.id AND given.moves_account
+),
+
+replaced AS (
+    DELETE FROM pictures
+    USING given
+    WHERE
+        pictures.instance_id = :instance_id AND pictures.user_id = given.id AND given.has_new_avatar
+        AND given.avatar NOT LIKE '%' || pictures.name || '%'
+),
+
+void AS (
+    DELETE FROM codes
+    USING given
+    WHERE
+        codes.instance_id = :instance_id AND codes.user_id = given.id AND codes.purpose = any(given.ended_codes)
+),
+
+ended AS (
+    DELETE FROM sessions
+    USING given
+    WHERE sessions.instance_id = :instance_id AND sessions.user_id = given.id AND given.ends_sessions
+    RETURNING sessions.user_id, sessions.expires_at > given.moment AS lived
 )
 
-SELECT id, state
-FROM gone;
+SELECT user_id, count(*) AS ended
+FROM ended
+WHERE lived
+GROUP BY user_id
+ORDER BY user_id;
 
--- name: restore_user(instance_id, key)^
--- Undoes delete_user while the rows are there. The key is an e-mail's or a login's.
-WITH back AS (
-    UPDATE users
-    SET deleted_at = NULL, updated_at = now()
-    WHERE
-        instance_id = :instance_id AND deleted_at IS NOT NULL
-        AND id = coalesce(
-            (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
-            (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
-        )
-    RETURNING id, user_state(users) AS state
-),
-
-counted AS (
-    UPDATE instance_counters
-    SET living_users = living_users + 1
-    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM back)
-),
-
-reopened AS (
+-- name: purge_users(instance_id, ids, moment)!
+-- Takes users, who are held, for good, with all that was provisioned for them. An account keeps its place for those
+-- beneath it, without a name.
+WITH left_behind AS (
     UPDATE accounts
-    SET deleted_at = NULL
-    FROM back
-    WHERE accounts.instance_id = :instance_id AND accounts.user_id = back.id
-)
-
-SELECT id, state
-FROM back;
-
--- name: purge_user(instance_id, key)^
--- Takes a deleted user with all that was provisioned for it, for good. Its account keeps its place for
--- those beneath it, without a name. The key is an e-mail's or a login's.
-WITH target AS (
-    SELECT id
-    FROM users
-    WHERE
-        instance_id = :instance_id AND deleted_at IS NOT NULL
-        AND id = coalesce(
-            (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
-            (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
-        )
-    FOR UPDATE
-),
-
-left_behind AS (
-    UPDATE accounts
-    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, now())
-    FROM target
-    WHERE accounts.instance_id = :instance_id AND accounts.user_id = target.id
+    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, :moment::timestamptz)
+    FROM unnest(:ids::bigint []) AS given (id)
+    WHERE accounts.instance_id = :instance_id AND accounts.user_id = given.id
 )
 
 DELETE FROM users
-USING target
-WHERE users.instance_id = :instance_id AND users.id = target.id
-RETURNING users.id, user_state(users) AS state;
+USING unnest(:ids::bigint []) AS given (id)
+WHERE users.instance_id = :instance_id AND users.id = given.id;
 
 -- name: list_users(instance_id, after, starts_with, row_limit)
 -- A page of living users in the order of their addresses.

@@ -1,0 +1,186 @@
+"""Rows of users: held, changed by pure functions, and stored by the one statement that changes users."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import orjson
+
+from server.directory.names import Names, has_email
+from server.directory.rules import full_name
+from server.directory.users import email_key
+from server.postgres.db import Connection
+
+Row: TypeAlias = dict[str, Any]
+"""A user as hold gives it: every column that can change, has_password, and the database's time as moment."""
+
+
+async def hold(
+    db: Connection,
+    instance_id: int,
+    *,
+    ids: Iterable[int] = (),
+    keys: Iterable[str] = (),
+    external_ids: Iterable[str] = (),
+) -> list[Row]:
+    """Users, deleted or not, whom nobody else can change or log in as until the transaction ends.
+
+    A user who was renamed while this waited is among them with the new names: compare the row.
+
+    Args:
+        keys: of e-mails or logins; see users.email_key.
+    """
+    rows = await db.all(
+        "hold_users",
+        instance_id=instance_id,
+        ids=list(ids),
+        keys=list(keys),
+        external_ids=list(external_ids),
+    )
+    return [dict(row) for row in rows]
+
+
+def state(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What events tell of a user."""
+    with_email = has_email(row["email"])
+    return {
+        "email": row["email"] if with_email else None,
+        "login": row["login"] if with_email else row["email"],
+        "displayName": row["display_name"],
+        "isActive": row["is_active"],
+        "isAdmin": row["is_admin"],
+        "isConfirmed": row["confirmed_at"] is not None,
+        "profile": row["profile"],
+        "values": row["app_values"],
+        "settings": row["settings"],
+        "apps": row["apps"],
+        "avatar": row["avatar"],
+        "fields": row["fields"],
+        "language": row["language"],
+        "externalId": row["external_id"],
+        "sessionsLimit": row["sessions_limit"],
+        "isPlanAdmin": row["is_plan_admin"],
+        "onlySeesReadable": row["only_sees_readable"],
+        "quotas": {"mail": row["mail_quota"], "files": row["files_quota"]},
+    }
+
+
+# --- pure changes -----------------------------------------------------------------------------------------
+
+
+def with_names(row: Row, names: Names) -> Row:
+    """The user under other names."""
+    return row | {"email": names.email, "email_key": email_key(names.email), "login": names.login}
+
+
+def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
+    """The user with other values of profile fields; the display name follows the names.
+
+    Args:
+        fields: alias -> value; None takes a value away.
+    """
+    merged = {alias: value for alias, value in (row["fields"] | fields).items() if value is not None}
+    return row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+
+
+# --- storing ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a user, who is held, was and is to be."""
+
+    before: Row
+    after: Row
+    password_hash: str | None = None
+    # Ends every session, whatever else changes.
+    logs_out: bool = False
+    # The account of a user who is deleted goes too.
+    closes_account: bool = False
+    # The groups, Admins aside, that the user is in from now on, and the names of those before with Admins;
+    # None where they stay.
+    group_ids: Sequence[int] | None = None
+    groups: Sequence[str] = ()
+
+    @cached_property
+    def differs(self) -> bool:
+        """Whether a column changes. JSON is compared as it is written, as 1 == True in Python."""
+        return self.before != self.after or _json(self.before) != _json(self.after)
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether it changes anything of the user."""
+        changes_else = self.password_hash is not None or self.logs_out or self.group_ids is not None
+        return changes_else or self.differs
+
+    @property
+    def is_deletion(self) -> bool:
+        """Whether it deletes the user."""
+        return self.before["deleted_at"] is None and self.after["deleted_at"] is not None
+
+    @property
+    def is_return(self) -> bool:
+        """Whether it restores the user."""
+        return self.before["deleted_at"] is not None and self.after["deleted_at"] is None
+
+    @property
+    def renames(self) -> bool:
+        """Whether the user is known by another e-mail, or by another login in its place."""
+        return bool(self.before["email_key"] != self.after["email_key"])
+
+    @property
+    def has_new_login(self) -> bool:
+        """Whether the login beside the e-mail changes."""
+        return bool(self.before["login"] != self.after["login"])
+
+    def stored(self) -> Row:
+        """The row for the statement write_users."""
+        before, after = self.before, self.after
+        loses_access = _may_log_in(before) and not _may_log_in(after)
+        ended_codes = {
+            "confirm": loses_access or self.renames or before["confirmed_at"] != after["confirmed_at"],
+            "reset": loses_access or self.renames or self.password_hash is not None,
+        }
+        suspended_at = None if after["is_active"] else before["suspended_at"] or before["moment"]
+        return after | {
+            "suspended_at": suspended_at,
+            "login_key": after["login"] and email_key(after["login"]),
+            "password_hash": self.password_hash,
+            "differs": self.differs,
+            "has_new_login": self.has_new_login,
+            "has_new_avatar": before["avatar"] != after["avatar"],
+            "moves_account": self.closes_account or self.is_return,
+            "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
+            "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
+        }
+
+
+def _json(row: Row) -> bytes:
+    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+
+
+def _may_log_in(row: Row) -> bool:
+    return row["is_active"] and row["deleted_at"] is None
+
+
+async def store(db: Connection, instance_id: int, edits: Sequence[Edit]) -> list[Any]:
+    """Store users in one statement, with all that follows from their changes.
+
+    That is: the password, the login, the counters, the account, the stored picture that another avatar
+    replaces, sessions and codes that end.
+
+    Args:
+        edits: of users who are held by a statement before; for names that change, the counters are held too.
+
+    Returns:
+        user_id and ended, the number of living sessions, of whose sessions ended.
+    """
+    rows: list[Any] = await db.all(
+        "write_users",
+        instance_id=instance_id,
+        users=[edit.stored() for edit in edits],
+        logins=sum(edit.has_new_login and edit.after["login"] is not None for edit in edits),
+        living=sum(edit.is_return - edit.is_deletion for edit in edits),
+    )
+    return rows
