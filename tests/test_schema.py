@@ -14,8 +14,8 @@ from pglast.visitors import Visitor
 from structlog.testing import capture_logs
 
 from server.base.errors import CONSTRAINTS
-from server.postgres.db import load_queries
 from server.postgres.migrations import Migration, load_migrations, migrate
+from server.postgres.queries import load_queries
 
 QUERIES = load_queries()
 QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}

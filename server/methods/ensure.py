@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from server.base.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
 from server.base.models import Result, TenantParams
+from server.directory.lookups import read_users
 from server.directory.many import (
     MOST,
     Batch,
@@ -32,7 +33,6 @@ from server.directory.many import (
 )
 from server.directory.users import ABSENT, USER, NewEmail, NewUser, User
 from server.methods.registry import Example, method
-from server.outside.pictures import avatar_url
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -131,10 +131,7 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     await write(call, list(changes.values()))
     ids = {index: before["id"] for index, (before, _) in changes.items()}
     ids |= {index: row["id"] for index, row in created.items()}
-    rows = await call.db.all(
-        "read_users", instance_id=call.instance.id, instance_name=call.instance.name, ids=list(ids.values())
-    )
-    shown = {row["id"]: dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])} for row in rows}
+    shown = await read_users(call, list(ids.values()))
     return {
         index: {
             "created": index in created,

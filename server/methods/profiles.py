@@ -17,6 +17,7 @@ from server.directory.fields import (
     fields_of,
     profile_schema,
 )
+from server.directory.lookups import read_member
 from server.directory.names import change_email
 from server.directory.users import ABSENT, Line, UserId, end_codes, found, written
 from server.events.emit import Change, user_changes
@@ -28,7 +29,7 @@ from server.methods.avatars import (
     remove_picture,
     store_picture,
 )  # fmt: skip
-from server.methods.members import Member, ProfileValues, member_of
+from server.methods.members import Member, ProfileValues
 from server.methods.registry import Example, method
 from server.postgres.db import Connection
 from server.tenants import access
@@ -74,7 +75,7 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     profile.pop("avatar", None)
     async with call.database.connection() as db:
         fields = await fields_of(db, call.instance.id)
-        found(await db.one("get_member", instance_id=call.instance.id, user_id=params.id))
+        found(await read_member(db, call.settings, call.instance.id, params.id))
     values, failures = checked(fields, profile, complete=False)
     if not values and not with_picture and not without_picture and not failures:
         failures.append(FieldError("profile", "name at least one field to change"))
@@ -170,11 +171,11 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
             if done is not None:
                 found_changes = user_changes(done["id"], done["before"], done["after"])
                 changes += [(change, document["asked_by"]) for change in found_changes]
-            row = await db.one("get_member", **user) if done else None
+            member = await read_member(db, services.settings, **user) if done else None
             result = {
-                "success": row is not None,
-                "message": "" if row else "not found" if may or held is None else "not-allowed",
-                "member": row and member_of(row, services.settings),
+                "success": member is not None,
+                "message": "" if member else "not found" if may or held is None else "not-allowed",
+                "member": member,
             }
             await db.run(
                 "finish_document",

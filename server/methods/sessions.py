@@ -6,9 +6,11 @@ from pydantic import Field
 
 from server.base.errors import Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
+from server.base.pages import Limit
 from server.base.tokens import digest, new_secret
 from server.directory import throttle
 from server.directory.groups import hold_member
+from server.directory.lookups import read_user
 from server.directory.users import (
     USER,
     Password,
@@ -17,7 +19,6 @@ from server.directory.users import (
     email_key,
     end_access,
     found,
-    read_user,
     written,
 )
 from server.methods.registry import Example, method
@@ -218,7 +219,7 @@ class ListSessions(UserRef):
     after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="The id of the last session of the page before."
     )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class Session(Result):

@@ -80,17 +80,3 @@ WITH ended AS (
 
 SELECT count(*) FILTER (WHERE lived) AS ended
 FROM ended;
-
--- name: list_sessions(instance_id, email_key, after, row_limit)
--- Living sessions of one user, the oldest first.
-SELECT
-    s.id, u.email,
-    floor(extract(EPOCH FROM s.created_at))::bigint AS "createdAt",
-    floor(extract(EPOCH FROM s.expires_at))::bigint AS "expiresAt"
-FROM users AS u
-INNER JOIN sessions AS s ON s.instance_id = :instance_id AND s.user_id = u.id
-WHERE
-    u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-    AND s.expires_at > now() AND s.id > :after
-ORDER BY s.id
-LIMIT :row_limit;
