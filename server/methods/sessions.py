@@ -10,7 +10,7 @@ from server.base.pages import Limit
 from server.base.tokens import digest, new_secret
 from server.directory import throttle
 from server.directory.groups import hold_member
-from server.directory.lookups import read_user
+from server.directory.lookups import named, read_user
 from server.directory.users import (
     USER,
     Password,
@@ -67,7 +67,9 @@ async def verify_password(call: Call, params: Login) -> Verified:
     forgiven = throttle.of_account(key, params.clientAddress)
     subjects = forgiven + throttle.of_address(params.clientAddress)
     await throttle.check(call.database.look_up, call.instance.id, subjects)
-    row = await call.database.look_up("get_credential", instance_id=call.instance.id, key=key)
+    row = await call.database.look_up(
+        "get_credential", instance_id=call.instance.id, **named(login=params.email)
+    )
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
         async with call.database.connection() as db:

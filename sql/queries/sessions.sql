@@ -1,14 +1,11 @@
--- name: get_credential(instance_id, key)^
+-- name: get_credential(instance_id, user_id, key, external_id)^
 -- What a login, by login or e-mail, is checked against; no row for a user who may not log in.
 SELECT u.id AS user_id, u.email_key, c.password_hash
 FROM users AS u
 INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
 WHERE
     u.instance_id = :instance_id AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL
-    AND u.id = coalesce(
-        (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
-        (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
-    );
+    AND u.id = (SELECT id FROM named_user);
 
 -- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)^
 -- Only while the user may log in and the password that was verified is still the stored one.
