@@ -8,7 +8,7 @@ import asyncpg
 import orjson
 from aiohttp import web
 
-from server.postgres.db import load_queries
+from server.postgres.queries import load_queries
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]

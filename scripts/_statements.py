@@ -10,7 +10,7 @@ import asyncpg
 from asyncpg.connection import LoggedQuery
 
 from server.base.settings import Settings
-from server.postgres.db import NamedQuery, load_queries
+from server.postgres.queries import NamedQuery, load_queries
 from server.serving.app import build
 from server.tenants.call import RequestContext
 from server.tenants.keys import OPERATOR

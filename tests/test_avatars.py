@@ -25,7 +25,7 @@ from server.base.shares import taking_from
 from server.methods.avatars import EXAMPLE_NAME, SentPicture
 from server.outside import pictures
 from server.outside.pictures import LARGE, SMALL, Pictures, avatar_url
-from server.postgres.db import load_queries
+from server.postgres.queries import load_queries
 
 JANE = {"email": "jane@example.com"}
 

@@ -14,8 +14,8 @@ from pglast.visitors import Visitor
 from structlog.testing import capture_logs
 
 from server.base.errors import CONSTRAINTS
-from server.postgres.db import load_queries
 from server.postgres.migrations import Migration, load_migrations, migrate
+from server.postgres.queries import load_queries
 
 QUERIES = load_queries()
 QUEUE_TABLES = {"pgqueuer", "pgqueuer_log", "pgqueuer_schedules", "pgqueuer_statistics"}
@@ -155,6 +155,33 @@ def _equated(part: Any) -> set[str | None]:
 async def test_queries_are_accepted_by_the_database(name: str, db: asyncpg.Connection) -> None:
     """Each can be prepared on the schema, so that no column or type is misspelt."""
     assert await db.prepare(QUERIES[name].sql)
+
+
+def test_every_view_is_read() -> None:
+    everything = "\n".join(query.sql for query in QUERIES.values())
+    for path in (SERVER.parent / "sql/views").glob("*.sql"):
+        assert f"{path.stem} AS NOT MATERIALIZED" in everything, f"{path.stem} is not read"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "read"),
+    [
+        ("get_user", {"instance_name": "X", "email_key": "x"},
+         {"users", "group_members", "groups", "mailboxes", "calendars", "file_folders"}),
+        ("get_member", {"user_id": 1, "key": None, "external_id": None},
+         {"users", "logins", "accounts", "profile_fields"}),
+        ("list_users", {"status": "all", "after": "", "starts_with": "", "row_limit": 1}, {"users"}),
+        ("read_store_users", {"ids": [1]}, {"users", "user_plans", "plans"}),
+    ],
+)  # fmt: skip
+async def test_what_a_statement_does_not_show_of_a_user_is_not_read(
+    name: str, values: dict[str, Any], read: set[str], db: asyncpg.Connection
+) -> None:
+    """The planner drops the parts of the view shown_users whose columns a statement does not take."""
+    query = QUERIES[name]
+    statement = await db.prepare(query.sql)
+    plan = await statement.explain(*((values | {"instance_id": 1})[param] for param in query.params))
+    assert set(re.findall(r"'Relation Name': '(\w+)'", str(plan))) == read
 
 
 def test_no_volatile_functions_in_updates() -> None:

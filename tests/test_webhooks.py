@@ -34,7 +34,8 @@ from server.jobs.queue import purge_expired
 from server.outside import outbound
 from server.outside.addresses import is_public
 from server.postgres import analyze
-from server.postgres.db import Database, load_queries
+from server.postgres.db import Database
+from server.postgres.queries import load_queries
 
 JANE = "jane@example.com"
 PAUSES = deliveries_module.PAUSES

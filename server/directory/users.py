@@ -1,7 +1,5 @@
 """What a user is: the types and models of its members, and what methods about users share."""
 
-import base64
-import binascii
 import contextlib
 import re
 import unicodedata
@@ -11,14 +9,13 @@ import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, NotFound, ServiceError, UserDeleted
 from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
 from server.directory.store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.outside.mail import ENCODED_WORD
-from server.outside.pictures import avatar_url
 from server.tenants.call import Call
 from server.tenants.keys import Mebibytes
 
@@ -332,14 +329,6 @@ class UserId(TenantParams):
     id: Annotated[int, Field(ge=1, lt=2**63)]
 
 
-async def read_user(call: Call, key: str) -> Any:
-    """A living user as getUserByEmail shows it, or None."""
-    row = await call.db.one(
-        "get_user", instance_id=call.instance.id, instance_name=call.instance.name, email_key=key
-    )
-    return row and dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])}
-
-
 class UserChanges(Params):
     """What to change of a user; at least one member beside the e-mail."""
 
@@ -400,25 +389,3 @@ class ReplaceUser(UserRef):
         if not self.model_fields_set - {"instance", "email"}:
             raise ValueError("name at least one member to change")
         return self
-
-
-def to_cursor(key: str) -> str:
-    """An opaque place in a list."""
-    return base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
-
-
-def from_cursor(cursor: str | None) -> str:
-    """The key behind a cursor; empty for the start.
-
-    Raises:
-        Invalid: not a cursor of ours.
-    """
-    if cursor is None:
-        return ""
-    try:
-        key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
-    except (binascii.Error, ValueError) as error:
-        raise Invalid.of([FieldError("after", "is not what a page gave as next")]) from error
-    if "\0" in key:
-        raise Invalid.of([FieldError("after", "is not what a page gave as next")])
-    return key

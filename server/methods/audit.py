@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from server.base.errors import FieldError, Invalid
 from server.base.models import Params, Result
-from server.directory.users import Email, email_key, from_cursor, to_cursor
+from server.base.pages import After, Limit, Next, moment, number_below, page, parts_of, to_cursor
+from server.directory.users import Email, email_key
 from server.events.emit import PAGE_BYTES, is_full, shortened
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
@@ -37,10 +37,8 @@ class ListAuditEvents(Params):
     )
     from_: UnixSeconds | None = Field(None, alias="from", description="Unix seconds; not earlier.")
     until: UnixSeconds | None = Field(None, description="Unix seconds; earlier.")
-    after: Annotated[str, Field(max_length=200)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: After = None
+    limit: Limit = 100
 
 
 class AuditEvent(Result):
@@ -68,37 +66,11 @@ class AuditPage(Result):
     """A page of events, the newest first."""
 
     events: list[AuditEvent]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+    next: Next
 
 
-def cursor_moment(text: str) -> datetime:
-    """A moment that stands in a cursor, in UTC.
-
-    Raises:
-        ValueError: it is none, has no time zone, or is in none of the years that can be sent to the database.
-    """
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError from error
-
-
-def _place(cursor: str) -> tuple[datetime, str, int]:
-    try:
-        moment, xid, place = from_cursor(cursor).split(" ")
-        when, number = cursor_moment(moment), int(place)
-        if not (xid.isascii() and xid.isdigit()) or int(xid) >= 2**64 or not 0 <= number < 2**31:
-            raise ValueError
-    except ValueError as error:
-        raise Invalid.of([FieldError("after", "is not what a page gave as next")]) from error
-    return when, str(int(xid)), number  # with a zero before it, Postgres would take it for an octal number
-
-
-def _cursor(row: Any) -> str:
-    return to_cursor(f"{row['created_at'].isoformat()} {row['xid']} {row['place']}")
+def _key(row: Any) -> str:
+    return f"{row['created_at'].isoformat()} {row['xid']} {row['place']}"
 
 
 async def _instance_id(call: Call, params: ListAuditEvents) -> int:
@@ -135,23 +107,23 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
     more than 8 KiB; listChanges has them whole.
     """
     until = datetime.max.replace(tzinfo=UTC) if params.until is None else _moment(params.until)
-    before = _place(params.after) if params.after is not None else (until, str(2**64 - 1), 2**31 - 1)
+    before = [until, 2**64 - 1, 2**31 - 1]
+    if params.after is not None:
+        before = parts_of(params.after, moment, number_below(2**64), number_below(2**31))
     which = {
         "instance_id": instance_id,
         "since": _moment(params.from_ or 0),
         "until": until,
         "before_time": before[0],
-        "before_xid": before[1],
+        "before_xid": str(before[1]),
         "before_place": before[2],
     }
     asked = {
-        "type": params.type, "method": params.method, "row_limit": params.limit, "byte_limit": PAGE_BYTES,
+        "type": params.type, "method": params.method, "row_limit": params.limit + 1, "byte_limit": PAGE_BYTES,
     }  # fmt: skip
-    if params.userId is None and params.email is None:
+    of_all = params.userId is None and params.email is None
+    if of_all:
         rows = await call.db.all("list_events", **which, **asked, look=LOOKS)
-        last = rows[-1] if is_full(rows, params.limit) else None
-        if last is None and (params.type is not None or params.method is not None):
-            last = await call.db.one("skip_events", **which, look=LOOKS)
     else:
         user_ids = {params.userId} if params.userId is not None else None
         if params.email is not None:
@@ -160,13 +132,16 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
             those = {row["user_id"] for row in named}
             user_ids = those if user_ids is None else user_ids & those
         rows = await call.db.all("list_user_events", **which, **asked, user_ids=sorted(user_ids or ()))
-        last = rows[-1] if is_full(rows, params.limit) else None
+    shown, after = page(rows, params.limit, _key, is_cut=is_full(rows, params.limit + 1))
+    if after is None and of_all and (params.type is not None or params.method is not None):
+        last = await call.db.one("skip_events", **which, look=LOOKS)
+        after = None if last is None else to_cursor(_key(last))
     events = [
         {name: row[name] for name in AuditEvent.model_fields}
         | {name: shortened(row[name]) for name in ("before", "after")}
-        for row in rows
+        for row in shown
     ]
-    return {"events": events, "next": None if last is None else _cursor(last)}
+    return {"events": events, "next": after}
 
 
 def _moment(seconds: int) -> datetime:

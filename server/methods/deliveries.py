@@ -3,14 +3,14 @@
 import uuid
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.base.errors import FieldError, Invalid, NotFound
+from server.base.errors import NotFound
 from server.base.models import Result
-from server.directory.users import found, from_cursor, to_cursor
-from server.methods.audit import cursor_moment
+from server.base.pages import After, Limit, Next, moment, page, parts_of
+from server.directory.users import found
 from server.methods.registry import Example, method
 from server.methods.webhooks import EXAMPLE_EVENT, WebhookRef
 from server.outside.outbound import TIME_LIMIT
@@ -30,10 +30,8 @@ class ListDeliveries(WebhookRef):
     hasFailed: bool = Field(
         False, description="True: those whose last try failed, whether they are tried again or given up."
     )
-    after: Annotated[str, Field(max_length=200)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: After = None
+    limit: Limit = 100
 
     @model_validator(mode="after")
     def _one_filter(self) -> "ListDeliveries":
@@ -61,7 +59,7 @@ class DeliveryPage(Result):
     """A page of deliveries, the newest first."""
 
     deliveries: list[Delivery]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+    next: Next
 
 
 _WITHOUT_ANSWER = {
@@ -86,10 +84,6 @@ def _in_words(status: int | None, error: str | None) -> str | None:
         return str(status)
 
 
-def _bad(member: str) -> Invalid:
-    return Invalid.of([FieldError(member, "is not what a page gave as next")])
-
-
 @method(
     "listDeliveries",
     result=DeliveryPage,
@@ -109,13 +103,9 @@ def _bad(member: str) -> Invalid:
 )  # fmt: skip
 async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
     """List what was and will be sent to a webhook, without tests; kept for thirty days after it was made."""
-    before, event_id = datetime.max.replace(tzinfo=UTC), uuid.UUID(int=2**128 - 1)
+    before = [datetime.max.replace(tzinfo=UTC), uuid.UUID(int=2**128 - 1)]
     if params.after is not None:
-        try:
-            moment, _, given_id = from_cursor(params.after).partition(" ")
-            before, event_id = cursor_moment(moment), uuid.UUID(given_id)
-        except ValueError as error:
-            raise _bad("after") from error
+        before = parts_of(params.after, moment, uuid.UUID)
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     found(await call.db.one("get_webhook", **ref))
     states = [HAS_FAILED] if params.hasFailed else [params.state] if params.state else STATES
@@ -123,12 +113,14 @@ async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
         "list_deliveries",
         **ref,
         states=states,
-        before_time=before,
-        before_event=event_id,
-        row_limit=params.limit,
+        before_time=before[0],
+        before_event=before[1],
+        row_limit=params.limit + 1,
     )
-    deliveries = [dict(row) | {"answer": _in_words(row["status"], row["error"])} for row in rows]
-    moments = [delivery.pop("created_at") for delivery in deliveries]
-    more = len(deliveries) == params.limit
-    last = to_cursor(f"{moments[-1].isoformat()} {deliveries[-1]['eventId']}") if more else None
-    return {"deliveries": deliveries, "next": last}
+    shown, after = page(rows, params.limit, lambda row: f"{row['created_at'].isoformat()} {row['eventId']}")
+    deliveries = [
+        {name: row[name] for name in Delivery.model_fields if name != "answer"}
+        | {"answer": _in_words(row["status"], row["error"])}
+        for row in shown
+    ]
+    return {"deliveries": deliveries, "next": after}

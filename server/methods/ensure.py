@@ -9,6 +9,7 @@ from server.base.models import Result, TenantParams
 from server.base.pace import Pace
 from server.directory import change
 from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats
+from server.directory.lookups import read_users
 from server.directory.many import (
     MOST,
     Batch,
@@ -25,7 +26,6 @@ from server.directory.many import (
 from server.directory.rows import Edit, hold
 from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, email_key, taken
 from server.methods.registry import Example, method
-from server.outside.pictures import avatar_url
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -116,10 +116,7 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     await change.write(call, list(edits.values()))
     ids = {index: edit.before["id"] for index, edit in edits.items()}
     ids |= {index: row["id"] for index, row in created.items()}
-    rows = await call.db.all(
-        "read_users", instance_id=call.instance.id, instance_name=call.instance.name, ids=list(ids.values())
-    )
-    shown = {row["id"]: dict(row) | {"avatar": avatar_url(call.settings, row["avatar"])} for row in rows}
+    shown = await read_users(call, list(ids.values()))
     return {
         index: {
             "created": index in created,

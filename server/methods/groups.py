@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
+from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
 from server.directory.groups import (
     ADMINS,
@@ -16,7 +17,7 @@ from server.directory.groups import (
     record_groups,
 )  # fmt: skip
 from server.directory.rows import Edit
-from server.directory.users import ABSENT, Email, Line, found, from_cursor, to_cursor
+from server.directory.users import ABSENT, Email, Line, found
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -213,17 +214,15 @@ async def remove_from_group(call: Call, params: Membership) -> Any:
 class ListGroups(TenantParams):
     """From where on."""
 
-    after: Annotated[str, Field(max_length=2000)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: After = None
+    limit: Limit = 100
 
 
 class GroupPage(Result):
     """A page of groups in the order of their names."""
 
     groups: list[Group]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+    next: Next
 
 
 @method(
@@ -239,11 +238,10 @@ async def list_groups(call: Call, params: ListGroups) -> Any:
         "list_groups",
         instance_id=call.instance.id,
         after=from_cursor(params.after),
-        row_limit=params.limit,
+        row_limit=params.limit + 1,
     )
-    groups = [dict(row) for row in rows]
-    last = [group.pop("name_key") for group in groups][-1:]
-    return {"groups": groups, "next": to_cursor(last[0]) if len(groups) == params.limit else None}
+    shown, after = page(rows, params.limit, lambda row: str(row["name_key"]))
+    return {"groups": [{name: row[name] for name in Group.model_fields} for row in shown], "next": after}
 
 
 class ListGroupMembers(GroupRef):
@@ -252,7 +250,7 @@ class ListGroupMembers(GroupRef):
     after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="The id of the last member of the page before."
     )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class GroupMember(Result):
@@ -279,11 +277,15 @@ class GroupMember(Result):
 )  # fmt: skip
 async def list_group_members(call: Call, params: ListGroupMembers) -> Any:
     """List the members of a group in the order of their ids, suspended ones too."""
-    page = {"instance_id": call.instance.id, "after": params.after, "row_limit": params.limit}
-    if is_admins(params.name):
-        rows = await call.db.all("list_admins_by_id", **page)
-    else:
+    group_id = None
+    if not is_admins(params.name):
         key = group_key(params.name)
         group_id = found(await call.db.value("get_group", instance_id=call.instance.id, name_key=key))
-        rows = await call.db.all("list_group_members", **page, group_id=group_id)
+    rows = await call.db.all(
+        "list_group_members",
+        instance_id=call.instance.id,
+        group_id=group_id,
+        after=params.after,
+        row_limit=params.limit,
+    )
     return [dict(row) for row in rows]

@@ -16,6 +16,7 @@ from server.base.models import (
     Unchecked,
     validated,
 )
+from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory.creation import create
 from server.directory.many import Batch
 from server.directory.rules import hash_password, password_failures
@@ -26,8 +27,6 @@ from server.directory.users import (
     Line,
     NewEmail,
     Password,
-    from_cursor,
-    to_cursor,
 )
 from server.methods.registry import Example, method
 from server.methods.validation import Validation
@@ -209,17 +208,15 @@ async def get_instance(call: Call, params: TenantParams) -> Any:
 class ListInstances(Params):
     """From where on."""
 
-    after: Annotated[str, Field(max_length=200)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: After = None
+    limit: Limit = 100
 
 
 class InstancePage(Result):
     """A page of instances in the order of their names."""
 
     instances: list[InstanceInfo]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+    next: Next
 
 
 @method(
@@ -237,13 +234,13 @@ class InstancePage(Result):
 )  # fmt: skip
 async def list_instances(call: Call, params: ListInstances) -> Any:
     """List all instances, page by page."""
-    rows = await call.db.all("list_instances", after=from_cursor(params.after), row_limit=params.limit)
+    rows = await call.db.all("list_instances", after=from_cursor(params.after), row_limit=params.limit + 1)
+    shown, after = page(rows, params.limit, lambda row: str(row["name"]))
     instances = [
         dict(row) | {"settings": InstanceSettings.model_validate(row["settings"]).model_dump()}
-        for row in rows
+        for row in shown
     ]
-    more = len(instances) == params.limit
-    return {"instances": instances, "next": to_cursor(instances[-1]["name"]) if more else None}
+    return {"instances": instances, "next": after}
 
 
 class PolicyChange(Params):

@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 
 from server.base.errors import NotFound
 from server.base.models import Result, TenantParams
+from server.directory.lookups import named
 from server.directory.store import ExternalId
-from server.directory.users import USER, Profile, Values, email_key, found
+from server.directory.users import USER, Profile, Values, found
 from server.methods.accounts import Id
 from server.methods.members import Account
 from server.methods.quotas import UserQuotas
@@ -130,19 +131,10 @@ async def get_user(call: Call, params: GetUser) -> Any:
 
     Suspended and deleted users are found too.
     """
-    row = dict(
-        found(
-            await call.db.one(
-                "get_whole_user",
-                instance_id=call.instance.id,
-                user_id=params.id,
-                email_key=None if params.email is None else email_key(params.email),
-                external_id=params.externalId,
-            )
-        )
-    )
+    who = named(params.id, params.email, params.externalId)
+    row = dict(found(await call.db.one("get_whole_user", instance_id=call.instance.id, **who)))
     defaults = call.instance.settings.defaultQuotas
-    own = {"mail": row.pop("mail_quota"), "files": row.pop("files_quota")}
+    own = row.pop("quotas")
     return row | {
         "instance": call.instance.name,
         "avatar": avatar_url(call.settings, row["avatar"]),

@@ -7,10 +7,10 @@ from pydantic import AfterValidator, Field
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
-from server.base.settings import Settings
 from server.directory import change
 from server.directory.creation import Membership, create
 from server.directory.fields import EMAIL, checked, fields_of, profile_schema
+from server.directory.lookups import read_member
 from server.directory.many import Batch
 from server.directory.names import Names, NewLogin, has_email, hold_free_names, names_of_user
 from server.directory.rows import Edit
@@ -21,7 +21,6 @@ from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.registry import Example, method
 from server.methods.sessions import Login, WrongLogin, verify_password
-from server.outside.pictures import avatar_url
 from server.tenants.call import Call
 from server.tenants.keys import GeneratedPasswords
 
@@ -76,20 +75,8 @@ MEMBER = {
 }  # fmt: skip
 
 
-def member_of(row: Any, settings: Settings) -> dict[str, Any]:
-    """A row of get_member as the result shows it."""
-    email = {EMAIL: row["email"]} if has_email(row["email"]) else {}
-    account = {"id": row["account_id"], "title": row["account_title"]} if row["account_id"] else None
-    return {
-        "id": row["id"], "login": row["login"] or row["email"], "language": row["language"],
-        "isActive": row["is_active"], "isConfirmed": row["is_confirmed"], "fullname": row["full_name"],
-        "avatar": avatar_url(settings, row["avatar"]), "profile": email | row["fields"], "account": account,
-    }  # fmt: skip
-
-
-async def _read_member(call: Call, user_id: int) -> dict[str, Any]:
-    row = found(await call.db.one("get_member", instance_id=call.instance.id, user_id=user_id))
-    return member_of(row, call.settings)
+async def _read_member(call: Call, user_id: int | None = None, login: str | None = None) -> Any:
+    return await read_member(call.db, call.settings, call.instance.id, user_id, login)
 
 
 @method(
@@ -102,7 +89,7 @@ async def _read_member(call: Call, user_id: int) -> dict[str, Any]:
 )
 async def get_user_by_id(call: Call, params: UserId) -> Any:
     """A user by id, with profile fields and account (user/get)."""
-    return await _read_member(call, params.id)
+    return found(await _read_member(call, params.id))
 
 
 AnyLogin = Annotated[
@@ -138,8 +125,8 @@ async def user_exists(call: Call, params: LoginName) -> Any:
 
     The login of a deleted user is not shown, but stays taken until that user is purged: validateUser tells.
     """
-    row = await call.db.one("get_member_by_login", instance_id=call.instance.id, key=email_key(params.login))
-    return {"exists": row is not None, "member": row and member_of(row, call.settings)}
+    member = await _read_member(call, login=params.login)
+    return {"exists": member is not None, "member": member}
 
 
 class CheckAuth(TenantParams):
@@ -176,10 +163,10 @@ async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
 
     Failures are limited together with those of login.
     """
-    row = await call.db.one("get_member_by_login", instance_id=call.instance.id, key=email_key(params.login))
-    if row is None or not row["is_active"]:  # deleted or suspended while we verified
+    member = await _read_member(call, login=params.login)
+    if member is None or not member["isActive"]:  # deleted or suspended while we verified
         raise WrongLogin
-    return member_of(row, call.settings)
+    return member
 
 
 class CreateMember(TenantParams):

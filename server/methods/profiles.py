@@ -18,6 +18,7 @@ from server.directory.fields import (
     fields_of,
     profile_schema,
 )
+from server.directory.lookups import read_member
 from server.directory.names import names_of_user
 from server.directory.rows import Edit, hold, state, store, with_fields, with_names
 from server.directory.users import ABSENT, Line, UserId, found
@@ -30,7 +31,7 @@ from server.methods.avatars import (
     remove_picture,
     store_picture,
 )  # fmt: skip
-from server.methods.members import Member, ProfileValues, member_of
+from server.methods.members import Member, ProfileValues
 from server.methods.registry import Example, method
 from server.postgres.db import Connection
 from server.tenants import access
@@ -76,7 +77,7 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     profile.pop("avatar", None)
     async with call.database.connection() as db:
         fields = await fields_of(db, call.instance.id)
-        found(await db.one("get_member", instance_id=call.instance.id, user_id=params.id))
+        found(await read_member(db, call.settings, call.instance.id, params.id))
     values, failures = checked(fields, profile, complete=False)
     if not values and not with_picture and not without_picture and not failures:
         failures.append(FieldError("profile", "name at least one field to change"))
@@ -168,18 +169,18 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
         for document in await db.all("list_unfinished", **user):
             # A user may have become an administrator since.
             may = bool(held) and (document["asked_by"].get(MAY_ADMINISTRATE) or not held[0]["is_admin"])
-            row = None
+            member = None
             if may and held[0]["deleted_at"] is None:
                 edit = Edit(held[0], with_fields(held[0], document["fields"]))
                 await store(db, user["instance_id"], [edit])
                 found_changes = user_changes(user["user_id"], state(edit.before), state(edit.after))
                 changes += [(found_change, document["asked_by"]) for found_change in found_changes]
                 held = [edit.after]
-                row = await db.one("get_member", **user)
+                member = await read_member(db, services.settings, **user)
             result = {
-                "success": row is not None,
-                "message": "" if row else "not found" if may or not held else "not-allowed",
-                "member": row and member_of(row, services.settings),
+                "success": member is not None,
+                "message": "" if member else "not found" if may or not held else "not-allowed",
+                "member": member,
             }
             await db.run(
                 "finish_document",

@@ -104,44 +104,64 @@ async def search_users(call: Call, params: SearchUsers) -> Any:
     text, number = params.searchText, None
     if text.isascii() and text.isdigit() and int(text) < 2**63:
         number = int(text)
-    sorts = params.sortBy.split(",")
-    padded = [*sorts, None, None, None]
+    sorts = _effective(params.sortBy.split(","))
     offset = (params.pageNumber - 1) * params.perPage
     wanted = offset + params.perPage + 1
     values = {
         "instance_id": call.instance.id, "searched": text, "pattern": like_pattern(text),
-        "account_id": number, "wanted": wanted, "tie": None,
-        "sort_1": padded[0], "sort_2": padded[1], "sort_3": padded[2], "sort_4": padded[3],
+        "account_id": number, "tie": None, "sorts": sorts, "tree_id": params.treeId, "path": None,
         "row_offset": offset, "row_limit": params.perPage,
     }  # fmt: skip
     sample = await call.db.one("sample_users", instance_id=call.instance.id, searched=text, most=SAMPLE)
     assert sample is not None
     if params.accountId is None:
-        query, ways = "search_users", _ways(sample, sorts, wanted)
-        values["accounts_first"] = ""
+        ways = _ways(sample, sorts, wanted)
     else:
         top = await find_position(call, params.accountId, params.treeId)
-        place = {"instance_id": call.instance.id, "path": top["path"]}
+        values["path"] = top["path"]
         counted = await call.db.one(
-            "count_beneath", **place, positions=sample["positions"], most=FEW, lots=SAMPLE
+            "count_beneath",
+            instance_id=call.instance.id,
+            path=top["path"],
+            positions=sample["positions"],
+            most=FEW,
+            lots=SAMPLE,
         )
         assert counted is not None
         beneath = counted["places"]
         if beneath == FEW:
             beneath = max(FEW, sample["positions"] * counted["sampled"] // SAMPLE)
-        query, ways = "search_downline", _ways_beneath(sample, beneath, sorts, wanted)
-        values |= place | {"tree_id": params.treeId}
+        ways = _ways_beneath(sample, beneath, sorts, wanted)
     for way in ways:
-        if way["way"] == "index":
-            way["way"] = "trigrams" if _LETTERS.search(text) else "bigrams"
-        rows, total, through = await _page(call, query, values | way)
-        exact = through or way["way"] in ("all", "trigrams", "bigrams")
+        name = way["way"]
+        if name == "index":
+            name = "trigrams" if _LETTERS.search(text) else "bigrams"
+        walks = [way["accounts_first"]] if "accounts_first" in way else []
+        if not walks or sample["accounts"] <= way["walk_rows"]:
+            walks.append(name)
+        exact = name in ("all", "trigrams", "bigrams") or (
+            params.accountId is None and max(sample["users"], sample["accounts"]) <= way["walk_rows"]
+        )
+        rows, total = await _page(
+            call,
+            values
+            | {
+                "walks": walks, "walk_rows": way["walk_rows"], "tie": way.get("tie"),
+                "wanted": None if exact else wanted,
+            },
+        )  # fmt: skip
         if exact or total >= wanted:
             break
     return {
         "list": [{name: row[name] for name in FoundUser.model_fields} for row in rows],
         "total": total, "totalIsExact": exact, "perPage": params.perPage, "pageNumber": params.pageNumber,
     }  # fmt: skip
+
+
+def _effective(sorts: list[str]) -> list[str]:
+    """The sorts up to the first in which no two users are equal."""
+    unique = [place for place, sort in enumerate(sorts) if sort.lstrip("-") in ("user", "email")]
+    return sorts[: unique[0] + 1] if unique else sorts
 
 
 # Which way is shortest follows from how many match: for a common text it is to go through everybody in the
@@ -155,7 +175,7 @@ def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
     index = {"way": "index", "walk_rows": 0}
     walk = _walk(sorts)
     if max(sample["users"], sample["accounts"]) <= FEW:
-        return [walk | {"walk_rows": FEW}, index]
+        return [walk | {"walk_rows": 2 * FEW}]  # so many more may have come since they were counted
     rows = int(wanted / share)
     by_walk = rows * (2.5 if "accounts_first" in walk else 0.8)
     by_index = 300 + sample["users"] * share * 2
@@ -167,14 +187,14 @@ def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> l
     if beneath <= FEW // 10:
         return [{"way": "all", "walk_rows": 0}]
     share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
-    everybody = sample["users"] if sorts[0].lstrip("-") in ("email", "fullname") else sample["positions"]
-    rows = int(wanted / share * everybody / beneath)
+    by_account = sorts[0].lstrip("-") == "id"
+    rows = int(wanted / share * sample["positions" if by_account else "users"] / beneath)
     ways = [(300 + sample["users"] * share * 3, {"way": "index", "walk_rows": 0})]
     if beneath < FEW:
         ways.append((beneath * 4.5, {"way": "all", "walk_rows": 0}))
     ways.sort(key=lambda way: way[0])
     walk = _walk_tree(sorts)
-    if rows + 2 * wanted / share < ways[0][0]:
+    if rows + 2 * (wanted / share if by_account else rows * share) < ways[0][0]:
         ways.insert(0, (0, walk | {"walk_rows": 3 * rows}))
     return [way for _, way in ways]
 
@@ -190,10 +210,10 @@ def _walk_tree(sorts: list[str]) -> dict[str, Any]:
     return {"way": sorts[0], "tie": sorts[1] if len(sorts) > 1 else None}
 
 
-async def _page(call: Call, query: str, values: dict[str, Any]) -> tuple[list[Any], int, bool]:
-    """The rows of a page, how many there are on all of them, and whether that is all there are."""
-    rows = await call.db.all(query, **values)
+async def _page(call: Call, values: dict[str, Any]) -> tuple[list[Any], int]:
+    """The rows of a page, and how many there are on all of them."""
+    rows = await call.db.all("search_users", **values)
     first = rows[0] if rows else None
     if first is None and values["row_offset"]:  # past the end there is no row to carry the total
-        first = await call.db.one(query, **values | {"row_offset": 0, "row_limit": 1})
-    return rows, first["total"] if first else 0, bool(first and first["through"])
+        first = await call.db.one("search_users", **values | {"row_offset": 0, "row_limit": 1})
+    return rows, first["total"] if first else 0

@@ -6,10 +6,19 @@ from pydantic import Field
 
 from server.base.errors import Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
+from server.base.pages import Limit
 from server.base.tokens import digest, new_secret
 from server.directory import change, throttle
+from server.directory.lookups import named, read_user
 from server.directory.rows import Edit
-from server.directory.users import USER, Password, User, UserRef, email_key, found, read_user
+from server.directory.users import (
+    USER,
+    Password,
+    User,
+    UserRef,
+    email_key,
+    found,
+)
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -56,7 +65,9 @@ async def verify_password(call: Call, params: Login) -> Verified:
     forgiven = throttle.of_account(key, params.clientAddress)
     subjects = forgiven + throttle.of_address(params.clientAddress)
     await throttle.check(call.database.look_up, call.instance.id, subjects)
-    row = await call.database.look_up("get_credential", instance_id=call.instance.id, key=key)
+    row = await call.database.look_up(
+        "get_credential", instance_id=call.instance.id, **named(login=params.email)
+    )
     right = await call.hasher.verify(row and row["password_hash"], params.password)
     if row is None or not right:
         async with call.database.connection() as db:
@@ -208,7 +219,7 @@ class ListSessions(UserRef):
     after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="The id of the last session of the page before."
     )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class Session(Result):

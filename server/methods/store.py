@@ -6,6 +6,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
+from server.base.pages import After, Next, number_below, page, parts_of
 from server.directory import change
 from server.directory.creation import create
 from server.directory.many import Batch
@@ -28,8 +29,6 @@ from server.directory.users import (
     UserId,
     email_key,
     found,
-    from_cursor,
-    to_cursor,
 )
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
@@ -157,16 +156,13 @@ class ListStoreUsers(TenantParams):
     @field_validator("query")
     @classmethod
     def _known(cls, query: str | None) -> str | None:
-        if query is not None and query not in _PAGES and ("@" not in query or "\0" in query):
+        if query not in _PAGES and ("@" not in query or "\0" in query):
             raise ValueError("must be deactivated, admins or an e-mail")
         return query
 
 
-_PAGES: dict[str | None, str] = {
-    None: "page_active_users",
-    "deactivated": "page_deactivated_users",
-    "admins": "page_active_admins",
-}
+_PAGES = (None, "deactivated", "admins")
+"""What list_store_users has pages of; anything else is an e-mail."""
 
 
 class StoreUserPage(Result):
@@ -204,8 +200,9 @@ async def list_store_users(call: Call, params: ListStoreUsers) -> Any:
     if params.query in _PAGES:
         page = found(
             await call.db.one(
-                _PAGES[params.query],
+                "page_store_users",
                 instance_id=call.instance.id,
+                query=params.query,
                 row_offset=offset,
                 row_limit=params.perPage,
             )
@@ -387,9 +384,7 @@ class ListAuthSessions(TenantParams):
 
     userId: Id | None = Field(None, description="Only this user's.")
     externalId: ExternalId | None = Field(None, description="Only this user's, by its external id.")
-    after: Annotated[str, Field(max_length=100)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
+    after: After = None
     limit: Annotated[int, Field(ge=1, le=200)] = 100
 
 
@@ -408,7 +403,7 @@ class AuthSessionPage(Result):
     """A page of sessions, the newest first."""
 
     sessions: list[AuthSession]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
+    next: Next
 
 
 @method(
@@ -427,11 +422,7 @@ class AuthSessionPage(Result):
 )  # fmt: skip
 async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
     """List the living sessions of an instance, or of one user; of nobody, where there is no such user."""
-    key = from_cursor(params.after) or str(2**63 - 1)
-    if not (key.isascii() and key.isdigit() and int(key) < 2**63):
-        raise Invalid.of([FieldError("after", "is not what a page gave as next")])
-    # One more than is shown tells whether there is a next page.
-    page = {"instance_id": call.instance.id, "before": int(key), "row_limit": params.limit + 1}
+    before = 2**63 - 1 if params.after is None else parts_of(params.after, number_below(2**63))[0]
     user_id = params.userId
     if params.externalId is not None:
         by_external_id = await call.db.value(
@@ -444,14 +435,15 @@ async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
         if by_external_id is None or user_id not in (None, by_external_id):
             return {"sessions": [], "next": None}
         user_id = by_external_id
-    rows = (
-        await call.db.all("list_auth_sessions", **page)
-        if user_id is None
-        else await call.db.all("list_auth_sessions_of", **page, user_id=user_id)
+    rows = await call.db.all(
+        "list_auth_sessions",
+        instance_id=call.instance.id,
+        user_id=user_id,
+        before=before,
+        row_limit=params.limit + 1,
     )
-    sessions = [dict(row) for row in rows[: params.limit]]
-    more = len(rows) > params.limit
-    return {"sessions": sessions, "next": to_cursor(str(sessions[-1]["id"])) if more else None}
+    shown, after = page(rows, params.limit, lambda row: str(row["id"]))
+    return {"sessions": [dict(row) for row in shown], "next": after}
 
 
 class SessionId(TenantParams):

@@ -6,8 +6,10 @@ from pydantic import Field
 
 from server.base.errors import DUPLICATES, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
+from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
 from server.directory.creation import create, prepare
+from server.directory.lookups import read_user
 from server.directory.many import Batch
 from server.directory.rows import Edit
 from server.directory.rules import hashed
@@ -24,9 +26,6 @@ from server.directory.users import (
     UserRef,
     email_key,
     found,
-    from_cursor,
-    read_user,
-    to_cursor,
 )
 from server.methods.registry import Example, method
 from server.tenants.call import Call
@@ -86,7 +85,7 @@ async def get_user_by_email(call: Call, params: UserRef) -> Any:
 
     A stored session is never shown: token is empty and tokenExpiresAt 0 here. A deleted user is not found.
     """
-    return dict(found(await read_user(call, email_key(params.email))))
+    return found(await read_user(call, email_key(params.email)))
 
 
 class UpdateUser(UserChanges, TenantParams):
@@ -196,10 +195,8 @@ class ListUsers(TenantParams):
         "all", description="all: every user that is not deleted."
     )
     emailStartsWith: Annotated[str, Field(max_length=254)] = Field("", description="In any case.")
-    after: Annotated[str, Field(max_length=2000)] | None = Field(
-        None, description="The next of the page before; null for the first page."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: After = None
+    limit: Limit = 100
 
 
 class ListedUser(Result):
@@ -218,15 +215,7 @@ class UserPage(Result):
     """A page of users in the order of their e-mails."""
 
     users: list[ListedUser]
-    next: str | None = Field(description="Pass it as after for the next page; null on the last.")
-
-
-_LISTS = {
-    "all": "list_users",
-    "admins": "list_admin_users",
-    "suspended": "list_suspended_users",
-    "deleted": "list_deleted_users",
-}
+    next: Next
 
 
 @method(
@@ -251,12 +240,12 @@ async def list_users(call: Call, params: ListUsers) -> Any:
     Pages follow the e-mails, so that a user created meanwhile neither shifts nor repeats the others.
     """
     rows = await call.db.all(
-        _LISTS[params.status],
+        "list_users",
         instance_id=call.instance.id,
+        status=params.status,
         after=from_cursor(params.after),
         starts_with=email_key(params.emailStartsWith),
-        row_limit=params.limit,
+        row_limit=params.limit + 1,
     )
-    users = [dict(row) for row in rows]
-    last = [user.pop("email_key") for user in users][-1:]
-    return {"users": users, "next": to_cursor(last[0]) if len(users) == params.limit else None}
+    shown, after = page(rows, params.limit, lambda row: str(row["email_key"]))
+    return {"users": [{name: row[name] for name in ListedUser.model_fields} for row in shown], "next": after}

@@ -1,8 +1,5 @@
 """Webhooks: who is told of what changes, and what came of telling; and the same events as a feed."""
 
-import base64
-import binascii
-import re
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
@@ -12,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from server.base.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.base.models import Result, TenantParams
+from server.base.pages import Limit, number_below, page, parts_of, to_cursor
 from server.directory.users import ABSENT, Line, found
 from server.events import webhooks
 from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
@@ -378,7 +376,7 @@ class ListChanges(TenantParams):
         "oldest", description="Without a cursor: with what is still kept, or with what is to come."
     )
     types: EventTypes = Field(default_factory=list, description="Empty: all.")
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Limit = 100
 
 
 class EventData(Result):
@@ -408,27 +406,6 @@ class ChangePage(Result):
     more: bool = Field(description="Whether to ask again at once.")
 
 
-def _cursor(xid: str, place: int) -> str:
-    return base64.urlsafe_b64encode(f"{xid}.{place}".encode()).rstrip(b"=").decode()
-
-
-def _read_cursor(cursor: str) -> tuple[str, int]:
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode("ascii")
-    except (binascii.Error, ValueError) as error:
-        raise _bad_cursor() from error
-    if not (parts := re.fullmatch(r"([0-9]{1,20})\.([0-9]{1,10})", text)):
-        raise _bad_cursor()
-    xid, place = int(parts[1]), int(parts[2])
-    if xid >= 2**64 or place >= 2**31:
-        raise _bad_cursor()
-    return str(xid), place
-
-
-def _bad_cursor() -> Invalid:
-    return Invalid.of([FieldError("cursor", "is not what an answer gave as cursor")])
-
-
 @method(
     "listChanges",
     result=ChangePage,
@@ -437,7 +414,7 @@ def _bad_cursor() -> Invalid:
     examples=(
         Example(
             "What is to come", {"begin": "now"},
-            {"events": [], "cursor": _cursor("1000", 0), "more": False},
+            {"events": [], "cursor": to_cursor("1000.0"), "more": False},
         ),
     ),
 )  # fmt: skip
@@ -449,16 +426,21 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     events have more than a megabyte.
     """
     if params.cursor is not None:
-        xid, place = _read_cursor(params.cursor)
+        kinds = number_below(2**64), number_below(2**31)
+        xid, place = parts_of(params.cursor, *kinds, separator=".", member="cursor")
     elif params.begin == "now":
-        xid, place = str(await call.db.value("find_feed_end")), 0
+        xid, place = await call.db.value("find_feed_end"), 0
     else:
-        xid, place = "0", 0
+        xid, place = 0, 0
     rows = await call.db.all(
-        "read_events", instance_id=call.instance.id, xid=xid, place=place, row_limit=params.limit,
+        "read_events", instance_id=call.instance.id, xid=str(xid), place=place, row_limit=params.limit + 1,
         byte_limit=PAGE_BYTES,
     )  # fmt: skip
-    if rows:
-        xid, place = rows[-1]["xid"], rows[-1]["place"]
-    events = [payload(row, call.instance.name) for row in rows if webhooks.wants(params.types, None, row)]
-    return {"events": events, "cursor": _cursor(xid, place), "more": is_full(rows, params.limit)}
+    shown, after = page(rows, params.limit, _key, is_cut=is_full(rows, params.limit + 1))
+    last = _key(shown[-1]) if shown else f"{xid}.{place}"
+    events = [payload(row, call.instance.name) for row in shown if webhooks.wants(params.types, None, row)]
+    return {"events": events, "cursor": to_cursor(last), "more": after is not None}
+
+
+def _key(event: Any) -> str:
+    return f"{event['xid']}.{event['place']}"

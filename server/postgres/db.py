@@ -3,18 +3,14 @@
 import asyncio
 import contextlib
 import errno
-import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from pathlib import Path
 from socket import gaierror
 from ssl import SSLError
-from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
-import aiosql
 import asyncpg
 import orjson
 import structlog
-from aiosql.adapters.asyncpg import AsyncPGAdapter
 from asyncpg import exceptions as pg
 
 from server.base.errors import (
@@ -30,6 +26,7 @@ from server.base.errors import (
 from server.base.settings import Settings
 from server.base.shares import PROOFS, taking_from
 from server.postgres.pool import DRIVER_ERRORS, DriverConnection, Pool
+from server.postgres.queries import NamedQuery, load_queries
 from server.postgres.writes import Writes
 
 log = structlog.get_logger()
@@ -45,38 +42,6 @@ TRIES = 4
 _LOST = (
     OSError, pg.InternalClientError, pg.PostgresConnectionError, pg.AdminShutdownError, pg.CrashShutdownError
 )  # fmt: skip
-
-
-class NamedQuery(NamedTuple):
-    """One statement of sql/queries with the order in which its parameters go."""
-
-    name: str
-    sql: str
-    params: tuple[str, ...]
-
-
-def sql_dir() -> Path:
-    """The SQL files: inside the package where it is installed, beside it in a checkout."""
-    server = Path(__file__).parent.parent
-    packaged = server / "sql"
-    return packaged if packaged.is_dir() else server.parent / "sql"
-
-
-@functools.cache
-def load_queries() -> dict[str, NamedQuery]:
-    """Every named query of sql/queries/*.sql."""
-    adapter = AsyncPGAdapter()  # type: ignore[no-untyped-call]
-    queries: dict[str, NamedQuery] = {}
-    for path in sorted((sql_dir() / "queries").glob("*.sql")):
-        loaded = aiosql.from_path(path, lambda: adapter, encoding="utf-8")
-        for name in loaded.available_queries:
-            if name.endswith("_cursor"):  # aiosql adds one to every select
-                continue
-            if name in queries:
-                raise ValueError(f"two queries are called {name}")
-            sql = getattr(loaded, name).sql
-            queries[name] = NamedQuery(name, sql, tuple(adapter.var_sorted[name]))
-    return queries
 
 
 class Connection:

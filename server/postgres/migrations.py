@@ -11,7 +11,7 @@ import asyncpg
 import structlog
 from asyncpg import exceptions as pg
 
-from server.postgres.db import sql_dir
+from server.postgres.queries import sql_dir
 
 log = structlog.get_logger()
 

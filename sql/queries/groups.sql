@@ -59,21 +59,6 @@ WHERE instance_id = :instance_id AND name_key = any(:name_keys::text[])
 ORDER BY id
 FOR KEY SHARE;
 
--- name: groups_of(instance_id, user_ids)
--- The names of the groups of users, Admins among them, as get_user shows them. Of users who are held: a statement that
--- waits for them has looked at their groups before it waited.
-SELECT
-    u.id,
-    CASE WHEN u.is_admin THEN '{Admins}'::text[] ELSE '{}' END || array(
-        SELECT g.name
-        FROM group_members AS gm
-        INNER JOIN groups AS g ON g.instance_id = :instance_id AND g.id = gm.group_id
-        WHERE gm.instance_id = :instance_id AND gm.user_id = u.id
-        ORDER BY g.name_key
-    ) AS names
-FROM unnest(:user_ids::bigint[]) AS wanted (id)
-INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id;
-
 -- name: replace_groups(instance_id, user_ids, member_ids, group_ids)!
 -- Users, who are held, in these groups, which stay, and in no others: of each pair of the last two a membership.
 WITH others AS (
@@ -141,23 +126,4 @@ SELECT
 FROM instances
 WHERE id = :instance_id AND 'admins' COLLATE "C" > :after
 ORDER BY name_key
-LIMIT :row_limit;
-
--- name: list_group_members(instance_id, group_id, after, row_limit)
--- A page of living members in the order of their ids.
-SELECT u.id, u.email, u.display_name AS "displayName", u.is_active AS "isActive"
-FROM group_members AS gm
-INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = gm.user_id
-WHERE
-    gm.instance_id = :instance_id AND gm.group_id = :group_id AND gm.user_id > :after
-    AND u.deleted_at IS NULL
-ORDER BY gm.user_id
-LIMIT :row_limit;
-
--- name: list_admins_by_id(instance_id, after, row_limit)
--- The same of the group Admins (index users_admin_ids).
-SELECT id, email, display_name AS "displayName", is_active AS "isActive"
-FROM users
-WHERE instance_id = :instance_id AND is_admin AND deleted_at IS NULL AND id > :after
-ORDER BY id
 LIMIT :row_limit;

@@ -17,436 +17,204 @@ LEFT JOIN LATERAL (
 WHERE counters.instance_id = :instance_id
 GROUP BY counters.living_users, counters.accounts, counters.positions;
 
--- name: search_users(instance_id, searched, pattern, accounts_first, way, tie, walk_rows, wanted, account_id, sort_1, sort_2, sort_3, sort_4, row_offset, row_limit)
--- Living users whose address or name holds a text, or whose account has the given id, found in one way:
--- user, -user, email, -email, fullname and -fullname walk through everybody in that order, for so many rows or
--- until so many match, which a common text does at once; trigrams and bigrams ask the index for all that match,
--- which are few if the text is not common. A prepared statement has one plan for every text: this is why the
--- caller chooses, and why the parts are joined row by row (OFFSET 0 keeps the planner from turning that around,
--- as it takes them for large). accounts_first (id, -id or empty) walks those with an account first, in that order, and
--- through the others only if it came to the end. tie orders those of one name. A sort is any of these words or null.
-WITH looked AS (
-    SELECT
-        greatest(living_users, accounts) <= :walk_rows AS through,
-        :accounts_first = '' OR accounts <= :walk_rows AS accounts_through,
-        CASE WHEN greatest(living_users, accounts) > :walk_rows THEN :wanted::bigint END AS enough
-    FROM instance_counters
-    WHERE instance_id = :instance_id
-),
-
-with_account AS (
-    (
-        SELECT named.id
-        FROM (
-            SELECT user_id
-            FROM accounts
-            WHERE :accounts_first = 'id' AND instance_id = :instance_id AND deleted_at IS NULL
-            ORDER BY id
-            LIMIT :walk_rows
-        ) AS walked
-        CROSS JOIN LATERAL (
-            SELECT id
-            FROM users
-            WHERE
-                instance_id = :instance_id AND id = walked.user_id AND deleted_at IS NULL
-                AND strpos(search_text, lower(:searched)) > 0
-            OFFSET 0
-        ) AS named
-        LIMIT (SELECT enough FROM looked)
-    )
-    UNION ALL
-    (
-        SELECT named.id
-        FROM (
-            SELECT user_id
-            FROM accounts
-            WHERE :accounts_first = '-id' AND instance_id = :instance_id AND deleted_at IS NULL
-            ORDER BY id DESC
-            LIMIT :walk_rows
-        ) AS walked
-        CROSS JOIN LATERAL (
-            SELECT id
-            FROM users
-            WHERE
-                instance_id = :instance_id AND id = walked.user_id AND deleted_at IS NULL
-                AND strpos(search_text, lower(:searched)) > 0
-            OFFSET 0
-        ) AS named
-        LIMIT (SELECT enough FROM looked)
-    )
-),
-
-everybody AS (
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = 'user' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY id
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = '-user' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY id DESC
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = 'email' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY email_key
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = '-email' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY email_key DESC
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = 'fullname' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY
-            lower(full_name),
-            CASE :tie::text WHEN 'id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END,
-            CASE :tie::text WHEN '-id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END DESC NULLS LAST,
-            CASE :tie::text WHEN 'email' THEN email_key END,
-            CASE :tie::text WHEN '-email' THEN email_key END DESC,
-            CASE :tie::text WHEN '-user' THEN id END DESC,
-            id
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = '-fullname' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY
-            lower(full_name) DESC,
-            CASE :tie::text WHEN 'id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END,
-            CASE :tie::text WHEN '-id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END DESC NULLS LAST,
-            CASE :tie::text WHEN 'email' THEN email_key END,
-            CASE :tie::text WHEN '-email' THEN email_key END DESC,
-            CASE :tie::text WHEN '-user' THEN id END DESC,
-            id
-        LIMIT :walk_rows
-    )
-),
-
-matching AS MATERIALIZED (
-    SELECT id
-    FROM with_account
-    UNION ALL
-    (
-        SELECT id
-        FROM everybody
-        WHERE
-            (SELECT accounts_through FROM looked) AND strpos(search_text, lower(:searched)) > 0
-            AND (
-                :accounts_first = '' OR (
-                    SELECT a.id
-                    FROM accounts AS a
-                    WHERE a.instance_id = :instance_id AND a.user_id = everybody.id AND a.deleted_at IS NULL
-                ) IS NULL
-            )
-        LIMIT (SELECT enough FROM looked)
-    )
-    UNION ALL
-    SELECT id
-    FROM users
-    WHERE
-        :way = 'trigrams' AND instance_id = :instance_id AND deleted_at IS NULL
-        AND search_text LIKE lower(:pattern)
-    UNION ALL
-    SELECT id
-    FROM users
-    WHERE
-        :way = 'bigrams' AND instance_id = :instance_id AND deleted_at IS NULL
-        AND bigrams(search_text) @@ bigrams_of(lower(:searched)) AND strpos(search_text, lower(:searched)) > 0
-),
-
-chosen AS (
-    SELECT id
-    FROM matching
-    UNION
-    SELECT user_id
+-- name: search_users(instance_id, tree_id, path, searched, pattern, walks, tie, walk_rows, wanted, account_id, sorts, row_offset, row_limit)
+-- Living users whose address or name holds a text, or whose account has the given id: of the instance or, where path is not
+-- null, of those beneath that place of a tree. walks names the parts of candidates that are run, so many rows of each; the
+-- first matches, as many as wanted (null: all), are sorted and paged.
+--   id, -id: those with an account, in the order of the accounts
+--   user, -user, email, -email, fullname, -fullname: everybody in that order; after id or -id those without an account.
+--     tie orders those of one name
+--   trigrams, bigrams: those that the index finds
+--   all: everybody beneath the place
+-- A prepared statement has one plan for every text: this is why the caller chooses. OFFSET 0 keeps the planner, which takes
+-- the parts for large, from joining them in another way than row by row. A sort is any of the walks in an order.
+WITH candidates AS (
+    SELECT user_id AS id, NULL AS search_text, true AS has_account, true AS is_asked_for
     FROM accounts
     WHERE instance_id = :instance_id AND id = :account_id AND deleted_at IS NULL
+    UNION ALL
+    SELECT named.id, named.search_text, true AS has_account, false AS is_asked_for
+    FROM (
+        (
+            SELECT user_id, NULL::ltree AS path
+            FROM accounts
+            WHERE
+                'id' = any(:walks::text[]) AND :path::text IS NULL AND instance_id = :instance_id
+                AND deleted_at IS NULL
+            ORDER BY id LIMIT :walk_rows
+        )
+        UNION ALL
+        (
+            SELECT user_id, NULL::ltree AS path
+            FROM accounts
+            WHERE
+                '-id' = any(:walks::text[]) AND :path::text IS NULL AND instance_id = :instance_id
+                AND deleted_at IS NULL
+            ORDER BY id DESC LIMIT :walk_rows
+        )
+        UNION ALL
+        (
+            SELECT user_id, path
+            FROM positions
+            WHERE
+                'id' = any(:walks::text[]) AND :path::text IS NOT NULL AND instance_id = :instance_id
+                AND tree_id = :tree_id
+            ORDER BY account_id LIMIT :walk_rows
+        )
+        UNION ALL
+        (
+            SELECT user_id, path
+            FROM positions
+            WHERE
+                '-id' = any(:walks::text[]) AND :path::text IS NOT NULL AND instance_id = :instance_id
+                AND tree_id = :tree_id
+            ORDER BY account_id DESC LIMIT :walk_rows
+        )
+        UNION ALL
+        SELECT user_id, path
+        FROM positions
+        WHERE
+            'all' = any(:walks::text[]) AND instance_id = :instance_id
+            AND subpath(path, 0, 100) >= subpath(:path::text::ltree, 0, 100)
+            -- A label is a number, and nothing but what is beneath it comes before the same with a zero.
+            AND subpath(path, 0, 100) < text2ltree(ltree2text(subpath(:path::text::ltree, 0, 100)) || '0')
+    ) AS walked
+    CROSS JOIN LATERAL (
+        SELECT id, search_text
+        FROM users
+        WHERE
+            (:path::text IS NULL OR walked.path <@ :path::text::ltree)
+            AND instance_id = :instance_id AND id = walked.user_id AND deleted_at IS NULL
+        OFFSET 0
+    ) AS named
+    UNION ALL
+    (
+        SELECT id, search_text, false AS has_account, false AS is_asked_for
+        FROM users
+        WHERE 'user' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        ORDER BY id LIMIT :walk_rows
+    )
+    UNION ALL
+    (
+        SELECT id, search_text, false AS has_account, false AS is_asked_for
+        FROM users
+        WHERE '-user' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        ORDER BY id DESC LIMIT :walk_rows
+    )
+    UNION ALL
+    (
+        SELECT id, search_text, false AS has_account, false AS is_asked_for
+        FROM users
+        WHERE 'email' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        ORDER BY email_key LIMIT :walk_rows
+    )
+    UNION ALL
+    (
+        SELECT id, search_text, false AS has_account, false AS is_asked_for
+        FROM users
+        WHERE '-email' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        ORDER BY email_key DESC LIMIT :walk_rows
+    )
+    UNION ALL
+    (
+        SELECT id, search_text, false AS has_account, false AS is_asked_for
+        FROM users
+        WHERE 'fullname' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        ORDER BY
+            lower(full_name),
+            (
+                SELECT CASE :tie::text WHEN 'id' THEN a.id ELSE -a.id END
+                FROM accounts AS a
+                WHERE
+                    :tie::text IN ('id', '-id') AND a.instance_id = :instance_id AND a.user_id = users.id
+                    AND a.deleted_at IS NULL
+            ),
+            CASE :tie::text WHEN 'email' THEN email_key END,
+            CASE :tie::text WHEN '-email' THEN email_key END DESC,
+            CASE :tie::text WHEN '-user' THEN -id ELSE id END
+        LIMIT :walk_rows
+    )
+    UNION ALL
+    (
+        SELECT id, search_text, false AS has_account, false AS is_asked_for
+        FROM users
+        WHERE '-fullname' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        ORDER BY
+            lower(full_name) DESC,
+            (
+                SELECT CASE :tie::text WHEN 'id' THEN a.id ELSE -a.id END
+                FROM accounts AS a
+                WHERE
+                    :tie::text IN ('id', '-id') AND a.instance_id = :instance_id AND a.user_id = users.id
+                    AND a.deleted_at IS NULL
+            ),
+            CASE :tie::text WHEN 'email' THEN email_key END,
+            CASE :tie::text WHEN '-email' THEN email_key END DESC,
+            CASE :tie::text WHEN '-user' THEN -id ELSE id END
+        LIMIT :walk_rows
+    )
+    UNION ALL
+    SELECT id, search_text, false AS has_account, false AS is_asked_for
+    FROM users
+    WHERE
+        'trigrams' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        AND search_text LIKE lower(:pattern)
+    UNION ALL
+    SELECT id, search_text, false AS has_account, false AS is_asked_for
+    FROM users
+    WHERE
+        'bigrams' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
+        AND bigrams(search_text) @@ bigrams_of(lower(:searched))
+),
+
+matching AS (
+    SELECT candidates.id, beneath.id AS position_id
+    FROM candidates
+    LEFT JOIN LATERAL (
+        SELECT id
+        FROM positions
+        WHERE
+            :path::text IS NOT NULL AND instance_id = :instance_id AND tree_id = :tree_id
+            AND user_id = candidates.id AND path <@ :path::text::ltree AND nlevel(path) > nlevel(:path::text::ltree)
+        OFFSET 0
+    ) AS beneath ON true
+    WHERE
+        (candidates.is_asked_for OR strpos(candidates.search_text, lower(:searched)) > 0)
+        AND (:path::text IS NULL OR beneath.id IS NOT NULL)
+        AND (
+            candidates.has_account OR cardinality(:walks::text[]) = 1
+            OR (
+                SELECT a.id FROM accounts AS a
+                WHERE a.instance_id = :instance_id AND a.user_id = candidates.id AND a.deleted_at IS NULL
+            ) IS NULL
+        )
+    LIMIT :wanted
 )
 
-SELECT
-    a.id, u.id AS "user", u.email, u.full_name AS fullname, NULL::bigint AS "positionId",
-    count(*) OVER () AS total, (SELECT through FROM looked) AS through
-FROM chosen
+SELECT a.id, u.id AS "user", u.email, u.full_name AS fullname, found.position_id AS "positionId", count(*) OVER () AS total
+FROM (SELECT DISTINCT id, position_id FROM matching) AS found
 CROSS JOIN LATERAL (
     SELECT id, email, email_key, full_name
     FROM users
-    WHERE instance_id = :instance_id AND id = chosen.id AND deleted_at IS NULL
+    WHERE instance_id = :instance_id AND id = found.id AND deleted_at IS NULL
     OFFSET 0
 ) AS u
 LEFT JOIN LATERAL (
     SELECT id
     FROM accounts
-    WHERE instance_id = :instance_id AND user_id = chosen.id AND deleted_at IS NULL
+    WHERE instance_id = :instance_id AND user_id = found.id AND deleted_at IS NULL
     OFFSET 0
 ) AS a ON true
 ORDER BY
-    CASE :sort_1::text WHEN 'id' THEN a.id WHEN 'user' THEN u.id END,
-    CASE :sort_1::text WHEN '-id' THEN a.id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_1::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_1::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    CASE :sort_2::text WHEN 'id' THEN a.id WHEN 'user' THEN u.id END,
-    CASE :sort_2::text WHEN '-id' THEN a.id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_2::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_2::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    CASE :sort_3::text WHEN 'id' THEN a.id WHEN 'user' THEN u.id END,
-    CASE :sort_3::text WHEN '-id' THEN a.id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_3::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_3::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    CASE :sort_4::text WHEN 'id' THEN a.id WHEN 'user' THEN u.id END,
-    CASE :sort_4::text WHEN '-id' THEN a.id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_4::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_4::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    u.id
-OFFSET :row_offset
-LIMIT :row_limit;
-
--- name: search_downline(instance_id, tree_id, path, searched, pattern, way, tie, walk_rows, wanted, account_id, sort_1, sort_2, sort_3, sort_4, row_offset, row_limit)
--- The same among those who stand beneath a place. all looks through every one of them, for a place with few;
--- id, -id, user and -user walk through the tree, the other ways go through everybody as above.
-WITH beneath AS (
-    SELECT id, account_id, user_id
-    FROM positions
-    WHERE
-        :way = 'all' AND instance_id = :instance_id
-        AND subpath(path, 0, 100) >= subpath(:path::text::ltree, 0, 100)
-        -- A label is a number, and nothing but what is beneath it comes before the same with a zero.
-        AND subpath(path, 0, 100) < text2ltree(ltree2text(subpath(:path::text::ltree, 0, 100)) || '0')
-        AND path <@ :path::text::ltree AND nlevel(path) > nlevel(:path::text::ltree)
-),
-
-tree AS (
-    (
-        SELECT id, account_id, user_id, path
-        FROM positions
-        WHERE :way = 'id' AND instance_id = :instance_id AND tree_id = :tree_id
-        ORDER BY account_id
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, account_id, user_id, path
-        FROM positions
-        WHERE :way = '-id' AND instance_id = :instance_id AND tree_id = :tree_id
-        ORDER BY account_id DESC
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, account_id, user_id, path
-        FROM positions
-        WHERE :way = 'user' AND instance_id = :instance_id AND tree_id = :tree_id
-        ORDER BY user_id
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, account_id, user_id, path
-        FROM positions
-        WHERE :way = '-user' AND instance_id = :instance_id AND tree_id = :tree_id AND user_id IS NOT NULL
-        ORDER BY user_id DESC
-        LIMIT :walk_rows
-    )
-),
-
-everybody AS (
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = 'email' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY email_key
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = '-email' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY email_key DESC
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = 'fullname' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY
-            lower(full_name),
-            CASE :tie::text WHEN 'id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END,
-            CASE :tie::text WHEN '-id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END DESC NULLS LAST,
-            CASE :tie::text WHEN 'email' THEN email_key END,
-            CASE :tie::text WHEN '-email' THEN email_key END DESC,
-            CASE :tie::text WHEN '-user' THEN id END DESC,
-            id
-        LIMIT :walk_rows
-    )
-    UNION ALL
-    (
-        SELECT id, search_text
-        FROM users
-        WHERE :way = '-fullname' AND instance_id = :instance_id AND deleted_at IS NULL
-        ORDER BY
-            lower(full_name) DESC,
-            CASE :tie::text WHEN 'id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END,
-            CASE :tie::text WHEN '-id' THEN (
-                SELECT a.id FROM accounts AS a
-                WHERE a.instance_id = :instance_id AND a.user_id = users.id AND a.deleted_at IS NULL
-            ) END DESC NULLS LAST,
-            CASE :tie::text WHEN 'email' THEN email_key END,
-            CASE :tie::text WHEN '-email' THEN email_key END DESC,
-            CASE :tie::text WHEN '-user' THEN id END DESC,
-            id
-        LIMIT :walk_rows
-    )
-),
-
-named AS (
-    SELECT id
-    FROM users
-    WHERE
-        :way = 'trigrams' AND instance_id = :instance_id AND deleted_at IS NULL
-        AND search_text LIKE lower(:pattern)
-    UNION ALL
-    SELECT id
-    FROM users
-    WHERE
-        :way = 'bigrams' AND instance_id = :instance_id AND deleted_at IS NULL
-        AND bigrams(search_text) @@ bigrams_of(lower(:searched)) AND strpos(search_text, lower(:searched)) > 0
-),
-
-matching AS MATERIALIZED (
-    (
-        SELECT beneath.id, beneath.account_id, beneath.user_id
-        FROM beneath
-        CROSS JOIN LATERAL (
-            SELECT search_text
-            FROM users
-            WHERE instance_id = :instance_id AND id = beneath.user_id AND deleted_at IS NULL
-            OFFSET 0
-        ) AS found
-        WHERE strpos(found.search_text, lower(:searched)) > 0 OR beneath.account_id = :account_id
-    )
-    UNION ALL
-    (
-        SELECT tree.id, tree.account_id, tree.user_id
-        FROM tree
-        CROSS JOIN LATERAL (
-            SELECT search_text
-            FROM users
-            WHERE
-                tree.path <@ :path::text::ltree AND nlevel(tree.path) > nlevel(:path::text::ltree)
-                AND instance_id = :instance_id AND id = tree.user_id AND deleted_at IS NULL
-            OFFSET 0
-        ) AS found
-        WHERE strpos(found.search_text, lower(:searched)) > 0
-        LIMIT :wanted
-    )
-    UNION ALL
-    (
-        SELECT p.id, p.account_id, p.user_id
-        FROM everybody
-        CROSS JOIN LATERAL (
-            SELECT id, account_id, user_id
-            FROM positions
-            WHERE
-                strpos(everybody.search_text, lower(:searched)) > 0
-                AND instance_id = :instance_id AND tree_id = :tree_id AND user_id = everybody.id
-                AND path <@ :path::text::ltree AND nlevel(path) > nlevel(:path::text::ltree)
-            OFFSET 0
-        ) AS p
-        LIMIT :wanted
-    )
-    UNION ALL
-    (
-        SELECT p.id, p.account_id, p.user_id
-        FROM named
-        CROSS JOIN LATERAL (
-            SELECT id, account_id, user_id
-            FROM positions
-            WHERE
-                instance_id = :instance_id AND tree_id = :tree_id AND user_id = named.id
-                AND path <@ :path::text::ltree AND nlevel(path) > nlevel(:path::text::ltree)
-            OFFSET 0
-        ) AS p
-    )
-),
-
-chosen AS (
-    SELECT id, account_id, user_id
-    FROM matching
-    UNION
-    SELECT id, account_id, user_id
-    FROM positions
-    WHERE
-        instance_id = :instance_id AND tree_id = :tree_id AND account_id = :account_id
-        AND path <@ :path::text::ltree AND nlevel(path) > nlevel(:path::text::ltree)
-)
-
-SELECT
-    chosen.account_id AS id, u.id AS "user", u.email, u.full_name AS fullname,
-    chosen.id AS "positionId", count(*) OVER () AS total, false AS through
-FROM chosen
-CROSS JOIN LATERAL (
-    SELECT id, email, email_key, full_name
-    FROM users
-    WHERE instance_id = :instance_id AND id = chosen.user_id AND deleted_at IS NULL
-    OFFSET 0
-) AS u
-ORDER BY
-    CASE :sort_1::text WHEN 'id' THEN chosen.account_id WHEN 'user' THEN u.id END,
-    CASE :sort_1::text WHEN '-id' THEN chosen.account_id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_1::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_1::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    CASE :sort_2::text WHEN 'id' THEN chosen.account_id WHEN 'user' THEN u.id END,
-    CASE :sort_2::text WHEN '-id' THEN chosen.account_id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_2::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_2::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    CASE :sort_3::text WHEN 'id' THEN chosen.account_id WHEN 'user' THEN u.id END,
-    CASE :sort_3::text WHEN '-id' THEN chosen.account_id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_3::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_3::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
-    CASE :sort_4::text WHEN 'id' THEN chosen.account_id WHEN 'user' THEN u.id END,
-    CASE :sort_4::text WHEN '-id' THEN chosen.account_id WHEN '-user' THEN u.id END DESC NULLS LAST,
-    CASE :sort_4::text WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
-    CASE :sort_4::text WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
+    CASE (:sorts::text[])[1] WHEN 'id' THEN a.id WHEN '-id' THEN -a.id WHEN 'user' THEN u.id WHEN '-user' THEN -u.id END,
+    CASE (:sorts::text[])[1] WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
+    CASE (:sorts::text[])[1] WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
+    CASE (:sorts::text[])[2] WHEN 'id' THEN a.id WHEN '-id' THEN -a.id WHEN 'user' THEN u.id WHEN '-user' THEN -u.id END,
+    CASE (:sorts::text[])[2] WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
+    CASE (:sorts::text[])[2] WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
+    CASE (:sorts::text[])[3] WHEN 'id' THEN a.id WHEN '-id' THEN -a.id WHEN 'user' THEN u.id WHEN '-user' THEN -u.id END,
+    CASE (:sorts::text[])[3] WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
+    CASE (:sorts::text[])[3] WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
     u.id
 OFFSET :row_offset
 LIMIT :row_limit;

@@ -1,14 +1,11 @@
--- name: get_credential(instance_id, key)^
+-- name: get_credential(instance_id, user_id, key, external_id)^
 -- What a login, by login or e-mail, is checked against; no row for a user who may not log in.
 SELECT u.id AS user_id, u.email_key, c.password_hash
 FROM users AS u
 INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
 WHERE
     u.instance_id = :instance_id AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL
-    AND u.id = coalesce(
-        (SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key),
-        (SELECT named.id FROM users AS named WHERE named.instance_id = :instance_id AND named.email_key = :key)
-    );
+    AND u.id = (SELECT id FROM named_user);
 
 -- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)^
 -- Only while the user may log in and the password that was verified is still the stored one.
@@ -80,17 +77,3 @@ WITH ended AS (
 
 SELECT count(*) FILTER (WHERE lived) AS ended
 FROM ended;
-
--- name: list_sessions(instance_id, email_key, after, row_limit)
--- Living sessions of one user, the oldest first.
-SELECT
-    s.id, u.email,
-    floor(extract(EPOCH FROM s.created_at))::bigint AS "createdAt",
-    floor(extract(EPOCH FROM s.expires_at))::bigint AS "expiresAt"
-FROM users AS u
-INNER JOIN sessions AS s ON s.instance_id = :instance_id AND s.user_id = u.id
-WHERE
-    u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL
-    AND s.expires_at > now() AND s.id > :after
-ORDER BY s.id
-LIMIT :row_limit;
