@@ -17,7 +17,7 @@ from server.directory import office365
 from server.directory.many import Batch, Claims, bad, find_same, if_free
 from server.directory.names import has_email
 from server.directory.rules import full_name, names_of, password_failures
-from server.directory.users import NewUser, Quotas, email_key, explain_taken, taken
+from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -182,7 +182,7 @@ async def create(
     if not wanted:
         return {}
     pace, rows, events = Pace(), [], []
-    for number, index in enumerate(wanted, 1):
+    for number, index in enumerate(wanted, 1 - len(wanted)):
         item = batch.items[index]
         row = _row(item, membership) | {"number": number}
         row["password_hash"] = batch.hashes.get(index) or item.passwordHash
@@ -201,17 +201,16 @@ async def create(
         last = await call.db.one(
             "create_users",
             instance_id=call.instance.id,
-            email_keys=[row["email_key"] for row in rows],
-            login_count=sum(row["login"] is not None for row in rows),
             users=rows,
-            **LAYOUT,
+            login_count=sum(row["login"] is not None for row in rows),
+            layout=LAYOUT,
             **call.author(),
         )
     if last is None:
         raise await _why_none(call, [row["email_key"] for row in rows])
     created: dict[int, dict[str, Any]] = {}
-    for place, (index, row, event) in enumerate(zip(wanted, rows, events, strict=True)):
-        created[index] = _shown(row, last, place)
+    for index, row, event in zip(wanted, rows, events, strict=True):
+        created[index] = _shown(row, last)
         if not call.single:
             call.record("user.created", created[index]["id"], after=event)
         await pace.rest()
@@ -225,7 +224,6 @@ async def create(
 def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
     """A user as create_users takes it."""
     names = {alias: name for alias, name in names_of(item).items() if name is not None}
-    quotas = item.quotas or Quotas()
     return {
         "email": item.email,
         "email_key": email_key(item.email),
@@ -246,8 +244,8 @@ def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
         "sessions_limit": item.sessionsLimit,
         "is_plan_admin": item.isPlanAdmin,
         "only_sees_readable": item.onlySeesReadable,
-        "mail_quota": quotas.mail,
-        "files_quota": quotas.files,
+        "mail_quota": item.quotas and item.quotas.mail,
+        "files_quota": item.quotas and item.quotas.files,
     }
 
 
@@ -269,7 +267,8 @@ def _event(item: NewUser, row: Mapping[str, Any], membership: Membership) -> dic
         always |= {"email": None, "login": item.email}
     elif membership.login is not None:
         always["login"] = membership.login
-    return always | item.model_dump(exclude_defaults=True, exclude=_NOT_IN_EVENTS)
+    given = item.model_fields_set - _NOT_IN_EVENTS
+    return always | (item.model_dump(include=given, exclude_defaults=True) if given else {})
 
 
 async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
@@ -280,13 +279,14 @@ async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
     return Contention(retry_after=1)
 
 
-def _shown(row: Mapping[str, Any], last: Mapping[str, Any], place: int) -> dict[str, Any]:
+def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
     """A new user as CreatedUser has it.
 
     Args:
-        last: the row of create_users.
-        place: of the user among those who were created, from 0.
+        row: as create_users took it.
+        last: the row that create_users gave.
     """
+    before = row["number"] - 1
     return {
         "email": row["email"],
         "displayName": row["display_name"],
@@ -296,10 +296,10 @@ def _shown(row: Mapping[str, Any], last: Mapping[str, Any], place: int) -> dict[
         "createdAt": last["createdAt"],
         "settings": _array_text(row["settings"]),
         "values": row["app_values"],
-        "id": last["users"] + place + 1,
+        "id": last["users"] + row["number"],
         **{
-            member: last[kind] + place * of_each + number
-            for member, (kind, of_each, number) in _NUMBERS.items()
+            member: last[kind] + before * of_each + place
+            for member, (kind, of_each, place) in _NUMBERS.items()
         },
     }
 

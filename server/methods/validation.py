@@ -4,9 +4,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
+from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
 from server.directory.creation import early_failures
+from server.directory.names import taken
 from server.directory.rules import password_failures
 from server.directory.store import store_failures
 from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
@@ -81,10 +82,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     """Why an e-mail cannot be given to anybody else."""
     rows = await call.db.all("find_names", instance_id=call.instance.id, keys=[key])
-    if not rows:
-        return []
-    deleted = rows[0]["is_deleted"]
-    return [FieldError(member, (UserDeleted.__doc__ or "") if deleted else CONSTRAINTS["users_email"][2])]
+    return [failure for row in rows[:1] for failure in taken(member, is_deleted=row["is_deleted"]).fields]
 
 
 def _good_password(params: dict[str, Any], bad: set[str]) -> str | None:

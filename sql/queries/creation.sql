@@ -1,39 +1,36 @@
--- name: create_users(instance_id, email_keys, login_count, users, mailboxes, calendars, folders, method, key_id, key_name, request_id, address, origin)^
--- Users, one or many, each with all that it has from the start: credential, login, mailboxes, calendars and file folders
--- of the given roles; and its event, where one is given. Everything is numbered in the order of the users, who say their
--- number, from 1; the row has the last ids before theirs.
+-- name: create_users(instance_id, users, login_count, layout, method, key_id, key_name, request_id, address, origin)^
+-- Users, one or many, each with all that it has from the start: credential, login, what the layout says (the roles of
+-- mailboxes, calendars and folders), and its event, where one is given. All of it is numbered in the order of the users,
+-- each of whom says its number, counted back from the last one's 0. The row has the last ids. login_count: of the users
+-- who have a login.
 -- No row where an e-mail is another user's login, or where logins were written while this waited for the counters: their
 -- number then differs from the one that this statement saw at its start.
 WITH counter AS (
     UPDATE instance_counters
     SET
-        users = users + cardinality(:email_keys::text []),
-        living_users = living_users + cardinality(:email_keys::text []),
+        users = users + jsonb_array_length(:users::jsonb),
+        living_users = living_users + jsonb_array_length(:users::jsonb),
         logins = logins + :login_count,
-        mailboxes = mailboxes + cardinality(:email_keys::text []) * cardinality(:mailboxes::text []),
-        calendars = calendars + cardinality(:email_keys::text []) * cardinality(:calendars::text []),
-        file_folders = file_folders + cardinality(:email_keys::text []) * cardinality(:folders::text [])
+        mailboxes = mailboxes + jsonb_array_length(:users::jsonb) * jsonb_array_length(:layout::jsonb -> 'mailboxes'),
+        calendars = calendars + jsonb_array_length(:users::jsonb) * jsonb_array_length(:layout::jsonb -> 'calendars'),
+        file_folders = file_folders + jsonb_array_length(:users::jsonb) * jsonb_array_length(:layout::jsonb -> 'folders')
     WHERE
         instance_id = :instance_id
         AND logins = (SELECT seen.logins FROM instance_counters AS seen WHERE seen.instance_id = :instance_id)
         AND NOT EXISTS (
             SELECT
-            FROM unnest(:email_keys::text []) AS wanted (email_key)
+            FROM jsonb_to_recordset(:users::jsonb) AS wanted (email_key text)
             INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = wanted.email_key
         )
-    RETURNING
-        users - cardinality(:email_keys::text []) AS users,
-        mailboxes - cardinality(:email_keys::text []) * cardinality(:mailboxes::text []) AS mailboxes,
-        calendars - cardinality(:email_keys::text []) * cardinality(:calendars::text []) AS calendars,
-        file_folders - cardinality(:email_keys::text []) * cardinality(:folders::text []) AS folders
+    RETURNING users, mailboxes, calendars, file_folders AS folders
 ),
 
 given AS MATERIALIZED (
     SELECT
         counter.users + number AS user_id,
-        counter.mailboxes + (number - 1) * cardinality(:mailboxes::text []) AS last_mailbox,
-        counter.calendars + (number - 1) * cardinality(:calendars::text []) AS last_calendar,
-        counter.folders + (number - 1) * cardinality(:folders::text []) AS last_folder,
+        counter.mailboxes + (number - 1) * jsonb_array_length(:layout::jsonb -> 'mailboxes') AS last_mailbox,
+        counter.calendars + (number - 1) * jsonb_array_length(:layout::jsonb -> 'calendars') AS last_calendar,
+        counter.folders + (number - 1) * jsonb_array_length(:layout::jsonb -> 'folders') AS last_folder,
         row.*
     FROM counter
     CROSS JOIN jsonb_to_recordset(:users::jsonb) AS row (
@@ -75,21 +72,21 @@ new_mailboxes AS (
     INSERT INTO mailboxes (instance_id, id, user_id, role)
     SELECT :instance_id, last_mailbox + place, user_id, role
     FROM given
-    CROSS JOIN unnest(:mailboxes::text []) WITH ORDINALITY AS layout (role, place)
+    CROSS JOIN jsonb_array_elements_text(:layout::jsonb -> 'mailboxes') WITH ORDINALITY AS layout (role, place)
 ),
 
 new_calendars AS (
     INSERT INTO calendars (instance_id, id, user_id, role)
     SELECT :instance_id, last_calendar + place, user_id, role
     FROM given
-    CROSS JOIN unnest(:calendars::text []) WITH ORDINALITY AS layout (role, place)
+    CROSS JOIN jsonb_array_elements_text(:layout::jsonb -> 'calendars') WITH ORDINALITY AS layout (role, place)
 ),
 
 new_folders AS (
     INSERT INTO file_folders (instance_id, id, user_id, role)
     SELECT :instance_id, last_folder + place, user_id, role
     FROM given
-    CROSS JOIN unnest(:folders::text []) WITH ORDINALITY AS layout (role, place)
+    CROSS JOIN jsonb_array_elements_text(:layout::jsonb -> 'folders') WITH ORDINALITY AS layout (role, place)
 ),
 
 new_events AS (
@@ -97,7 +94,7 @@ new_events AS (
         instance_id, place, type, user_id, after, method, key_id, key_name, request_id, address, origin
     )
     SELECT
-        :instance_id, number, 'user.created', user_id, event, :method, :key_id, :key_name, :request_id, :address, :origin
+        :instance_id, jsonb_array_length(:users::jsonb) + number, 'user.created', user_id, event, :method, :key_id, :key_name, :request_id, :address, :origin
     FROM given
     WHERE event IS NOT NULL
 )
