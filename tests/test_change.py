@@ -35,7 +35,7 @@ CHANGES: dict[str, Any] = {
     "groups": ["Sales"],
 }
 """Another value than the default for each member."""
-OF_EACH = {"id", "uuid", "created_at", "updated_at", "suspended_at"}
+OF_EACH = {"id", "uuid", "created_at", "updated_at", "confirmed_at", "suspended_at"}
 """Columns that differ between two users who were changed in the same way."""
 
 
