@@ -144,9 +144,9 @@ async def insert_user(
     )
     if created is None:
         key = email_key(params.email)
-        rows = await call.db.all("find_names", instance_id=instance_id, keys=[key])
+        rows = await call.db.all("find_taken", instance_id=instance_id, email_keys=[key], external_ids=[])
         if rows:
-            raise taken("users_email", is_deleted=rows[0]["is_deleted"])
+            raise taken("users_email", is_deleted=rows[0]["deleted_at"] is not None)
         raise Contention(retry_after=1)
     row = dict(created)
     if login is not None:

@@ -4,12 +4,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound, UserDeleted
+from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
 from server.directory import office365
 from server.directory.provisioning import password_problem
 from server.directory.store import store_failures
-from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
+from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found, taken
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -81,11 +81,9 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     """Why an e-mail cannot be given to anybody else."""
-    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=[key])
-    if not rows:
-        return []
-    deleted = rows[0]["is_deleted"]
-    return [FieldError(member, (UserDeleted.__doc__ or "") if deleted else CONSTRAINTS["users_email"][2])]
+    rows = await call.db.all("find_taken", instance_id=call.instance.id, email_keys=[key], external_ids=[])
+    is_deleted = bool(rows) and rows[0]["deleted_at"] is not None
+    return list(taken("users_email", member, is_deleted=is_deleted).fields) if rows else []
 
 
 def _password_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:

@@ -149,12 +149,6 @@ CROSS JOIN LATERAL (
 ) AS f
 WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
 
--- name: find_email(instance_id, email_key)$
--- Whether an address is taken in the instance, by a deleted user too.
-SELECT deleted_at IS NOT NULL AS is_deleted
-FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key;
-
 -- name: find_user(instance_id, email_key)^
 -- Whether there is such a living user, and what validateReplacement compares with.
 SELECT id, is_admin, email, fields
