@@ -14,7 +14,7 @@ from typing import Any
 from server.base.errors import Contention, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
-from server.directory.many import Batch, Claims, bad, find_same, if_free
+from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
 from server.directory.names import has_email
 from server.directory.rules import full_name, names_of, password_failures
 from server.directory.users import NewUser, email_key, explain_taken, taken
@@ -273,9 +273,9 @@ def _event(item: NewUser, row: Mapping[str, Any], membership: Membership) -> dic
 
 async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
     """Why create_users made nobody: an e-mail is somebody's login, or logins were written meanwhile."""
-    holders = await call.db.all("find_names", instance_id=call.instance.id, keys=email_keys)
+    holders = await find_taken(call.db, call, email_keys)
     if holders:
-        return taken("users_email", is_deleted=holders[0]["is_deleted"])
+        return taken("users_email", is_deleted=holders[0]["deleted_at"] is not None)
     return Contention(retry_after=1)
 
 

@@ -80,13 +80,15 @@ async def hold_free_names(call: Call, names: Names, *, login_member: str, email_
         Conflict: somebody has one of them.
     """
     await call.db.one("hold_counters", instance_id=call.instance.id)
-    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=names.keys)
+    rows = await call.db.all(
+        "find_taken", instance_id=call.instance.id, email_keys=names.keys, external_ids=[]
+    )
     if not rows:
         return
     of_login = email_key(names.login or names.email)
-    row = min(rows, key=lambda row: row["key"] != of_login)
-    member = login_member if row["key"] == of_login else email_member
-    raise taken("users_email", member, is_deleted=row["is_deleted"])
+    row = min(rows, key=lambda row: row["email_key"] != of_login)
+    member = login_member if row["email_key"] == of_login else email_member
+    raise taken("users_email", member, is_deleted=row["deleted_at"] is not None)
 
 
 def renamed(names: Names, email: str) -> Names:

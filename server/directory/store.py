@@ -116,9 +116,12 @@ async def store_failures(
     failures = []
     external_id, plan_id, day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
     if external_id is not None and "externalId" not in bad:
-        deleted = await db.value("find_external_id", instance_id=instance_id, external_id=external_id)
-        if deleted is not None:
-            message = UserDeleted.__doc__ if deleted else CONSTRAINTS["users_external_id"][2]
+        holder = await db.one(
+            "find_taken", instance_id=instance_id, email_keys=[], external_ids=[external_id]
+        )
+        if holder is not None:
+            is_living = holder["deleted_at"] is None
+            message = CONSTRAINTS["users_external_id"][2] if is_living else UserDeleted.__doc__
             failures.append(FieldError("externalId", message or ""))
     if plan_id is not None and "planId" not in bad:
         if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:

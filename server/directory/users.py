@@ -294,14 +294,16 @@ def explain_taken(call: Call, email: str | None, external_id: str | None) -> Non
     instance_id = call.instance.id
 
     async def explain(conflict: Conflict) -> ServiceError | None:
-        if conflict.code == "duplicate_email" and email is not None:
-            constraint, query, name = "users_email", "find_email", {"email_key": email_key(email)}
-        elif conflict.code == "duplicate_external_id" and external_id is not None:
-            constraint, query, name = "users_external_id", "find_external_id", {"external_id": external_id}
-        else:
+        keys = [email_key(email)] if conflict.code == "duplicate_email" and email is not None else []
+        external_ids = [external_id] if conflict.code == "duplicate_external_id" else []
+        if not keys and not external_ids:
             return None
-        holder = await call.database.look_up(query, instance_id=instance_id, **name)
-        return taken(constraint, is_deleted=True) if holder is not None and holder["is_deleted"] else None
+        holder = await call.database.look_up(
+            "find_taken", instance_id=instance_id, email_keys=keys, external_ids=external_ids
+        )
+        constraint = "users_email" if keys else "users_external_id"
+        is_deleted = holder is not None and holder["deleted_at"] is not None
+        return taken(constraint, is_deleted=True) if is_deleted else None
 
     call.explain = explain
 

@@ -249,7 +249,7 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
     """List the living sessions of a user, the oldest first."""
     user = {"instance_id": call.instance.id, "email_key": email_key(params.email)}
     rows = await call.db.all("list_sessions", **user, after=params.after, row_limit=params.limit)
-    if not rows and await call.db.value("find_email", **user) is not False:
+    if not rows and await call.db.one("find_user", **user) is None:
         raise NotFound
     return [dict(row) for row in rows]
 

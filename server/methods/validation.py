@@ -7,10 +7,9 @@ from pydantic import ValidationError
 from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
 from server.directory.creation import early_failures
-from server.directory.names import taken
 from server.directory.rules import password_failures
 from server.directory.store import store_failures
-from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
+from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found, taken
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -81,8 +80,9 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
     """Why an e-mail cannot be given to anybody else."""
-    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=[key])
-    return [failure for row in rows[:1] for failure in taken(member, is_deleted=row["is_deleted"]).fields]
+    rows = await call.db.all("find_taken", instance_id=call.instance.id, email_keys=[key], external_ids=[])
+    is_deleted = bool(rows) and rows[0]["deleted_at"] is not None
+    return list(taken("users_email", member, is_deleted=is_deleted).fields) if rows else []
 
 
 def _good_password(params: dict[str, Any], bad: set[str]) -> str | None:

@@ -1,9 +1,3 @@
--- name: find_email(instance_id, email_key)$
--- Whether an address is taken in the instance, by a deleted user too.
-SELECT deleted_at IS NOT NULL AS is_deleted
-FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key;
-
 -- name: find_user(instance_id, email_key)^
 -- Whether there is such a living user, and what validateReplacement compares with.
 SELECT id, is_admin, email, fields
@@ -17,10 +11,11 @@ SELECT
     u.id, u.email, u.email_key, u.login, u.display_name, u.is_active, u.is_admin, u.profile, u.app_values, u.settings,
     u.apps, u.avatar, u.fields, u.language, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable,
     u.mail_quota, u.files_quota, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
-    EXISTS (
-        SELECT FROM credentials AS c
+    (
+        SELECT c.user_id
+        FROM credentials AS c
         WHERE c.instance_id = :instance_id AND c.user_id = u.id
-    ) AS has_password
+    ) IS NOT NULL AS has_password
 FROM (
     SELECT unnest(:ids::bigint []) AS id
     UNION
