@@ -26,7 +26,7 @@ from server.directory import office365
 from server.directory.names import Names, hold_names, renamed, store_names
 from server.directory.provisioning import creation, names_of, password_problem, shown_name
 from server.directory.users import NewUser, UserChanges, email_key, end_access, user_deleted
-from server.events.emit import Change
+from server.events.changes import Change
 from server.postgres.db import Connection, translated
 from server.tenants.call import Call
 

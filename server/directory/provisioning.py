@@ -16,7 +16,7 @@ from server.directory.users import (
     explain_taken,
 )  # fmt: skip
 from server.tenants.call import Call
-from server.tenants.keys import PasswordPolicy
+from server.tenants.instances import PasswordPolicy
 
 
 def password_problem(password: str, policy: PasswordPolicy) -> str | None:
@@ -132,7 +132,7 @@ async def insert_user(
         files_quota=params.quotas and params.quotas.files,
         password_hash=password_hash or params.passwordHash,
         event=event if call.single else None,
-        **call.author(),
+        **call.actor().columns(),
     )
     if created is None:
         key = email_key(params.email)

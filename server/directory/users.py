@@ -22,7 +22,7 @@ from server.outside.mail import ENCODED_WORD
 from server.outside.pictures import avatar_url
 from server.tenants import access
 from server.tenants.call import Call
-from server.tenants.keys import Mebibytes
+from server.tenants.instances import Mebibytes
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""

@@ -1,22 +1,23 @@
 """The audit: who changed what, when, from where, and for which request."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from server.base.errors import FieldError, Invalid
 from server.base.models import Params, Result
 from server.directory.users import Email, email_key, from_cursor, to_cursor
-from server.events.emit import PAGE_BYTES, is_full, shortened
+from server.events import audit
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
-LOOKS = 10_000
-"""Events that one call looks at: a page may be short where few of them are what is asked for."""
-NOBODY = 0
-"""The instance of what belongs to none."""
+NO_INSTANCE = 0
+"""The instance of events that belong to none."""
+
+_LAST = str(2**64 - 1), 2**31 - 1
+"""xid and seq behind every event of the same time."""
 
 UnixSeconds = Annotated[int, Field(ge=0, lt=253_402_300_800)]
 
@@ -43,6 +44,16 @@ class ListAuditEvents(Params):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
+class AuditActor(Result):
+    """Who made a change."""
+
+    kind: Literal["key", "person", "system"] = Field(
+        description="An API key, a person who signed in, or the server itself with its command line."
+    )
+    id: int = Field(description="Of the key or the person; 0: the system.")
+    name: str
+
+
 class AuditEvent(Result):
     """One change."""
 
@@ -56,12 +67,15 @@ class AuditEvent(Result):
         description="The members that changed, without secrets; long ones are cut."
     )
     method: str
-    keyId: int = Field(description="Whose call it was; 0: the command line or the server itself.")
+    keyId: int = Field(
+        description="Of the API key that called; 0: a person, the command line or the server itself."
+    )
     keyName: str
     requestId: str
     address: str | None
     origin: str | None = Field(description="The X-Origin of the call.")
     createdAt: str = Field(description="ISO 8601, UTC.")
+    actor: AuditActor
 
 
 class AuditPage(Result):
@@ -86,26 +100,20 @@ def cursor_moment(text: str) -> datetime:
         raise ValueError from error
 
 
-def _place(cursor: str) -> tuple[datetime, str, int]:
+def _position(cursor: str) -> audit.Position:
     try:
-        moment, xid, place = from_cursor(cursor).split(" ")
-        when, number = cursor_moment(moment), int(place)
+        moment, xid, seq = from_cursor(cursor).split(" ")
+        when, number = cursor_moment(moment), int(seq)
         if not (xid.isascii() and xid.isdigit()) or int(xid) >= 2**64 or not 0 <= number < 2**31:
             raise ValueError
     except ValueError as error:
         raise Invalid.of([FieldError("after", "is not what a page gave as next")]) from error
-    return when, str(int(xid)), number  # with a zero before it, Postgres would take it for an octal number
-
-
-def _cursor(row: Any) -> str:
-    return to_cursor(f"{row['created_at'].isoformat()} {row['xid']} {row['place']}")
+    # str(int()): with a zero before it, Postgres would read an octal number.
+    return audit.Position(when, str(int(xid)), number)
 
 
 async def _instance_id(call: Call, params: ListAuditEvents) -> int:
-    if params.instance is None and call.caller.is_operator and call.caller.default_instance is None:
-        return NOBODY
-    call.instance = await call.find_instance(params.instance)
-    return call.instance.id
+    return await call.find_instance_or_all(params.instance) or NO_INSTANCE
 
 
 @method(
@@ -122,7 +130,8 @@ async def _instance_id(call: Call, params: ListAuditEvents) -> int:
                          "before": None, "after": {"email": "jane@example.com", "displayName": "Jane Doe"},
                          "method": "createUser", "keyId": 1, "keyName": "shop", "requestId": "order-17",
                          "address": "192.0.2.7", "origin": None,
-                         "createdAt": "2023-05-07T14:54:22.123456Z"}],
+                         "createdAt": "2023-05-07T14:54:22.123456Z",
+                         "actor": {"kind": "key", "id": 1, "name": "shop"}}],
              "next": None},
         ),
     ),
@@ -135,38 +144,24 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
     more than 8 KiB; listChanges has them whole.
     """
     until = datetime.max.replace(tzinfo=UTC) if params.until is None else _moment(params.until)
-    before = _place(params.after) if params.after is not None else (until, str(2**64 - 1), 2**31 - 1)
-    which = {
-        "instance_id": instance_id,
-        "since": _moment(params.from_ or 0),
-        "until": until,
-        "before_time": before[0],
-        "before_xid": before[1],
-        "before_place": before[2],
-    }
-    asked = {
-        "type": params.type, "method": params.method, "row_limit": params.limit, "byte_limit": PAGE_BYTES,
-    }  # fmt: skip
-    if params.userId is None and params.email is None:
-        rows = await call.db.all("list_events", **which, **asked, look=LOOKS)
-        last = rows[-1] if is_full(rows, params.limit) else None
-        if last is None and (params.type is not None or params.method is not None):
-            last = await call.db.one("skip_events", **which, look=LOOKS)
-    else:
-        user_ids = {params.userId} if params.userId is not None else None
-        if params.email is not None:
-            key = email_key(params.email)
-            named = await call.db.all("find_event_users", instance_id=instance_id, key=key)
-            those = {row["user_id"] for row in named}
-            user_ids = those if user_ids is None else user_ids & those
-        rows = await call.db.all("list_user_events", **which, **asked, user_ids=sorted(user_ids or ()))
-        last = rows[-1] if is_full(rows, params.limit) else None
-    events = [
-        {name: row[name] for name in AuditEvent.model_fields}
-        | {name: shortened(row[name]) for name in ("before", "after")}
-        for row in rows
-    ]
-    return {"events": events, "next": None if last is None else _cursor(last)}
+    user_ids = None if params.userId is None else {params.userId}
+    if params.email is not None:
+        key = email_key(params.email)
+        rows = await call.db.all("find_event_users", instance_id=instance_id, key=key)
+        named = {row["user_id"] for row in rows}
+        user_ids = named if user_ids is None else user_ids & named
+    events, last = await audit.read(
+        call.db,
+        instance_id,
+        since=_moment(params.from_ or 0),
+        until=until,
+        before=audit.Position(until, *_LAST) if params.after is None else _position(params.after),
+        type=params.type,
+        method=params.method,
+        user_ids=None if user_ids is None else sorted(user_ids),
+        limit=params.limit,
+    )
+    return {"events": events, "next": last and to_cursor(f"{last.moment.isoformat()} {last.xid} {last.seq}")}
 
 
 def _moment(seconds: int) -> datetime:

@@ -40,7 +40,7 @@ from server.directory.users import (
     email_key,
     end_access,
 )
-from server.events.emit import identity
+from server.events.changes import identity
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -66,7 +66,7 @@ class CreatedUsers(ManyResult):
 
 async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
     batch = await checked(NewUser, params.mode, params.users, call.settings)
-    _refuse_admins(call, batch)
+    _refuse_members(call, batch)
     await refuse_early(call, batch)
     batch.settle()
     if any(item.password is not None for item in batch.items.values()):
@@ -81,11 +81,10 @@ async def _prepare_creations(call: Call, params: CreateUsers) -> Batch[NewUser]:
     return batch
 
 
-def _refuse_admins(call: Call, batch: Batch[Any]) -> None:
-    if not access.may_administrate(call.caller):
-        for index, item in list(batch.items.items()):
-            if item.isAdmin:
-                batch.fail(index, MemberForbidden())
+def _refuse_members(call: Call, batch: Batch[Any]) -> None:
+    for index, item in list(batch.items.items()):
+        if refusal := access.member_refusal(call.caller, item):
+            batch.fail(index, refusal)
 
 
 def _refuse_taken(batch: Batch[NewUser], found: Sequence[Mapping[str, Any]]) -> None:
@@ -168,11 +167,7 @@ class DoneUsers(ManyResult):
 
 async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges]:
     batch = await checked(UserChanges, params.mode, params.users, call.settings)
-    for member, scope in (("isAdmin", "users:admin"), ("groups", "groups:write")):
-        if scope not in call.caller.scopes:
-            for index, item in list(batch.items.items()):
-                if getattr(item, member) is not None:
-                    batch.fail(index, MemberForbidden(scope=scope))
+    _refuse_members(call, batch)
     batch.settle()
     return batch
 
@@ -222,8 +217,8 @@ async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChan
                 raise NotFound
             after = changed(row, item)
             changes_it = after != row or item.groups is not None
-            if changes_it and not access.may_change_user(call.caller, row, after):
-                raise MemberForbidden
+            if changes_it and (forbidden := access.user_refusal(call.caller, row, after)):
+                raise forbidden
             chosen = None if item.groups is None else chosen_groups(item.groups, group_ids)
             if refusal := claims.refusal(row, after):
                 raise refusal
@@ -299,8 +294,8 @@ async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedU
         user = users.pop(key, None)
         if user is None:
             batch.fail(index, NotFound())
-        elif not access.may_change_user(call.caller, user):
-            batch.fail(index, MemberForbidden())
+        elif refusal := access.user_refusal(call.caller, user):
+            batch.fail(index, refusal)
         else:
             gone.append(user)
     batch.settle()

@@ -154,18 +154,14 @@ def _refused_change(
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
         return taken("users_email")
-    if after != row and not access.may_change_user(call.caller, row, after):
-        return MemberForbidden()
-    return None
+    return access.user_refusal(call.caller, row, after) if after != row else None
 
 
 def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
     """Why a user cannot be created, or None; then it is noted."""
     if item.email is None:
         return bad("email", "is required: nobody has this externalId")
-    if item.isAdmin and not access.may_administrate(call.caller):
-        return MemberForbidden()
-    return claims.new(item)
+    return access.user_refusal(call.caller, {"is_admin": item.isAdmin}) or claims.new(item)
 
 
 async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:

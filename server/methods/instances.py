@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid
 from server.base.models import (
     IN_EVENTS,
     WITH_SECRETS,
@@ -30,8 +30,9 @@ from server.directory.users import (
 from server.methods.registry import Example, method
 from server.methods.validation import Validation
 from server.outside.graph import Office365
+from server.tenants import access
 from server.tenants.call import Call
-from server.tenants.keys import Instance, InstanceSettings, Mebibytes
+from server.tenants.instances import Instance, InstanceSettings, Mebibytes
 
 
 def _not_reserved(name: str) -> str:
@@ -390,7 +391,7 @@ async def _hold_instance(call: Call) -> Any:
     await call.db.one("hold_counters", instance_id=call.instance.id)
     row = await call.db.one("lock_instance", instance_id=call.instance.id)
     if row is None:
-        raise NotHeld
+        raise access.INSTANCE.refusal()
     return row
 
 

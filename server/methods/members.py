@@ -22,14 +22,14 @@ from server.directory.users import (
     record_password,
     written,
 )
-from server.events.emit import identity
+from server.events.changes import identity
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.registry import Example, method
 from server.methods.sessions import Login, WrongLogin, verify_password
 from server.outside.pictures import avatar_url
 from server.tenants.call import Call
-from server.tenants.keys import GeneratedPasswords
+from server.tenants.instances import GeneratedPasswords
 
 _ISO_639_1 = """
     aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy

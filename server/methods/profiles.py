@@ -19,7 +19,8 @@ from server.directory.fields import (
 )
 from server.directory.names import change_email
 from server.directory.users import ABSENT, Line, UserId, end_codes, found, written
-from server.events.emit import Change, user_changes
+from server.events.changes import user_changes
+from server.events.emit import Actor, emit
 from server.jobs.queue import Services, Suspended, enqueue, job
 from server.methods.avatars import (
     PreparedPicture,
@@ -30,12 +31,9 @@ from server.methods.avatars import (
 )  # fmt: skip
 from server.methods.members import Member, ProfileValues, member_of
 from server.methods.registry import Example, method
-from server.postgres.db import Connection
 from server.tenants import access
 from server.tenants.call import Call
 
-MAY_ADMINISTRATE = "may_administrate"
-"""Member of asked_by: whether the key that asked may change administrators."""
 _AVATARS = [SentPicture.model_json_schema(), {"type": "string", "const": ""}, {"type": "null"}]
 
 
@@ -127,12 +125,8 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         action="profile-update",
         user_id=params.id,
         fields=prepared.fields,
-        asked_by={
-            "key_id": call.caller.key_id, "key_name": call.caller.key_name,
-            "request_id": call.context.request_id, "address": call.context.address,
-            "origin": call.context.origin, MAY_ADMINISTRATE: access.may_administrate(call.caller),
-        },
-    )  # fmt: skip
+        asked_by=call.actor().columns() | access.kept(call.caller),
+    )
     written(call, document)
     call.subject = params.id
     if prepared.picture is not None:
@@ -162,14 +156,17 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
         if is_suspended:
             raise Suspended
         held = await db.one("hold_user", **user)
-        changes: list[tuple[Change, dict[str, Any]]] = []
+        emitted = 0
         for document in await db.all("list_unfinished", **user):
             # A user may have become an administrator since.
-            may = held is not None and (document["asked_by"].get(MAY_ADMINISTRATE) or not held["is_admin"])
+            asked_by = document["asked_by"]
+            may = held is not None and access.may_still_change_user(asked_by, held)
             done = await db.one("merge_fields", **user, fields=document["fields"]) if may else None
             if done is not None:
-                found_changes = user_changes(done["id"], done["before"], done["after"])
-                changes += [(change, document["asked_by"]) for change in found_changes]
+                changes = user_changes(done["id"], done["before"], done["after"])
+                actor = Actor.of(asked_by, "updateProfile")
+                await emit(db, user["instance_id"], actor, changes, after=emitted)
+                emitted += len(changes)
             row = await db.one("get_member", **user) if done else None
             result = {
                 "success": row is not None,
@@ -182,26 +179,6 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
                 document_id=document["id"],
                 result=result,
             )
-        await _write_down(db, user["instance_id"], changes)
-
-
-async def _write_down(db: Connection, instance_id: int, changes: list[tuple[Change, dict[str, Any]]]) -> None:
-    """What the queue changed, in the name of those who asked for it."""
-    if changes:
-        await db.run(
-            "insert_events_of_others",
-            instance_id=instance_id,
-            types=[change.type for change, _ in changes],
-            user_ids=[change.user_id for change, _ in changes],
-            befores=[change.before for change, _ in changes],
-            afters=[change.after for change, _ in changes],
-            method="updateProfile",
-            key_ids=[who.get("key_id", 0) for _, who in changes],
-            key_names=[who.get("key_name", "") for _, who in changes],
-            request_ids=[who.get("request_id", "") for _, who in changes],
-            addresses=[who.get("address") for _, who in changes],
-            origins=[who.get("origin") for _, who in changes],
-        )
 
 
 class DocumentId(TenantParams):

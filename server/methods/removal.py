@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from server.base.errors import Conflict, MemberForbidden, NotFound
 from server.directory.users import UserRef, email_key, end_access, written
-from server.events.emit import identity
+from server.events.changes import identity
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 

@@ -13,8 +13,9 @@ from pydantic import AfterValidator, Field, model_validator
 from server.base.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.base.models import Result, TenantParams
 from server.directory.users import ABSENT, Line, found
-from server.events import webhooks
-from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
+from server.events import feed
+from server.events.changes import EVENTS
+from server.events.pages import is_full
 from server.methods.registry import Example, method
 from server.outside import outbound
 from server.tenants.call import Call
@@ -291,7 +292,7 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
         "id": event_id, "type": "webhook.test", "user_id": None, "before": None, "after": None,
         "origin": call.context.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }  # fmt: skip
-    body = webhooks.body_of(event, call.instance.name)
+    body = feed.body_of(event, call.instance.name)
     headers = outbound.headers_of(event_id, body, row["secret"], row["old_secret"], row["moment"])
     if _testing[call.instance.id] >= TESTS:
         raise TooMany("too many tests of webhooks are running, try again later", retry_after=1)
@@ -360,7 +361,7 @@ async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
         event = found(await call.db.one("get_event", instance_id=call.instance.id, event_id=event_id))
         if event["type"] not in EVENTS:
             raise NotFound
-        body = webhooks.body_of(event, call.instance.name)
+        body = feed.body_of(event, call.instance.name)
         await call.db.run(
             "insert_deliveries", **ref, event_ids=[event_id], types=[event["type"]], bodies=[body]
         )
@@ -408,8 +409,8 @@ class ChangePage(Result):
     more: bool = Field(description="Whether to ask again at once.")
 
 
-def _cursor(xid: str, place: int) -> str:
-    return base64.urlsafe_b64encode(f"{xid}.{place}".encode()).rstrip(b"=").decode()
+def _cursor(xid: str, seq: int) -> str:
+    return base64.urlsafe_b64encode(f"{xid}.{seq}".encode()).rstrip(b"=").decode()
 
 
 def _read_cursor(cursor: str) -> tuple[str, int]:
@@ -419,10 +420,10 @@ def _read_cursor(cursor: str) -> tuple[str, int]:
         raise _bad_cursor() from error
     if not (parts := re.fullmatch(r"([0-9]{1,20})\.([0-9]{1,10})", text)):
         raise _bad_cursor()
-    xid, place = int(parts[1]), int(parts[2])
-    if xid >= 2**64 or place >= 2**31:
+    xid, seq = int(parts[1]), int(parts[2])
+    if xid >= 2**64 or seq >= 2**31:
         raise _bad_cursor()
-    return str(xid), place
+    return str(xid), seq
 
 
 def _bad_cursor() -> Invalid:
@@ -449,16 +450,13 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     events have more than a megabyte.
     """
     if params.cursor is not None:
-        xid, place = _read_cursor(params.cursor)
+        xid, seq = _read_cursor(params.cursor)
     elif params.begin == "now":
-        xid, place = str(await call.db.value("find_feed_end")), 0
+        xid, seq = str(await call.db.value("find_feed_end")), 0
     else:
-        xid, place = "0", 0
-    rows = await call.db.all(
-        "read_events", instance_id=call.instance.id, xid=xid, place=place, row_limit=params.limit,
-        byte_limit=PAGE_BYTES,
-    )  # fmt: skip
+        xid, seq = "0", 0
+    rows = await feed.read(call.db, call.instance.id, xid, seq, params.limit)
     if rows:
-        xid, place = rows[-1]["xid"], rows[-1]["place"]
-    events = [payload(row, call.instance.name) for row in rows if webhooks.wants(params.types, None, row)]
-    return {"events": events, "cursor": _cursor(xid, place), "more": is_full(rows, params.limit)}
+        xid, seq = rows[-1]["xid"], rows[-1]["seq"]
+    events = [feed.payload(row, call.instance.name) for row in rows if feed.wants(params.types, None, row)]
+    return {"events": events, "cursor": _cursor(xid, seq), "more": is_full(rows, params.limit)}

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 from server.base.errors import Conflict, ServiceError
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
-from server.events.emit import EVENTS, Change, user_changes
+from server.events.changes import EVENTS, Change, user_changes
+from server.events.emit import Actor
 from server.outside.pictures import Pictures
 from server.postgres.db import Connection, Database
-from server.tenants.keys import Caller, Instance, KeyCache
+from server.tenants.instances import Instance
+from server.tenants.keys import KeyCache
+from server.tenants.principals import Principal
 
 
 class RequestContext(NamedTuple):
@@ -30,7 +33,7 @@ class RequestContext(NamedTuple):
 class Call:
     """One call on its way through its method."""
 
-    caller: Caller
+    caller: Principal
     settings: Settings
     database: Database
     hasher: PasswordHasher
@@ -60,13 +63,25 @@ class Call:
         allowed = self.methods[self.method].while_suspended
         return await self.keys.instance(self.caller, name, while_suspended=allowed)
 
-    def author(self) -> dict[str, Any]:
-        """Who does what from where: those columns of an event."""
-        return {
-            "method": self.method, "key_id": self.caller.key_id, "key_name": self.caller.key_name,
-            "request_id": self.context.request_id, "address": self.context.address,
-            "origin": self.context.origin,
-        }  # fmt: skip
+    async def find_instance_or_all(self, name: str | int | None) -> int | None:
+        """The id of the instance that the call is about; None, all of them, where an operator names none."""
+        if name is None and self.caller.is_operator:
+            return None
+        self.instance = await self.find_instance(name)
+        return self.instance.id
+
+    def actor(self) -> Actor:
+        """Who makes the call's changes, for its events."""
+        caller, context = self.caller, self.context
+        return Actor(
+            caller.kind,
+            caller.id,
+            caller.name,
+            self.method,
+            context.request_id,
+            context.address,
+            context.origin,
+        )
 
     def record(
         self,

@@ -1,4 +1,4 @@
--- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota, password_hash, event, method, key_id, key_name, request_id, address, origin)^
+-- name: create_user(instance_id, email, email_key, display_name, is_active, is_admin, profile, app_values, settings, apps, avatar, fields, language, is_confirmed, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota, files_quota, password_hash, event, method, actor_kind, key_id, key_name, request_id, address, origin)^
 -- The user with everything it is given: credential, six mailboxes, main calendar, two file folders; and its event, where
 -- that is not left to the others of its transaction. No row where the e-mail is another user's login, or where somebody
 -- wrote logins while this waited for the counters: their number is then another than this statement saw at its start.
@@ -63,10 +63,11 @@ new_folders AS (
 
 new_event AS (
     INSERT INTO events (
-        instance_id, place, type, user_id, after, method, key_id, key_name, request_id, address, origin
+        instance_id, place, type, user_id, after, method, actor_kind, key_id, key_name, request_id, address, origin
     )
     SELECT
-        :instance_id, 1, 'user.created', user_id, :event, :method, :key_id, :key_name, :request_id, :address, :origin
+        :instance_id, 1, 'user.created', user_id, :event, :method, :actor_kind, :key_id, :key_name, :request_id, :address,
+        :origin
     FROM counter
     WHERE :event::jsonb IS NOT NULL
 )
