@@ -9,9 +9,9 @@ from conftest import ADMIN, Client, insert_key, until
 
 from server.base.settings import Settings
 from server.base.tokens import digest
+from server.directory.upkeep import purge_expired
 from server.events import audit
 from server.events.audit import shortened
-from server.jobs.queue import purge_expired
 from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN

@@ -98,12 +98,17 @@ FROM (
                 LIMIT :look
             )
             UNION ALL
-            SELECT *
-            FROM events
-            WHERE
-                instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
-                AND created_at >= :since AND created_at < :until
-                AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
+            (
+                SELECT *
+                FROM events
+                WHERE
+                    instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
+                    AND created_at >= :since AND created_at < :until
+                    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
+                    AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+                ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
+                LIMIT :row_limit
+            )
         ) AS looked
         WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
         ORDER BY looked.created_at DESC, looked.xid DESC, looked.place DESC
