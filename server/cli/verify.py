@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from server.events.changes import Change
-from server.events.emit import by_itself, emit
+from server.events.emit import emit, system_actor
 from server.postgres.db import Connection, Database
 
 _BATCH = 5000
@@ -64,4 +64,4 @@ async def _repair(db: Connection, instance_id: int, user: Incomplete) -> None:
     for part, roles in user.missing.items():
         await db.run(_REPAIRS[part], instance_id=instance_id, user_id=user.user_id, roles=roles)
     change = Change("", user.user_id, None, user.missing)
-    await emit(db, instance_id, by_itself("repairUser", "verify"), [change])
+    await emit(db, instance_id, system_actor("repairUser", "verify"), [change])

@@ -411,7 +411,7 @@ async def insert(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> dict[i
     for place, (index, row) in enumerate(zip(wanted, rows, strict=True)):
         user_id = last["users"] + place + 1
         mailbox, folder = last["mailboxes"] + 6 * place, last["file_folders"] + 2 * place
-        call.record("user.created", user_id, after=creation(batch.items[index]))
+        call.emit("user.created", user_id, after=creation(batch.items[index]))
         created[index] = {
             "email": row["email"],
             "displayName": row["display_name"],
@@ -443,7 +443,7 @@ async def insert(call: Call, batch: Batch[Any], wanted: Sequence[int]) -> dict[i
             last_days=[day and date.fromisoformat(day) for day in days],
         )
         for row in assigned:
-            call.record("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})
+            call.emit("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})
     for index in wanted:
         if batch.items[index].createInOffice365:
             await office365.begin(call, created[index]["id"])
@@ -529,7 +529,7 @@ async def write(call: Call, changes: Sequence[tuple[Mapping[str, Any], dict[str,
             names = renamed(Names(before["email"], login), after["email"])
             states[before["id"]] = (await store_names(call, before["id"], names))["after"]
     for before, _ in changes:
-        call.record_user(before["id"], before["state"], states[before["id"]])
+        call.emit_user_changes(before["id"], before["state"], states[before["id"]])
         await pace.rest()
     await end_access(call, [row["id"] for row in rows if not row["is_active"]])
     if wanted:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from server.events.changes import Change
-from server.events.emit import by_itself, emit
+from server.events.emit import emit, system_actor
 from server.jobs.queue import Hopeless, Later, Services, Suspended, enqueue, job
 from server.outside import graph
 from server.outside.graph import Office365
@@ -25,7 +25,7 @@ async def begin(call: Call, user_id: int) -> bool:
     begun = await call.db.one("begin_office365", **user)
     if begun is not None:
         await enqueue(call.db, "office365", user | {"request_id": call.context.request_id})
-        call.note(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
+        call.audit_only(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
     return begun is not None
 
 
@@ -46,7 +46,7 @@ async def _note(
         after = {"office365": state, "objectId": object_id, "error": noted["error"]}
         before = {"office365": noted["state_before"]}
         after = {name: value for name, value in after.items() if value is not None}
-        actor = by_itself("createInOffice365", payload.get("request_id", "office365"))
+        actor = system_actor("createInOffice365", payload.get("request_id", "office365"))
         await emit(db, user["instance_id"], actor, [Change("", user["user_id"], before, after)])
 
 

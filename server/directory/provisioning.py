@@ -144,7 +144,7 @@ async def insert_user(
     if login is not None:
         await store_names(call, row["id"], Names(params.email, login))
     if not call.single:
-        call.record("user.created", row["id"], after=event)
+        call.emit("user.created", row["id"], after=event)
         if params.planId is not None:
             await assign_plan(call, instance_id, row["id"], params.planId, params.planValidTo)
     # Stored as jsonb the members would come back in another order than the document's.

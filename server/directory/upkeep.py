@@ -10,7 +10,7 @@ import structlog
 
 from server.base.settings import Settings
 from server.events.changes import Change, identity
-from server.events.emit import by_itself, emit
+from server.events.emit import emit, system_actor
 from server.postgres.db import Database, Row
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ async def _purge(database: Database, query: str, values: dict[str, Any]) -> int:
     async with database.transaction() as db:
         rows = await db.all(query, row_limit=_BATCH, **values)
         rows.sort(key=lambda row: (row["instance_id"], row["user_id"]))
-        actor = by_itself(told.method, told.method)
+        actor = system_actor(told.method, told.method)
         for instance_id, group in groupby(rows, key=lambda row: row["instance_id"]):
             await emit(db, instance_id, actor, [told.change(row) for row in group])
         return len(rows)

@@ -351,7 +351,7 @@ async def end_access(
     )
     for row in rows:
         before, after = {"sessions": row["ended"]}, {"sessions": 0}
-        call.record("session.revoked", row["user_id"], before=before, after=after)
+        call.emit("session.revoked", row["user_id"], before=before, after=after)
 
 
 async def record_password(call: Call, user: Any) -> None:
@@ -361,7 +361,7 @@ async def record_password(call: Call, user: Any) -> None:
         user: a row with id and had_password, of a statement that holds the user.
     """
     before = {"password": HIDDEN if user["had_password"] else None}
-    call.record("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
+    call.emit("user.password_changed", user["id"], before=before, after={"password": HIDDEN})
     await end_access(call, [user["id"]], codes=("reset",))
 
 

@@ -17,7 +17,7 @@ from server.base.errors import Contention, NotBegun, Unavailable
 from server.base.metrics import JobFact, Metrics
 from server.base.settings import Settings
 from server.events.changes import Change
-from server.events.emit import by_itself, emit
+from server.events.emit import emit, system_actor
 from server.events.windows import Due, Limits, Ref, Windows
 from server.outside.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.postgres.db import Connection, Database, pass_on_cancelling
@@ -145,7 +145,7 @@ async def _disable(db: Connection, one: Tried, because: str, failing_for: float)
     if disabled:
         before = {"id": webhook_id, "isActive": True}
         after = {"id": webhook_id, "isActive": False, "disabledBecause": because}
-        actor = by_itself("disableWebhook", str(one.row["event_id"]))
+        actor = system_actor("disableWebhook", str(one.row["event_id"]))
         await emit(db, instance_id, actor, [Change("", None, before, after)])
 
 

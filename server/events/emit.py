@@ -49,7 +49,7 @@ class Actor(NamedTuple):
         )  # fmt: skip
 
 
-def by_itself(method: str, request_id: str) -> Actor:
+def system_actor(method: str, request_id: str) -> Actor:
     """The server itself as actor.
 
     Args:

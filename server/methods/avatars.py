@@ -95,7 +95,7 @@ async def store_picture(call: Call, user_id: int, prepared: PreparedPicture) -> 
             **picture._asdict(),
         ),
     )
-    call.record_user(user_id, stored["before"], stored["after"])
+    call.emit_user_changes(user_id, stored["before"], stored["after"])
     return str(stored["avatar"])
 
 
@@ -187,7 +187,7 @@ async def remove_picture(call: Call, user_id: int) -> None:
         MemberForbidden: it is an administrator, and the key may not change one.
     """
     user = written(call, await call.db.one("remove_picture", instance_id=call.instance.id, user_id=user_id))
-    call.record_user(user_id, user["before"], user["after"])
+    call.emit_user_changes(user_id, user["before"], user["after"])
 
 
 class PictureName(Params):

@@ -303,7 +303,7 @@ async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedU
         ids = [user["id"] for user in gone]
         await call.db.run("delete_users", instance_id=call.instance.id, ids=ids)
         for user in gone:
-            call.record("user.deleted", user["id"], before=identity(user["state"]))
+            call.emit("user.deleted", user["id"], before=identity(user["state"]))
         await end_access(call, ids)
     batch.note_nothing(call, "deleteUsers")
     return batch.answer(dict.fromkeys(batch.items, True))

@@ -133,7 +133,7 @@ async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
 
 async def _confirm(call: Call, user_id: int) -> None:
     user = found(await call.db.one("confirm_user", instance_id=call.instance.id, user_id=user_id))
-    call.record_user(user_id, user["before"], user["after"])
+    call.emit_user_changes(user_id, user["before"], user["after"])
 
 
 @method(

@@ -82,7 +82,7 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
         description=params.description,
     )
     made = dict(found(row))
-    call.record("group.created", after={"name": made["name"], "description": made["description"]})
+    call.emit("group.created", after={"name": made["name"], "description": made["description"]})
     return {"id": made["id"], "name": made["name"], "description": made["description"], "isReserved": False,
             "members": 0, "createdAt": made["createdAt"]}  # fmt: skip
 
@@ -121,7 +121,7 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
             description=params.description,
         )
     )
-    call.record("group.updated", before=group["before"], after=group["after"])
+    call.emit("group.updated", before=group["before"], after=group["after"])
     return True
 
 
@@ -137,7 +137,7 @@ async def delete_group(call: Call, params: GroupRef) -> Any:
     """Delete a group. Its members stay users."""
     key = _own(params.name)
     group = found(await call.db.one("delete_group", instance_id=call.instance.id, name_key=key))
-    call.record("group.deleted", before=dict(group))
+    call.emit("group.deleted", before=dict(group))
     return True
 
 
@@ -164,7 +164,7 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
         if member["is_admin"] != is_in:
             await call.db.run("set_admin", **user, is_admin=is_in)
             states = {"before": {"isAdmin": not is_in}, "after": {"isAdmin": is_in}}
-            call.record("user.updated", member["id"], **states)
+            call.emit("user.updated", member["id"], **states)
     else:
         group_id = await call.db.value(
             "find_group", instance_id=call.instance.id, name_key=group_key(params.name)

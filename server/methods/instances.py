@@ -125,7 +125,7 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     assert row is not None
     # So that what happens is written down there.
     call.instance = Instance(row["id"], row["name"], row["is_active"], params.settings)
-    call.note(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
+    call.audit_only(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
     user = await insert_user(call, row["id"], admin, password_hash)
     await call.db.one(
@@ -371,7 +371,7 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
             for those in (stored["settings"], settings)
         )
     if given:
-        call.note(before=before, after=given)
+        call.audit_only(before=before, after=given)
     if params.isActive is not None and params.isActive != stored["isActive"]:
         await _record_activity(call, params.isActive)
     await call.db.run("announce_keys_changed")
@@ -400,12 +400,12 @@ async def _record_activity(call: Call, is_active: bool) -> None:
     before: dict[str, Any] = {"isActive": not is_active}
     after: dict[str, Any] = {"isActive": is_active}
     if is_active:
-        call.record("instance.reactivated", before=before, after=after)
+        call.emit("instance.reactivated", before=before, after=after)
         return
     # A statement of its own, after the one that holds the counters: it sees the sessions of logins that were
     # under way, and those that come later find the instance suspended.
     ended = await call.db.value("end_all_sessions", instance_id=call.instance.id)
-    call.record("instance.suspended", before=before | {"sessions": ended}, after=after | {"sessions": 0})
+    call.emit("instance.suspended", before=before | {"sessions": ended}, after=after | {"sessions": 0})
 
 
 class DeleteInstance(TenantParams):
@@ -435,7 +435,7 @@ async def delete_instance(call: Call, params: DeleteInstance) -> Any:
     # A statement of its own, as in _record_activity.
     await call.db.value("end_all_sessions", instance_id=call.instance.id)
     await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
-    call.note(before={"name": call.instance.name})
+    call.audit_only(before={"name": call.instance.name})
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True

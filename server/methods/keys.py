@@ -177,7 +177,7 @@ async def create_api_key(call: Call, params: CreateApiKey, instances: list[str])
         instances=instances, networks=params.networks or list(call.caller.networks),
         lifetime=params.expiresIn, rate_per_minute=rate,
     )  # fmt: skip
-    call.note(after=created | {"key": HIDDEN})
+    call.audit_only(after=created | {"key": HIDDEN})
     return created
 
 
@@ -305,7 +305,7 @@ async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | No
     )  # fmt: skip
     # Only now: a key that rotates itself would pass its new end on.
     await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
-    call.note(before=_held(row), after=created | {"key": HIDDEN, "overlap": params.overlap})
+    call.audit_only(before=_held(row), after=created | {"key": HIDDEN, "overlap": params.overlap})
     return created
 
 
@@ -369,7 +369,7 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     if params.scopes is not None:
         after["scopes"] = scopes
     after["ratePerMinute"] = rate if given else row["rate_per_minute"]
-    call.note(before={"id": params.id} | {name: before[name] for name in after}, after=after)
+    call.audit_only(before={"id": params.id} | {name: before[name] for name in after}, after=after)
     return True
 
 
@@ -390,5 +390,5 @@ async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None)
     """
     row = await _locked_key(call, params.id, instance_id)
     await call.db.run("revoke_key", key_id=params.id)
-    call.note(before=_held(row))
+    call.audit_only(before=_held(row))
     return True

@@ -296,7 +296,7 @@ async def create_member(call: Call, params: CreateMember, prepared: Prepared) ->
         is_confirmed=params.confirmationUrl is None, login=names.login,
     )  # fmt: skip
     account = await insert_account(call, created["id"], params.sponsorId, name)
-    call.note(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
+    call.audit_only(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
     if params.confirmationUrl is not None:
         await mail_code(
             call.db,
@@ -375,7 +375,7 @@ async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
         ),
     )
     closed = {"accountClosed": True} if params.withAccount else None
-    call.record("user.deleted", params.id, before=identity(user["state"]), after=closed)
+    call.emit("user.deleted", params.id, before=identity(user["state"]), after=closed)
     await end_access(call, [params.id])
     return True
 
@@ -402,5 +402,5 @@ async def change_language(call: Call, params: ChangeLanguage) -> Any:
             "set_language", instance_id=call.instance.id, user_id=params.id, language=params.language
         ),
     )
-    call.record_user(params.id, user["before"], user["after"])
+    call.emit_user_changes(params.id, user["before"], user["after"])
     return True

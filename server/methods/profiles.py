@@ -114,7 +114,7 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         changed = await change_email(call, params.id, prepared.email, "profile.email")
         if changed is not None:
             written(call, changed)
-            call.record_user(params.id, changed["before"], changed["after"])
+            call.emit_user_changes(params.id, changed["before"], changed["after"])
             await end_codes(call, before=changed["before"], after=changed["after"], user_id=params.id)
     document_id = uuid.uuid4()
     document = await call.db.one(
@@ -301,7 +301,7 @@ async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
     }  # fmt: skip
     before = await call.db.value("define_field", instance_id=call.instance.id, alias=params.alias, **values)
     alias = {"alias": params.alias}
-    call.note(before=before and alias | before, after=alias | values)
+    call.audit_only(before=before and alias | before, after=alias | values)
     return True
 
 
@@ -323,5 +323,5 @@ async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
     """Take a field of the instance's own away. The values that users have of it stay, unseen, and come back
     with the field."""
     before = found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
-    call.note(before={"alias": params.alias} | before)
+    call.audit_only(before={"alias": params.alias} | before)
     return True

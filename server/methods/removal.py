@@ -26,7 +26,7 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
     """
     key = email_key(params.email)
     user = written(call, await call.db.one("delete_user", instance_id=call.instance.id, email_key=key))
-    call.record("user.deleted", user["id"], before=identity(user["state"]))
+    call.emit("user.deleted", user["id"], before=identity(user["state"]))
     await end_access(call, [user["id"]])
     return True
 
@@ -47,7 +47,7 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
     """
     key = email_key(params.email)
     user = written(call, await call.db.one("restore_user", instance_id=call.instance.id, key=key))
-    call.record("user.restored", user["id"], after=identity(user["state"]))
+    call.emit("user.restored", user["id"], after=identity(user["state"]))
     return True
 
 
@@ -72,5 +72,5 @@ async def purge_user_by_email(call: Call, params: UserRef) -> Any:
             raise NotFound
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
     written(call, purged)
-    call.record("user.purged", purged["id"], before=identity(purged["state"]))
+    call.emit("user.purged", purged["id"], before=identity(purged["state"]))
     return True

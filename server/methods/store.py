@@ -329,7 +329,7 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     given = params.model_dump(include=members & params.model_fields_set)
     changes.append(written(call, await change_store_user(call.db, call.instance.id, params.id, given)))
     before, after = changes[0]["before"], changes[-1]["after"]
-    call.record_user(params.id, before, after)
+    call.emit_user_changes(params.id, before, after)
     await end_codes(call, before=before, after=after, user_id=params.id)
     if password_hash is not None:
         await record_password(
@@ -343,7 +343,7 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
         named = await call.db.one("name_newest_plan", **user, name=params.planName)
         if named is not None and named["old_name"] != params.planName:
             plan = {"planId": named["plan_id"]}
-            call.record(
+            call.emit(
                 "user.updated",
                 params.id,
                 before={"plan": plan | {"name": named["old_name"]}},
@@ -361,7 +361,7 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
             "set_user_active", instance_id=call.instance.id, user_id=user_id, is_active=is_active
         ),
     )
-    call.record_user(user_id, user["before"], user["after"])
+    call.emit_user_changes(user_id, user["before"], user["after"])
     if not is_active:
         await end_access(call, [user_id])
     return True
@@ -507,5 +507,5 @@ async def end_session(call: Call, params: SessionId) -> Any:
     session = written(
         call, await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
     )
-    call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
+    call.emit("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True

@@ -162,7 +162,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
             files_quota=quotas.files,
         ),
     )
-    call.record_user(user["id"], user["before"], user["after"])
+    call.emit_user_changes(user["id"], user["before"], user["after"])
     if before:
         await replace_groups(call, {user["id"]: group_ids})
         await record_groups(call, before)
@@ -223,7 +223,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
     renamed = await rename(call, held, params.newEmail, "newEmail")
     if renamed is not None:
         user = written(call, renamed)
-        call.record_user(user["id"], user["before"], user["after"])
+        call.emit_user_changes(user["id"], user["before"], user["after"])
         await end_codes(call, before=user["before"], after=user["after"], user_id=user["id"])
     return True
 
@@ -266,7 +266,7 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
     written(call, changed)
     if password_hash is not None:
         access.require_user(call.caller, {"is_admin": changed["before"]["isAdmin"]})
-    call.record_user(changed["id"], changed["before"], changed["after"])
+    call.emit_user_changes(changed["id"], changed["before"], changed["after"])
     await end_codes(call, before=changed["before"], after=changed["after"], user_id=changed["id"])
     if password_hash is not None:
         await record_password(call, changed)

@@ -125,7 +125,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     )
     if row is None:
         raise Conflict(f"the instance has {MOST} webhooks already", code="too_many_webhooks")
-    call.note(after=dict(row))
+    call.audit_only(after=dict(row))
     return dict(row) | {"secret": secret}
 
 
@@ -206,7 +206,7 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
         is_active=changed["isActive"],
     )
     webhook = {"id": params.id}
-    call.note(before=webhook | {name: stored[name] for name in given}, after=webhook | given)
+    call.audit_only(before=webhook | {name: stored[name] for name in given}, after=webhook | given)
     return True
 
 
@@ -221,7 +221,7 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
 async def delete_webhook(call: Call, params: WebhookRef) -> Any:
     """Delete a webhook with its secrets and the log of its deliveries; what waits is not sent any more."""
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
-    call.note(before=dict(found(await call.db.one("hold_webhook", **ref))))
+    call.audit_only(before=dict(found(await call.db.one("hold_webhook", **ref))))
     await call.db.run("delete_webhook", **ref)
     return True
 
@@ -268,7 +268,7 @@ async def rotate_webhook_secret(call: Call, params: RotateWebhookSecret) -> Any:
         overlap=params.overlap,
     )
     rotated = dict(found(row))
-    call.note(after=rotated)
+    call.audit_only(after=rotated)
     return rotated | {"secret": secret}
 
 
@@ -365,7 +365,7 @@ async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
         await call.db.run(
             "insert_deliveries", **ref, event_ids=[event_id], types=[event["type"]], bodies=[body]
         )
-    call.note(after={"id": params.id, "eventId": params.eventId})
+    call.audit_only(after={"id": params.id, "eventId": params.eventId})
     return True
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from server.base.settings import Settings
 from server.base.tokens import digest
 from server.events.changes import Change
-from server.events.emit import by_itself, emit
+from server.events.emit import emit, system_actor
 from server.postgres.db import Database
 from server.postgres.migrations import load_migrations, migrate, migration_lock
 from server.rpc.dispatch import Dispatcher
@@ -63,7 +63,7 @@ async def bootstrap(
                 )  # fmt: skip
                 assert row is not None
                 created = {"id": row["id"], "name": "bootstrap", "instances": instances}
-                actor = by_itself("createApiKey", "bootstrap")
+                actor = system_actor("createApiKey", "bootstrap")
                 await emit(db, 0, actor, [Change("", None, None, created)])
             return FirstStart(migrations, key)
     finally:

@@ -83,7 +83,7 @@ class Call:
             context.origin,
         )
 
-    def record(
+    def emit(
         self,
         event: str,
         user_id: int | None = None,
@@ -91,10 +91,12 @@ class Call:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note a change. A call that notes none is written down by its method's name and params.
+        """Tell a change to the audit, the feed and webhooks; dispatch stores it in the same transaction.
+
+        A call that tells no change is in the audit by its method's name and params.
 
         Args:
-            event: one of events.EVENTS.
+            event: one of EVENTS.
             user_id: whom it is about.
             before, after: the members that changed, whole and without secrets; models are dumped with
                 context=IN_EVENTS.
@@ -102,17 +104,17 @@ class Call:
         assert event in EVENTS, event
         self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
 
-    def record_user(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Note what differs between two states of a user, as the SQL function user_state gives them."""
+    def emit_user_changes(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Tell what differs between two states of a user, as the SQL function user_state gives them."""
         self.subject = user_id
         self.changes += user_changes(user_id, before, after)
 
-    def note(
+    def audit_only(
         self,
         user_id: int | None = None,
         *,
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note a change that only the audit tells of, by the name of the method; see record."""
+        """Tell a change to the audit alone, by the name of the method; see emit."""
         self.changes.append(Change("", user_id, dict(before or {}) or None, dict(after or {}) or None))
