@@ -13,7 +13,7 @@ from server.base.settings import Settings
 from server.postgres.queries import NamedQuery, load_queries
 from server.serving.app import build
 from server.tenants.call import RequestContext
-from server.tenants.keys import OPERATOR
+from server.tenants.principals import OPERATOR
 
 
 class Statement(NamedTuple):

@@ -34,7 +34,8 @@ from server.rpc.dispatch import Dispatcher
 from server.serving.app import create_app
 from server.serving.connections import Runner
 from server.tenants.call import RequestContext
-from server.tenants.keys import OPERATOR, SCOPES, TENANT_SCOPES, new_key
+from server.tenants.keys import new_key
+from server.tenants.principals import OPERATOR, SCOPES, TENANT_SCOPES
 from server.wires.http import DISPATCHER
 
 # Cheap hashes: what the tests ask about is everything else. test_passwords.py uses the real ones.

@@ -1,5 +1,8 @@
 """Who may change whom: administrators only with users:admin, by whatever method; and no key a stronger one."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import asyncpg
@@ -8,10 +11,12 @@ from conftest import ADMIN, Client, contents, insert_key
 from pydantic import BaseModel
 from test_avatars import encoded, photo, sent
 
+from server.base.error_codes import ERROR_CODES
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
-from server.tenants.keys import TENANT_SCOPES
+from server.tenants import access
+from server.tenants.principals import SCOPES, TENANT_SCOPES
 
 WITHOUT_ADMIN = tuple(scope for scope in TENANT_SCOPES if scope != "users:admin")
 BOSS = {"email": "boss@example.com"}
@@ -269,6 +274,68 @@ async def test_a_validation_says_so_too(client: Client, boss: dict[str, Any], db
     assert (await weak.call("validateReplacement", BOSS | same))["valid"]
     assert (await client.call("validateReplacement", BOSS | {"firstName": "Ann"}))["valid"]
     assert BOSS["email"] != ADMIN
+
+
+# --- one place for all rules ----------------------------------------------------------------------------
+
+
+SERVER = Path(__file__).parents[1] / "server"
+APART = {"tenants/access.py", "tenants/principals.py"}
+"""The rules, and the list of the scopes."""
+
+
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    """The syntax of a module without its @method(...)."""
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        yield node
+        for child in ast.iter_child_nodes(node):
+            match child:
+                case ast.Call(func=ast.Name("method")):
+                    pass
+                case _:
+                    yield from walk(child)
+
+    yield from walk(ast.parse(path.read_text()))
+
+
+def test_scopes_are_named_by_the_rules_and_the_methods_alone() -> None:
+    for path in sorted(SERVER.rglob("*.py")):
+        if path.relative_to(SERVER).as_posix() not in APART:
+            for node in _nodes(path):
+                named = node.value if isinstance(node, ast.Constant) else None
+                assert named not in SCOPES, f"{path.name}:{getattr(node, 'lineno', 0)} names {named}"
+
+
+def test_refusals_are_made_by_the_rules_alone() -> None:
+    kinds = {"MemberForbidden", "MissingScope", "OperatorsOnly", "InstanceSuspended", "NotHeld"}
+    for path in sorted(SERVER.rglob("*.py")):
+        if path.relative_to(SERVER).as_posix() not in APART:
+            for node in _nodes(path):
+                match node:
+                    case ast.Raise(exc=ast.Name(kind)) | ast.Call(func=ast.Name(kind)):
+                        assert kind not in kinds, f"{path.name}:{node.lineno} makes a {kind}"
+
+
+def test_every_refusal_of_a_key_has_a_rule() -> None:
+    """All that is forbidden, but for a wire that is switched off."""
+    told = {rule.error.code for rule in access.RULES}
+    known = {code for code, entry in ERROR_CODES.items() if entry.status == 403}
+    assert known - told == {"provisioning_disabled"} and told <= known
+    assert all(
+        scope == access.MEMBER_SCOPES[member]
+        for method in METHODS.values()
+        for member, scope in method.member_scopes.items()
+    )
+
+
+def test_the_reference_has_the_rules() -> None:
+    rows = ["| what is asked | what it needs | code without it |", "| --- | --- | --- |"]
+    rows += [f"| {rule.asked} | {rule.needs} | `{rule.error.code}` |" for rule in access.RULES]
+    text = (SERVER / "methods" / "README.md").read_text()
+    found = text.partition("\n## Who may do what\n")[2].partition("\n## ")[0]
+    table = "\n".join(line for line in found.splitlines() if line.startswith("|"))
+    assert table == "\n".join(rows), "put this table there:\n" + "\n".join(rows)
 
 
 # --- API keys -------------------------------------------------------------------------------------------

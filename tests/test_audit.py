@@ -9,9 +9,9 @@ from conftest import ADMIN, Client, insert_key, until
 
 from server.base.settings import Settings
 from server.base.tokens import digest
-from server.events.emit import shortened
-from server.jobs.queue import purge_expired
-from server.methods import audit
+from server.directory.upkeep import purge_expired
+from server.events import audit
+from server.events.audit import shortened
 from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
@@ -312,6 +312,33 @@ async def test_what_belongs_to_no_instance_is_the_operators(
     assert "createApiKey" not in {one["type"] for one in mine}
     poor = client.using(await insert_key(db, scopes=("users:read",)))
     assert await poor.outcome("listAuditEvents") == (403, "not-allowed")
+
+
+async def test_actors(client: Client, operator: Client, db: asyncpg.Connection) -> None:
+    """A key, the system, and a person; events of versions that stored no kind tell a key from the system by its id."""
+    await client.call("createUser", {"email": JANE})
+    key_id = await db.fetchval("SELECT id FROM api_keys WHERE name = 'test'")
+
+    async def shown() -> tuple[dict[str, Any], int, str]:
+        (event,) = (await client.call("listAuditEvents", {"limit": 1}))["events"]
+        return event["actor"], event["keyId"], event["keyName"]
+
+    assert await shown() == ({"kind": "key", "id": key_id, "name": "test"}, key_id, "test")
+    for place, (kind, actor_id, told, told_key) in enumerate(
+        [(None, 7, "key", 7), (None, 0, "system", 0), ("system", 0, "system", 0), ("person", 7, "person", 0)]
+    ):
+        await db.execute(
+            "INSERT INTO events (instance_id, place, type, method, actor_kind, key_id, key_name, request_id)"
+            " VALUES (1, $1, 'x', 'x', $2, $3, 'ann', 'x')",
+            place, kind, actor_id,
+        )  # fmt: skip
+        assert await shown() == ({"kind": told, "id": actor_id, "name": "ann"}, told_key, "ann")
+
+
+async def test_what_the_command_line_does_is_the_systems(client: Client, officerpc: Any) -> None:
+    await officerpc("users", "create", JANE, "-i", "MYINSTANCE")
+    listed = await officerpc("audit", "-i", "MYINSTANCE", "--type", "user.created", "--limit", "1", "--json")
+    assert listed.json["actor"] == {"kind": "system", "id": 0, "name": "command line"}
 
 
 def test_what_is_long_is_shown_shortened() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 from conftest import ADMIN, Client
 
-from server.tenants.keys import SCOPES, TENANT_SCOPES, new_key
+from server.tenants.keys import new_key
+from server.tenants.principals import SCOPES, TENANT_SCOPES
 
 MINE = ("--instance", "MYINSTANCE")
 

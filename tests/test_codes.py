@@ -16,7 +16,7 @@ from server.base.settings import Settings
 from server.base.tokens import digest
 from server.methods.codes import EXAMPLE_CODES, MAX_URL, checked_link, issue_code, mail_code
 from server.postgres.db import Database
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 JANE = {"email": "jane@example.com"}
 URL = "https://example.com/reset?code={{code}}"

@@ -12,7 +12,7 @@ from conftest import FAST_HASHES, Client, Serve, until
 
 from server.base.settings import Settings
 from server.cli.session import Session
-from server.jobs.queue import purge_expired
+from server.directory.upkeep import purge_expired
 from server.postgres.queries import load_queries
 from server.serving.bootstrap import bootstrap
 from server.tenants.keys import new_key
@@ -214,3 +214,12 @@ async def test_a_role_that_owns_no_tables_serves(
     refused = await officerpc("migrate", OFFICERPC_DATABASE_URL=app_role)
     assert refused.status == 1 and "as the role that owns the tables" in refused.err
     assert "Traceback" not in refused.err
+
+
+def test_one_writer() -> None:
+    """Events are written by events/emit.py, and by createUser's single statement."""
+    root = Path(__file__).parents[1]
+    writers = [path.name for path in (root / "server").rglob("*.py") if "insert_events" in path.read_text()]
+    assert writers == ["emit.py"]
+    statements = [query.name for query in load_queries().values() if "INSERT INTO events" in query.sql]
+    assert sorted(statements) == ["create_user", "insert_events"]

@@ -16,7 +16,7 @@ from server.base.settings import Settings
 from server.jobs import queue
 from server.outside import graph
 from server.outside.graph import Busy, Graph, Office365, Refused
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 SECRET = "s3cret~of.the-application"
 CREDENTIALS = {"tenantId": "acme.example", "clientId": "0f1e2d3c-app", "clientSecret": SECRET}

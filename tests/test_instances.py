@@ -8,7 +8,7 @@ import pytest
 from conftest import ADMIN, LINK_HOST, Client, footprint, insert_key, until
 
 from server.methods.registry import METHODS
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 
 async def test_a_new_instance_has_its_administrator(operator: Client) -> None:

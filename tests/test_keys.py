@@ -8,7 +8,8 @@ import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
 from server.base.tokens import digest
-from server.tenants.keys import SCOPES, checksum, looks_like_key, new_key
+from server.tenants.keys import checksum, looks_like_key, new_key
+from server.tenants.principals import SCOPES
 
 LOOK_UP = {"email": ADMIN}
 DENIED, FORBIDDEN = (401, "not-allowed"), (403, "not-allowed")

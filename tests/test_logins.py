@@ -11,7 +11,7 @@ from conftest import ADMIN, Client, until
 
 from server.base.errors import Invalid
 from server.methods.codes import checked_link
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 NAMES = {"firstname": "Jo", "lastname": "Smith"}
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'

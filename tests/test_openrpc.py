@@ -16,7 +16,7 @@ from server.base.models import positions, validated
 from server.methods.registry import METHODS
 from server.rpc.openrpc import document
 from server.serving.app import openapi
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import asyncpg
 from conftest import ADMIN, Client, Log, Serve
 
 from server.base.settings import Settings
-from server.jobs.queue import purge_expired
+from server.directory.upkeep import purge_expired
 from server.postgres.db import Database
 
 

@@ -27,10 +27,10 @@ from conftest import ADMIN, Client, Log, Serve, insert_key, until
 from processes import DroppingProxy, eventually, running
 
 from server.base.settings import Settings
+from server.directory.upkeep import purge_expired
 from server.events import deliveries as deliveries_module
 from server.events import webhooks
 from server.events.windows import Limits, Windows
-from server.jobs.queue import purge_expired
 from server.outside import outbound
 from server.outside.addresses import is_public
 from server.postgres import analyze

@@ -165,17 +165,6 @@ class MemberForbidden(Forbidden):
     # The method is allowed, but not this of it.
     code = "member_forbidden"
 
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        scope: str
-        | None = "users:admin",  # nearly always it is about an administrator: server/tenants/access.py
-        code: str | None = None,
-        fields: Sequence[FieldError] = (),
-    ) -> None:
-        super().__init__(message, scope=scope, code=code, fields=fields)
-
 
 class NotHeld(Forbidden):
     """not-allowed"""

@@ -27,10 +27,10 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make an API key, shown this once."""
-    from server.tenants.keys import SCOPES, TENANT_SCOPES
+    from server.tenants.principals import grantable_scopes
 
     params: dict[str, Any] = {
-        "name": name, "scopes": scope or list(SCOPES if operator else TENANT_SCOPES), "isOperator": operator,
+        "name": name, "scopes": scope or grantable_scopes(operator=operator), "isOperator": operator,
         "expiresIn": expires_in, "ratePerMinute": rate,
     }  # fmt: skip
     if not operator:
@@ -65,9 +65,9 @@ def _instances(key: Any) -> str:
 
 
 def _scopes(key: Any) -> str:
-    from server.tenants.keys import SCOPES, TENANT_SCOPES
+    from server.tenants.principals import grantable_scopes
 
-    possible = SCOPES if key["isOperator"] else TENANT_SCOPES
+    possible = grantable_scopes(operator=key["isOperator"])
     held = set(key["scopes"]).intersection(possible)
     return "all" if len(held) == len(possible) else f"{len(held)} of {len(possible)}"
 
@@ -95,7 +95,7 @@ def change_scopes(
         fail("name the key whose scopes are to be changed")
 
     async def work(session: Session) -> list[Any]:
-        from server.tenants.keys import SCOPES, TENANT_SCOPES
+        from server.tenants.principals import grantable_scopes
 
         keys = [key for key in await _all_keys(session) if _state(key) == "active"]
         if key_id is not None:
@@ -104,7 +104,7 @@ def change_scopes(
                 fail(f"{key_id}: not found")
         found = []
         for key in keys:
-            possible = SCOPES if key["isOperator"] else TENANT_SCOPES
+            possible = grantable_scopes(operator=key["isOperator"])
             lacks = [scope for scope in possible if scope not in key["scopes"]]
             if grant or withdraw:
                 added = lacks if grant == ["all"] else grant or []

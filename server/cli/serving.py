@@ -154,6 +154,7 @@ def work() -> None:
     _warn_of_unknown_variables()
 
     async def working(database: Located) -> None:
+        from server.directory import upkeep
         from server.events import webhooks
         from server.jobs import queue
 
@@ -162,7 +163,7 @@ def work() -> None:
         await session.database.open()
         tasks = [
             asyncio.create_task(queue.work(services)),
-            asyncio.create_task(queue.keep_purging(session.database, settings)),
+            asyncio.create_task(upkeep.keep_purging(session.database, settings)),
             asyncio.create_task(
                 webhooks.keep_delivering(settings, session.database, session.dispatcher.metrics)
             ),

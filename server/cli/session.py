@@ -72,7 +72,7 @@ class Session:
     async def call(self, method: str, params: dict[str, Any]) -> Any:
         """A registered method, called by the operator."""
         from server.tenants.call import RequestContext
-        from server.tenants.keys import OPERATOR
+        from server.tenants.principals import OPERATOR
 
         self.asked = params
         return await self.dispatcher.call(OPERATOR, method, params, RequestContext("command-line"))

@@ -22,7 +22,7 @@ from server.postgres.analyze import analyzing
 from server.postgres.db import Database, pass_on_cancelling
 from server.rpc.dispatch import Dispatcher
 from server.tenants.call import RequestContext
-from server.tenants.keys import OPERATOR
+from server.tenants.principals import OPERATOR
 from server.wires.parsing import parse_json
 
 PASSWORDS = 100

@@ -132,7 +132,7 @@ def export_users(instance: InstanceName) -> None:
 
     async def work(session: Session) -> None:
         from server.cli.transfer import exported_users
-        from server.tenants.keys import OPERATOR
+        from server.tenants.principals import OPERATOR
 
         session.asked = {"instance": instance}
         target = await session.keys.instance(OPERATOR, instance, while_suspended=True)

@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from server.directory.creation import LAYOUT
-from server.events.emit import by_itself
+from server.events.changes import Change
+from server.events.emit import emit, system_actor
 from server.postgres.db import Connection, Database
 
 _BATCH = 5000
@@ -64,7 +65,5 @@ async def incomplete_users(
 async def _repair(db: Connection, instance_id: int, user: Incomplete) -> None:
     for part, roles in user.missing.items():
         await db.run(_REPAIRS[part], instance_id=instance_id, user_id=user.user_id, roles=roles)
-    await db.run(
-        "insert_events", instance_id=instance_id, types=["repairUser"], user_ids=[user.user_id],
-        befores=[None], afters=[user.missing], **by_itself("repairUser", "verify"),
-    )  # fmt: skip
+    change = Change("", user.user_id, None, user.missing)
+    await emit(db, instance_id, system_actor("repairUser", "verify"), [change])

@@ -8,7 +8,7 @@ records the events.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.base.errors import MemberForbidden, NotFound, ServiceError
+from server.base.errors import NotFound, ServiceError
 from server.base.models import HIDDEN
 from server.base.pace import Pace
 from server.directory.groups import (
@@ -24,7 +24,7 @@ from server.directory.names import Names, renamed
 from server.directory.rows import Edit, Row, hold, state, store, with_fields, with_names
 from server.directory.rules import names_of
 from server.directory.users import NewUser, ReplaceUser, UserChanges, email_key
-from server.events.emit import identity
+from server.events.changes import identity
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -153,8 +153,8 @@ async def refusals(
     found: dict[int, ServiceError] = {}
     pace = Pace()
     for index, edit in edits.items():
-        if edit.has_effect and not access.may_change_user(call.caller, edit.before, edit.after):
-            found[index] = MemberForbidden()
+        if edit.has_effect and (forbidden := access.user_refusal(call.caller, edit.before, edit.after)):
+            found[index] = forbidden
         elif refusal := claims.refusal(edit.before, edit.after, member):
             found[index] = refusal
         await pace.rest()
@@ -177,23 +177,21 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
         await replace_groups(call, {user_id: edit.group_ids or () for user_id, edit in moved.items()})
         await record_groups(call, {user_id: list(edit.groups) for user_id, edit in moved.items()})
     for row in ended:
-        call.record(
-            "session.revoked", row["user_id"], before={"sessions": row["ended"]}, after={"sessions": 0}
-        )
+        call.emit("session.revoked", row["user_id"], before={"sessions": row["ended"]}, after={"sessions": 0})
 
 
 def _record(call: Call, edit: Edit) -> None:
     user_id, before, after = edit.before["id"], state(edit.before), state(edit.after)
     if edit.is_deletion:
         closed = {"accountClosed": True} if edit.closes_account else None
-        call.record("user.deleted", user_id, before=identity(before), after=closed)
+        call.emit("user.deleted", user_id, before=identity(before), after=closed)
     elif edit.is_return:
-        call.record("user.restored", user_id, after=identity(after))
+        call.emit("user.restored", user_id, after=identity(after))
     else:
-        call.record_user(user_id, before, after)
+        call.emit_user_changes(user_id, before, after)
     if edit.password_hash is not None:
         had = {"password": HIDDEN if edit.before["has_password"] else None}
-        call.record("user.password_changed", user_id, before=had, after={"password": HIDDEN})
+        call.emit("user.password_changed", user_id, before=had, after={"password": HIDDEN})
 
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:

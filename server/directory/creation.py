@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from server.base.errors import Contention, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
+from server.base.errors import Contention, FieldError, Invalid, NotFound, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
 from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
@@ -84,8 +84,8 @@ async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Bat
     """
     pace = Pace()
     for index, item in list(batch.items.items()):
-        if all_new and item.isAdmin and not access.may_administrate(call.caller):
-            batch.fail(index, MemberForbidden())
+        if all_new and (refusal := access.member_refusal(call.caller, item)):
+            batch.fail(index, refusal)
         elif failures := early_failures(call, item.password, item.createInOffice365):
             batch.fail(index, Invalid.of(failures[:1]))
         await pace.rest()
@@ -204,7 +204,7 @@ async def create(
             users=rows,
             login_count=sum(row["login"] is not None for row in rows),
             layout=LAYOUT,
-            **call.author(),
+            **call.actor().columns(),
         )
     if last is None:
         raise await _why_none(call, [row["email_key"] for row in rows])
@@ -212,7 +212,7 @@ async def create(
     for index, row, event in zip(wanted, rows, events, strict=True):
         created[index] = _shown(row, last)
         if not call.single:
-            call.record("user.created", created[index]["id"], after=event)
+            call.emit("user.created", created[index]["id"], after=event)
         await pace.rest()
     await _assign_plans(call, batch, created, looked=looked)
     for index in wanted:
@@ -328,4 +328,4 @@ async def _assign_plans(
         last_days=[day and date.fromisoformat(day) for day in days],
     )
     for row in assigned:
-        call.record("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})
+        call.emit("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})

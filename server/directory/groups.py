@@ -98,4 +98,4 @@ async def record_groups(call: Call, before: Mapping[int, list[str]]) -> None:
     for user_id, names in before.items():
         if names != after[user_id]:
             access.require_user(call.caller, {"is_admin": ADMINS in (*names, *after[user_id])})
-            call.record("user.updated", user_id, before={"groups": names}, after={"groups": after[user_id]})
+            call.emit("user.updated", user_id, before={"groups": names}, after={"groups": after[user_id]})

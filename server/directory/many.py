@@ -19,7 +19,7 @@ from server.base.models import Failure, Result, TenantParams, validated
 from server.base.pace import Pace
 from server.base.settings import Settings
 from server.directory.users import NewUser, email_key, taken
-from server.events.emit import Change
+from server.events.changes import Change
 from server.postgres.db import Connection, translated
 from server.tenants.call import Call
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from server.events.emit import by_itself
+from server.events.changes import Change
+from server.events.emit import emit, system_actor
 from server.jobs.queue import Hopeless, Later, Services, Suspended, enqueue, job
 from server.outside import graph
 from server.outside.graph import Office365
 from server.tenants.call import Call
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentials (office365)"
 
@@ -24,7 +25,7 @@ async def begin(call: Call, user_id: int) -> bool:
     begun = await call.db.one("begin_office365", **user)
     if begun is not None:
         await enqueue(call.db, "office365", user | {"request_id": call.context.request_id})
-        call.note(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
+        call.audit_only(user_id, before={"office365": begun["state_before"]}, after={"office365": "pending"})
     return begun is not None
 
 
@@ -43,15 +44,10 @@ async def _note(
         if noted is None or noted["state_before"] == state:
             return
         after = {"office365": state, "objectId": object_id, "error": noted["error"]}
-        await db.run(
-            "insert_events",
-            instance_id=user["instance_id"],
-            types=["createInOffice365"],
-            user_ids=[user["user_id"]],
-            befores=[{"office365": noted["state_before"]}],
-            afters=[{name: value for name, value in after.items() if value is not None}],
-            **by_itself("createInOffice365", payload.get("request_id", "office365")),
-        )
+        before = {"office365": noted["state_before"]}
+        after = {name: value for name, value in after.items() if value is not None}
+        actor = system_actor("createInOffice365", payload.get("request_id", "office365"))
+        await emit(db, user["instance_id"], actor, [Change("", user["user_id"], before, after)])
 
 
 async def _give_up(services: Services, payload: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from server.base.errors import FieldError, Invalid
 from server.base.passwords import is_common
 from server.directory.users import NewUser, ReplaceUser
 from server.tenants.call import Call
-from server.tenants.keys import PasswordPolicy
+from server.tenants.instances import PasswordPolicy
 
 
 def password_failures(member: str, password: str | None, policy: PasswordPolicy) -> list[FieldError]:

@@ -93,7 +93,7 @@ async def assign_plan(
     if assigned is None:
         raise Invalid.of([await _why_not(call.db, instance_id, plan_id)])
     if assigned["before"] != assigned["after"]:
-        call.record(
+        call.emit(
             "user.updated", user_id, before={"plan": assigned["before"]}, after={"plan": assigned["after"]}
         )
     return int(assigned["id"])

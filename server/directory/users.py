@@ -17,7 +17,7 @@ from server.directory.groups import GroupNames, is_admins
 from server.directory.store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
 from server.outside.mail import ENCODED_WORD
 from server.tenants.call import Call
-from server.tenants.keys import Mebibytes
+from server.tenants.instances import Mebibytes
 
 ABSENT: Any = None
 """Default of a member that may be left out but, when given, is not null."""

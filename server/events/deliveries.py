@@ -16,7 +16,8 @@ import structlog
 from server.base.errors import Contention, NotBegun, Unavailable
 from server.base.metrics import JobFact, Metrics
 from server.base.settings import Settings
-from server.events.emit import by_itself
+from server.events.changes import Change
+from server.events.emit import emit, system_actor
 from server.events.windows import Due, Limits, Ref, Windows
 from server.outside.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.postgres.db import Connection, Database, pass_on_cancelling
@@ -142,15 +143,10 @@ async def _disable(db: Connection, one: Tried, because: str, failing_for: float)
         failing_for=failing_for,
     )
     if disabled:
-        await db.run(
-            "insert_events",
-            instance_id=instance_id,
-            types=["disableWebhook"],
-            user_ids=[None],
-            befores=[{"id": webhook_id, "isActive": True}],
-            afters=[{"id": webhook_id, "isActive": False, "disabledBecause": because}],
-            **by_itself("disableWebhook", str(one.row["event_id"])),
-        )
+        before = {"id": webhook_id, "isActive": True}
+        after = {"id": webhook_id, "isActive": False, "disabledBecause": because}
+        actor = system_actor("disableWebhook", str(one.row["event_id"]))
+        await emit(db, instance_id, actor, [Change("", None, before, after)])
 
 
 class Delivering:

@@ -10,14 +10,13 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import orjson
 import structlog
 
 from server.base.errors import Unavailable
 from server.base.metrics import Metrics
 from server.base.settings import Settings
-from server.events import deliveries
-from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
+from server.events import deliveries, feed
+from server.events.pages import is_full
 from server.events.windows import Ref
 from server.postgres.db import Connection, Database, pass_on_cancelling
 
@@ -33,24 +32,12 @@ _BATCH = 100
 _FAILURES = 3
 
 
-def wants(types: list[str], skip_origin: str | None, event: Any) -> bool:
-    """Whether an event is for a webhook."""
-    if event["type"] not in (types or EVENTS):
-        return False
-    return skip_origin is None or event["origin"] != skip_origin
-
-
-def body_of(event: Any, instance: str) -> bytes:
-    """The bytes that tell of an event; see events.payload."""
-    return orjson.dumps(payload(event, instance))
-
-
 class _Page(NamedTuple):
     """Events read for a webhook, kept for the next one of its instance."""
 
     instance_id: int
     xid: str
-    place: int
+    seq: int
     events: list[Any]
     # Of those events that a webhook wanted so far, by their id.
     bodies: dict[str, bytes]
@@ -104,27 +91,20 @@ async def _read_on(
     webhook = await db.one("take_webhook", **ref)
     if webhook is None:
         return None, 0
-    start = instance_id, webhook["xid"], webhook["place"]
+    start = instance_id, webhook["xid"], webhook["seq"]
     if page is None or page[:3] != start:
         # After the row is held: what was read before that might be what somebody else has just delivered.
-        events = await db.all(
-            "read_events",
-            instance_id=instance_id,
-            xid=webhook["xid"],
-            place=webhook["place"],
-            row_limit=_BATCH,
-            byte_limit=PAGE_BYTES,
-        )
+        events = await feed.read(db, instance_id, webhook["xid"], webhook["seq"], _BATCH)
         known = page.bodies if page and page.instance_id == instance_id else {}
         bodies = {event["id"]: known[event["id"]] for event in events if event["id"] in known}
         page = _Page(*start, events, bodies)
     if not page.events:
         return page, 0
-    chosen = [event for event in page.events if wants(webhook["types"], webhook["skip_origin"], event)]
+    chosen = [event for event in page.events if feed.wants(webhook["types"], webhook["skip_origin"], event)]
     if chosen:
         for event in chosen:
             if event["id"] not in page.bodies:
-                page.bodies[event["id"]] = body_of(event, webhook["instance"])
+                page.bodies[event["id"]] = feed.body_of(event, webhook["instance"])
         await db.run(
             "insert_deliveries",
             **ref,
@@ -132,7 +112,7 @@ async def _read_on(
             types=[event["type"] for event in chosen],
             bodies=[page.bodies[event["id"]] for event in chosen],
         )
-    await db.run("advance_webhook", **ref, xid=page.events[-1]["xid"], place=page.events[-1]["place"])
+    await db.run("advance_webhook", **ref, xid=page.events[-1]["xid"], seq=page.events[-1]["seq"])
     return page, len(chosen)
 
 

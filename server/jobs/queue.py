@@ -1,4 +1,4 @@
-"""The queue: work that a call leaves behind, done once its transaction has committed; and the purge.
+"""The queue: work that a call leaves behind, done once its transaction has committed.
 
 A job is a row that is written in the caller's transaction (pgqueuer's tables, sql/migrations/0003_queue.sql).
 It is done at least once: again after a failure, with growing pauses, and again by another worker when its
@@ -51,10 +51,6 @@ PATIENCE = 5.0
 """Seconds for one of the queue's own statements; a database that takes longer is taken to be away."""
 NOTICE_EVERY = 0.05
 """Seconds: more notices than one in these are heard as one."""
-
-PURGE_EVERY = 600.0
-"""Seconds between two looks for what has expired, by each worker, with a fifth of jitter."""
-_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,49 +294,3 @@ class _Driver(AsyncpgDriver):
                 loop.call_later(NOTICE_EVERY, pass_on, payload)
 
         await super().add_listener(channel, hear)
-
-
-async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
-    """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
-    failed logins that are forgiven, old documents, the log of the queue and what was parked in it long ago,
-    events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
-    deleted; and end plans of users, batch by batch.
-
-    Workers do not wait for one another: rows that another one holds are skipped.
-    """
-    gone = {}
-    for what, query, values in (
-        ("users", "purge_retained_users", {"default_days": settings.retention_days}),
-        ("sessions", "purge_expired_sessions", {}),
-        ("plans", "end_expired_plans", {}),
-        ("codes", "purge_expired_codes", {}),
-        ("answers", "purge_old_answers", {}),
-        ("login_failures", "purge_login_failures", {}),
-        ("documents", "purge_old_documents", {}),
-        ("jobs", "purge_parked_jobs", {}),
-        ("job_log", "purge_job_log", {}),
-        ("events", "purge_old_events", {}),
-        ("deliveries", "purge_old_deliveries", {}),
-        ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries", {}),
-        ("webhooks", "purge_deleted_webhooks", {}),
-        ("secrets", "forget_old_secrets", {}),
-    ):
-        gone[what], taken = 0, _BATCH
-        while taken == _BATCH:
-            async with database.connection() as connection:
-                taken = len(await connection.all(query, row_limit=_BATCH, **values))
-            gone[what] += taken
-    return gone
-
-
-async def keep_purging(database: Database, settings: Settings) -> None:
-    """purge_expired now and then, until cancelled."""
-    while True:
-        await asyncio.sleep(PURGE_EVERY * random.uniform(0.8, 1.2))  # noqa: S311
-        try:
-            gone = await purge_expired(database, settings)
-        except Exception as error:  # the next look may go better
-            log.warning("purge_postponed", cause=_told(error))
-        else:
-            if any(gone.values()):
-                log.info("purged", **gone)

@@ -77,7 +77,7 @@ async def add_to_tree(call: Call, params: AddToTree) -> Any:
     )
     if position_id is None:
         raise NotFound("no such account or position in this tree, or it has a root already")
-    call.note(after=params.model_dump(exclude={"instance"}) | {"positionId": position_id})
+    call.audit_only(after=params.model_dump(exclude={"instance"}) | {"positionId": position_id})
     return {"positionId": position_id}
 
 
@@ -120,7 +120,7 @@ async def move_position(call: Call, params: MovePosition) -> Any:
     if not moved:
         raise NotFound("there are no such two positions in one tree, or one lies beneath the other")
     place = {"positionId": params.positionId}
-    call.note(
+    call.audit_only(
         before=place | {"sponsorPositionId": moved[0]["old_parent_id"]},
         after=place | {"sponsorPositionId": params.sponsorPositionId, "moved": len(moved)},
     )

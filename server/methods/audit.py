@@ -1,22 +1,20 @@
 """The audit: who changed what, when, from where, and for which request."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from server.base.models import Params, Result
-from server.base.pages import After, Limit, Next, moment, number_below, page, parts_of, to_cursor
+from server.base.pages import After, Limit, Next
 from server.directory.users import Email, email_key
-from server.events.emit import PAGE_BYTES, is_full, shortened
+from server.events import audit
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
-LOOKS = 10_000
-"""Events that one call looks at: a page may be short where few of them are what is asked for."""
-NOBODY = 0
-"""The instance of what belongs to none."""
+NO_INSTANCE = 0
+"""The instance of events that belong to none."""
 
 UnixSeconds = Annotated[int, Field(ge=0, lt=253_402_300_800)]
 
@@ -41,6 +39,16 @@ class ListAuditEvents(Params):
     limit: Limit = 100
 
 
+class AuditActor(Result):
+    """Who made a change."""
+
+    kind: Literal["key", "person", "system"] = Field(
+        description="An API key, a person who signed in, or the server itself with its command line."
+    )
+    id: int = Field(description="Of the key or the person; 0: the system.")
+    name: str
+
+
 class AuditEvent(Result):
     """One change."""
 
@@ -54,12 +62,15 @@ class AuditEvent(Result):
         description="The members that changed, without secrets; long ones are cut."
     )
     method: str
-    keyId: int = Field(description="Whose call it was; 0: the command line or the server itself.")
+    keyId: int = Field(
+        description="Of the API key that called; 0: a person, the command line or the server itself."
+    )
     keyName: str
     requestId: str
     address: str | None
     origin: str | None = Field(description="The X-Origin of the call.")
     createdAt: str = Field(description="ISO 8601, UTC.")
+    actor: AuditActor
 
 
 class AuditPage(Result):
@@ -69,15 +80,8 @@ class AuditPage(Result):
     next: Next
 
 
-def _key(row: Any) -> str:
-    return f"{row['created_at'].isoformat()} {row['xid']} {row['place']}"
-
-
 async def _instance_id(call: Call, params: ListAuditEvents) -> int:
-    if params.instance is None and call.caller.is_operator and call.caller.default_instance is None:
-        return NOBODY
-    call.instance = await call.find_instance(params.instance)
-    return call.instance.id
+    return await call.find_instance_or_all(params.instance) or NO_INSTANCE
 
 
 @method(
@@ -94,7 +98,8 @@ async def _instance_id(call: Call, params: ListAuditEvents) -> int:
                          "before": None, "after": {"email": "jane@example.com", "displayName": "Jane Doe"},
                          "method": "createUser", "keyId": 1, "keyName": "shop", "requestId": "order-17",
                          "address": "192.0.2.7", "origin": None,
-                         "createdAt": "2023-05-07T14:54:22.123456Z"}],
+                         "createdAt": "2023-05-07T14:54:22.123456Z",
+                         "actor": {"kind": "key", "id": 1, "name": "shop"}}],
              "next": None},
         ),
     ),
@@ -107,40 +112,23 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
     more than 8 KiB; listChanges has them whole.
     """
     until = datetime.max.replace(tzinfo=UTC) if params.until is None else _moment(params.until)
-    before = [until, 2**64 - 1, 2**31 - 1]
-    if params.after is not None:
-        before = parts_of(params.after, moment, number_below(2**64), number_below(2**31))
-    which = {
-        "instance_id": instance_id,
-        "since": _moment(params.from_ or 0),
-        "until": until,
-        "before_time": before[0],
-        "before_xid": str(before[1]),
-        "before_place": before[2],
-    }
-    asked = {
-        "type": params.type, "method": params.method, "row_limit": params.limit + 1, "byte_limit": PAGE_BYTES,
-    }  # fmt: skip
-    of_all = params.userId is None and params.email is None
-    if of_all:
-        rows = await call.db.all("list_events", **which, **asked, look=LOOKS)
-    else:
-        user_ids = {params.userId} if params.userId is not None else None
-        if params.email is not None:
-            key = email_key(params.email)
-            named = await call.db.all("find_event_users", instance_id=instance_id, key=key)
-            those = {row["user_id"] for row in named}
-            user_ids = those if user_ids is None else user_ids & those
-        rows = await call.db.all("list_user_events", **which, **asked, user_ids=sorted(user_ids or ()))
-    shown, after = page(rows, params.limit, _key, is_cut=is_full(rows, params.limit + 1))
-    if after is None and of_all and (params.type is not None or params.method is not None):
-        last = await call.db.one("skip_events", **which, look=LOOKS)
-        after = None if last is None else to_cursor(_key(last))
-    events = [
-        {name: row[name] for name in AuditEvent.model_fields}
-        | {name: shortened(row[name]) for name in ("before", "after")}
-        for row in shown
-    ]
+    user_ids = None if params.userId is None else {params.userId}
+    if params.email is not None:
+        key = email_key(params.email)
+        rows = await call.db.all("find_event_users", instance_id=instance_id, key=key)
+        named = {row["user_id"] for row in rows}
+        user_ids = named if user_ids is None else user_ids & named
+    events, after = await audit.read(
+        call.db,
+        instance_id,
+        since=_moment(params.from_ or 0),
+        until=until,
+        before=audit.Position(until) if params.after is None else audit.Position.read(params.after),
+        type=params.type,
+        method=params.method,
+        user_ids=None if user_ids is None else sorted(user_ids),
+        limit=params.limit,
+    )
     return {"events": events, "next": after}
 
 

@@ -28,6 +28,7 @@ from server.directory.many import (
 )
 from server.directory.users import CREATED_USER, CreatedUser, Email, NewUser, UserChanges
 from server.methods.registry import Example, method
+from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -121,11 +122,9 @@ class DoneUsers(ManyResult):
 
 async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges]:
     batch = await checked(UserChanges, params.mode, params.users, call.settings)
-    for member, scope in (("isAdmin", "users:admin"), ("groups", "groups:write")):
-        if scope not in call.caller.scopes:
-            for index, item in list(batch.items.items()):
-                if getattr(item, member) is not None:
-                    batch.fail(index, MemberForbidden(scope=scope))
+    for index, item in list(batch.items.items()):
+        if refusal := access.member_refusal(call.caller, item):
+            batch.fail(index, refusal)
     batch.settle()
     return batch
 

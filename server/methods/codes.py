@@ -14,7 +14,7 @@ from server.directory.users import Purpose
 from server.jobs.queue import Hopeless, Services, enqueue, job
 from server.outside import mail
 from server.postgres.db import Connection
-from server.tenants.keys import InstanceSettings
+from server.tenants.instances import InstanceSettings
 
 CODE_LENGTH = 24
 """Base62 characters: 142 bits."""

@@ -135,18 +135,14 @@ def _refused_change(call: Call, item: EnsuredUser, edit: Edit) -> ServiceError |
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
         return taken("users_email")
-    if edit.differs and not access.may_change_user(call.caller, row, edit.after):
-        return MemberForbidden()
-    return None
+    return access.user_refusal(call.caller, row, edit.after) if edit.differs else None
 
 
 def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
     """Why a user cannot be created, or None; then it is noted."""
     if item.email is None:
         return bad("email", "is required: nobody has this externalId")
-    if item.isAdmin and not access.may_administrate(call.caller):
-        return MemberForbidden()
-    return claims.new(item)
+    return access.user_refusal(call.caller, {"is_admin": item.isAdmin}) or claims.new(item)
 
 
 async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:

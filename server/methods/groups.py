@@ -84,7 +84,7 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
         description=params.description,
     )
     made = dict(found(row))
-    call.record("group.created", after={"name": made["name"], "description": made["description"]})
+    call.emit("group.created", after={"name": made["name"], "description": made["description"]})
     return {"id": made["id"], "name": made["name"], "description": made["description"], "isReserved": False,
             "members": 0, "createdAt": made["createdAt"]}  # fmt: skip
 
@@ -123,7 +123,7 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
             description=params.description,
         )
     )
-    call.record("group.updated", before=group["before"], after=group["after"])
+    call.emit("group.updated", before=group["before"], after=group["after"])
     return True
 
 
@@ -139,7 +139,7 @@ async def delete_group(call: Call, params: GroupRef) -> Any:
     """Delete a group. Its members stay users."""
     key = _own(params.name)
     group = found(await call.db.one("delete_group", instance_id=call.instance.id, name_key=key))
-    call.record("group.deleted", before=dict(group))
+    call.emit("group.deleted", before=dict(group))
     return True
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotHeld
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid
 from server.base.models import (
     IN_EVENTS,
     WITH_SECRETS,
@@ -31,8 +31,9 @@ from server.directory.users import (
 from server.methods.registry import Example, method
 from server.methods.validation import Validation
 from server.outside.graph import Office365
+from server.tenants import access
 from server.tenants.call import Call
-from server.tenants.keys import Instance, InstanceSettings, Mebibytes
+from server.tenants.instances import Instance, InstanceSettings, Mebibytes
 
 
 def _not_reserved(name: str) -> str:
@@ -122,7 +123,7 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     assert row is not None
     # So that what happens is written down there.
     call.instance = Instance(row["id"], row["name"], row["is_active"], params.settings)
-    call.note(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
+    call.audit_only(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
     user = (await create(call, Batch.one(admin, password_hash)))[0]
     await call.db.one(
@@ -365,7 +366,7 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
             for those in (stored["settings"], settings)
         )
     if given:
-        call.note(before=before, after=given)
+        call.audit_only(before=before, after=given)
     if params.isActive is not None and params.isActive != stored["isActive"]:
         await _record_activity(call, params.isActive)
     await call.db.run("announce_keys_changed")
@@ -385,7 +386,7 @@ async def _hold_instance(call: Call) -> Any:
     await call.db.one("hold_counters", instance_id=call.instance.id)
     row = await call.db.one("lock_instance", instance_id=call.instance.id)
     if row is None:
-        raise NotHeld
+        raise access.INSTANCE.refusal()
     return row
 
 
@@ -394,12 +395,12 @@ async def _record_activity(call: Call, is_active: bool) -> None:
     before: dict[str, Any] = {"isActive": not is_active}
     after: dict[str, Any] = {"isActive": is_active}
     if is_active:
-        call.record("instance.reactivated", before=before, after=after)
+        call.emit("instance.reactivated", before=before, after=after)
         return
     # A statement of its own, after the one that holds the counters: it sees the sessions of logins that were
     # under way, and those that come later find the instance suspended.
     ended = await call.db.value("end_all_sessions", instance_id=call.instance.id)
-    call.record("instance.suspended", before=before | {"sessions": ended}, after=after | {"sessions": 0})
+    call.emit("instance.suspended", before=before | {"sessions": ended}, after=after | {"sessions": 0})
 
 
 class DeleteInstance(TenantParams):
@@ -429,7 +430,7 @@ async def delete_instance(call: Call, params: DeleteInstance) -> Any:
     # A statement of its own, as in _record_activity.
     await call.db.value("end_all_sessions", instance_id=call.instance.id)
     await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
-    call.note(before={"name": call.instance.name})
+    call.audit_only(before={"name": call.instance.name})
     await call.db.run("announce_keys_changed")
     call.after_commit.append(call.keys.forget)
     return True

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from server.base.errors import FieldError, Forbidden, Invalid, NotFound, OperatorsOnly
+from server.base.errors import FieldError, Forbidden, Invalid, NotFound
 from server.base.models import HIDDEN, Params, Result
 from server.base.tokens import digest
 from server.directory.users import ABSENT, DisplayName
@@ -14,7 +14,8 @@ from server.methods.instances import Name
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
-from server.tenants.keys import SCOPES, new_key
+from server.tenants.keys import new_key
+from server.tenants.principals import SCOPES
 
 
 def _scope(scope: str) -> str:
@@ -38,7 +39,7 @@ RATE = "Calls a minute, on each worker; 0: any, null: the server's setting (OFFI
 
 _KEY = "orpc_0123456789abcdefghijklmnopqrstuvJ3lRbb"
 _LISTED = {
-    "id": 1, "name": "shop", "prefix": "orpc_012345", "scopes": ["users:read", "users:write"],
+    "id": 1, "name": "shop", "prefix": "orpc_012345", "scopes": list(SCOPES)[:2],
     "isOperator": False, "instances": ["MYINSTANCE"], "networks": [], "createdAt": 1683471262,
     "ratePerMinute": None, "expiresAt": None, "revokedAt": None,
 }  # fmt: skip
@@ -54,10 +55,7 @@ class KeyParams(Params):
 
 async def managed_instance(call: Call, params: KeyParams) -> int | None:
     """The id of the instance whose keys the caller may manage; None: all keys, for an operator."""
-    if call.caller.is_operator and params.instance is None:
-        return None
-    call.instance = await call.find_instance(params.instance)
-    return call.instance.id
+    return await call.find_instance_or_all(params.instance)
 
 
 class CreateApiKey(KeyParams):
@@ -109,7 +107,7 @@ async def _insert_key(call: Call, key: str, **values: Any) -> Any:
         networks=values["networks"],
         lifetime=values["lifetime"],
         # Whose end is this one's at the latest.
-        maker_id=None if call.caller.is_operator else call.caller.key_id,
+        maker_id=None if call.caller.is_operator else call.caller.id,
         rate_per_minute=values["rate_per_minute"],
     )
     assert row is not None
@@ -134,8 +132,8 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
         Invalid: naming the instance that does not exist.
     """
     access.require_scopes(call.caller, params.scopes)
-    if (params.isOperator or params.instances is not None) and not call.caller.is_operator:
-        raise OperatorsOnly
+    if params.isOperator or params.instances is not None:
+        access.require_operator(call.caller)
     access.require_networks(call.caller, params.networks)
     if params.isOperator:
         return []
@@ -179,7 +177,7 @@ async def create_api_key(call: Call, params: CreateApiKey, instances: list[str])
         instances=instances, networks=params.networks or list(call.caller.networks),
         lifetime=params.expiresIn, rate_per_minute=rate,
     )  # fmt: skip
-    call.note(after=created | {"key": HIDDEN})
+    call.audit_only(after=created | {"key": HIDDEN})
     return created
 
 
@@ -307,7 +305,7 @@ async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | No
     )  # fmt: skip
     # Only now: a key that rotates itself would pass its new end on.
     await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
-    call.note(before=_held(row), after=created | {"key": HIDDEN, "overlap": params.overlap})
+    call.audit_only(before=_held(row), after=created | {"key": HIDDEN, "overlap": params.overlap})
     return created
 
 
@@ -371,7 +369,7 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     if params.scopes is not None:
         after["scopes"] = scopes
     after["ratePerMinute"] = rate if given else row["rate_per_minute"]
-    call.note(before={"id": params.id} | {name: before[name] for name in after}, after=after)
+    call.audit_only(before={"id": params.id} | {name: before[name] for name in after}, after=after)
     return True
 
 
@@ -392,5 +390,5 @@ async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None)
     """
     row = await _locked_key(call, params.id, instance_id)
     await call.db.run("revoke_key", key_id=params.id)
-    call.note(before=_held(row))
+    call.audit_only(before=_held(row))
     return True

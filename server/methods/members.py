@@ -22,7 +22,7 @@ from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.registry import Example, method
 from server.methods.sessions import Login, WrongLogin, verify_password
 from server.tenants.call import Call
-from server.tenants.keys import GeneratedPasswords
+from server.tenants.instances import GeneratedPasswords
 
 _ISO_639_1 = """
     aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy
@@ -274,7 +274,7 @@ async def create_member(call: Call, params: CreateMember, prepared: Prepared) ->
     membership = Membership(values, params.language, params.confirmationUrl is None, names.login)
     created = (await create(call, Batch.one(user, prepared.password_hash), membership=membership))[0]
     account = await insert_account(call, created["id"], params.sponsorId, name)
-    call.note(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
+    call.audit_only(created["id"], after={"accountId": account["id"], "sponsorId": params.sponsorId})
     if params.confirmationUrl is not None:
         await mail_code(
             call.db,

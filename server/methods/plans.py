@@ -135,7 +135,7 @@ async def create_plan(call: Call, params: CreatePlan) -> Any:
     """Create a plan that users can be assigned."""
     row = await call.db.one("create_plan", instance_id=call.instance.id, **_checked(params))
     plan = _shown(found(row))
-    call.note(after=plan)
+    call.audit_only(after=plan)
     return plan
 
 
@@ -232,7 +232,7 @@ async def update_plan(call: Call, params: UpdatePlan) -> Any:
     given = params.model_dump(exclude_unset=True, exclude={"id", "instance"})
     await call.db.run("change_plan", **ref, **_checked(CreatePlan(**stored | given)))
     plan = {"id": params.id}
-    call.note(before=plan | {name: stored[name] for name in given}, after=plan | given)
+    call.audit_only(before=plan | {name: stored[name] for name in given}, after=plan | given)
     return True
 
 
@@ -344,7 +344,7 @@ def _record(call: Call, user_id: int, change: Any) -> None:
     """Note what became of a user's plan; null: it had none, or has it no more."""
     before, after = change["before"], change["after"]
     if before != after:
-        call.record("user.updated", user_id, before={"plan": before}, after={"plan": after})
+        call.emit("user.updated", user_id, before={"plan": before}, after={"plan": after})
 
 
 def _day(text: str | None) -> date | None:

@@ -22,7 +22,8 @@ from server.directory.lookups import read_member
 from server.directory.names import names_of_user
 from server.directory.rows import Edit, hold, state, store, with_fields, with_names
 from server.directory.users import ABSENT, Line, UserId, found
-from server.events.emit import Change, user_changes
+from server.events.changes import user_changes
+from server.events.emit import Actor, emit
 from server.jobs.queue import Services, Suspended, enqueue, job
 from server.methods.avatars import (
     PreparedPicture,
@@ -33,12 +34,9 @@ from server.methods.avatars import (
 )  # fmt: skip
 from server.methods.members import Member, ProfileValues
 from server.methods.registry import Example, method
-from server.postgres.db import Connection
 from server.tenants import access
 from server.tenants.call import Call
 
-MAY_ADMINISTRATE = "may_administrate"
-"""Member of asked_by: whether the key that asked may change administrators."""
 _AVATARS = [SentPicture.model_json_schema(), {"type": "string", "const": ""}, {"type": "null"}]
 
 
@@ -132,12 +130,8 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         action="profile-update",
         user_id=params.id,
         fields=prepared.fields,
-        asked_by={
-            "key_id": call.caller.key_id, "key_name": call.caller.key_name,
-            "request_id": call.context.request_id, "address": call.context.address,
-            "origin": call.context.origin, MAY_ADMINISTRATE: access.may_administrate(call.caller),
-        },
-    )  # fmt: skip
+        asked_by=call.actor().columns() | access.kept(call.caller),
+    )
     if prepared.picture is not None:
         await store_picture(call, user, prepared.picture)
     if prepared.without_picture:
@@ -165,16 +159,20 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
         if is_suspended:
             raise Suspended
         held = await hold(db, user["instance_id"], ids=[user["user_id"]])
-        changes: list[tuple[Change, dict[str, Any]]] = []
+        emitted = 0
         for document in await db.all("list_unfinished", **user):
             # A user may have become an administrator since.
-            may = bool(held) and (document["asked_by"].get(MAY_ADMINISTRATE) or not held[0]["is_admin"])
+            asked_by = document["asked_by"]
+            may = bool(held) and access.may_still_change_user(asked_by, held[0])
             member = None
             if may and held[0]["deleted_at"] is None:
                 edit = Edit(held[0], with_fields(held[0], document["fields"]))
                 await store(db, user["instance_id"], [edit])
-                found_changes = user_changes(user["user_id"], state(edit.before), state(edit.after))
-                changes += [(found_change, document["asked_by"]) for found_change in found_changes]
+                changes = user_changes(user["user_id"], state(edit.before), state(edit.after))
+                await emit(
+                    db, user["instance_id"], Actor.of(asked_by, "updateProfile"), changes, after=emitted
+                )
+                emitted += len(changes)
                 held = [edit.after]
                 member = await read_member(db, services.settings, **user)
             result = {
@@ -188,26 +186,6 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
                 document_id=document["id"],
                 result=result,
             )
-        await _write_down(db, user["instance_id"], changes)
-
-
-async def _write_down(db: Connection, instance_id: int, changes: list[tuple[Change, dict[str, Any]]]) -> None:
-    """What the queue changed, in the name of those who asked for it."""
-    if changes:
-        await db.run(
-            "insert_events_of_others",
-            instance_id=instance_id,
-            types=[change.type for change, _ in changes],
-            user_ids=[change.user_id for change, _ in changes],
-            befores=[change.before for change, _ in changes],
-            afters=[change.after for change, _ in changes],
-            method="updateProfile",
-            key_ids=[who.get("key_id", 0) for _, who in changes],
-            key_names=[who.get("key_name", "") for _, who in changes],
-            request_ids=[who.get("request_id", "") for _, who in changes],
-            addresses=[who.get("address") for _, who in changes],
-            origins=[who.get("origin") for _, who in changes],
-        )
 
 
 class DocumentId(TenantParams):
@@ -330,7 +308,7 @@ async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
     }  # fmt: skip
     before = await call.db.value("define_field", instance_id=call.instance.id, alias=params.alias, **values)
     alias = {"alias": params.alias}
-    call.note(before=before and alias | before, after=alias | values)
+    call.audit_only(before=before and alias | before, after=alias | values)
     return True
 
 
@@ -352,5 +330,5 @@ async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
     """Take a field of the instance's own away. The values that users have of it stay, unseen, and come back
     with the field."""
     before = found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
-    call.note(before={"alias": params.alias} | before)
+    call.audit_only(before={"alias": params.alias} | before)
     return True

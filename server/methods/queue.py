@@ -68,5 +68,5 @@ class JobId(Params):
 async def retry_job(call: Call, params: JobId) -> Any:
     """Put a job that was given up back into the queue, to be tried as often as a new one."""
     found(await call.db.value("retry_job", job_id=params.id))
-    call.note(before={"id": params.id, "state": "parked"}, after={"id": params.id, "state": "waiting"})
+    call.audit_only(before={"id": params.id, "state": "parked"}, after={"id": params.id, "state": "waiting"})
     return True

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from server.base.error_codes import ERROR_CODES
 from server.base.errors import MemberForbidden, ServiceError
-from server.tenants.keys import SCOPES
+from server.tenants.principals import SCOPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from server.directory import change
 from server.directory.many import Batch
 from server.directory.rows import Edit, state
 from server.directory.users import UserRef
-from server.events.emit import identity
+from server.events.changes import identity
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -72,5 +72,5 @@ async def purge_user_by_email(call: Call, params: UserRef) -> Any:
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
     access.require_user(call.caller, user)
     await call.db.run("purge_users", instance_id=call.instance.id, ids=[user["id"]], moment=user["moment"])
-    call.record("user.purged", user["id"], before=identity(state(user)))
+    call.emit("user.purged", user["id"], before=identity(state(user)))
     return True

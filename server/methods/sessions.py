@@ -147,11 +147,11 @@ async def login(call: Call, params: Login, verified: Verified) -> Any:
         )
         if ended:
             limit = session["sessions_limit"]
-            call.record(
+            call.emit(
                 "session.revoked", verified.user_id,
                 before={"sessions": limit + ended}, after={"sessions": limit},
             )  # fmt: skip
-    call.record(
+    call.emit(
         "session.created",
         verified.user_id,
         after={"sessionId": session["id"], "expiresAt": session["expires_at"]},
@@ -209,7 +209,7 @@ async def logout(call: Call, params: TokenRef) -> Any:
     session = found(
         await call.db.one("end_session", instance_id=call.instance.id, token_digest=digest(params.token))
     )
-    call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
+    call.emit("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True
 
 

@@ -315,7 +315,7 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
         )
         if named is not None and named["old_name"] != params.planName:
             plan = {"planId": named["plan_id"]}
-            call.record(
+            call.emit(
                 "user.updated",
                 params.id,
                 before={"plan": plan | {"name": named["old_name"]}},
@@ -466,5 +466,5 @@ async def end_session(call: Call, params: SessionId) -> Any:
         await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
     )
     access.require_user(call.caller, session)
-    call.record("session.revoked", session["user_id"], before={"sessionId": session["id"]})
+    call.emit("session.revoked", session["user_id"], before={"sessionId": session["id"]})
     return True

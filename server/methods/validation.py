@@ -70,7 +70,7 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     in_office365 = params.get("createInOffice365") is True
     failures += early_failures(call, _good_password(params, bad), in_office365)
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
-        failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
+        failures.append(FieldError("isAdmin", f"true needs the scope {access.ADMINISTRATE}"))
     if "email" not in bad and isinstance(email, str):
         failures += await _taken(call, "email", email_key(email))
     if not await call.db.value("has_seat", instance_id=call.instance.id):
@@ -141,7 +141,9 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
         user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
         if isinstance(is_admin, bool) and is_admin != user["is_admin"]:
             may = access.may_administrate(call.caller)
-            failures += [] if may else [FieldError("isAdmin", "a change needs the scope users:admin")]
+            failures += (
+                [] if may else [FieldError("isAdmin", f"a change needs the scope {access.ADMINISTRATE}")]
+            )
         if not access.may_change_user(call.caller, user):
             failures += [
                 FieldError(member, OF_ADMINISTRATOR)

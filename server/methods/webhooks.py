@@ -11,8 +11,9 @@ from server.base.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.base.models import Result, TenantParams
 from server.base.pages import Limit, number_below, page, parts_of, to_cursor
 from server.directory.users import ABSENT, Line, found
-from server.events import webhooks
-from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
+from server.events import feed
+from server.events.changes import EVENTS
+from server.events.pages import is_full
 from server.methods.registry import Example, method
 from server.outside import outbound
 from server.tenants.call import Call
@@ -122,7 +123,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     )
     if row is None:
         raise Conflict(f"the instance has {MOST} webhooks already", code="too_many_webhooks")
-    call.note(after=dict(row))
+    call.audit_only(after=dict(row))
     return dict(row) | {"secret": secret}
 
 
@@ -203,7 +204,7 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
         is_active=changed["isActive"],
     )
     webhook = {"id": params.id}
-    call.note(before=webhook | {name: stored[name] for name in given}, after=webhook | given)
+    call.audit_only(before=webhook | {name: stored[name] for name in given}, after=webhook | given)
     return True
 
 
@@ -218,7 +219,7 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
 async def delete_webhook(call: Call, params: WebhookRef) -> Any:
     """Delete a webhook with its secrets and the log of its deliveries; what waits is not sent any more."""
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
-    call.note(before=dict(found(await call.db.one("hold_webhook", **ref))))
+    call.audit_only(before=dict(found(await call.db.one("hold_webhook", **ref))))
     await call.db.run("delete_webhook", **ref)
     return True
 
@@ -265,7 +266,7 @@ async def rotate_webhook_secret(call: Call, params: RotateWebhookSecret) -> Any:
         overlap=params.overlap,
     )
     rotated = dict(found(row))
-    call.note(after=rotated)
+    call.audit_only(after=rotated)
     return rotated | {"secret": secret}
 
 
@@ -289,7 +290,7 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
         "id": event_id, "type": "webhook.test", "user_id": None, "before": None, "after": None,
         "origin": call.context.origin, "moment": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }  # fmt: skip
-    body = webhooks.body_of(event, call.instance.name)
+    body = feed.body_of(event, call.instance.name)
     headers = outbound.headers_of(event_id, body, row["secret"], row["old_secret"], row["moment"])
     if _testing[call.instance.id] >= TESTS:
         raise TooMany("too many tests of webhooks are running, try again later", retry_after=1)
@@ -358,11 +359,11 @@ async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
         event = found(await call.db.one("get_event", instance_id=call.instance.id, event_id=event_id))
         if event["type"] not in EVENTS:
             raise NotFound
-        body = webhooks.body_of(event, call.instance.name)
+        body = feed.body_of(event, call.instance.name)
         await call.db.run(
             "insert_deliveries", **ref, event_ids=[event_id], types=[event["type"]], bodies=[body]
         )
-    call.note(after={"id": params.id, "eventId": params.eventId})
+    call.audit_only(after={"id": params.id, "eventId": params.eventId})
     return True
 
 
@@ -427,20 +428,14 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     """
     if params.cursor is not None:
         kinds = number_below(2**64), number_below(2**31)
-        xid, place = parts_of(params.cursor, *kinds, separator=".", member="cursor")
+        xid, seq = parts_of(params.cursor, *kinds, separator=".", member="cursor")
     elif params.begin == "now":
-        xid, place = await call.db.value("find_feed_end"), 0
+        xid, seq = await call.db.value("find_feed_end"), 0
     else:
-        xid, place = 0, 0
-    rows = await call.db.all(
-        "read_events", instance_id=call.instance.id, xid=str(xid), place=place, row_limit=params.limit + 1,
-        byte_limit=PAGE_BYTES,
-    )  # fmt: skip
-    shown, after = page(rows, params.limit, _key, is_cut=is_full(rows, params.limit + 1))
-    last = _key(shown[-1]) if shown else f"{xid}.{place}"
-    events = [payload(row, call.instance.name) for row in shown if webhooks.wants(params.types, None, row)]
+        xid, seq = 0, 0
+    most = params.limit + 1
+    rows = await feed.read(call.db, call.instance.id, str(xid), seq, most)
+    shown, after = page(rows, params.limit, feed.place, is_cut=is_full(rows, most))
+    last = feed.place(shown[-1]) if shown else f"{xid}.{seq}"
+    events = [feed.payload(row, call.instance.name) for row in shown if feed.wants(params.types, None, row)]
     return {"events": events, "cursor": to_cursor(last), "more": after is not None}
-
-
-def _key(event: Any) -> str:
-    return f"{event['xid']}.{event['place']}"

@@ -1,4 +1,4 @@
-"""What makes a call that is sent twice one call: idempotency keys, and the answers kept under them."""
+"""Idempotency keys: a call that is sent twice is done once, and answered twice from what was kept."""
 
 import hashlib
 import hmac
@@ -10,8 +10,11 @@ from typing import Any
 import orjson
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from server.base.errors import FieldError, IdempotencyConflict, Invalid
+from server.base.errors import FieldError, IdempotencyConflict, Invalid, StillRunning
 from server.base.tokens import keyed
+from server.methods.registry import Method
+from server.postgres.db import Connection, Database, Row
+from server.tenants.principals import Principal
 
 MAX_KEY = 255
 """Characters of an idempotency key."""
@@ -51,43 +54,77 @@ class IdempotentCall:
     answer, which may hold a token or a new key, is sealed with another (AES-256-GCM, bound to its request).
     """
 
-    __slots__ = ("_cipher", "instance_id", "key_id", "name", "request")
+    __slots__ = ("_cipher", "_ref", "_request")
 
-    def __init__(
-        self, secret: bytes, instance_id: int, key_id: int, key: str, method: str, params: object
-    ) -> None:
+    def __init__(self, caller: Principal, key: str, method: str, params: object) -> None:
         """
         Args:
-            secret: the caller's, as Caller has it.
-            instance_id: where it is kept: with the instance of the API key, 0 for an operator's.
-            key_id: of the API key. What another one sends under the same idempotency key is another call.
+            caller: whose API key it came with. What another one sends under the same idempotency key is
+                another call. It is kept with the caller's default instance, 0 for an operator's.
             key: the idempotency key.
             method, params: what is asked. The order of the members says nothing.
         """
-        assert secret, "only callers with an API key can repeat calls"
+        assert caller.secret, "only callers with an API key can repeat calls"
         asked = orjson.dumps([method, params or {}], option=orjson.OPT_SORT_KEYS)
-        self.instance_id, self.key_id = instance_id, key_id
-        self.name = keyed(secret, b"name", key.encode())
-        self.request = keyed(secret, b"request", asked)
-        self._cipher = AESGCM(keyed(secret, b"answer", key.encode()))
+        instance_id = caller.default_instance.id if caller.default_instance else 0
+        name = keyed(caller.secret, b"name", key.encode())
+        self._ref: dict[str, Any] = {"instance_id": instance_id, "key_id": caller.id, "name": name}
+        self._request = keyed(caller.secret, b"request", asked)
+        self._cipher = AESGCM(keyed(caller.secret, b"answer", key.encode()))
 
-    def lock_id(self) -> int:
-        """The advisory lock of those who do it at this moment."""
-        digest = hashlib.sha256(b"%d %d %b" % (self.instance_id, self.key_id, self.name)).digest()
-        return int.from_bytes(digest[:8], signed=True)
+    @classmethod
+    def of(
+        cls, method: Method, caller: Principal, key: str | None, params: object
+    ) -> "IdempotentCall | None":
+        """A call under its key; None without one, or where the method keeps no answers."""
+        if key is None or not method.writes or not method.keeps_answer:
+            return None
+        return cls(caller, key, method.name, params)
 
-    def sealed(self, answer: bytes) -> bytes:
-        """An answer as it is stored."""
-        nonce = os.urandom(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, answer, self.request)
+    async def find(self, database: Database) -> Row | None:
+        """The answer that is kept, sealed; None where there is none."""
+        return await database.look_up("find_answer", **self._ref)
 
-    def opened(self, request: bytes, sealed: bytes) -> Any:
-        """The answer that is stored for a request.
+    async def claim(self, db: Connection) -> Row | None:
+        """Take the key for a transaction; the answer that is kept, sealed, if another call was faster.
 
         Raises:
-            IdempotencyConflict: it was another request.
+            StillRunning: the same call is being done at this moment.
         """
-        if not hmac.compare_digest(request, self.request):
+        row = await db.one(
+            "claim_idempotency_key", **self._ref, request=self._request, lock_id=self._lock_id()
+        )
+        assert row is not None
+        if not row["is_free"]:
+            raise StillRunning(retry_after=1)
+        if row["is_claimed"]:
+            return None
+        kept = await db.one("find_answer", **self._ref)
+        if kept is None:  # it expired in between
+            raise StillRunning(retry_after=1)
+        return kept
+
+    def opened(self, kept: Row) -> Any:
+        """An answer that was kept.
+
+        Raises:
+            IdempotencyConflict: it was given to another request.
+        """
+        if not hmac.compare_digest(kept["request"], self._request):
             text = "was used for another request"
             raise IdempotencyConflict(fields=[FieldError("Idempotency-Key", text)])
-        return orjson.loads(self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], self.request))
+        sealed = kept["answer"]
+        return orjson.loads(self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], self._request))
+
+    async def keep(self, db: Connection, result: Any) -> Any:
+        """Store an answer. It is given from the stored bytes, as it will be the next time."""
+        answer = orjson.dumps(result)
+        nonce = os.urandom(_NONCE)
+        sealed = nonce + self._cipher.encrypt(nonce, answer, self._request)
+        await db.run("keep_answer", **self._ref, answer=sealed)
+        return orjson.loads(answer)
+
+    def _lock_id(self) -> int:
+        """The advisory lock of those who do it at this moment."""
+        of = b"%d %d %b" % (self._ref["instance_id"], self._ref["key_id"], self._ref["name"])
+        return int.from_bytes(hashlib.sha256(of).digest()[:8], signed=True)

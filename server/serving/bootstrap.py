@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from server.base.settings import Settings
 from server.base.tokens import digest
-from server.events.emit import by_itself
+from server.events.changes import Change
+from server.events.emit import emit, system_actor
 from server.postgres.db import Database
 from server.postgres.migrations import load_migrations, migrate, migration_lock
 from server.rpc.dispatch import Dispatcher
 from server.tenants.call import RequestContext
-from server.tenants.keys import OPERATOR, TENANT_SCOPES
+from server.tenants.principals import OPERATOR, TENANT_SCOPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,8 @@ async def bootstrap(
                 )  # fmt: skip
                 assert row is not None
                 created = {"id": row["id"], "name": "bootstrap", "instances": instances}
-                await db.run(
-                    "insert_events", instance_id=0, types=["createApiKey"], user_ids=[None], befores=[None],
-                    afters=[created], **by_itself("createApiKey", "bootstrap"),
-                )  # fmt: skip
+                actor = system_actor("createApiKey", "bootstrap")
+                await emit(db, 0, actor, [Change("", None, None, created)])
             return FirstStart(migrations, key)
     finally:
         await connection.close(timeout=5)

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 from server.base.errors import Conflict, ServiceError
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
-from server.events.emit import EVENTS, Change, user_changes
+from server.events.changes import EVENTS, Change, user_changes
+from server.events.emit import Actor
 from server.outside.pictures import Pictures
 from server.postgres.db import Connection, Database
-from server.tenants.keys import Caller, Instance, KeyCache
+from server.tenants.instances import Instance
+from server.tenants.keys import KeyCache
+from server.tenants.principals import Principal
 
 
 class RequestContext(NamedTuple):
@@ -30,7 +33,7 @@ class RequestContext(NamedTuple):
 class Call:
     """One call on its way through its method."""
 
-    caller: Caller
+    caller: Principal
     settings: Settings
     database: Database
     hasher: PasswordHasher
@@ -60,15 +63,27 @@ class Call:
         allowed = self.methods[self.method].while_suspended
         return await self.keys.instance(self.caller, name, while_suspended=allowed)
 
-    def author(self) -> dict[str, Any]:
-        """Who does what from where: those columns of an event."""
-        return {
-            "method": self.method, "key_id": self.caller.key_id, "key_name": self.caller.key_name,
-            "request_id": self.context.request_id, "address": self.context.address,
-            "origin": self.context.origin,
-        }  # fmt: skip
+    async def find_instance_or_all(self, name: str | int | None) -> int | None:
+        """The id of the instance that the call is about; None, all of them, where an operator names none."""
+        if name is None and self.caller.is_operator:
+            return None
+        self.instance = await self.find_instance(name)
+        return self.instance.id
 
-    def record(
+    def actor(self) -> Actor:
+        """Who makes the call's changes, for its events."""
+        caller, context = self.caller, self.context
+        return Actor(
+            caller.kind,
+            caller.id,
+            caller.name,
+            self.method,
+            context.request_id,
+            context.address,
+            context.origin,
+        )
+
+    def emit(
         self,
         event: str,
         user_id: int | None = None,
@@ -76,10 +91,12 @@ class Call:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note a change. A call that notes none is written down by its method's name and params.
+        """Tell a change to the audit, the feed and webhooks; dispatch stores it in the same transaction.
+
+        A call that tells no change is in the audit by its method's name and params.
 
         Args:
-            event: one of events.EVENTS.
+            event: one of EVENTS.
             user_id: whom it is about.
             before, after: the members that changed, whole and without secrets; models are dumped with
                 context=IN_EVENTS.
@@ -87,17 +104,17 @@ class Call:
         assert event in EVENTS, event
         self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
 
-    def record_user(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Note what differs between two states of a user, as the SQL function user_state gives them."""
+    def emit_user_changes(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Tell what differs between two states of a user, as the SQL function user_state gives them."""
         self.subject = user_id
         self.changes += user_changes(user_id, before, after)
 
-    def note(
+    def audit_only(
         self,
         user_id: int | None = None,
         *,
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note a change that only the audit tells of, by the name of the method; see record."""
+        """Tell a change to the audit alone, by the name of the method; see emit."""
         self.changes.append(Change("", user_id, dict(before or {}) or None, dict(after or {}) or None))

@@ -17,7 +17,7 @@ from server.base.errors import (
 )  # fmt: skip
 from server.rpc.openapi import Answer, Operation, Parameter, Wire, refusals
 from server.rpc.schemas import Schema, Schemas
-from server.tenants.keys import KEYLESS_READER_OF_FILES
+from server.tenants.principals import FILE_READER
 from server.wires.http import Front, answer, run
 
 STATUS: dict[type[ServiceError], int] = {
@@ -50,7 +50,7 @@ def error_response(request: web.Request, error: ServiceError) -> web.Response:
 async def handle(request: web.Request) -> web.Response:
     """A picture by its name, or 304 if the caller has it."""
     name = request.match_info["name"]
-    picture = await run(request, KEYLESS_READER_OF_FILES, "getPicture", {"name": name})
+    picture = await run(request, FILE_READER, "getPicture", {"name": name})
     known = any(tag.value in (name, "*") for tag in request.if_none_match or ())
     response = answer(304 if known else 200, None if known else base64.b64decode(picture["data"]), _HEADERS)
     response.etag = ETag(name)

@@ -35,8 +35,9 @@ from server.methods.registry import DRY_RUN, without_dry_run
 from server.rpc.dispatch import Dispatcher
 from server.rpc.idempotency import checked_key
 from server.tenants.call import RequestContext
-from server.tenants.keys import Caller, KeyCache
+from server.tenants.keys import KeyCache
 from server.tenants.limits import Allowance, RateLimiter
+from server.tenants.principals import Principal
 from server.wires.unsent import Unsent
 
 log = structlog.get_logger()
@@ -144,7 +145,7 @@ def request_id_of(given: str | None) -> str:
     return f"{random.getrandbits(96):024x}"  # a name, no secret
 
 
-async def authenticate(request: web.Request, *headers: str, counted: bool = True) -> Caller:
+async def authenticate(request: web.Request, *headers: str, counted: bool = True) -> Principal:
     """Who calls; the call counts towards the rates of its key and of the key's instance.
 
     Args:
@@ -162,19 +163,19 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
     if not given or not given[0]:
         raise Unauthenticated
     caller = await request.app[KEYS].caller(given[0], address_of(request))
-    request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.key_id
+    request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.id
     if counted:
         count(request, caller)
     return caller
 
 
-def count(request: web.Request, caller: Caller) -> None:
+def count(request: web.Request, caller: Principal) -> None:
     """Count a call towards the rates of its key and of the key's (default) instance, where it has one.
 
     Raises:
         TooMany: the key, or its instance, has made as many calls as it may.
     """
-    allowance = request.app[LIMITER].spend(caller.key_id, caller.rate_per_minute)
+    allowance = request.app[LIMITER].spend(caller.id, caller.rate_per_minute)
     if allowance is not None:
         abide(request, "key", allowance)
     if (instance := caller.default_instance) is not None:
@@ -233,7 +234,7 @@ def origin_of(request: web.Request) -> str | None:
 
 async def run(
     request: web.Request,
-    caller: Caller,
+    caller: Principal,
     name: object,
     params: object,
     *,

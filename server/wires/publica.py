@@ -436,7 +436,7 @@ def _renamed(error: ServiceError, route: Route) -> ServiceError:
 def _handler(route: Route) -> Callable[[web.Request], Any]:
     async def handle(request: web.Request) -> web.Response:
         caller = await authenticate(request, "X-User-Token", "x-api-key")
-        allowance = request.app[LIMITER].spend(caller.key_id)
+        allowance = request.app[LIMITER].spend(caller.id)
         if allowance is not None:
             request[ALLOWANCE] = allowance
             abide(request, "publica", allowance)

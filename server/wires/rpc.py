@@ -25,7 +25,8 @@ from server.base.errors import (
 )
 from server.methods.registry import DRY_RUN
 from server.rpc.openrpc import rpc_code
-from server.tenants.keys import Caller
+from server.tenants import access
+from server.tenants.principals import Principal
 from server.wires.envelope import BATCH, PLAIN, Envelope, envelope, envelope_of, identifier_of
 from server.wires.http import (
     BEGINNING,
@@ -86,7 +87,7 @@ async def _answered(request: web.Request) -> web.Response:
     except TooMany as error:
         over = error  # told as soon as the envelope is known
     require_json(request)
-    body = await read_body(request, with_picture="users:write" in caller.scopes, share=caller.share)
+    body = await read_body(request, with_picture=access.may_send_pictures(caller), share=caller.share)
     usual = body_limit(request.app[SETTINGS], with_picture=False)
     with_picture: set[str] = set()
     if len(body) > usual:
@@ -124,7 +125,7 @@ async def _answered(request: web.Request) -> web.Response:
     return answer(200, orjson.dumps(result))
 
 
-async def _batch(request: web.Request, caller: Caller, items: list[Any]) -> web.Response:
+async def _batch(request: web.Request, caller: Principal, items: list[Any]) -> web.Response:
     """In order, one at a time; an item that is no request is answered as such and harms no other.
 
     Each counts as a call: those beyond the rate of the key are refused one by one.
@@ -176,7 +177,7 @@ def _beside(envelope: dict[str, Any]) -> dict[str, Any]:
     return {"idempotency_key": envelope.get("idempotencyKey"), "dry_run": envelope.get(DRY_RUN)}
 
 
-async def _item(request: web.Request, caller: Caller, item: Any, place: int | None = None) -> Any:
+async def _item(request: web.Request, caller: Principal, item: Any, place: int | None = None) -> Any:
     """The response object of one JSON-RPC 2.0 request; None for a notification."""
     if not _is_request(item):
         return _error_object(request, Invalid("Invalid Request", code="invalid_request"), None)
@@ -208,7 +209,11 @@ class _EveryMethod(dict[str, Callable[..., Awaitable[Any]]]):
 
 
 async def _invoke(
-    name: str, context: tuple[web.Request, Caller, dict[str, Any], int | None], /, *args: Any, **kwargs: Any
+    name: str,
+    context: tuple[web.Request, Principal, dict[str, Any], int | None],
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     # Nothing but JsonRpcError leaves this function: jsonrpcserver would tell the caller str(exception).
     request, caller, beside, place = context

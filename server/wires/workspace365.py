@@ -42,7 +42,8 @@ from server.base.errors import (
 )  # fmt: skip
 from server.rpc.openapi import Answer, Operation, Parameter, Wire, operation_id, refusals
 from server.rpc.schemas import Schema, Schemas, json_object, nullable, written
-from server.tenants.keys import Caller
+from server.tenants import access
+from server.tenants.principals import Principal
 from server.wires.http import (
     DISPATCHER,
     KEYS,
@@ -288,7 +289,7 @@ async def _add_body(request: web.Request, route: Route, params: dict[str, Any]) 
 
 
 async def _outcome(
-    request: web.Request, caller: Caller, route: Route, params: dict[str, Any], unknown: list[FieldError]
+    request: web.Request, caller: Principal, route: Route, params: dict[str, Any], unknown: list[FieldError]
 ) -> Any:
     """The method's result. What it refuses, its validator is asked about, which names every reason.
 
@@ -306,8 +307,7 @@ async def _outcome(
         try:
             validation = await run(request, caller, route.validator, params)
         except Forbidden:
-            method = request.app[DISPATCHER].methods[route.method]
-            may = method.scope in caller.scopes and (caller.is_operator or not method.operator)
+            may = not access.method_refusal(caller, request.app[DISPATCHER].methods[route.method])
             if refused is None and not (unknown and may):
                 raise  # else a key that may change and not look: it is told what is known without a look
         else:

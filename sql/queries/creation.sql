@@ -1,4 +1,4 @@
--- name: create_users(instance_id, users, login_count, layout, method, key_id, key_name, request_id, address, origin)^
+-- name: create_users(instance_id, users, login_count, layout, method, actor_kind, key_id, key_name, request_id, address, origin)^
 -- Users, one or many, each with all that it has from the start: credential, login, what the layout says (the roles of
 -- mailboxes, calendars and folders), and its event, where one is given. All of it is numbered in the order of the users,
 -- each of whom says its number, counted back from the last one's 0. The row has the last ids. login_count: of the users
@@ -91,10 +91,10 @@ new_folders AS (
 
 new_events AS (
     INSERT INTO events (
-        instance_id, place, type, user_id, after, method, key_id, key_name, request_id, address, origin
+        instance_id, place, type, user_id, after, method, actor_kind, key_id, key_name, request_id, address, origin
     )
     SELECT
-        :instance_id, jsonb_array_length(:users::jsonb) + number, 'user.created', user_id, event, :method, :key_id, :key_name, :request_id, :address, :origin
+        :instance_id, jsonb_array_length(:users::jsonb) + number, 'user.created', user_id, event, :method, :actor_kind, :key_id, :key_name, :request_id, :address, :origin
     FROM given
     WHERE event IS NOT NULL
 )

@@ -1,36 +1,21 @@
--- name: insert_events(instance_id, types, user_ids, befores, afters, method, key_id, key_name, request_id, address, origin)!
--- What one call changed, in its order; once in a transaction.
+-- name: insert_events(instance_id, after_seq, types, user_ids, befores, afters, method, actor_kind, key_id, key_name, request_id, address, origin)!
+-- What one actor changed, in its order. The numbers of a transaction's events in an instance begin behind after_seq.
 INSERT INTO events (
-    instance_id, place, type, user_id, before, after, method, key_id, key_name, request_id, address, origin
+    instance_id, place, type, user_id, before, after, method, actor_kind, key_id, key_name, request_id, address, origin
 )
 SELECT
-    :instance_id, change.place, change.type, change.user_id, change.before, change.after, :method, :key_id, :key_name, :request_id,
-    :address, :origin
+    :instance_id, :after_seq::integer + change.seq, change.type, change.user_id, change.before, change.after, :method,
+    :actor_kind, :key_id, :key_name, :request_id, :address, :origin
 FROM unnest(:types::text [], :user_ids::bigint [], :befores::jsonb [], :afters::jsonb [])
-WITH ORDINALITY AS change (type, user_id, before, after, place);
+WITH ORDINALITY AS change (type, user_id, before, after, seq);
 
--- name: insert_events_of_others(instance_id, types, user_ids, befores, afters, method, key_ids, key_names, request_ids, addresses, origins)!
--- What a worker changed for those who had asked for it; once in a transaction.
-INSERT INTO events (
-    instance_id, place, type, user_id, before, after, method, key_id, key_name, request_id, address, origin
-)
-SELECT
-    :instance_id, change.place, change.type, change.user_id, change.before, change.after, :method, change.key_id,
-    change.key_name, change.request_id, change.address, change.origin
-FROM unnest(
-    :types::text [], :user_ids::bigint [], :befores::jsonb [], :afters::jsonb [], :key_ids::bigint [], :key_names::text [],
-    :request_ids::text [], :addresses::text [], :origins::text []
-) WITH ORDINALITY AS change (
-    type, user_id, before, after, key_id, key_name, request_id, address, origin, place
-);
-
--- name: read_events(instance_id, xid, place, row_limit, byte_limit)
+-- name: read_events(instance_id, xid, seq, row_limit, byte_limit)
 -- Events after a place, in the order in which all can be read: no further than the oldest transaction that still
 -- runs, so that whatever commits later comes later. The order is that of the column, not of the text it is shown as.
 -- The event that reaches byte_limit is the last one; page_bytes: what it and those before it have. Sizes are told
 -- without reading what is stored beside the row.
 SELECT
-    xid::text AS xid, place, id::text AS id, type, user_id, before, after, origin,
+    xid::text AS xid, place AS seq, id::text AS id, type, user_id, before, after, origin,
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment, page_bytes
 FROM (
     SELECT
@@ -42,7 +27,7 @@ FROM (
             coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
         FROM events
         WHERE
-            instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :place::integer)
+            instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :seq::integer)
             AND xid < event_horizon()
         ORDER BY events.xid, events.place
         LIMIT :row_limit
@@ -84,14 +69,16 @@ WHERE
     instance_id = :instance_id AND type = 'user.purged' AND before ->> 'login' IS NOT NULL
     AND lower(before ->> 'login') = :key;
 
--- name: list_events(instance_id, type, method, since, until, before_time, before_xid, before_place, look, row_limit, byte_limit)
--- A page of the audit, the newest first (index events_by_time); of no more events than look are type and method asked.
+-- name: list_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_seq, look, row_limit, byte_limit)
+-- A page of the audit, the newest first. Of all users (user_ids null; index events_by_time) no more than look events are
+-- looked at for those of the type and method; of some users all theirs are (index events_by_user).
 -- byte_limit and page_bytes are as in read_events.
 SELECT
-    id::text AS id, type, user_id AS "userId", before, after, method, key_id AS "keyId", key_name AS "keyName",
+    id::text AS id, type, user_id AS "userId", before, after, method,
+    coalesce(actor_kind, CASE WHEN key_id > 0 THEN 'key' ELSE 'system' END) AS actor_kind, key_id, key_name,
     request_id AS "requestId", address, origin,
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt",
-    created_at, xid::text AS xid, place, page_bytes
+    created_at, xid::text AS xid, place AS seq, page_bytes
 FROM (
     SELECT
         asked.*,
@@ -100,15 +87,28 @@ FROM (
         SELECT
             looked.*, coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
         FROM (
-            SELECT
-                id, type, user_id, before, after, method, key_id, key_name, request_id, address, origin, created_at,
-                xid, place
-            FROM events
-            WHERE
-                instance_id = :instance_id AND created_at >= :since AND created_at < :until
-                AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
-            ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-            LIMIT :look
+            (
+                SELECT *
+                FROM events
+                WHERE
+                    instance_id = :instance_id AND :user_ids::bigint[] IS NULL
+                    AND created_at >= :since AND created_at < :until
+                    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
+                ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
+                LIMIT :look
+            )
+            UNION ALL
+            (
+                SELECT *
+                FROM events
+                WHERE
+                    instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
+                    AND created_at >= :since AND created_at < :until
+                    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
+                    AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+                ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
+                LIMIT :row_limit
+            )
         ) AS looked
         WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
         ORDER BY looked.created_at DESC, looked.xid DESC, looked.place DESC
@@ -118,41 +118,13 @@ FROM (
 WHERE page_bytes - bytes < :byte_limit
 ORDER BY page.created_at DESC, page.xid DESC, page.place DESC;
 
--- name: skip_events(instance_id, since, until, before_time, before_xid, before_place, look)^
+-- name: skip_events(instance_id, since, until, before_time, before_xid, before_seq, look)^
 -- The last event that list_events looked at, if there were as many.
-SELECT created_at, xid::text AS xid, place
+SELECT created_at, xid::text AS xid, place AS seq
 FROM events
 WHERE
     instance_id = :instance_id AND created_at >= :since AND created_at < :until
-    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
+    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
 ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
 OFFSET :look - 1
 LIMIT 1;
-
--- name: list_user_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_place, row_limit, byte_limit)
--- The same of some users (index events_by_user).
-SELECT
-    id::text AS id, type, user_id AS "userId", before, after, method, key_id AS "keyId", key_name AS "keyName",
-    request_id AS "requestId", address, origin,
-    to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "createdAt",
-    created_at, xid::text AS xid, place, page_bytes
-FROM (
-    SELECT
-        asked.*,
-        (sum(bytes) OVER (ORDER BY created_at DESC, xid DESC, place DESC ROWS UNBOUNDED PRECEDING))::bigint AS page_bytes
-    FROM (
-        SELECT
-            id, type, user_id, before, after, method, key_id, key_name, request_id, address, origin, created_at, xid,
-            place, coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
-        FROM events
-        WHERE
-            instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
-            AND created_at >= :since AND created_at < :until
-            AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_place::integer)
-            AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
-        ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-        LIMIT :row_limit
-    ) AS asked
-) AS page
-WHERE page_bytes - bytes < :byte_limit
-ORDER BY page.created_at DESC, page.xid DESC, page.place DESC;

@@ -125,7 +125,7 @@ FROM counter
 CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
 
 -- name: purge_retained_users(default_days, row_limit)
--- Takes users whose retention is over, a bounded number at a time, as purge_user does, and writes it down.
+-- Takes users whose retention is over, a bounded number at a time, as purge_user does.
 WITH due AS MATERIALIZED (
     SELECT waiting.instance_id, waiting.id
     FROM instances AS i
@@ -149,31 +149,12 @@ left_behind AS (
     SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, now())
     FROM due
     WHERE accounts.instance_id = due.instance_id AND accounts.user_id = due.id
-),
-
-purged AS (
-    DELETE FROM users
-    USING due
-    WHERE users.instance_id = due.instance_id AND users.id = due.id
-    RETURNING users.instance_id, users.id, user_state(users) AS state
-),
-
-noted AS (
-    INSERT INTO events (instance_id, place, type, user_id, before, method, key_id, key_name, request_id)
-    SELECT
-        instance_id, row_number() OVER (PARTITION BY instance_id ORDER BY id), 'user.purged', id,
-        jsonb_strip_nulls(
-            jsonb_build_object(
-                'email', state -> 'email', 'login', state -> 'login', 'displayName', state -> 'displayName',
-                'externalId', state -> 'externalId'
-            )
-        ),
-        'retention', 0, 'officerpc', 'retention'
-    FROM purged
 )
 
-SELECT instance_id, id
-FROM purged;
+DELETE FROM users
+USING due
+WHERE users.instance_id = due.instance_id AND users.id = due.id
+RETURNING users.instance_id, users.id AS user_id, user_state(users) AS state;
 
 -- name: purge_expired_sessions(row_limit)
 -- Takes sessions that have expired, a bounded number at a time.
@@ -192,7 +173,7 @@ WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
 RETURNING sessions.id;
 
 -- name: end_expired_plans(row_limit)
--- Ends plans of users whose last day, of UTC, is over, a bounded number at a time, and writes it down.
+-- Ends plans of users whose last day, of UTC, is over, a bounded number at a time.
 WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM user_plans
@@ -200,31 +181,18 @@ WITH due AS MATERIALIZED (
     ORDER BY valid_to
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
-),
-
-ended AS (
-    UPDATE user_plans
-    SET ended_at = now()
-    FROM due
-    WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
-    RETURNING
-        user_plans.instance_id, user_plans.id, user_plans.user_id,
-        jsonb_build_object(
-            'planId', user_plans.plan_id, 'name', user_plans.name, 'validFrom', user_plans.valid_from,
-            'validTo', user_plans.valid_to
-        ) AS held
-),
-
-noted AS (
-    INSERT INTO events (instance_id, place, type, user_id, before, after, method, key_id, key_name, request_id)
-    SELECT
-        instance_id, row_number() OVER (PARTITION BY instance_id ORDER BY id), 'user.updated', user_id,
-        jsonb_build_object('plan', held), '{"plan": null}', 'planEnd', 0, 'officerpc', 'planEnd'
-    FROM ended
 )
 
-SELECT id
-FROM ended;
+UPDATE user_plans
+SET ended_at = now()
+FROM due
+WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
+RETURNING
+    user_plans.instance_id, user_plans.user_id,
+    jsonb_build_object(
+        'planId', user_plans.plan_id, 'name', user_plans.name, 'validFrom', user_plans.valid_from,
+        'validTo', user_plans.valid_to
+    ) AS plan;
 
 -- name: purge_expired_codes(row_limit)
 -- Takes codes that have expired, a bounded number at a time.

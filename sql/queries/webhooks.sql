@@ -115,7 +115,7 @@ RETURNING true AS disabled;
 
 -- name: take_webhook(instance_id, webhook_id)^
 -- Where a webhook has read to, held for whoever makes its next deliveries; no row while somebody else does.
-SELECT w.types, w.skip_origin, w.read_xid::text AS xid, w.read_place AS place, i.name AS instance
+SELECT w.types, w.skip_origin, w.read_xid::text AS xid, w.read_place AS seq, i.name AS instance
 FROM webhooks AS w
 INNER JOIN instances AS i ON i.id = :instance_id AND i.is_active AND i.deleted_at IS NULL
 WHERE w.instance_id = :instance_id AND w.id = :webhook_id AND w.is_active
@@ -128,10 +128,10 @@ SELECT :instance_id, :webhook_id, made.event_id, made.type, made.body
 FROM unnest(:event_ids::uuid[], :types::text[], :bodies::bytea[]) AS made (event_id, type, body)
 ON CONFLICT (instance_id, webhook_id, event_id) DO NOTHING;
 
--- name: advance_webhook(instance_id, webhook_id, xid, place)!
+-- name: advance_webhook(instance_id, webhook_id, xid, seq)!
 -- What has been read is not read again.
 UPDATE webhooks
-SET read_xid = :xid::text::xid8, read_place = :place
+SET read_xid = :xid::text::xid8, read_place = :seq
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: settle_deliveries(instance_ids, webhook_ids, event_ids, attempts, states, due_ins, statuses, errors)!

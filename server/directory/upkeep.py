@@ -1,0 +1,98 @@
+"""Upkeep: what has expired is removed, batch by batch, and plans that are over are ended."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import structlog
+
+from server.base.settings import Settings
+from server.events.changes import Change, identity
+from server.events.emit import emit, system_actor
+from server.postgres.db import Database, Row
+
+log = structlog.get_logger()
+
+PURGE_EVERY = 600.0
+"""Seconds between two looks for what has expired, by each worker, with a fifth of jitter."""
+_BATCH = 500
+
+
+class _Told(NamedTuple):
+    """What is emitted of each row that a statement returns (instance_id, user_id and more)."""
+
+    # By which method the server does it.
+    method: str
+    change: Callable[[Row], Change]
+
+
+_TOLD = {
+    "purge_retained_users": _Told(
+        "retention", lambda row: Change("user.purged", row["user_id"], identity(row["state"]), None)
+    ),
+    "end_expired_plans": _Told(
+        "planEnd", lambda row: Change("user.updated", row["user_id"], {"plan": row["plan"]}, {"plan": None})
+    ),
+}
+
+
+async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
+    """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
+    failed logins that are forgiven, old documents, the log of the queue and what was parked in it long ago,
+    events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
+    deleted; and end plans of users.
+
+    Workers do not wait for one another: rows that another one holds are skipped.
+    """
+    gone = {}
+    for what, query, values in (
+        ("users", "purge_retained_users", {"default_days": settings.retention_days}),
+        ("sessions", "purge_expired_sessions", {}),
+        ("plans", "end_expired_plans", {}),
+        ("codes", "purge_expired_codes", {}),
+        ("answers", "purge_old_answers", {}),
+        ("login_failures", "purge_login_failures", {}),
+        ("documents", "purge_old_documents", {}),
+        ("jobs", "purge_parked_jobs", {}),
+        ("job_log", "purge_job_log", {}),
+        ("events", "purge_old_events", {}),
+        ("deliveries", "purge_old_deliveries", {}),
+        ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries", {}),
+        ("webhooks", "purge_deleted_webhooks", {}),
+        ("secrets", "forget_old_secrets", {}),
+    ):
+        gone[what], taken = 0, _BATCH
+        while taken == _BATCH:
+            taken = await _purge(database, query, values)
+            gone[what] += taken
+    return gone
+
+
+async def _purge(database: Database, query: str, values: dict[str, Any]) -> int:
+    """One batch; how many rows it had."""
+    told = _TOLD.get(query)
+    if told is None:
+        async with database.connection() as db:
+            return len(await db.all(query, row_limit=_BATCH, **values))
+    async with database.transaction() as db:
+        rows = await db.all(query, row_limit=_BATCH, **values)
+        rows.sort(key=lambda row: (row["instance_id"], row["user_id"]))
+        actor = system_actor(told.method, told.method)
+        for instance_id, group in groupby(rows, key=lambda row: row["instance_id"]):
+            await emit(db, instance_id, actor, [told.change(row) for row in group])
+        return len(rows)
+
+
+async def keep_purging(database: Database, settings: Settings) -> None:
+    """purge_expired now and then, until cancelled."""
+    while True:
+        await asyncio.sleep(PURGE_EVERY * random.uniform(0.8, 1.2))  # noqa: S311
+        try:
+            gone = await purge_expired(database, settings)
+        except Exception as error:  # the next look may go better
+            log.warning("purge_postponed", cause=type(error).__name__)
+        else:
+            if any(gone.values()):
+                log.info("purged", **gone)

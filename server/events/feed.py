@@ -1,0 +1,55 @@
+"""The feed: events whole, in the order in which none can be skipped. listChanges and webhooks read it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from server.events.changes import EVENTS
+from server.events.pages import PAGE_BYTES
+from server.postgres.db import Connection, Row
+
+
+async def read(db: Connection, instance_id: int, xid: str, seq: int, limit: int) -> list[Row]:
+    """The events after one, at most limit and PAGE_BYTES; see is_full.
+
+    Args:
+        xid, seq: of the last event that was read; "0" and 0 for the first page.
+    """
+    return await db.all(
+        "read_events", instance_id=instance_id, xid=xid, seq=seq, row_limit=limit, byte_limit=PAGE_BYTES
+    )
+
+
+def place(event: Mapping[str, Any]) -> str:
+    """Where an event stands in the feed, as cursors have it."""
+    return f"{event['xid']}.{event['seq']}"
+
+
+def wants(types: Sequence[str], skip_origin: str | None, event: Mapping[str, Any]) -> bool:
+    """Whether a reader of these types (all, if there are none) is told of an event."""
+    if event["type"] not in (types or EVENTS):
+        return False
+    return skip_origin is None or event["origin"] != skip_origin
+
+
+def payload(event: Mapping[str, Any], instance: str) -> dict[str, Any]:
+    """An event as webhooks and listChanges tell it.
+
+    Args:
+        event: a row of read_events or get_event.
+        instance: the name of its instance.
+    """
+    return {
+        "type": event["type"],
+        "timestamp": event["moment"],
+        "data": {
+            "id": event["id"], "instance": instance, "userId": event["user_id"], "before": event["before"],
+            "after": event["after"], "origin": event["origin"],
+        },
+    }  # fmt: skip
+
+
+def body_of(event: Mapping[str, Any], instance: str) -> bytes:
+    """The bytes that a webhook is sent of an event; see payload."""
+    return orjson.dumps(payload(event, instance))
