@@ -29,7 +29,7 @@ from processes import DroppingProxy, eventually, running
 from server.base.settings import Settings
 from server.events import deliveries as deliveries_module
 from server.events import webhooks
-from server.events.windows import Limits, Windows
+from server.jobs.windows import Limits, Windows
 from server.jobs.queue import purge_expired
 from server.outside import outbound
 from server.outside.addresses import is_public

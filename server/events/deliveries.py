@@ -17,7 +17,7 @@ from server.base.errors import Contention, NotBegun, Unavailable
 from server.base.metrics import JobFact, Metrics
 from server.base.settings import Settings
 from server.events.emit import by_itself
-from server.events.windows import Due, Limits, Ref, Windows
+from server.jobs.windows import Due, Limits, Ref, Windows
 from server.outside.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.postgres.db import Connection, Database, pass_on_cancelling
 

@@ -18,7 +18,7 @@ from server.base.metrics import Metrics
 from server.base.settings import Settings
 from server.events import deliveries
 from server.events.emit import EVENTS, PAGE_BYTES, is_full, payload
-from server.events.windows import Ref
+from server.jobs.windows import Ref
 from server.postgres.db import Connection, Database, pass_on_cancelling
 
 log = structlog.get_logger()
