@@ -10,7 +10,7 @@ from conftest import ADMIN, Client, insert_key, until
 from server.base.settings import Settings
 from server.base.tokens import digest
 from server.events.emit import shortened
-from server.jobs.queue import purge_expired
+from server.jobs.upkeep import purge_expired
 from server.methods import audit
 from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES

@@ -11,7 +11,7 @@ from conftest import ADMIN, Client, Log, Serve, contents, footprint, insert_key
 from processes import Raw, exchange
 
 from server.base.settings import Settings
-from server.jobs.queue import purge_expired
+from server.jobs.upkeep import purge_expired
 from server.postgres.db import Database
 
 USERS = "/integration-api/v1/dashboard/users"

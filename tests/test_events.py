@@ -12,7 +12,7 @@ from conftest import FAST_HASHES, Client, Serve, until
 
 from server.base.settings import Settings
 from server.cli.session import Session
-from server.jobs.queue import purge_expired
+from server.jobs.upkeep import purge_expired
 from server.postgres.db import load_queries
 from server.serving.bootstrap import bootstrap
 from server.tenants.keys import new_key

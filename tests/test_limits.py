@@ -12,7 +12,7 @@ from conftest import ADMIN, Client, Serve, footprint, insert_key
 from server.base.passwords import is_common
 from server.base.settings import Settings
 from server.base.tokens import digest
-from server.jobs.queue import purge_expired
+from server.jobs.upkeep import purge_expired
 from server.tenants.limits import RateLimiter
 
 LOOK_UP = {"email": ADMIN}

@@ -29,8 +29,9 @@ from processes import DroppingProxy, eventually, running
 from server.base.settings import Settings
 from server.events import deliveries as deliveries_module
 from server.events import webhooks
+from server.jobs import worker as worker_module
+from server.jobs.upkeep import purge_expired
 from server.jobs.windows import Limits, Windows
-from server.jobs.queue import purge_expired
 from server.outside import outbound
 from server.outside.addresses import is_public
 from server.postgres import analyze
@@ -114,7 +115,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliveries_module, "POLL", 0.02)
+    monkeypatch.setattr(worker_module, "POLL", 0.02)
     monkeypatch.setattr(deliveries_module, "PAUSES", (0.01,) * 9)
 
 
@@ -1074,7 +1075,7 @@ async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes to an end makes room at once, and what is read goes on at once: no pace is that of POLL."""
-    monkeypatch.setattr(deliveries_module, "POLL", 8.0)
+    monkeypatch.setattr(worker_module, "POLL", 8.0)
     for path in ("/a", "/b"):
         await db.execute(
             "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
@@ -1129,7 +1130,7 @@ async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
 ) -> None:
     """Fifty webhooks, whose deliveries are older than anybody else's and more than a worker can send at once."""
     monkeypatch.setattr(deliveries_module, "AT_ONCE", at_once)
-    monkeypatch.setattr(deliveries_module, "POLL", 0.02)
+    monkeypatch.setattr(worker_module, "POLL", 0.02)
 
     async def hang_some(received: Received) -> web.StreamResponse:
         if received.path == "/hook/dead":
@@ -1293,7 +1294,7 @@ async def test_looks_go_round(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More webhooks wait than one look steps over: each has its turn."""
-    monkeypatch.setattr(deliveries_module, "LOOKS", 3)
+    monkeypatch.setattr(worker_module, "LOOKS", 3)
     await db.execute(
         "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
         " SELECT 1, number, $1 || '/' || number, '', '{}', $2 FROM generate_series(1, 10) AS number",

@@ -155,14 +155,14 @@ def work() -> None:
 
     async def working(database: Located) -> None:
         from server.events import webhooks
-        from server.jobs import queue
+        from server.jobs import queue, upkeep
 
         session = Session(settings, database.url)
         services = queue.Services(settings, session.database, session.dispatcher.metrics)
         await session.database.open()
         tasks = [
             asyncio.create_task(queue.work(services)),
-            asyncio.create_task(queue.keep_purging(session.database, settings)),
+            asyncio.create_task(upkeep.keep_purging(session.database, settings)),
             asyncio.create_task(
                 webhooks.keep_delivering(settings, session.database, session.dispatcher.metrics)
             ),

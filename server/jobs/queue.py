@@ -1,39 +1,28 @@
-"""The queue: work that a call leaves behind, done once its transaction has committed; and the purge.
+"""Jobs: work that a call leaves behind, done once its transaction has committed.
 
-A job is a row that is written in the caller's transaction (pgqueuer's tables, sql/migrations/0003_queue.sql).
-It is done at least once: again after a failure, with growing pauses, and again by another worker when its
-own dies with it. After TRIES it is parked: kept in the queue as failed, logged and counted.
+A job is a row that is written in the caller's transaction. It is done at least once: again after a failure,
+with growing pauses, and again by another worker when its own dies with it. After TRIES it is parked: kept,
+logged and counted, until an operator has it tried again.
 """
 
 import asyncio
 import contextlib
-import functools
-import logging
-import random
 import time
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
-import structlog
-from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
-from pgqueuer.adapters.persistence.queries import Queries
-from pgqueuer.core.qm import QueueManager
-from pgqueuer.domain.errors import RetryRequested
-from pgqueuer.domain.models import Job
-from pgqueuer.ports.driver import NotifyCallback
 
+from server.base.errors import ServiceError
+from server.base.logs import cause_of
 from server.base.metrics import JobFact, Metrics
 from server.base.settings import Settings
+from server.jobs import worker
+from server.jobs.windows import Lane, Limits, Windows
 from server.outside.graph import Graph
-from server.postgres.db import Connection, Database
-
-log = structlog.get_logger()
-T = TypeVar("T")
+from server.postgres.db import Connection, Database, Row
+from server.postgres.listening import listen
 
 TRIES = 15
 """How often a job is begun before it is parked; the pauses between add up to five hours and a half."""
@@ -41,20 +30,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 3600.0
 """Seconds between two tries: doubled each time, with a fifth of jitter."""
 TIME_LIMIT = 120.0
 """Seconds that one try may take."""
-AT_ONCE = 10
-"""Jobs that one worker does at the same time."""
-POLL = 5.0
-"""Seconds between two looks at the queue: NOTIFY is a hint, which may get lost."""
-HEARTBEAT = 30.0
-"""Seconds of silence after which another worker takes a job over."""
-PATIENCE = 5.0
-"""Seconds for one of the queue's own statements; a database that takes longer is taken to be away."""
-NOTICE_EVERY = 0.05
-"""Seconds: more notices than one in these are heard as one."""
-
-PURGE_EVERY = 600.0
-"""Seconds between two looks for what has expired, by each worker, with a fifth of jitter."""
-_BATCH = 500
+AT_ONCE, IN_ALL = 10, 20
+"""Jobs that one worker does at the same time: of one instance, and of all."""
+CHANNEL = "officerpc_jobs"
+"""Where enqueue_job notifies the workers. It is a hint, which may get lost: they also look every second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,217 +109,139 @@ async def enqueue(db: Connection, kind: str, payload: dict[str, Any], *, after: 
     """
     if kind not in JOBS:
         raise ValueError(f"there is no job {kind}")
-    await db.run("enqueue_job", kind=kind, payload=orjson.dumps(payload), delay=after)
+    instance_id = payload.get("instance_id", 0)
+    await db.run(
+        "enqueue_job", instance_id=instance_id, kind=kind, payload=orjson.dumps(payload), delay=after
+    )
 
 
 async def work(services: Services) -> None:
-    """Do jobs until cancelled; those that run then get the settings' shutdown_timeout to finish.
-
-    A database that goes away is waited for, with growing pauses and one line in the log.
-    """
-    # It logs exceptions with all that they quote; what is worth knowing is logged below.
-    logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
-    loop = asyncio.get_running_loop()
-    pause, away = 0.1, False
+    """Do jobs until cancelled; those that run then get the settings' shutdown_timeout to finish."""
+    jobs = Jobs(services)
+    listening = asyncio.create_task(listen(services.database, CHANNEL, jobs.hear))
     try:
-        while True:
-            began = loop.time()
-            try:
-                if away and not await services.database.writes.proven():
-                    # Taking a job is a write: while a standby is away, each try would leave a server process
-                    # waiting.
-                    raise ConnectionError("the database takes no writes")
-                await _work_until_lost(services)
-            except Exception as error:  # whatever it was: the driver's, the system's, a missing table
-                if loop.time() - began > HEARTBEAT:  # it had worked for a while
-                    pause, away = 0.1, False
-                if not away:
-                    log.warning("queue_waits_for_database", cause=_told(error))
-                away = True
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-            pause = min(pause * 2, 5.0)
+        await jobs.run()
     finally:
+        listening.cancel()
         await services.graph.close()
-
-
-async def _work_until_lost(services: Services) -> None:
-    """Do jobs over one connection, past any pooler, for as long as it lives."""
-    connection = await services.database.direct()
-    try:
-        # pgqueuer sends jsonb as text that is JSON already, which our codec would wrap again.
-        await connection.reset_type_codec("jsonb", schema="pg_catalog")
-        manager = QueueManager(Queries(_Driver(connection)))
-        for kind, handler in JOBS.items():
-            manager.entrypoint(kind, on_failure="hold", accepts_context=False)(
-                functools.partial(_do, services, handler)
-            )
-        connection.add_termination_listener(lambda *_: manager.shutdown.set())
-        running = asyncio.create_task(
-            manager.run(
-                dequeue_timeout=timedelta(seconds=POLL),
-                batch_size=AT_ONCE // 2,
-                max_concurrent_tasks=AT_ONCE,
-                shutdown_on_listener_failure=True,
-                heartbeat_timeout=timedelta(seconds=HEARTBEAT),
-                log_aggregation_interval=timedelta(0),
-            )
-        )
-        try:
-            await asyncio.shield(running)
-        finally:
-            manager.shutdown.set()
-            await asyncio.wait({running}, timeout=services.settings.shutdown_timeout)
-            running.cancel()  # its jobs, which put themselves back into the queue
-            await asyncio.wait({running})
-            with contextlib.suppress(asyncio.CancelledError):
-                running.exception()
-        raise ConnectionError("the queue's connection was lost")
-    finally:
-        connection.terminate()
-
-
-async def _do(services: Services, handler: Handler, row: Job) -> None:
-    """One try. However it fails, it ends with RetryRequested or, for good, with Hopeless."""
-    began = time.perf_counter()
-    tries, outcome, cause = 0, "done", None
-    try:
-        async with asyncio.timeout(TIME_LIMIT):
-            async with services.database.connection() as db:
-                tries = await db.value("count_tries", job_id=row.id)
-            if tries > TRIES:  # its workers died with it, so that nobody has parked it
-                raise Hopeless
-            try:
-                await handler(services, orjson.loads(row.payload or b"{}"))
-            except Suspended:
-                # A suspension may outlast all tries.
-                async with services.database.connection() as db:
-                    await db.run("forget_tries", job_id=row.id)
-                tries = 0
-                raise
-    except asyncio.CancelledError:
-        # The worker stops. pgqueuer would take the job for done with; it is to be done by another one.
-        outcome, cause = "stopped", "CancelledError"
-        raise RetryRequested(timedelta(0), outcome) from None
-    except Exception as error:
-        cause = _told(error)
-        if isinstance(error, Hopeless) or tries >= TRIES:
-            outcome = "parked"
-            await _note_parked(services, row)
-            raise Hopeless(cause) from None  # pgqueuer keeps the texts of exceptions: ours quotes nobody
-        outcome = "retried"
-        asked = min(error.seconds, LONGEST_PAUSE) if isinstance(error, Later) else 0.0
-        raise RetryRequested(timedelta(seconds=max(pause_after(tries), asked)), cause) from None
-    finally:
-        services.metrics.job(
-            JobFact(row.entrypoint, outcome, time.perf_counter() - began, row.id, tries, cause)
-        )
-
-
-async def _note_parked(services: Services, row: Job) -> None:
-    note = PARKED.get(row.entrypoint)
-    if note is not None:
-        with contextlib.suppress(Exception):  # it is parked and logged all the same
-            async with asyncio.timeout(TIME_LIMIT):
-                await note(services, orjson.loads(row.payload or b"{}"))
 
 
 def pause_after(tries: int) -> float:
     """Seconds before the next try."""
-    return min(FIRST_PAUSE * 2.0 ** (max(tries, 1) - 1), LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
+    return worker.jittered(min(FIRST_PAUSE * 2.0 ** (max(tries, 1) - 1), LONGEST_PAUSE), 0.2)
 
 
-def _told(error: BaseException) -> str:
-    """What went wrong and where, without the error's text, which may quote addresses or rows."""
-    for _ in range(10):  # deep enough, whatever causes what
-        error = error.__cause__ or error
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in place)
-    code = getattr(error, "code", None) or getattr(error, "sqlstate", None)
-    return f"{type(error).__name__}{f' {code}' if code else ''}{where}"
+class Tried(NamedTuple):
+    """One try of a job and what it came to."""
+
+    row: Row
+    # As settle_jobs has it.
+    outcome: str
+    # Seconds until the next try.
+    pause: float
+    fact: JobFact
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.outcome == "done"
 
 
-class _Driver(AsyncpgDriver):
-    """pgqueuer's driver, for a database that does not answer and for one that notifies too much."""
+class Jobs(worker.Worker[Tried]):
+    """Does jobs, as one worker."""
 
-    async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
-        return await self._within_patience(super().fetch(query, *args))
+    away = "queue_waits_for_database"
+    unsettled = "job_not_noted"
+    lane = "kind"
+    start = (-1, "")
 
-    async def execute(self, query: str, *args: object) -> str:
-        return await self._within_patience(super().execute(query, *args))
+    def __init__(self, services: Services) -> None:
+        limits = Limits(1, AT_ONCE, AT_ONCE)
+        grace = services.settings.shutdown_timeout
+        super().__init__(services.database, services.metrics, Windows(IN_ALL, limits, limits), grace)
+        self._services = services
 
-    async def notify(self, channel: str, payload: str) -> None:
-        await self._within_patience(super().notify(channel, payload))
+    def hear(self, payload: str) -> None:
+        """A job was enqueued: its instance and kind, as enqueue_job writes them."""
+        instance_id, _, kind = payload.partition(" ")
+        if kind in JOBS:
+            self.tell([(int(instance_id), kind)])
 
-    async def _within_patience(self, statement: Awaitable[T]) -> T:
+    async def find_due(self, db: Connection, after: Lane, looks: int) -> list[Row]:
+        """See Worker. Kinds of another release are left alone."""
+        await db.value("adopt_old_jobs")
+        rows = await db.all("find_due_jobs", after_instance=after[0], after_kind=after[1], looks=looks)
+        return [dict(row) | {"is_due": row["is_due"] and row["kind"] in JOBS} for row in rows]
+
+    async def claim(self, db: Connection, lanes: list[Lane], shares: list[int]) -> list[Row]:
+        """See Worker."""
+        instances, kinds = [of for of, _ in lanes], [kind for _, kind in lanes]
+        return await db.all(
+            "claim_jobs", lease=worker.LEASE, instance_ids=instances, kinds=kinds, shares=shares
+        )
+
+    async def attempt(self, row: Row) -> Tried:
+        """See Worker. A job that the worker's end cuts off is tried again at once, by another one."""
+        began = time.perf_counter()
+        kind, tries = row["kind"], row["attempts"] - row["first_attempt"]
+        outcome, pause, cause = "done", 0.0, None
+        payload = orjson.loads(row["payload"])
+        async with self._renewing(row):
+            try:
+                async with asyncio.timeout(TIME_LIMIT):
+                    if tries > TRIES:  # its workers died with it, so that nobody has parked it
+                        raise Hopeless
+                    await JOBS[kind](self._services, payload)
+            except asyncio.CancelledError:
+                outcome, cause = "stopped", "CancelledError"
+            except Suspended as error:
+                outcome, pause, cause, tries = "suspended", error.seconds, cause_of(error), 0
+            except Exception as error:
+                cause = cause_of(error)
+                if isinstance(error, Hopeless) or tries >= TRIES:
+                    outcome = "parked"
+                    await self._note_parked(kind, payload)
+                else:
+                    asked = min(error.seconds, LONGEST_PAUSE) if isinstance(error, Later) else 0.0
+                    outcome, pause = "retried", max(pause_after(tries), asked)
+        said = "retried" if outcome == "suspended" else outcome
+        fact = JobFact(kind, said, time.perf_counter() - began, row["id"], tries, cause)
+        return Tried(row, outcome, pause, fact)
+
+    @contextlib.asynccontextmanager
+    async def _renewing(self, row: Row) -> AsyncIterator[None]:
+        """Keep the lease of a try that takes long, as well as that works."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(worker.LEASE / 3)
+                with contextlib.suppress(ServiceError):
+                    async with self.database.round(), self.database.connection() as db:
+                        await db.run(
+                            "renew_lease", instance_id=row["instance_id"], job_id=row["id"],
+                            attempt=row["attempts"], lease=worker.LEASE,
+                        )  # fmt: skip
+
+        renewing = asyncio.create_task(renew())
         try:
-            async with asyncio.timeout(PATIENCE):
-                return await statement
-        except TimeoutError:
-            self._connection.terminate()  # so that whatever waits behind it fails at once
-            raise
+            yield
+        finally:
+            renewing.cancel()
 
-    async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
-        """Listen, hearing a burst of changes as one: pgqueuer keeps each until it has looked at the queue."""
-        loop = asyncio.get_running_loop()
-        waiting = False
+    async def _note_parked(self, kind: str, payload: dict[str, Any]) -> None:
+        if kind in PARKED:
+            with contextlib.suppress(Exception):  # it is parked and logged all the same
+                async with asyncio.timeout(TIME_LIMIT):
+                    await PARKED[kind](self._services, payload)
 
-        def pass_on(payload: str | bytes | bytearray) -> None:
-            nonlocal waiting
-            waiting = False
-            callback(payload)
-
-        def hear(payload: str | bytes | bytearray) -> None:
-            nonlocal waiting
-            if "table_changed_event" not in str(payload):
-                callback(payload)
-            elif not waiting:
-                waiting = True
-                loop.call_later(NOTICE_EVERY, pass_on, payload)
-
-        await super().add_listener(channel, hear)
-
-
-async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
-    """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
-    failed logins that are forgiven, old documents, the log of the queue and what was parked in it long ago,
-    events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
-    deleted; and end plans of users, batch by batch.
-
-    Workers do not wait for one another: rows that another one holds are skipped.
-    """
-    gone = {}
-    for what, query, values in (
-        ("users", "purge_retained_users", {"default_days": settings.retention_days}),
-        ("sessions", "purge_expired_sessions", {}),
-        ("plans", "end_expired_plans", {}),
-        ("codes", "purge_expired_codes", {}),
-        ("answers", "purge_old_answers", {}),
-        ("login_failures", "purge_login_failures", {}),
-        ("documents", "purge_old_documents", {}),
-        ("jobs", "purge_parked_jobs", {}),
-        ("job_log", "purge_job_log", {}),
-        ("events", "purge_old_events", {}),
-        ("deliveries", "purge_old_deliveries", {}),
-        ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries", {}),
-        ("webhooks", "purge_deleted_webhooks", {}),
-        ("secrets", "forget_old_secrets", {}),
-    ):
-        gone[what], taken = 0, _BATCH
-        while taken == _BATCH:
-            async with database.connection() as connection:
-                taken = len(await connection.all(query, row_limit=_BATCH, **values))
-            gone[what] += taken
-    return gone
-
-
-async def keep_purging(database: Database, settings: Settings) -> None:
-    """purge_expired now and then, until cancelled."""
-    while True:
-        await asyncio.sleep(PURGE_EVERY * random.uniform(0.8, 1.2))  # noqa: S311
-        try:
-            gone = await purge_expired(database, settings)
-        except Exception as error:  # the next look may go better
-            log.warning("purge_postponed", cause=_told(error))
-        else:
-            if any(gone.values()):
-                log.info("purged", **gone)
+    async def settle(self, tried: list[Tried]) -> None:
+        """See Worker."""
+        async with self.database.statement() as db:
+            await db.run(
+                "settle_jobs",
+                instance_ids=[one.row["instance_id"] for one in tried],
+                job_ids=[one.row["id"] for one in tried],
+                attempts=[one.row["attempts"] for one in tried],
+                outcomes=[one.outcome for one in tried],
+                due_ins=[one.pause for one in tried],
+            )

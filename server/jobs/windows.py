@@ -1,17 +1,17 @@
-"""How many deliveries are under way at the same time: for each webhook, for each instance, and in all.
+"""How many tries run at the same time: for each lane, for each instance, and in all.
 
-A webhook begins with few. Each delivery that is taken allows one more, up to a limit, and each that fails
-halves the number, as TCP does with its window: a fast receiver is kept busy, and one that hangs or fails has
-few places.
+A lane is a part of an instance's work: the deliveries to one webhook, or the jobs of one kind. It begins with
+few. Each try that succeeds allows one more, up to a limit, and each that fails halves the number, as TCP does
+with its window: a fast receiver is kept busy, and one that hangs or fails has few places.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-Ref: TypeAlias = tuple[int, int]
-"""A webhook: the instance's id and its own."""
+Lane: TypeAlias = tuple[int, Any]
+"""The instance's id, and what tells the lane from the others of the instance."""
 _KEPT = 10_000
 """Windows that are remembered; beyond that, those with nothing under way are forgotten."""
 
@@ -38,105 +38,108 @@ class Windows:
     def __init__(self, at_once: int, per_instance: Limits, each: Limits) -> None:
         """
         Args:
-            at_once: deliveries in all.
+            at_once: tries in all.
             per_instance: of one instance.
-            each: to one webhook.
+            each: of one lane.
         """
-        self._at_once = at_once
-        self._limits: tuple[Limits, Limits] = (per_instance, each)
-        self._instances: dict[int, _Window] = {}
-        self._webhooks: dict[Ref, _Window] = {}
+        self.at_once = at_once
+        self._per_instance, self._each = per_instance, each
+        # Of instances, by their ids, and of lanes.
+        self._windows: dict[int | Lane, _Window] = {}
         self._under_way = 0
 
-    def begin(self, ref: Ref) -> None:
-        """One more delivery to a webhook is under way."""
-        self._under_way += 1
-        if len(self._webhooks) > _KEPT:
-            self._instances = {of: window for of, window in self._instances.items() if window.under_way}
-            self._webhooks = {of: window for of, window in self._webhooks.items() if window.under_way}
-        self._instances.setdefault(ref[0], _Window(self._limits[0].first)).under_way += 1
-        self._webhooks.setdefault(ref, _Window(self._limits[1].first)).under_way += 1
+    def _limits(self, of: int | Lane) -> Limits:
+        return self._each if isinstance(of, tuple) else self._per_instance
 
-    def end(self, ref: Ref, taken: bool) -> None:
-        """A delivery has ended."""
+    def _window(self, of: int | Lane) -> _Window:
+        return self._windows.get(of) or _Window(self._limits(of).first)
+
+    def begin(self, lane: Lane) -> None:
+        """One more try is under way."""
+        self._under_way += 1
+        if len(self._windows) > _KEPT:
+            self._windows = {of: window for of, window in self._windows.items() if window.under_way}
+        for of in (lane[0], lane):
+            window = self._windows[of] = self._window(of)
+            window.under_way += 1
+
+    def end(self, lane: Lane, succeeded: bool) -> None:
+        """A try has ended."""
         self._under_way -= 1
-        windows = self._instances[ref[0]], self._webhooks[ref]
-        for window, limits in zip(windows, self._limits, strict=True):
+        for of in (lane[0], lane):
+            window, limits = self._windows[of], self._limits(of)
             window.under_way -= 1
-            window.size = min(window.size + 1, limits.most) if taken else max(window.size // 2, limits.least)
+            window.size = (
+                min(window.size + 1, limits.most) if succeeded else max(window.size // 2, limits.least)
+            )
 
     def has_room(self, instance_id: int) -> bool:
-        """Whether another delivery of an instance may begin, as far as its own window goes."""
-        own = self._instances.get(instance_id)
-        return own is None or own.under_way < own.size
+        """Whether another try of an instance may begin, as far as its own window goes."""
+        window = self._window(instance_id)
+        return window.under_way < window.size
 
-    def share_out(self, waiting: Iterable[Ref]) -> Counter[Ref]:
-        """How many deliveries of each webhook may begin.
+    def share_out(self, waiting: Iterable[Lane]) -> Counter[Lane]:
+        """How many tries of each lane may begin.
 
-        One at a time goes to the instance with the fewest under way, and there to the webhook with the
-        fewest; among equals, to the one that stands first.
+        One at a time goes to the instance with the fewest under way, and there to the lane with the fewest;
+        among equals, to the one that stands first.
 
         Args:
-            waiting: webhooks with deliveries to send.
+            waiting: lanes with something to do.
         """
-        shares: Counter[Ref] = Counter()
-        webhooks: dict[int, list[tuple[int, int, Ref]]] = {}
-        for order, ref in enumerate(waiting):
-            window = self._webhooks.get(ref)
-            if window is None or window.under_way < window.size:
-                webhooks.setdefault(ref[0], []).append((window.under_way if window else 0, order, ref))
-        instances = []
-        for order, (instance_id, queue) in enumerate(webhooks.items()):
-            heapify(queue)
-            own = self._instances.get(instance_id)
-            instances.append((own.under_way if own else 0, order, instance_id))
+        shares: Counter[Lane] = Counter()
+        lanes: dict[int, list[tuple[int, int, Lane]]] = {}
+        for order, lane in enumerate(waiting):
+            lanes.setdefault(lane[0], []).append((self._window(lane).under_way, order, lane))
+        instances = [(self._window(of).under_way, order, of) for order, of in enumerate(lanes)]
         heapify(instances)
-        room = self._at_once - self._under_way
+        for queue in lanes.values():
+            heapify(queue)
+        room = self.at_once - self._under_way
         while room > 0 and instances:
             of_instance, place, instance_id = heappop(instances)
-            own = self._instances.get(instance_id)
-            if of_instance >= (own.size if own else self._limits[0].first):
+            if of_instance >= self._window(instance_id).size:
                 continue
-            queue = webhooks[instance_id]
-            of_webhook, order, ref = heappop(queue)
-            shares[ref] += 1
-            room -= 1
-            window = self._webhooks.get(ref)
-            if of_webhook + 1 < (window.size if window else self._limits[1].first):
-                heappush(queue, (of_webhook + 1, order, ref))
+            queue = lanes[instance_id]
+            of_lane, order, lane = heappop(queue)
+            if of_lane < self._window(lane).size:
+                shares[lane] += 1
+                room -= 1
+                of_instance += 1
+                heappush(queue, (of_lane + 1, order, lane))
             if queue:
-                heappush(instances, (of_instance + 1, place, instance_id))
+                heappush(instances, (of_instance, place, instance_id))
         return shares
 
 
 class Due:
-    """Webhooks with deliveries to send, by instance; what was served last stands last."""
+    """Lanes with something to do, by instance; what was served last stands last."""
 
     def __init__(self) -> None:
-        self._instances: dict[int, dict[Ref, None]] = {}
+        self._instances: dict[int, dict[Lane, None]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._instances)
 
-    def add(self, webhooks: Iterable[Ref]) -> None:
-        """Webhooks stand last, but for those that stand there already."""
-        for ref in webhooks:
-            self._instances.setdefault(ref[0], {})[ref] = None
+    def add(self, lanes: Iterable[Lane]) -> None:
+        """Lanes stand last, but for those that stand there already."""
+        for lane in lanes:
+            self._instances.setdefault(lane[0], {})[lane] = None
 
-    def take(self, webhooks: Iterable[Ref]) -> None:
-        """Webhooks are served: they stand there no more, and others of their instances stand last."""
-        for ref in webhooks:
-            rest = self._instances.pop(ref[0])
-            del rest[ref]
+    def take(self, lanes: Iterable[Lane]) -> None:
+        """Lanes are served: they stand there no more, and others of their instances stand last."""
+        for lane in lanes:
+            rest = self._instances.pop(lane[0])
+            del rest[lane]
             if rest:
-                self._instances[ref[0]] = rest
+                self._instances[lane[0]] = rest
 
-    def of(self, windows: Windows) -> Iterator[Ref]:
+    def of(self, windows: Windows) -> Iterator[Lane]:
         """Those of instances that have room, in their order.
 
-        Whoever takes a bounded number of them sees all tenants in turn: webhooks of an instance without room
-        count for nothing, however many they are. Few instances are passed over, as each has some under way.
+        Whoever takes a bounded number of them sees all tenants in turn: lanes of an instance without room are
+        not among them. Few instances are passed over, as each has some under way.
         """
-        for instance_id, webhooks in self._instances.items():
+        for instance_id, lanes in self._instances.items():
             if windows.has_room(instance_id):
-                yield from webhooks
+                yield from lanes

@@ -14,7 +14,8 @@ from server.base.metrics import Metrics
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
 from server.events.webhooks import keep_delivering
-from server.jobs.queue import Services, keep_purging, work
+from server.jobs.queue import Services, work
+from server.jobs.upkeep import keep_purging
 from server.methods.registry import METHODS, Method
 from server.outside.pictures import Pictures
 from server.postgres.analyze import keep_analyzing
