@@ -27,6 +27,7 @@ from server.jobs.queue import (
     work,
 )
 from server.postgres.db import Database
+from server.postgres.migrations import load_migrations, migrate
 
 
 @pytest.fixture
@@ -556,3 +557,75 @@ async def test_it_survives_the_database_going_away(
     assert {payload["number"] for payload in note.seen} == {1, 2}
     told = [entry["event"] for entry in logged.lines() if entry["level"] != "info"]
     assert [event for event in told if event != "connection_dropped"] == ["queue_waits_for_database"]
+
+
+# --- the upgrade from pgqueuer ---------------------------------------------------------------------------
+
+OLD_ENQUEUE = (
+    "INSERT INTO pgqueuer (priority, entrypoint, payload, execute_after, status)"
+    " VALUES (0, $1, $2, now() + make_interval(secs => $3), 'queued')"
+)
+"""enqueue_job as it was before migration 23."""
+
+
+async def test_jobs_that_wait_during_the_upgrade_are_carried_over(postgres_url: str) -> None:
+    """With their ids and times; what an old worker is doing is left to it as long as that lives."""
+    server = await asyncpg.connect(database_named(postgres_url, "postgres"))
+    await server.execute("CREATE DATABASE before_jobs")
+    db = await asyncpg.connect(database_named(postgres_url, "before_jobs"))
+    try:
+        migrations = load_migrations()
+        await migrate(db, [one for one in migrations if one.version < 23])
+        for kind, payload, delay in (
+            ("mail-code", b'{"instance_id":7,"email_key":"jane@example.com"}', 0.0),
+            ("office365", b'{"instance_id":8,"user_id":2,"request_id":"\\u0000"}', 3600.0),
+            ("profile-update", b'{"text":{"instance_id":9}}', 0.0),
+            ("parked", None, 0.0),
+            ("running", b'{"instance_id":7}', 0.0),
+            ("died", b'{"instance_id":7}', 0.0),
+        ):
+            await db.execute(OLD_ENQUEUE, kind, payload, delay)
+        await db.execute(
+            "UPDATE pgqueuer SET status = 'failed', updated = now() - interval '1 day' WHERE entrypoint = 'parked'"
+        )
+        await db.execute("UPDATE pgqueuer SET status = 'picked' WHERE entrypoint IN ('running', 'died')")
+        await db.execute(
+            "UPDATE pgqueuer SET heartbeat = now() - interval '1 hour' WHERE entrypoint = 'died'"
+        )
+        before = {row["entrypoint"]: row for row in await db.fetch("SELECT * FROM pgqueuer")}
+        await migrate(db, migrations)
+        rows = {row["kind"]: row for row in await db.fetch("SELECT * FROM jobs")}
+        assert {kind: (row["instance_id"], row["state"]) for kind, row in rows.items()} == {
+            "mail-code": (7, "waiting"), "office365": (8, "waiting"), "profile-update": (0, "waiting"),
+            "parked": (0, "parked"), "died": (7, "waiting"),
+        }  # fmt: skip
+        for kind, row in rows.items():
+            old = before[kind]
+            assert (row["id"], row["created_at"]) == (old["id"], old["created"])
+            assert row["payload"] == (old["payload"] or b"{}")
+            assert row["due_at"] == old["updated" if kind == "parked" else "execute_after"]
+            assert (row["attempts"], row["first_attempt"]) == (0, 0)
+        assert [row["entrypoint"] for row in await db.fetch("SELECT * FROM pgqueuer")] == ["running"]
+        # No id is given twice, whichever version enqueues.
+        await db.execute("INSERT INTO jobs (instance_id, kind) VALUES (1, 'new')")
+        await db.execute(OLD_ENQUEUE, "old", None, 0.0)
+        await db.execute("SELECT adopt_old_jobs()")
+        ids = [row["id"] for row in await db.fetch("SELECT id FROM jobs UNION ALL SELECT id FROM pgqueuer")]
+        assert sorted(ids) == [1, 2, 3, 4, 5, 6, 7, 8]
+    finally:
+        await db.close()
+        await server.execute("DROP DATABASE before_jobs")
+        await server.close()
+
+
+async def test_jobs_of_an_old_server_are_done(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection
+) -> None:
+    """During a rolling upgrade it still enqueues where it knows."""
+    start()
+    await add(services, {"number": 1})
+    await until(lambda: _one(note))
+    await db.execute(OLD_ENQUEUE, "note", b'{"instance_id":1,"number":2}', 0.0)
+    await until(lambda: _is(services, "done", 2))
+    assert note.seen == [{"number": 1}, {"instance_id": 1, "number": 2}]
+    assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 0
