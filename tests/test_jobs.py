@@ -9,23 +9,21 @@ import asyncpg
 import pytest
 from conftest import FAST_HASHES, Client, Log, Serve, database_named, until
 
-from server.base.metrics import JobFact, Metrics
+from server.base.metrics import Metrics
 from server.base.settings import Settings
 from server.jobs import queue, worker
 from server.jobs.queue import (
     AT_ONCE,
     JOBS,
     TRIES,
-    Hopeless,
     Jobs,
     Services,
-    Suspended,
-    Tried,
     enqueue,
     job,
     pause_after,
     work,
 )
+from server.jobs.worker import Hopeless, Suspended, Tried
 from server.postgres.db import Database
 from server.postgres.migrations import load_migrations, migrate
 
@@ -176,7 +174,7 @@ async def test_failures_are_tried_again_with_growing_pauses(
 def test_pauses_grow_to_a_limit() -> None:
     pauses = [pause_after(tries) for tries in range(1, TRIES)]
     for tries, pause in enumerate(pauses, start=1):
-        middle = min(queue.FIRST_PAUSE * 2 ** (tries - 1), queue.LONGEST_PAUSE)
+        middle = min(queue.FIRST_PAUSE * 2 ** (tries - 1), worker.LONGEST_PAUSE)
         assert middle * 0.8 <= pause <= middle * 1.2
     assert len({pause_after(3) for _ in range(10)}) > 1
     assert 4 * 3600 < sum(pauses) < 8 * 3600
@@ -239,7 +237,7 @@ async def test_a_job_that_waits_for_its_instance_is_never_parked(
 ) -> None:
     """A suspension lasts longer than all tries; after it, the job has all of them again."""
     monkeypatch.setattr(queue, "TRIES", 2)
-    monkeypatch.setattr(queue, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(worker, "LONGEST_PAUSE", 0.01)
 
     async def wait() -> None:
         if len(note.seen) <= 4:
@@ -317,13 +315,11 @@ async def test_a_try_that_was_taken_for_dead_counts_only_if_it_succeeded(
     async with services.database.connection() as connection:
         for lease in (0.0, 60.0):
             claimed = await connection.all(
-                "claim_jobs", lease=lease, instance_ids=[1], kinds=["mail-code"], shares=[2]
+                "claim_jobs", lease=lease, instance_ids=[1], lanes=["mail-code"], shares=[2]
             )
     assert [row["attempts"] for row in claimed] == [2, 2]
     late = [
-        Tried(
-            dict(row) | {"attempts": 1}, outcome, 0.0, JobFact("mail-code", outcome, 0.0, row["id"], 1, None)
-        )
+        Tried(dict(row) | {"attempts": 1}, outcome, 0.0, None)
         for row, outcome in zip(claimed, ("done", "parked"), strict=True)
     ]
     await Jobs(services).settle(late)
@@ -433,7 +429,7 @@ async def test_a_job_that_hangs_is_ended(
     logged: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(worker, "TIME_LIMIT", 0.5)
 
     async def hang_once() -> None:
         if len(note.seen) == 1:

@@ -4,14 +4,13 @@ A delivery that its worker died with is taken by another one: none is lost, and 
 webhook-id.
 """
 
-from collections.abc import Iterator
-from itertools import groupby
-from typing import NamedTuple
+import asyncio
+from typing import Any
 
-from server.base.metrics import JobFact, Metrics
+from server.base.metrics import Metrics
 from server.events.emit import by_itself
 from server.jobs.windows import Lane, Limits, Windows
-from server.jobs.worker import LEASE, Worker, jittered
+from server.jobs.worker import GivenUp, Hopeless, Tried, Worker, jittered
 from server.outside.outbound import AT_ONCE, Outcome, Sender, headers_of
 from server.postgres.db import Connection, Database, Row
 
@@ -25,71 +24,43 @@ EACH = 4
 """Of these again, those to one webhook at first."""
 
 
-class Tried(NamedTuple):
-    """One try of a delivery and what it came to."""
+class NotTaken(Exception):
+    """the receiver did not take the delivery"""
 
-    # Of claim_deliveries.
-    row: Row
-    outcome: Outcome
-
-    @property
-    def webhook(self) -> Lane:
-        """The instance's id and the webhook's."""
-        return self.row["instance_id"], self.row["webhook_id"]
-
-    @property
-    def tries(self) -> int:
-        """How often it was tried, since it was last asked for."""
-        return int(self.row["attempts"] - self.row["first_attempt"])
-
-    @property
-    def state(self) -> str:
-        """The state of the delivery after this try."""
-        if self.succeeded:
-            return "delivered"
-        return "failed" if self.outcome.status == 410 or self.tries > len(PAUSES) else "pending"
-
-    @property
-    def pause(self) -> float:
-        """Seconds until the next try."""
-        if self.state != "pending":
-            return 0.0
-        return jittered(PAUSES[self.tries - 1], JITTER)
-
-    @property
-    def disabling(self) -> tuple[str, float] | None:
-        """Why the webhook is to be switched off, if it has taken nothing for so many seconds; or None."""
-        if self.outcome.status == 410:
-            return "410 Gone", 0.0
-        if self.state == "failed" and self.tries == len(PAUSES) + 1:
-            return "nothing was taken for three days", sum(PAUSES) * (1 - JITTER)
-        return None
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether it was taken."""
-        return self.outcome.error is None
-
-    @property
-    def fact(self) -> JobFact:
-        """What is counted and logged of it."""
-        said = {"delivered": "done", "pending": "retried", "failed": "parked"}[self.state]
-        return JobFact(
-            "webhook", said, self.outcome.seconds, None, self.tries, self.outcome.error,
-            self.row["instance"], self.row["webhook_id"],
-        )  # fmt: skip
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        super().__init__()
 
 
-async def try_one(sender: Sender, row: Row) -> Tried:
-    """Send a delivery that was claimed.
+class Gone(NotTaken, Hopeless):
+    """the receiver says that it is there no more (410)"""
 
-    Args:
-        row: of claim_deliveries.
-    """
-    if row["attempts"] - row["first_attempt"] > len(PAUSES) + 1:  # its workers died with it, again and again
-        return Tried(row, Outcome(None, "given_up", 0.0))
-    headers = headers_of(str(row["event_id"]), row["body"], row["secret"], row["old_secret"], row["moment"])
-    return Tried(row, await sender.send(row["instance_id"], row["url"], row["body"], headers))
+
+def _outcome(one: Tried) -> Outcome:
+    """The answer that a try got, or why there was none."""
+    match one.result:
+        case Outcome():
+            return one.result
+        case NotTaken():
+            return one.result.outcome
+        case GivenUp():
+            return Outcome(None, "given_up", 0.0)
+        case asyncio.CancelledError():
+            return Outcome(None, None, 0.0)
+    return Outcome(None, "internal_error", 0.0)
+
+
+def _webhook(one: Tried) -> Lane:
+    return one.row["instance_id"], one.row["webhook_id"]
+
+
+def _disabling(one: Tried) -> tuple[str, float] | None:
+    """Why the webhook is to be switched off, if it has taken nothing for so many seconds; or None."""
+    if isinstance(one.result, Gone):
+        return "410 Gone", 0.0
+    if one.outcome == "parked" and one.tries == len(PAUSES) + 1:
+        return "nothing was taken for three days", sum(PAUSES) * (1 - JITTER)
+    return None
 
 
 async def settle(database: Database, tried: list[Tried]) -> None:
@@ -101,8 +72,9 @@ async def settle(database: Database, tried: list[Tried]) -> None:
     # By webhook: whether any was taken, and whether the last one failed.
     told: dict[Lane, tuple[bool, bool]] = {}
     for one in tried:
-        taken, _ = told.get(one.webhook, (False, False))
-        told[one.webhook] = taken or one.succeeded, not one.succeeded
+        if one.outcome != "stopped":
+            taken, _ = told.get(_webhook(one), (False, False))
+            told[_webhook(one)] = taken or one.outcome == "done", one.outcome != "done"
     async with database.transaction() as db:
         # The webhooks before their deliveries, in the order in which redeliverWebhook holds them.
         await db.run(
@@ -113,31 +85,25 @@ async def settle(database: Database, tried: list[Tried]) -> None:
             failed=[failed for _, failed in told.values()],
         )
         for one in tried:
-            if one.disabling is not None:
-                await _disable(db, one, *one.disabling)
+            if (disabling := _disabling(one)) is not None:
+                await _disable(db, one, *disabling)
         await db.run(
             "settle_deliveries",
-            instance_ids=[one.webhook[0] for one in tried],
-            webhook_ids=[one.webhook[1] for one in tried],
+            instance_ids=[one.row["instance_id"] for one in tried],
+            webhook_ids=[one.row["webhook_id"] for one in tried],
             event_ids=[one.row["event_id"] for one in tried],
             attempts=[one.row["attempts"] for one in tried],
-            states=[one.state for one in tried],
+            states=[{"done": "delivered", "parked": "failed"}.get(one.outcome, "pending") for one in tried],
             due_ins=[one.pause for one in tried],
-            statuses=[one.outcome.status for one in tried],
-            errors=[one.outcome.error for one in tried],
+            statuses=[_outcome(one).status for one in tried],
+            errors=[_outcome(one).error for one in tried],
         )
 
 
 async def _disable(db: Connection, one: Tried, because: str, failing_for: float) -> None:
-    instance_id, webhook_id = one.webhook
-    disabled = await db.value(
-        "disable_webhook",
-        instance_id=instance_id,
-        webhook_id=webhook_id,
-        because=because,
-        failing_for=failing_for,
-    )
-    if disabled:
+    instance_id, webhook_id = _webhook(one)
+    webhook = {"instance_id": instance_id, "webhook_id": webhook_id}
+    if await db.value("disable_webhook", **webhook, because=because, failing_for=failing_for):
         await db.run(
             "insert_events",
             instance_id=instance_id,
@@ -149,11 +115,12 @@ async def _disable(db: Connection, one: Tried, because: str, failing_for: float)
         )
 
 
-class Deliveries(Worker[Tried]):
-    """Sends what is due, as one worker. `async with Sender(settings) as sender` is around its run."""
+class Deliveries(Worker):
+    """Sends what is due, as one worker."""
 
     away = "deliveries_wait_for_database"
     unsettled = "delivery_not_noted"
+    find, claim = "find_due_webhooks", "claim_deliveries"
     lane = "webhook_id"
     start = (0, 0)
 
@@ -161,36 +128,30 @@ class Deliveries(Worker[Tried]):
         """
         Args:
             most: deliveries to one webhook at the same time, at most.
+            sender: open for as long as this runs.
         """
         per_instance = Limits(PER_INSTANCE, PER_INSTANCE, max(PER_INSTANCE, 2 * most))
-        super().__init__(database, metrics, Windows(AT_ONCE, per_instance, Limits(1, min(EACH, most), most)))
+        each = Limits(1, min(EACH, most), most)
+        super().__init__(database, metrics, Windows(AT_ONCE, per_instance, each))
         self._sender = sender
 
-    async def find_due(self, db: Connection, after: Lane, looks: int) -> list[Row]:
-        """See Worker."""
-        return await db.all("find_due_webhooks", after_instance=after[0], after_webhook=after[1], looks=looks)
-
-    async def claim(self, db: Connection, lanes: list[Lane], shares: list[int]) -> list[Row]:
-        """See Worker."""
-        instances, webhooks = [of for of, _ in lanes], [webhook for _, webhook in lanes]
-        return await db.all(
-            "claim_deliveries", lease=LEASE, instance_ids=instances, webhook_ids=webhooks, shares=shares
+    async def do(self, row: Row) -> Outcome:
+        headers = headers_of(
+            str(row["event_id"]), row["body"], row["secret"], row["old_secret"], row["moment"]
         )
+        outcome = await self._sender.send(row["instance_id"], row["url"], row["body"], headers)
+        if outcome.error is not None:
+            raise Gone(outcome) if outcome.status == 410 else NotTaken(outcome)
+        return outcome
 
-    async def attempt(self, row: Row) -> Tried:
-        """See Worker."""
-        return await try_one(self._sender, row)
+    def pause(self, tries: int) -> float | None:
+        return jittered(PAUSES[tries - 1], JITTER) if tries <= len(PAUSES) else None
 
-    def together(self, tried: list[Tried]) -> Iterator[list[Tried]]:
-        """See Worker. One that may switch a webhook off is settled alone, after those before it."""
-        for alone, several in groupby(tried, key=lambda one: one.disabling is not None):
-            ended = list(several)
-            yield from [[one] for one in ended] if alone else [ended]
+    def cause(self, result: Any) -> str | None:
+        return result.outcome.error if isinstance(result, NotTaken) else super().cause(result)
 
     async def settle(self, tried: list[Tried]) -> None:
-        """See Worker."""
         await settle(self.database, tried)
 
     def waited(self, seconds: float) -> None:
-        """See Worker."""
         self.metrics.webhooks_due(seconds)

@@ -32,12 +32,10 @@ _PURGES = {
 
 
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
-    """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
-    failed logins that are forgiven, old documents, jobs that were parked long ago, events after a year,
-    deliveries of webhooks after a month and their old secrets, webhooks that were deleted; and end plans of
-    users, batch by batch.
+    """Remove what has expired or was kept for long enough, and end plans of users, batch by batch.
 
-    Workers do not wait for one another: rows that another one holds are skipped.
+    Each statement says for how long. Workers do not wait for one another: rows that another one holds are
+    skipped.
 
     Returns:
         how many of each.

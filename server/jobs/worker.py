@@ -1,4 +1,4 @@
-"""What waits in a table: claimed with a lease, tried, and settled (done, tried again, or parked).
+"""What waits in a table: claimed with a lease, tried, and then done, retried or parked.
 
 A row that is claimed is left alone by all other workers until its lease ends, so that a row whose worker died
 is claimed again: it is tried at least once, and sometimes twice. Instances share the places of a worker; see
@@ -8,11 +8,12 @@ windows.
 import asyncio
 import contextlib
 import random
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -20,12 +21,16 @@ from server.base.errors import Contention, NotBegun, Unavailable
 from server.base.logs import cause_of
 from server.base.metrics import JobFact, Metrics
 from server.jobs.windows import Due, Lane, Windows
-from server.postgres.db import Connection, Database, Row, pass_on_cancelling
+from server.postgres.db import Database, Row, pass_on_cancelling
 
 log = structlog.get_logger()
 
 LEASE = 60.0
 """Seconds after which another worker takes a row over from one that died."""
+TIME_LIMIT = 120.0
+"""Seconds that one try may take."""
+LONGEST_PAUSE = 3600.0
+"""Seconds between two tries at most, whatever the other side asked for; those of a suspended instance's."""
 POLL = 1.0
 """Seconds between two looks at what is due."""
 GATHER = 0.005
@@ -36,32 +41,56 @@ SETTLE_AT_END = 2.0
 """Seconds to settle what has ended once the worker is told to stop."""
 
 
-class Tried(Protocol):
+class Hopeless(Exception):
+    """no further try will help: the row is parked at once"""
+
+
+class GivenUp(Hopeless):
+    """the workers of all tries died, so that nobody has parked the row"""
+
+
+class Later(Exception):
+    """another try may help, but no sooner than the other side said"""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__()
+
+
+class Suspended(Exception):
+    """the instance is suspended: the row is tried again hourly, without an end, until that is over"""
+
+
+class Tried(NamedTuple):
     """One try and what it came to."""
 
-    @property
-    def row(self) -> Row:
-        """As it was claimed."""
+    row: Row
+    # done, retried (later, that is), parked, suspended, or stopped with its worker.
+    outcome: str
+    # Seconds until the next try.
+    pause: float
+    # What do() returned or raised.
+    result: Any
+    seconds: float = 0.0
 
     @property
-    def succeeded(self) -> bool:
-        """Whether nothing is left to be done."""
-
-    @property
-    def fact(self) -> JobFact:
-        """What is counted and logged of it."""
+    def tries(self) -> int:
+        """How often the row was tried since its tries began to be counted."""
+        return 0 if self.outcome == "suspended" else self.row["attempts"] - self.row["first_attempt"]
 
 
-T = TypeVar("T", bound=Tried)
-
-
-class Worker(ABC, Generic[T]):
-    """Does what waits in one table; a subclass has its statements and knows what a try is."""
+class Worker(ABC):
+    """Does what waits in one table; a subclass knows how. Rows have instance_id, the lane, attempts,
+    first_attempt and kind."""
 
     away: str
     """What the log calls it if the database is away."""
     unsettled: str
     """What the log calls a row whose outcome could not be noted."""
+    find: str
+    """The statement that finds the next lanes in which rows wait."""
+    claim: str
+    """The statement that claims rows of lanes."""
     lane: str
     """The column that makes a lane of an instance: rows that are claimed one after another."""
     start: Lane
@@ -80,42 +109,49 @@ class Worker(ABC, Generic[T]):
         # As far as is known here.
         self._due = Due()
         self._wake = asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
-        self._tried: asyncio.Queue[T | None] = asyncio.Queue(windows.at_once)
+        # With what they try, and when its lease was last known to be a whole one.
+        self._running: dict[asyncio.Task[None], tuple[Row, float]] = {}
+        self._tried: asyncio.Queue[Tried | None] = asyncio.Queue(windows.at_once)
         # The lane after which the next look goes on, and the longest wait that this round of looks has seen.
         self._looked, self._waited = self.start, 0.0
         self._is_away = False
 
     @abstractmethod
-    async def find_due(self, db: Connection, after: Lane, looks: int) -> list[Row]:
-        """The next lanes in which rows wait, with is_due and age (seconds for which one has been due)."""
+    async def do(self, row: Row) -> Any:
+        """One try. Whatever it raises, the row is tried again after a pause, but for Hopeless."""
 
     @abstractmethod
-    async def claim(self, db: Connection, lanes: list[Lane], shares: list[int]) -> list[Row]:
-        """Rows that are due, of each lane so many at most, which nobody else takes for LEASE seconds."""
-
-    @abstractmethod
-    async def attempt(self, row: Row) -> T:
-        """One try, however it ends."""
-
-    @abstractmethod
-    async def settle(self, tried: list[T]) -> None:
+    async def settle(self, tried: list[Tried]) -> None:
         """Note what tries came to, in the order in which they ended, all of them or none."""
 
-    def together(self, tried: list[T]) -> Iterable[list[T]]:
-        """Tries that have ended, in their order, cut where one must not be settled with others."""
-        return [tried]
+    @abstractmethod
+    def pause(self, tries: int) -> float | None:
+        """Seconds before the next try after so many; None: it is parked instead."""
 
-    def waited(self, seconds: float) -> None:  # not all want to know
+    def knows(self, lane: Lane) -> bool:
+        """Whether a lane is one of those that this version can do."""
+        return True
+
+    def cause(self, result: Any) -> str | None:
+        """What went wrong, for the log."""
+        return cause_of(result) if isinstance(result, Exception) else None
+
+    async def renew(self, rows: list[Row]) -> None:  # noqa: B027
+        """Make the leases of rows whose tries take long whole again."""
+
+    async def note_parked(self, row: Row) -> None:  # noqa: B027
+        """Called before a row is parked."""
+
+    def waited(self, seconds: float) -> None:  # noqa: B027
         """For how long the row that waits longest has been due, once all lanes have been seen."""
 
     def tell(self, lanes: Iterable[Lane]) -> None:
         """Lanes have something to do."""
-        self._due.add(lanes)
+        self._due.add(filter(self.knows, lanes))
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until cancelled. What does not finish in its time then is cut off, and is tried again."""
+        """Work until cancelled. What does not finish in its time then is cut off, and is due at once."""
         settling = asyncio.create_task(self._keep_settling())
         try:
             await self._keep_claiming()
@@ -138,10 +174,14 @@ class Worker(ABC, Generic[T]):
             try:
                 if loop.time() >= look_at:
                     look_at = loop.time() + POLL
-                    if await self._look():  # there are more to look at
+                    await self._renew_old()
+                    if await self.look():
                         look_at = loop.time() + POLL / 10
+                    self._is_away = False
                 for row in await self._claim():
-                    self._begin(row)
+                    task = asyncio.create_task(self._try(row))
+                    self._running[task] = row, loop.time()
+                    task.add_done_callback(self._running.pop)
             except Exception as error:  # whatever it was, the next look may go better
                 pass_on_cancelling(error)
                 self._say_away(error)
@@ -155,13 +195,26 @@ class Worker(ABC, Generic[T]):
             log.warning(self.away, cause=cause_of(error))
         self._is_away = True
 
-    async def _look(self) -> bool:
-        """Find lanes in which something is due, among the next LOOKS in which anything waits."""
+    async def _renew_old(self) -> None:
+        now = asyncio.get_running_loop().time()
+        old = {task: row for task, (row, since) in self._running.items() if now - since > LEASE / 3}
+        if old:
+            async with self.database.round():
+                await self.renew(list(old.values()))
+            self._running |= {task: (row, now) for task, row in old.items() if task in self._running}
+
+    async def look(self) -> bool:
+        """Find lanes in which something is due, among the next LOOKS in which anything waits.
+
+        Returns:
+            whether there are more to look at.
+        """
         async with self.database.round(), self.database.connection() as db:
-            rows = await self.find_due(db, self._looked, LOOKS)
-        self._is_away = False
+            rows = await db.all(
+                self.find, after_instance=self._looked[0], after_lane=self._looked[1], looks=LOOKS
+            )
         due = sorted((row for row in rows if row["is_due"]), key=lambda row: -row["age"])
-        self._due.add(map(self._lane_of, due))
+        self.tell(map(self._lane_of, due))
         self._waited = max([self._waited, *(row["age"] for row in due[:1])])
         if len(rows) == LOOKS:
             self._looked = self._lane_of(rows[-1])
@@ -185,8 +238,16 @@ class Worker(ABC, Generic[T]):
             # it may wait for no standby, but what came of the tries could not be noted: each would be made
             # again when its lease ends, until it counts as one whose workers died.
             async with self.database.round(), self.database.statement() as db:
-                rows = await self.claim(db, list(shares), list(shares.values()))
-            left.subtract(map(self._lane_of, rows))
+                rows = await db.all(
+                    self.claim,
+                    lease=LEASE,
+                    instance_ids=[instance_id for instance_id, _ in shares],
+                    lanes=[lane for _, lane in shares],
+                    shares=list(shares.values()),
+                )
+            for lane in map(self._lane_of, rows):
+                left[lane] -= 1
+                self._windows.begin(lane)
         except BaseException:
             left.clear()
             raise
@@ -195,22 +256,30 @@ class Worker(ABC, Generic[T]):
             self._due.add(lane for lane in shares if left[lane] == 0)
         return rows
 
-    def _begin(self, row: Row) -> None:
-        self._windows.begin(self._lane_of(row))
-        task = asyncio.create_task(self._try(row))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
     async def _try(self, row: Row) -> None:
-        succeeded = False
+        began = time.perf_counter()
+        tries, outcome, pause, result = row["attempts"] - row["first_attempt"], "done", 0.0, None
         try:
-            tried = await self.attempt(row)
-            succeeded = tried.succeeded
-            await self._tried.put(tried)
-        except Exception as error:
-            self._say_unsettled(row, error)
+            try:
+                if tries > 1 and self.pause(tries - 1) is None:
+                    raise GivenUp
+                async with asyncio.timeout(TIME_LIMIT):
+                    result = await self.do(row)
+            except asyncio.CancelledError as error:
+                outcome, result = "stopped", error
+            except Suspended as error:
+                outcome, pause, result = "suspended", LONGEST_PAUSE, error
+            except Exception as error:
+                following, result = self.pause(tries), error
+                if following is None or isinstance(error, Hopeless):
+                    outcome = "parked"
+                    await self.note_parked(row)
+                else:
+                    asked = error.seconds if isinstance(error, Later) else 0.0
+                    outcome, pause = "retried", max(following, min(asked, LONGEST_PAUSE))
+            await self._tried.put(Tried(row, outcome, pause, result, time.perf_counter() - began))
         finally:
-            self._windows.end(self._lane_of(row), succeeded)
+            self._windows.end(self._lane_of(row), outcome == "done")
             if self._due:
                 self._wake.set()
 
@@ -222,12 +291,14 @@ class Worker(ABC, Generic[T]):
             while not self._tried.empty():
                 waiting.append(self._tried.get_nowait())
             ending = None in waiting
-            for tried in self.together([one for one in waiting if one is not None]):
-                await self._settle(tried)
+            ended = [one for one in waiting if one is not None]
+            # One that is parked may change what becomes of the next: it is settled alone, in its turn.
+            for parked, several in groupby(ended, key=lambda one: one.outcome == "parked"):
+                tried = list(several)
+                for together in [[one] for one in tried] if parked else [tried]:
+                    await self._settle(together)
 
-    async def _settle(self, tried: list[T]) -> None:
-        if not tried:
-            return
+    async def _settle(self, tried: list[Tried]) -> None:
         try:
             await self._settle_again(tried)
         except Unavailable as error:  # what is not noted is tried again once its lease ends
@@ -235,16 +306,26 @@ class Worker(ABC, Generic[T]):
             self._say_away(error)
         except Exception as error:
             pass_on_cancelling(error)
-            if len(tried) == 1:
-                self._say_unsettled(tried[0].row, error)
+            if len(tried) > 1:  # whichever it was, not the others
+                for one in tried:
+                    await self._settle([one])
                 return
-            for one in tried:  # whichever it was, not the others
-                await self._settle([one])
+            row = tried[0].row
+            about = {"instance_id": row["instance_id"], self.lane: row[self.lane]}
+            log.warning(self.unsettled, **about, cause=type(error).__name__)
         else:
             for one in tried:
-                self.metrics.job(one.fact)
+                said = "retried" if one.outcome == "suspended" else one.outcome
+                cause = "CancelledError" if said == "stopped" else self.cause(one.result)
+                row = one.row
+                self.metrics.job(
+                    JobFact(
+                        row["kind"], said, one.seconds, row.get("id"), one.tries, cause, row.get("instance"),
+                        row.get("webhook_id"),
+                    )
+                )  # fmt: skip
 
-    async def _settle_again(self, tried: list[T]) -> None:
+    async def _settle_again(self, tried: list[Tried]) -> None:
         for pause in (0.02, 0.1):
             try:
                 async with self.database.round():
@@ -253,10 +334,6 @@ class Worker(ABC, Generic[T]):
                 await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
         async with self.database.round():
             return await self.settle(tried)
-
-    def _say_unsettled(self, row: Row, error: Exception) -> None:
-        lane = {"instance_id": row["instance_id"], self.lane: row[self.lane]}
-        log.warning(self.unsettled, **lane, cause=type(error).__name__)
 
 
 def jittered(seconds: float, part: float) -> float:

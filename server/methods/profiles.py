@@ -20,7 +20,8 @@ from server.directory.fields import (
 from server.directory.names import change_email
 from server.directory.users import ABSENT, Line, UserId, end_codes, found, written
 from server.events.emit import Change, user_changes
-from server.jobs.queue import Services, Suspended, enqueue, job
+from server.jobs.queue import Services, enqueue, job
+from server.jobs.worker import Suspended
 from server.methods.avatars import (
     PreparedPicture,
     SentPicture,

@@ -9,14 +9,18 @@ WITH job AS (
 SELECT pg_notify('officerpc_jobs', instance_id || ' ' || kind)
 FROM job;
 
--- name: renew_lease(instance_id, job_id, attempt, lease)!
--- A try that takes long keeps others away for lease seconds more.
+-- name: renew_leases(instance_ids, job_ids, attempts, lease)!
+-- Tries that take long keep others away for lease seconds more.
 UPDATE jobs
 SET due_at = now() + make_interval(secs => :lease)
-WHERE instance_id = :instance_id AND id = :job_id AND attempts = :attempt AND state = 'running';
+FROM unnest(:instance_ids::bigint[], :job_ids::bigint[], :attempts::integer[]) AS one (instance_id, id, attempt)
+WHERE
+    jobs.instance_id = one.instance_id AND jobs.id = one.id AND jobs.attempts = one.attempt
+    AND jobs.state = 'running';
 
 -- name: settle_jobs(instance_ids, job_ids, attempts, outcomes, due_ins)!
--- What tries came to: done, retried, parked, or suspended, after which all tries are ahead again. A try that was taken for
+-- What tries came to: done, retried, parked, stopped with its worker, or suspended,
+-- after which all tries are ahead again. A try that was taken for
 -- dead, and is made again by another worker, counts only if it succeeded. Rows are locked in the order of their keys.
 WITH told AS (
     SELECT *

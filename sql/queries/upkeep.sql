@@ -479,14 +479,14 @@ RETURNING id;
 -- name: adopt_old_jobs()$
 SELECT adopt_old_jobs();
 
--- name: find_due_jobs(after_instance, after_kind, looks)
+-- name: find_due_jobs(after_instance, after_lane, looks)
 -- The next instances and kinds of which jobs wait or run, whether any is due, and for how many seconds. Steps as
 -- find_due_webhooks.
 WITH RECURSIVE lanes AS (
     (
         SELECT j.instance_id, j.kind, j.due_at, 1 AS step
         FROM jobs AS j
-        WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (:after_instance::bigint, :after_kind::text)
+        WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (:after_instance::bigint, :after_lane::text)
         ORDER BY j.instance_id, j.kind, j.due_at
         LIMIT 1
     )
@@ -507,12 +507,12 @@ SELECT instance_id, kind, due_at <= now() AS is_due, extract(EPOCH FROM now() - 
 FROM lanes
 ORDER BY instance_id, kind;
 
--- name: claim_jobs(lease, instance_ids, kinds, shares)
+-- name: claim_jobs(lease, instance_ids, lanes, shares)
 -- Jobs that are due, of each instance and kind so many at most, those that wait longest first: for nobody else to take for
 -- lease seconds. Arrays for the planner as in claim_deliveries.
 WITH taken AS MATERIALIZED (
     SELECT next.instance_id, next.id
-    FROM unnest(:instance_ids::bigint[], :kinds::text[], :shares::integer[]) AS asked (instance_id, kind, share)
+    FROM unnest(:instance_ids::bigint[], :lanes::text[], :shares::integer[]) AS asked (instance_id, kind, share)
     CROSS JOIN LATERAL (
         SELECT j.instance_id, j.id
         FROM jobs AS j
@@ -536,7 +536,7 @@ CROSS JOIN unnest(listed.instance_ids, listed.ids) AS one (instance_id, id)
 WHERE jobs.instance_id = one.instance_id AND jobs.id = one.id
 RETURNING jobs.instance_id, jobs.id, jobs.kind, jobs.payload, jobs.attempts, jobs.first_attempt;
 
--- name: find_due_webhooks(after_instance, after_webhook, looks)
+-- name: find_due_webhooks(after_instance, after_lane, looks)
 -- The next webhooks that have pending deliveries, in the order of their keys, and whether any is due that may be sent; age:
 -- for how many seconds. Steps from webhook to webhook in the index deliveries_due, past their many deliveries, so many
 -- steps at most.
@@ -544,7 +544,7 @@ WITH RECURSIVE waiting AS (
     (
         SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step
         FROM deliveries AS d
-        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_webhook::bigint)
+        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_lane::bigint)
         ORDER BY d.instance_id, d.webhook_id, d.due_at
         LIMIT 1
     )
@@ -571,21 +571,19 @@ LEFT JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webho
 LEFT JOIN instances AS i ON waiting.instance_id = i.id
 ORDER BY waiting.instance_id, waiting.webhook_id;
 
--- name: claim_deliveries(lease, instance_ids, webhook_ids, shares)
+-- name: claim_deliveries(lease, instance_ids, lanes, shares)
 -- Deliveries that are due, of each of these webhooks so many at most, those that wait longest first: for nobody else to
 -- take for lease seconds. The commit does not wait for the disk: a claim that a crash undoes is made again. Arrays tell
 -- the planner that few are taken: of a LIMIT that it does not know it expects a tenth of the table, and would read it all.
 WITH asked AS (
     SELECT one.instance_id, one.webhook_id, one.share
     FROM set_config('synchronous_commit', 'off', true)
-    CROSS JOIN unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :shares::integer[])
+    CROSS JOIN unnest(:instance_ids::bigint[], :lanes::bigint[], :shares::integer[])
     AS one (instance_id, webhook_id, share)
 ),
 
 taken AS MATERIALIZED (
-    SELECT
-        next.instance_id, next.webhook_id, next.event_id, w.url, w.secret, i.name AS instance,
-        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
+    SELECT next.instance_id, next.webhook_id, next.event_id
     FROM asked
     INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
     INNER JOIN instances AS i ON w.instance_id = i.id
@@ -605,24 +603,23 @@ taken AS MATERIALIZED (
 listed AS (
     SELECT
         array_agg(taken.instance_id) AS instance_ids, array_agg(taken.webhook_id) AS webhook_ids,
-        array_agg(taken.event_id) AS event_ids, array_agg(taken.url) AS urls, array_agg(taken.secret) AS secrets,
-        array_agg(taken.old_secret) AS old_secrets, array_agg(taken.instance) AS instances
+        array_agg(taken.event_id) AS event_ids
     FROM taken
 )
 
 UPDATE deliveries
 SET attempts = deliveries.attempts + 1, due_at = now() + make_interval(secs => :lease)
 FROM listed
-CROSS JOIN unnest(
-    listed.instance_ids, listed.webhook_ids, listed.event_ids, listed.urls, listed.secrets, listed.old_secrets,
-    listed.instances
-) AS taken (instance_id, webhook_id, event_id, url, secret, old_secret, instance)
+CROSS JOIN unnest(listed.instance_ids, listed.webhook_ids, listed.event_ids) AS one (instance_id, webhook_id, event_id)
+INNER JOIN webhooks AS w ON one.instance_id = w.instance_id AND one.webhook_id = w.id
+INNER JOIN instances AS i ON one.instance_id = i.id
 WHERE
-    deliveries.instance_id = taken.instance_id AND deliveries.webhook_id = taken.webhook_id
-    AND deliveries.event_id = taken.event_id
+    deliveries.instance_id = one.instance_id AND deliveries.webhook_id = one.webhook_id
+    AND deliveries.event_id = one.event_id
 RETURNING
-    deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts, deliveries.first_attempt,
-    deliveries.body, taken.url, taken.secret, taken.old_secret, taken.instance,
+    'webhook' AS kind, deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts,
+    deliveries.first_attempt, deliveries.body, w.url, w.secret, i.name AS instance,
+    CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
     floor(extract(EPOCH FROM now()))::bigint AS moment;
 
 -- name: mend_event_clock()$
