@@ -377,7 +377,7 @@ async def examples(client: Client, operator: Client, jane: dict[str, Any], db: a
         " VALUES (1, '00000000-0000-4000-8000-000000000001', 'user', 'profile-update', 2)"
     )
     await db.execute(
-        "INSERT INTO pgqueuer (id, priority, status, entrypoint) VALUES (1000, 0, 'failed', 'mail-code')"
+        "INSERT INTO jobs (instance_id, id, state, kind) VALUES (0, 1000, 'parked', 'mail-code')"
     )
     await db.execute(
         "INSERT INTO office365_accounts (instance_id, user_id, state, error)"
@@ -435,7 +435,7 @@ async def contents(db: asyncpg.Connection) -> dict[str, str]:
     """What stands in every table, but for the queue's and those of webhooks, which are worked on meanwhile."""
     tables = await db.fetch(
         "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
-        " AND tablename !~ '^(pgqueuer|webhook|deliveries)' ORDER BY 1"
+        " AND tablename !~ '^(jobs|webhook|deliveries)' ORDER BY 1"
     )
     return {
         table: await db.fetchval(

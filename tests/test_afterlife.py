@@ -12,7 +12,8 @@ from test_avatars import fetch, give
 from server.base.metrics import Metrics
 from server.base.settings import Settings
 from server.base.tokens import digest
-from server.jobs.queue import Services, Suspended
+from server.jobs.queue import Services
+from server.jobs.worker import Suspended
 from server.methods.codes import EXAMPLE_CODES, issue_code
 from server.methods.profiles import apply_profile
 from server.postgres.db import Database

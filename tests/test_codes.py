@@ -35,7 +35,7 @@ async def done(db: asyncpg.Connection) -> None:
     """The queue has nothing left to do."""
 
     async def empty() -> bool:
-        return not await db.fetchval("SELECT count(*) FROM pgqueuer")
+        return not await db.fetchval("SELECT count(*) FROM jobs")
 
     await until(empty)
 
@@ -104,7 +104,7 @@ async def test_known_and_unknown_are_answered_alike(
         async with await client.post({"method": "requestPasswordReset", "params": params}) as response:
             headers = set(response.headers) - {"X-Request-Id", "Date"}
             answers.append((response.status, await response.read(), headers))
-        assert await footprint(db) == before | {name: before[name] + 1 for name in ("pgqueuer", "events")}
+        assert await footprint(db) == before | {name: before[name] + 1 for name in ("jobs", "events")}
     assert answers == [answers[0]] * 4 and answers[0][:2] == (200, b"true")
     await serve()
     await done(db)

@@ -56,7 +56,7 @@ async def test_the_database_takes_no_writes(officerpc: Any, db: asyncpg.Connecti
 
 async def test_warnings(officerpc: Any, db: asyncpg.Connection) -> None:
     """They do not make it fail, and say what to do."""
-    await db.execute("INSERT INTO pgqueuer (priority, entrypoint, status) VALUES (0, 'x', 'failed')")
+    await db.execute("INSERT INTO jobs (instance_id, kind, state) VALUES (0, 'x', 'parked')")
     status, findings = await found(officerpc, OFFICERPC_POOL_SIZE="1000")
     assert status == 0
     assert findings["connections"]["state"] == findings["queue"]["state"] == "warning"

@@ -406,7 +406,7 @@ async def test_a_refusal_is_final(
     assert (state["state"], state["objectId"], state["error"]) == ("failed", None, error)
 
     async def parked() -> bool:
-        return await db.fetchval("SELECT status FROM pgqueuer") == "failed"
+        return await db.fetchval("SELECT state FROM jobs") == "parked"
 
     await until(parked)
     assert await told(logged) == [("parked", cause)]
@@ -498,7 +498,7 @@ async def test_a_user_that_is_gone_is_not_created(
 
     await until(waits)
     await shop.call("deleteUserByEmail", {"email": ANN["email"]})
-    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
 
     async def noted() -> bool:
         return await db.fetchval("SELECT error FROM office365_accounts") == "deleted"
@@ -518,17 +518,17 @@ async def test_nobody_is_created_for_a_suspended_instance(
         return await db.fetchval("SELECT error FROM office365_accounts") == expected
 
     async def is_queued() -> bool:
-        return await db.fetchval("SELECT status FROM pgqueuer") == "queued"
+        return await db.fetchval("SELECT state FROM jobs") == "waiting"
 
     await until(lambda: error_is("http_503"))
     await until(is_queued)
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "isActive": False})
-    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
     await until(lambda: error_is("instance_suspended"))
     await until(is_queued)
     assert microsoft.requests == ["login"]
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "isActive": True})
-    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
     assert (await settled(shop))["state"] == "done"
 
 
@@ -543,7 +543,7 @@ async def test_credentials_that_went_meanwhile(
 
     await until(waits)
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": None}})
-    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
     state = await settled(shop)
     assert (state["state"], state["error"]) == ("failed", "no_credentials")
     assert microsoft.requests == ["login"]
@@ -557,7 +557,7 @@ async def test_without_credentials_nothing_is_written(client: Client, db: asyncp
     failures = (await client.call("validateUser", ANN))["failures"]
     assert ["{field}: {message}".format(**failure) for failure in failures] == [problem]
     assert await db.fetchval("SELECT count(*) FROM users WHERE email LIKE 'ann%'") == 0
-    assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 0
+    assert await db.fetchval("SELECT count(*) FROM jobs") == 0
 
 
 async def test_a_refused_creation_leaves_no_job(
@@ -565,7 +565,7 @@ async def test_a_refused_creation_leaves_no_job(
 ) -> None:
     taken = {"email": "admin@example.com", "createInOffice365": True}
     assert (await shop.outcome("createUser", taken))[0] == 400
-    assert await db.fetchval("SELECT count(*) FROM pgqueuer_log") == 0
+    assert await db.fetchval("SELECT count(*) FROM jobs") == 0
     assert microsoft.requests == []
 
 

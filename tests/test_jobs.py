@@ -2,34 +2,30 @@
 
 import asyncio
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from conftest import FAST_HASHES, Client, Log, database_named, until
+from conftest import FAST_HASHES, Client, Log, Serve, database_named, until
 
 from server.base.metrics import Metrics
 from server.base.settings import Settings
-from server.jobs import queue
+from server.jobs import queue, worker
 from server.jobs.queue import (
     AT_ONCE,
     JOBS,
     TRIES,
-    Hopeless,
+    Jobs,
     Services,
-    Suspended,
     enqueue,
     job,
     pause_after,
     work,
 )
+from server.jobs.worker import Hopeless, Suspended, Tried
 from server.postgres.db import Database
-
-ROOT = Path(__file__).parent.parent
+from server.postgres.migrations import load_migrations, migrate
 
 
 @pytest.fixture
@@ -39,6 +35,12 @@ async def services(database_url: str) -> AsyncIterator[Services]:
     await database.open()
     yield Services(settings, database, Metrics())
     await database.close()
+
+
+@pytest.fixture
+async def client(serve: Serve) -> Client:
+    """A server that leaves the jobs to the workers of the test."""
+    return await serve(run_jobs=False)
 
 
 Start = Callable[[], asyncio.Task[None]]
@@ -54,8 +56,8 @@ async def start(services: Services) -> AsyncIterator[Start]:
         return workers[-1]
 
     yield begin
-    for worker in workers:
-        worker.cancel()
+    for one in workers:
+        one.cancel()
     await asyncio.gather(*workers, return_exceptions=True)
 
 
@@ -87,8 +89,8 @@ async def add(services: Services, payload: dict[str, Any] | None = None, after: 
 
 
 async def statuses(db: asyncpg.Connection) -> list[str]:
-    rows = await db.fetch("SELECT status::text FROM pgqueuer ORDER BY id")
-    return [row["status"] for row in rows]
+    rows = await db.fetch("SELECT state FROM jobs ORDER BY id")
+    return [row["state"] for row in rows]
 
 
 async def empty(db: asyncpg.Connection) -> bool:
@@ -101,19 +103,6 @@ def counted(services: Services, outcome: str) -> int:
         services.metrics.exposition().decode(),
     )
     return int(found[1]) if found else 0
-
-
-def test_the_tables_are_those_of_the_installed_release() -> None:
-    """If this fails after an upgrade of pgqueuer, its new DDL needs a migration."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pgqueuer", "sql", "install"], capture_output=True, text=True, check=True
-    )
-    ours = (ROOT / "sql/migrations/0003_queue.sql").read_text()
-
-    def lines(text: str) -> list[str]:
-        return [line for line in text.splitlines() if line.strip() and not line.startswith("--")]
-
-    assert lines(ours) == lines(done.stdout)
 
 
 def test_registration() -> None:
@@ -150,7 +139,7 @@ async def test_a_job_can_wait(services: Services, start: Start, note: Note, db: 
     start()
     await until(lambda: _one(note))
     assert note.seen == [{"number": 2}]
-    await db.execute("UPDATE pgqueuer SET execute_after = now() - interval '1 second'")
+    await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
     await until(lambda: empty(db))
     assert note.seen == [{"number": 2}, {"number": 1}]
 
@@ -180,14 +169,12 @@ async def test_failures_are_tried_again_with_growing_pauses(
     ]
     assert tries[0]["cause"].startswith("OSError at test_jobs.py:")
     assert b"secret@example.com" not in logged.text
-    told = await db.fetchval("SELECT string_agg(traceback::text, ' ') FROM pgqueuer_log")
-    assert "OSError" in told and "secret@example.com" not in told
 
 
 def test_pauses_grow_to_a_limit() -> None:
     pauses = [pause_after(tries) for tries in range(1, TRIES)]
     for tries, pause in enumerate(pauses, start=1):
-        middle = min(queue.FIRST_PAUSE * 2 ** (tries - 1), queue.LONGEST_PAUSE)
+        middle = min(queue.FIRST_PAUSE * 2 ** (tries - 1), worker.LONGEST_PAUSE)
         assert middle * 0.8 <= pause <= middle * 1.2
     assert len({pause_after(3) for _ in range(10)}) > 1
     assert 4 * 3600 < sum(pauses) < 8 * 3600
@@ -229,7 +216,7 @@ async def test_a_poison_job_is_parked(
 
 
 async def _parked(db: asyncpg.Connection) -> bool:
-    return await statuses(db) == ["failed"]
+    return await statuses(db) == ["parked"]
 
 
 async def test_a_hopeless_job_is_parked_at_once(
@@ -250,7 +237,7 @@ async def test_a_job_that_waits_for_its_instance_is_never_parked(
 ) -> None:
     """A suspension lasts longer than all tries; after it, the job has all of them again."""
     monkeypatch.setattr(queue, "TRIES", 2)
-    monkeypatch.setattr(queue, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(worker, "LONGEST_PAUSE", 0.01)
 
     async def wait() -> None:
         if len(note.seen) <= 4:
@@ -271,11 +258,7 @@ async def test_a_job_whose_workers_die_is_parked(
 ) -> None:
     """Nobody reports such tries: they are known by having been begun."""
     await add(services)
-    await db.execute(
-        "INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint)"
-        " SELECT id, 'picked', 0, 'note' FROM pgqueuer, generate_series(1, $1)",
-        TRIES,
-    )
+    await db.execute("UPDATE jobs SET state = 'running', attempts = $1, due_at = now()", TRIES)
     start()
     await until(lambda: _parked(db))
     assert note.seen == [] and counted(services, "parked") == 1
@@ -284,16 +267,117 @@ async def test_a_job_whose_workers_die_is_parked(
 async def test_a_dead_workers_job_is_taken_over(
     services: Services, start: Start, note: Note, db: asyncpg.Connection
 ) -> None:
-    """Once its heartbeat is old; test_mail.py kills a real one."""
-    await add(services)
-    await db.execute(
-        "UPDATE pgqueuer SET status = 'picked', queue_manager_id = gen_random_uuid(),"
-        " heartbeat = now() - make_interval(secs => $1)",
-        queue.HEARTBEAT + 1,
-    )
+    """Once its lease has ended, and not before; test_mail.py kills a real one."""
+    for number in (1, 2):
+        await add(services, {"number": number})
+    await db.execute("UPDATE jobs SET state = 'running', attempts = 1, due_at = now() + interval '1 hour'")
+    await db.execute("UPDATE jobs SET due_at = now() WHERE id = (SELECT max(id) FROM jobs)")
     start()
+    await until(lambda: _one(note))
+    await add(services, {"number": 3})
+    await until(lambda: _is(services, "done", 2))
+    assert note.seen == [{"number": 2}, {"number": 3}] and await statuses(db) == ["running"]
+
+
+async def _is(services: Services, outcome: str, count: int) -> bool:
+    return counted(services, outcome) == count
+
+
+async def test_a_lease_is_renewed_as_long_as_its_job_runs(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a job may take longer than a lease, and no other worker takes it over."""
+    monkeypatch.setattr(worker, "LEASE", 3.0)
+    gate = asyncio.Event()
+    note.act = lambda: _passed(gate)
+    await add(services)
+    for _ in range(2):
+        start()
+    await until(lambda: _one(note))
+    first = await db.fetchval("SELECT due_at FROM jobs")
+    await until(lambda: db.fetchval("SELECT now() > $1 FROM jobs", first))
+    gate.set()
     await until(lambda: empty(db))
     assert len(note.seen) == 1
+
+
+async def _passed(gate: asyncio.Event) -> None:
+    await gate.wait()
+
+
+async def test_a_try_that_was_taken_for_dead_counts_only_if_it_succeeded(
+    services: Services, db: asyncpg.Connection
+) -> None:
+    """Its job is tried again by another worker by then."""
+    for _ in range(2):
+        async with services.database.transaction() as connection:
+            await enqueue(connection, "mail-code", {"instance_id": 1})
+    async with services.database.connection() as connection:
+        for lease in (0.0, 60.0):
+            claimed = await connection.all(
+                "claim_jobs", lease=lease, instance_ids=[1], lanes=["mail-code"], shares=[2]
+            )
+    assert [row["attempts"] for row in claimed] == [2, 2]
+    late = [
+        Tried(dict(row) | {"attempts": 1}, outcome, 0.0, None)
+        for row, outcome in zip(claimed, ("done", "parked"), strict=True)
+    ]
+    await Jobs(services).settle(late)
+    rows = await db.fetch("SELECT id, state, attempts FROM jobs")
+    assert [tuple(row) for row in rows] == [(claimed[1]["id"], "running", 2)]
+
+
+async def test_a_tenant_with_many_jobs_leaves_room_for_others(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection
+) -> None:
+    """Also where all that run of its jobs hang."""
+    gate = asyncio.Event()
+
+    async def hang() -> None:
+        if note.seen[-1]["instance_id"] == 1:
+            await gate.wait()
+
+    note.act = hang
+    async with services.database.transaction() as connection:
+        for number in range(5 * AT_ONCE):
+            await enqueue(connection, "note", {"instance_id": 1, "number": number})
+    start()
+
+    async def full() -> bool:
+        return len(note.seen) == AT_ONCE
+
+    await until(full)
+    for _ in range(3):
+        await add(services, {"instance_id": 2})
+    await until(lambda: _is(services, "done", 3))
+    assert sum(payload["instance_id"] == 1 for payload in note.seen) == AT_ONCE
+    gate.set()
+    await until(lambda: empty(db))
+
+
+async def test_one_outcome_that_cannot_be_noted_does_not_keep_the_others_from_it(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, logged: Log
+) -> None:
+    """It is told in the log, and its job is tried again once its lease ends."""
+    await db.execute("ALTER TABLE jobs ADD CONSTRAINT test CHECK (state <> 'parked' OR kind <> 'note')")
+
+    async def fail_one() -> None:
+        if note.seen[-1] == {"number": 1}:
+            raise Hopeless
+
+    note.act = fail_one
+    for number in range(5):
+        await add(services, {"number": number})
+    start()
+    await until(lambda: _is(services, "done", 4))
+    await until(lambda: _told(logged))
+    (line,) = [line for line in logged.lines() if line["event"] == "job_not_noted"]
+    assert (line["instance_id"], line["kind"]) == (0, "note")
+    assert await statuses(db) == ["running"] and counted(services, "parked") == 0
+
+
+async def _told(logged: Log) -> bool:
+    return any(line["event"] == "job_not_noted" for line in logged.lines())
 
 
 async def test_a_stopped_worker_lets_its_job_finish(
@@ -307,11 +391,11 @@ async def test_a_stopped_worker_lets_its_job_finish(
 
     note.act = hold
     await add(services)
-    worker = start()
+    running_worker = start()
     await running.wait()
-    worker.cancel()
+    running_worker.cancel()
     gate.set()
-    await asyncio.gather(worker, return_exceptions=True)
+    await asyncio.gather(running_worker, return_exceptions=True)
     assert await empty(db) and counted(services, "done") == 1
 
 
@@ -326,11 +410,11 @@ async def test_a_job_that_outlasts_its_worker_goes_back_to_the_queue(
 
     note.act = hold
     await add(services)
-    worker = start()
+    running_worker = start()
     await running.wait()
-    worker.cancel()
-    await asyncio.gather(worker, return_exceptions=True)
-    assert await statuses(db) == ["queued"] and counted(services, "stopped") == 1
+    running_worker.cancel()
+    await asyncio.gather(running_worker, return_exceptions=True)
+    assert await statuses(db) == ["waiting"] and counted(services, "stopped") == 1
     note.act = None
     start()
     await until(lambda: empty(db))
@@ -345,7 +429,7 @@ async def test_a_job_that_hangs_is_ended(
     logged: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queue, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(worker, "TIME_LIMIT", 0.5)
 
     async def hang_once() -> None:
         if len(note.seen) == 1:
@@ -390,25 +474,39 @@ async def test_a_worker_does_only_so_many_at_once(
 async def test_jobs_of_another_release_are_left_alone(
     services: Services, start: Start, note: Note, db: asyncpg.Connection
 ) -> None:
-    await db.execute("INSERT INTO pgqueuer (priority, entrypoint, status) VALUES (0, 'future', 'queued')")
+    await db.execute("INSERT INTO jobs (instance_id, kind) VALUES (0, 'future')")
     await add(services)
     start()
     await until(lambda: _one(note))
-    assert await db.fetchval("SELECT status::text FROM pgqueuer WHERE entrypoint = 'future'") == "queued"
+    assert await db.fetchval("SELECT state FROM jobs WHERE kind = 'future'") == "waiting"
 
 
 async def test_it_looks_without_being_told(
     services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NOTIFY is a hint: without its trigger nobody is notified."""
-    monkeypatch.setattr(queue, "POLL", 0.1)
-    await db.execute("ALTER TABLE pgqueuer DISABLE TRIGGER tg_pgqueuer_changed")
+    """NOTIFY is a hint: on another channel nobody hears it."""
+    monkeypatch.setattr(worker, "POLL", 0.1)
+    monkeypatch.setattr(queue, "CHANNEL", "somewhere_else")
     await add(services, {"number": 1})
     start()
     await until(lambda: empty(db))
     await add(services, {"number": 2})
     await until(lambda: empty(db))
     assert note.seen == [{"number": 1}, {"number": 2}]
+
+
+async def test_it_is_told_without_looking(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NOTIFY: the next look is an hour away."""
+    monkeypatch.setattr(worker, "POLL", 3600.0)
+    start()
+    listening = (
+        "SELECT true FROM pg_stat_activity WHERE query ILIKE 'LISTEN%jobs%' AND datname = current_database()"
+    )
+    await until(lambda: db.fetchval(listening))
+    await add(services)
+    await until(lambda: _one(note))
 
 
 async def test_it_survives_the_database_going_away(
@@ -431,7 +529,7 @@ async def test_it_survives_the_database_going_away(
 
     note.act = hold
     await add(services, {"number": 1})
-    worker = start()
+    running_worker = start()
     await running.wait()
     await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
@@ -447,45 +545,83 @@ async def test_it_survives_the_database_going_away(
     await server.close()
     again = await asyncpg.connect(database_url)
     # What it had done could not be noted, so it is done again: at least once.
-    await again.execute("UPDATE pgqueuer SET heartbeat = now() - interval '1 hour'")
+    await again.execute("UPDATE jobs SET due_at = now()")
     await add(services, {"number": 2})
     await until(lambda: empty(again))
     await again.close()
-    assert not worker.done()
+    assert not running_worker.done()
     assert {payload["number"] for payload in note.seen} == {1, 2}
     told = [entry["event"] for entry in logged.lines() if entry["level"] != "info"]
     assert [event for event in told if event != "connection_dropped"] == ["queue_waits_for_database"]
 
 
-async def test_an_answer_is_not_waited_for_for_ever(
-    services: Services, monkeypatch: pytest.MonkeyPatch
+# --- the upgrade from pgqueuer ---------------------------------------------------------------------------
+
+OLD_ENQUEUE = (
+    "INSERT INTO pgqueuer (priority, entrypoint, payload, execute_after, status)"
+    " VALUES (0, $1, $2, now() + make_interval(secs => $3), 'queued')"
+)
+"""enqueue_job as it was before migration 23."""
+
+
+async def test_jobs_that_wait_during_the_upgrade_are_carried_over(postgres_url: str) -> None:
+    """With their ids and times; what an old worker is doing is left to it as long as that lives."""
+    server = await asyncpg.connect(database_named(postgres_url, "postgres"))
+    await server.execute("CREATE DATABASE before_jobs")
+    db = await asyncpg.connect(database_named(postgres_url, "before_jobs"))
+    try:
+        migrations = load_migrations()
+        await migrate(db, [one for one in migrations if one.version < 23])
+        for kind, payload, delay in (
+            ("mail-code", b'{"instance_id":7,"email_key":"jane@example.com"}', 0.0),
+            ("office365", b'{"instance_id":8,"user_id":2,"request_id":"\\u0000"}', 3600.0),
+            ("profile-update", b'{"text":{"instance_id":9}}', 0.0),
+            ("parked", None, 0.0),
+            ("running", b'{"instance_id":7}', 0.0),
+            ("died", b'{"instance_id":7}', 0.0),
+        ):
+            await db.execute(OLD_ENQUEUE, kind, payload, delay)
+        await db.execute(
+            "UPDATE pgqueuer SET status = 'failed', updated = now() - interval '1 day' WHERE entrypoint = 'parked'"
+        )
+        await db.execute("UPDATE pgqueuer SET status = 'picked' WHERE entrypoint IN ('running', 'died')")
+        await db.execute(
+            "UPDATE pgqueuer SET heartbeat = now() - interval '1 hour' WHERE entrypoint = 'died'"
+        )
+        before = {row["entrypoint"]: row for row in await db.fetch("SELECT * FROM pgqueuer")}
+        await migrate(db, migrations)
+        rows = {row["kind"]: row for row in await db.fetch("SELECT * FROM jobs")}
+        assert {kind: (row["instance_id"], row["state"]) for kind, row in rows.items()} == {
+            "mail-code": (7, "waiting"), "office365": (8, "waiting"), "profile-update": (0, "waiting"),
+            "parked": (0, "parked"), "died": (7, "waiting"),
+        }  # fmt: skip
+        for kind, row in rows.items():
+            old = before[kind]
+            assert (row["id"], row["created_at"]) == (old["id"], old["created"])
+            assert row["payload"] == (old["payload"] or b"{}")
+            assert row["due_at"] == old["updated" if kind == "parked" else "execute_after"]
+            assert (row["attempts"], row["first_attempt"]) == (0, 0)
+        assert [row["entrypoint"] for row in await db.fetch("SELECT * FROM pgqueuer")] == ["running"]
+        # No id is given twice, whichever version enqueues.
+        await db.execute("INSERT INTO jobs (instance_id, kind) VALUES (1, 'new')")
+        await db.execute(OLD_ENQUEUE, "old", None, 0.0)
+        await db.execute("SELECT adopt_old_jobs()")
+        ids = [row["id"] for row in await db.fetch("SELECT id FROM jobs UNION ALL SELECT id FROM pgqueuer")]
+        assert sorted(ids) == [1, 2, 3, 4, 5, 6, 7, 8]
+    finally:
+        await db.close()
+        await server.execute("DROP DATABASE before_jobs")
+        await server.close()
+
+
+async def test_jobs_of_an_old_server_are_done(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(queue, "PATIENCE", 0.1)
-    driver = queue._Driver(await services.database.direct())
-    with pytest.raises(TimeoutError):
-        await driver.fetch("SELECT pg_sleep(60)")
-    with pytest.raises(asyncpg.InterfaceError):
-        await driver.execute("SELECT 1")
-
-
-async def test_a_burst_of_notices_is_heard_as_one(services: Services, db: asyncpg.Connection) -> None:
-    """But what else is said on the channel is passed on, each of it."""
-    heard: list[str] = []
-    connection = await services.database.direct()
-    driver = queue._Driver(connection)
-    await driver.add_listener("ch_test", lambda payload: heard.append(str(payload)))
-    for number in range(200):
-        await db.execute("SELECT pg_notify('ch_test', $1)", f'{{"type":"table_changed_event","n":{number}}}')
-        await db.execute("SELECT pg_notify('ch_test', $1)", f'{{"type":"health_check_event","n":{number}}}')
-
-    async def all_heard() -> bool:
-        return sum("health_check" in payload for payload in heard) == 200
-
-    await until(all_heard)
-    await until(lambda: _changes(heard))
-    assert sum("table_changed" in payload for payload in heard) < 100
-    await connection.close()
-
-
-async def _changes(heard: list[str]) -> bool:
-    return any("table_changed" in payload for payload in heard)
+    """During a rolling upgrade it still enqueues where it knows."""
+    start()
+    await add(services, {"number": 1})
+    await until(lambda: _one(note))
+    await db.execute(OLD_ENQUEUE, "note", b'{"instance_id":1,"number":2}', 0.0)
+    await until(lambda: _is(services, "done", 2))
+    assert note.seen == [{"number": 1}, {"instance_id": 1, "number": 2}]
+    assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 0

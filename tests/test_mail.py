@@ -360,7 +360,7 @@ async def asked(client: Client) -> None:
 
 
 async def _empty(db: asyncpg.Connection) -> bool:
-    return not await db.fetchval("SELECT count(*) FROM pgqueuer")
+    return not await db.fetchval("SELECT count(*) FROM jobs")
 
 
 def outcomes(logged: Log) -> list[tuple[str, str]]:
@@ -389,7 +389,7 @@ async def test_a_mail_that_is_refused_for_good_is_parked(
     await asked(client)
 
     async def parked() -> Any:
-        return await db.fetchval("SELECT status = 'failed' FROM pgqueuer")
+        return await db.fetchval("SELECT state = 'parked' FROM jobs")
 
     await until(parked)
     assert [outcome for outcome, _ in outcomes(logged)] == ["parked"]
@@ -433,8 +433,8 @@ async def test_a_worker_killed_in_the_middle(
         first.kill()
         await first.wait()
     gate.set()
-    # What another worker would wait for: the heartbeat of the dead one grows old.
-    await db.execute("UPDATE pgqueuer SET heartbeat = heartbeat - interval '1 minute'")
+    # What another worker would wait for: the lease of the dead one ends.
+    await db.execute("UPDATE jobs SET due_at = now()")
     async with worker(database_url, mailbox, tmp_path) as second:
         await until(lambda: _empty(db))
         assert mailbox.mails and {message["To"] for message in mailbox.mails} == {"jane@example.com"}
@@ -506,7 +506,7 @@ async def test_a_stored_address_that_is_none_parks_its_mail_at_once(
         await client.call("requestPasswordReset", RESET)
 
         async def parked(wanted: int = number) -> bool:
-            return await db.fetchval("SELECT count(*) FROM pgqueuer WHERE status = 'failed'") == wanted  # type: ignore[no-any-return]
+            return await db.fetchval("SELECT count(*) FROM jobs WHERE state = 'parked'") == wanted  # type: ignore[no-any-return]
 
         await until(parked)
     assert [outcome for outcome, _ in outcomes(logged)] == ["parked"] * len(stored)

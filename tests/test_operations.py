@@ -41,7 +41,7 @@ async def test_what_has_had_its_time_is_purged(
     client: Client, serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:
     """Users by the retention of their instance, or the server's; sessions and codes by their expiry; answers
-    kept for retries after a day; and what the queue leaves: documents and its log after a week, parked jobs after a month."""
+    kept for retries after a day; and what the queue leaves: documents after a week, parked jobs after a month."""
     for name in ("old", "recent", "living"):
         await client.call("createUser", {"email": f"{name}@example.com", "password": "demo1234"})
         await client.call("login", {"email": f"{name}@example.com", "password": "demo1234"})
@@ -61,12 +61,10 @@ async def test_what_has_had_its_time_is_purged(
             " document AS (INSERT INTO documents (instance_id, id, entity, action, user_id, created_at)"
             " VALUES (1, gen_random_uuid(), 'user', 'x', 1, now() - make_interval(days => $2))),"
             " answer AS (INSERT INTO idempotency_keys (instance_id, key_id, name, request, created_at)"
-            " VALUES (1, 1, $1::text::bytea, '', now() - make_interval(days => $2, mins => -1))),"
-            " noted AS (INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint, created)"
-            " VALUES (1, 'picked', 0, 'x', now() - make_interval(days => $2)))"
-            " INSERT INTO pgqueuer (priority, entrypoint, status, updated)"
-            " VALUES (0, 'x', 'failed', now() - make_interval(days => $2)),"
-            " (0, 'x', 'queued', now() - make_interval(days => $2))",
+            " VALUES (1, 1, $1::text::bytea, '', now() - make_interval(days => $2, mins => -1)))"
+            " INSERT INTO jobs (instance_id, kind, state, due_at)"
+            " VALUES (0, 'x', 'parked', now() - make_interval(days => $2)),"
+            " (0, 'x', 'waiting', now() - make_interval(days => $2))",
             str(age),
             age,
         )
@@ -75,13 +73,13 @@ async def test_what_has_had_its_time_is_purged(
     await database.open()
     gone = {
         "users": 1, "sessions": 1, "plans": 0, "codes": 2, "answers": 2, "login_failures": 0, "documents": 2,
-        "jobs": 1, "job_log": 2, "events": 0, "deliveries": 0, "deliveries_of_deleted": 0,
+        "jobs": 1, "events": 0, "deliveries": 0, "deliveries_of_deleted": 0,
         "webhooks": 0, "secrets": 0,
     }  # fmt: skip
     assert await purge_expired(database, settings) == gone
     nothing = dict.fromkeys(gone, 0)
     assert await purge_expired(database, settings) == nothing
-    assert await db.fetchval("SELECT count(*) FROM pgqueuer") == 5
+    assert await db.fetchval("SELECT count(*) FROM jobs") == 5
     await db.execute("""UPDATE instances SET settings = settings || '{"retentionDays": 7}'""")
     assert await purge_expired(database, settings) == nothing | {"users": 1}
     assert await db.fetchval("SELECT count(*) FROM users") == 2

@@ -30,7 +30,8 @@ from server.base.settings import Settings
 from server.directory.upkeep import purge_expired
 from server.events import deliveries as deliveries_module
 from server.events import webhooks
-from server.events.windows import Limits, Windows
+from server.jobs import worker as worker_module
+from server.jobs.windows import Limits, Windows
 from server.outside import outbound
 from server.outside.addresses import is_public
 from server.postgres import analyze
@@ -115,7 +116,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliveries_module, "POLL", 0.02)
+    monkeypatch.setattr(worker_module, "POLL", 0.02)
     monkeypatch.setattr(deliveries_module, "PAUSES", (0.01,) * 9)
 
 
@@ -976,7 +977,7 @@ async def test_a_worker_that_stops_leaves_its_deliveries_to_others(
 async def test_a_lease_ends_by_itself(
     serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries_module, "LEASE", 1.0)
+    monkeypatch.setattr(worker_module, "LEASE", 1.0)
     caller = await serve(run_jobs=False, webhook_private_addresses=True)
     await caller.call("createWebhook", {"url": receiver.url})
     await caller.call("createUser", {"email": JANE})
@@ -1007,7 +1008,7 @@ async def test_nothing_is_sent_while_its_outcome_cannot_be_noted(
     inside: Client, receiver: Receiver, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Claims go through, outcomes and proofs of writes do not: a delivery that was taken does not end as failed."""
-    monkeypatch.setattr(deliveries_module, "LEASE", 0.1)
+    monkeypatch.setattr(worker_module, "LEASE", 0.1)
     monkeypatch.setattr("server.postgres.writes.PAUSE", 0.0)
     await inside.call("createWebhook", {"url": receiver.url})
     await db.execute("CREATE SEQUENCE refused; GRANT ALL ON refused TO PUBLIC")
@@ -1046,7 +1047,7 @@ async def test_no_background_task_waits_for_good_for_an_answer(
     at: bytes, serve: Serve, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database's host vanishes while it is asked something: it is asked again over another connection."""
-    monkeypatch.setattr(deliveries_module, "LEASE", 0.5)
+    monkeypatch.setattr(worker_module, "LEASE", 0.5)
     monkeypatch.setattr(webhooks, "METER_EVERY", 0.05)
     monkeypatch.setattr(analyze, "LOOK_EVERY", 0.01)
     short = {"call_timeout": 1, "statement_timeout": 0.5, "idle_transaction_timeout": 0.5}
@@ -1075,7 +1076,7 @@ async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes to an end makes room at once, and what is read goes on at once: no pace is that of POLL."""
-    monkeypatch.setattr(deliveries_module, "POLL", 8.0)
+    monkeypatch.setattr(worker_module, "POLL", 8.0)
     for path in ("/a", "/b"):
         await db.execute(
             "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
@@ -1130,7 +1131,7 @@ async def test_a_tenant_whose_receivers_hang_leaves_room_for_others(
 ) -> None:
     """Fifty webhooks, whose deliveries are older than anybody else's and more than a worker can send at once."""
     monkeypatch.setattr(deliveries_module, "AT_ONCE", at_once)
-    monkeypatch.setattr(deliveries_module, "POLL", 0.02)
+    monkeypatch.setattr(worker_module, "POLL", 0.02)
 
     async def hang_some(received: Received) -> web.StreamResponse:
         if received.path == "/hook/dead":
@@ -1169,14 +1170,14 @@ async def claim(db: asyncpg.Connection, *sending: tuple[int, int], room: int = 1
     windows = Windows(room + len(sending), Limits(8, 8, 8), Limits(4, 4, 4))
     for ref in sending:
         windows.begin(ref)
-    found = await run("find_due_webhooks", after_instance=0, after_webhook=0, looks=100)
+    found = await run("find_due_webhooks", after_instance=0, after_lane=0, looks=100)
     due = sorted((row for row in found if row["is_due"]), key=lambda row: row["due_at"])
     shares = windows.share_out((row["instance_id"], row["webhook_id"]) for row in due)
     transaction = db.transaction()
     await transaction.start()
     rows = await run(
         "claim_deliveries", lease=60.0, instance_ids=[ref[0] for ref in shares],
-        webhook_ids=[ref[1] for ref in shares], shares=list(shares.values()),
+        lanes=[ref[1] for ref in shares], shares=list(shares.values()),
     )  # fmt: skip
     await transaction.rollback()
     return sorted((row["instance_id"], row["webhook_id"]) for row in rows)
@@ -1257,7 +1258,7 @@ async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Con
         "due_ins": [0.0], "statuses": [200], "errors": [None],
     }  # fmt: skip
     assert await pages(db, "settle_deliveries", **one) < 50
-    claimed = {"lease": 60.0, "instance_ids": [1], "webhook_ids": [1], "shares": [4]}
+    claimed = {"lease": 60.0, "instance_ids": [1], "lanes": [1], "shares": [4]}
     assert await pages(db, "claim_deliveries", **claimed) < 100
 
 
@@ -1278,10 +1279,10 @@ async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Con
     )
     await db.execute("VACUUM ANALYZE deliveries, webhooks")
 
-    claimed = {"lease": 60.0, "instance_ids": [1], "webhook_ids": [dead + 1], "shares": [4]}
+    claimed = {"lease": 60.0, "instance_ids": [1], "lanes": [dead + 1], "shares": [4]}
     assert await pages(db, "claim_deliveries", **claimed) < 100
     # Four pages of indexes a webhook at most.
-    assert await pages(db, "find_due_webhooks", after_instance=0, after_webhook=0, looks=500) < 500 * 12
+    assert await pages(db, "find_due_webhooks", after_instance=0, after_lane=0, looks=500) < 500 * 12
     seen, after = 0, (0, 0)
     query = load_queries()["find_due_webhooks"]
     while rows := await db.fetch(query.sql, *after, 500):
@@ -1294,7 +1295,7 @@ async def test_looks_go_round(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More webhooks wait than one look steps over: each has its turn."""
-    monkeypatch.setattr(deliveries_module, "LOOKS", 3)
+    monkeypatch.setattr(worker_module, "LOOKS", 3)
     await db.execute(
         "INSERT INTO webhooks (instance_id, id, url, description, types, secret)"
         " SELECT 1, number, $1 || '/' || number, '', '{}', $2 FROM generate_series(1, 10) AS number",
@@ -1348,7 +1349,8 @@ async def test_outcomes_are_noted_together_in_their_order(
                 "first_attempt": 0,
             }
             outcome = outbound.Outcome(200 if error is None else 500, error, 0.0)
-            tried.append(deliveries_module.Tried(row, outcome))
+            result = outcome if error is None else deliveries_module.NotTaken(outcome)
+            tried.append(worker_module.Tried(row, "done" if error is None else "retried", 0.0, result))
     await deliveries_module.settle(database, tried)
     await database.close()
     since = await db.fetch(

@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import islice
 
-from server.events.windows import Due, Limits, Windows
+from server.jobs.windows import Due, Limits, Windows
 
 A, B = (1, 1), (2, 1)
 

@@ -3,7 +3,9 @@
 import io
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
@@ -62,3 +64,13 @@ def info(event: str, **members: Any) -> None:
         line = {**members, "event": event, "level": "info", "timestamp": datetime.now(UTC)}
         stream.write(printable_json(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
         stream.flush()
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong and where, without the error's text, which may quote addresses or rows."""
+    for _ in range(10):  # deep enough, whatever causes what
+        error = error.__cause__ or error
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in place)
+    code = getattr(error, "code", None) or getattr(error, "sqlstate", None)
+    return f"{type(error).__name__}{f' {code}' if code else ''}{where}"

@@ -4,7 +4,8 @@ from typing import Any
 
 from server.events.changes import Change
 from server.events.emit import emit, system_actor
-from server.jobs.queue import Hopeless, Later, Services, Suspended, enqueue, job
+from server.jobs.queue import Services, enqueue, job
+from server.jobs.worker import Hopeless, Later, Suspended
 from server.outside import graph
 from server.outside.graph import Office365
 from server.tenants.call import Call

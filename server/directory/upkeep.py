@@ -1,16 +1,17 @@
 """Upkeep: what has expired is removed, batch by batch, and plans that are over are ended."""
 
 import asyncio
-import random
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import structlog
 
+from server.base.logs import cause_of
 from server.base.settings import Settings
 from server.events.changes import Change, identity
 from server.events.emit import emit, system_actor
+from server.jobs.worker import jittered
 from server.postgres.db import Database, Row
 
 log = structlog.get_logger()
@@ -40,11 +41,17 @@ _TOLD = {
 
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
     """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
-    failed logins that are forgiven, old documents, the log of the queue and what was parked in it long ago,
+    failed logins that are forgiven, old documents, jobs that were parked long ago,
     events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
     deleted; and end plans of users.
 
     Workers do not wait for one another: rows that another one holds are skipped.
+
+    Returns:
+        how many of each.
+
+    Raises:
+        Unavailable: a batch took longer than one round of a background task may.
     """
     gone = {}
     for what, query, values in (
@@ -56,7 +63,6 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
         ("login_failures", "purge_login_failures", {}),
         ("documents", "purge_old_documents", {}),
         ("jobs", "purge_parked_jobs", {}),
-        ("job_log", "purge_job_log", {}),
         ("events", "purge_old_events", {}),
         ("deliveries", "purge_old_deliveries", {}),
         ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries", {}),
@@ -74,9 +80,9 @@ async def _purge(database: Database, query: str, values: dict[str, Any]) -> int:
     """One batch; how many rows it had."""
     told = _TOLD.get(query)
     if told is None:
-        async with database.connection() as db:
+        async with database.round(), database.connection() as db:
             return len(await db.all(query, row_limit=_BATCH, **values))
-    async with database.transaction() as db:
+    async with database.round(), database.transaction() as db:
         rows = await db.all(query, row_limit=_BATCH, **values)
         rows.sort(key=lambda row: (row["instance_id"], row["user_id"]))
         actor = system_actor(told.method, told.method)
@@ -88,11 +94,11 @@ async def _purge(database: Database, query: str, values: dict[str, Any]) -> int:
 async def keep_purging(database: Database, settings: Settings) -> None:
     """purge_expired now and then, until cancelled."""
     while True:
-        await asyncio.sleep(PURGE_EVERY * random.uniform(0.8, 1.2))  # noqa: S311
+        await asyncio.sleep(jittered(PURGE_EVERY, 0.2))
         try:
             gone = await purge_expired(database, settings)
         except Exception as error:  # the next look may go better
-            log.warning("purge_postponed", cause=type(error).__name__)
+            log.warning("purge_postponed", cause=cause_of(error))
         else:
             if any(gone.values()):
                 log.info("purged", **gone)

@@ -15,15 +15,18 @@ import structlog
 from server.base.errors import Unavailable
 from server.base.metrics import Metrics
 from server.base.settings import Settings
-from server.events import deliveries, feed
+from server.events import feed
+from server.events.deliveries import Deliveries
 from server.events.pages import is_full
-from server.events.windows import Ref
+from server.jobs import worker
+from server.jobs.windows import Lane
+from server.outside.outbound import Sender
 from server.postgres.db import Connection, Database, pass_on_cancelling
 
 log = structlog.get_logger()
 
 METER_EVERY = 15.0
-"""Seconds between two looks at how far behind all this is."""
+"""Seconds between two looks at what holds the feed back."""
 HALTED_AFTER = 60.0
 """Seconds after which a transaction that holds the feed back is named, in the log at most as often."""
 # Events read at once: what the loop decodes and encodes without giving way.
@@ -43,7 +46,7 @@ class _Page(NamedTuple):
     bodies: dict[str, bytes]
 
 
-async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], bool]:
+async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Lane], bool]:
     """Make deliveries of what webhooks have not read, _BATCH events of each at most.
 
     What has been read is noted in the transaction that makes the deliveries. A webhook that another worker
@@ -58,7 +61,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], 
     Raises:
         Unavailable: the database was not there for several in a row.
     """
-    made: list[Ref] = []
+    made: list[Lane] = []
     more, failures = False, 0
     page: _Page | None = None
     for webhook in waiting:
@@ -118,20 +121,21 @@ async def _read_on(
 
 async def keep_delivering(settings: Settings, database: Database, metrics: Metrics) -> None:
     """Relay and deliver until cancelled. What is under way then is cut off, and is sent again."""
-    delivering = deliveries.Delivering(settings, database, metrics)
-    beside = [
-        asyncio.create_task(_keep_relaying(database, metrics, delivering)),
-        asyncio.create_task(_keep_metering(database, metrics)),
-    ]
-    try:
-        await delivering.run()
-    finally:
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+    async with Sender(settings) as sender:
+        delivering = Deliveries(database, metrics, settings.webhook_concurrency, sender)
+        beside = [
+            asyncio.create_task(_keep_relaying(database, metrics, delivering)),
+            asyncio.create_task(_keep_metering(database, metrics)),
+        ]
+        try:
+            await delivering.run()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
 
-async def _keep_relaying(database: Database, metrics: Metrics, delivering: deliveries.Delivering) -> None:
+async def _keep_relaying(database: Database, metrics: Metrics, delivering: Deliveries) -> None:
     away = False
     while True:
         more = False
@@ -151,7 +155,7 @@ async def _keep_relaying(database: Database, metrics: Metrics, delivering: deliv
             if not away:
                 log.warning("webhooks_wait_for_database", cause=type(error).__name__)
             away = True
-        await asyncio.sleep(0 if more else deliveries.POLL)
+        await asyncio.sleep(0 if more else worker.POLL)
 
 
 async def _keep_metering(database: Database, metrics: Metrics) -> None:
@@ -159,7 +163,6 @@ async def _keep_metering(database: Database, metrics: Metrics) -> None:
     while True:
         try:
             async with database.round(), database.connection() as db:
-                metrics.webhooks_due(await db.value("find_oldest_due") or 0.0)
                 halt.observe(await db.one("find_feed_halt"))
         except Exception as error:  # those who need the database more say that it is away
             pass_on_cancelling(error)

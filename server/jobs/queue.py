@@ -1,56 +1,35 @@
-"""The queue: work that a call leaves behind, done once its transaction has committed.
+"""Jobs: work that a call leaves behind, done once its transaction has committed.
 
-A job is a row that is written in the caller's transaction (pgqueuer's tables, sql/migrations/0003_queue.sql).
-It is done at least once: again after a failure, with growing pauses, and again by another worker when its
-own dies with it. After TRIES it is parked: kept in the queue as failed, logged and counted.
+A job is a row that is written in the caller's transaction. It is done at least once: again after a failure,
+with growing pauses, and again by another worker when its own dies with it. After TRIES it is parked: kept,
+logged and counted, until an operator has it tried again.
 """
 
 import asyncio
 import contextlib
-import functools
-import logging
-import random
-import time
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import orjson
-import structlog
-from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
-from pgqueuer.adapters.persistence.queries import Queries
-from pgqueuer.core.qm import QueueManager
-from pgqueuer.domain.errors import RetryRequested
-from pgqueuer.domain.models import Job
-from pgqueuer.ports.driver import NotifyCallback
 
-from server.base.metrics import JobFact, Metrics
+from server.base.metrics import Metrics
 from server.base.settings import Settings
+from server.jobs import worker
+from server.jobs.windows import Lane, Limits, Windows
+from server.jobs.worker import Tried, jittered
 from server.outside.graph import Graph
-from server.postgres.db import Connection, Database
-
-log = structlog.get_logger()
-T = TypeVar("T")
+from server.postgres.db import Connection, Database, Row
+from server.postgres.listening import listen
 
 TRIES = 15
 """How often a job is begun before it is parked; the pauses between add up to five hours and a half."""
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 3600.0
-"""Seconds between two tries: doubled each time, with a fifth of jitter."""
-TIME_LIMIT = 120.0
-"""Seconds that one try may take."""
-AT_ONCE = 10
-"""Jobs that one worker does at the same time."""
-POLL = 5.0
-"""Seconds between two looks at the queue: NOTIFY is a hint, which may get lost."""
-HEARTBEAT = 30.0
-"""Seconds of silence after which another worker takes a job over."""
-PATIENCE = 5.0
-"""Seconds for one of the queue's own statements; a database that takes longer is taken to be away."""
-NOTICE_EVERY = 0.05
-"""Seconds: more notices than one in these are heard as one."""
+FIRST_PAUSE = 5.0
+"""Seconds between the first two tries: doubled each time, with a fifth of jitter."""
+AT_ONCE, IN_ALL = 10, 20
+"""Jobs that one worker does at the same time: of one instance, and of all."""
+CHANNEL = "officerpc_jobs"
+"""Where enqueue_job notifies the workers. It is a hint, which may get lost: they also look every second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +48,6 @@ JOBS: dict[str, Handler] = {}
 """Kind -> what does it."""
 PARKED: dict[str, Handler] = {}
 """Kind -> what notes that it has been parked."""
-
-
-class Hopeless(Exception):
-    """no further try will help: the job is parked at once"""
-
-
-class Later(Exception):
-    """another try may help, but no sooner than the other side said"""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        super().__init__()
-
-
-class Suspended(Later):
-    """the job's instance is suspended: it is tried again hourly, without an end, until that is over"""
-
-    def __init__(self) -> None:
-        super().__init__(LONGEST_PAUSE)
 
 
 def job(kind: str, *, parked: Handler | None = None) -> Callable[[Handler], Handler]:
@@ -126,171 +86,80 @@ async def enqueue(db: Connection, kind: str, payload: dict[str, Any], *, after: 
     """
     if kind not in JOBS:
         raise ValueError(f"there is no job {kind}")
-    await db.run("enqueue_job", kind=kind, payload=orjson.dumps(payload), delay=after)
+    instance_id = payload.get("instance_id", 0)
+    await db.run(
+        "enqueue_job", instance_id=instance_id, kind=kind, payload=orjson.dumps(payload), delay=after
+    )
 
 
 async def work(services: Services) -> None:
-    """Do jobs until cancelled; those that run then get the settings' shutdown_timeout to finish.
-
-    A database that goes away is waited for, with growing pauses and one line in the log.
-    """
-    # It logs exceptions with all that they quote; what is worth knowing is logged below.
-    logging.getLogger("pgqueuer").setLevel(logging.CRITICAL)
-    loop = asyncio.get_running_loop()
-    pause, away = 0.1, False
+    """Do jobs until cancelled; those that run then get the settings' shutdown_timeout to finish."""
+    jobs = Jobs(services)
+    listening = asyncio.create_task(listen(services.database, CHANNEL, jobs.hear))
     try:
-        while True:
-            began = loop.time()
-            try:
-                if away and not await services.database.writes.proven():
-                    # Taking a job is a write: while a standby is away, each try would leave a server process
-                    # waiting.
-                    raise ConnectionError("the database takes no writes")
-                await _work_until_lost(services)
-            except Exception as error:  # whatever it was: the driver's, the system's, a missing table
-                if loop.time() - began > HEARTBEAT:  # it had worked for a while
-                    pause, away = 0.1, False
-                if not away:
-                    log.warning("queue_waits_for_database", cause=_told(error))
-                away = True
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-            pause = min(pause * 2, 5.0)
+        await jobs.run()
     finally:
+        listening.cancel()
         await services.graph.close()
-
-
-async def _work_until_lost(services: Services) -> None:
-    """Do jobs over one connection, past any pooler, for as long as it lives."""
-    connection = await services.database.direct()
-    try:
-        # pgqueuer sends jsonb as text that is JSON already, which our codec would wrap again.
-        await connection.reset_type_codec("jsonb", schema="pg_catalog")
-        manager = QueueManager(Queries(_Driver(connection)))
-        for kind, handler in JOBS.items():
-            manager.entrypoint(kind, on_failure="hold", accepts_context=False)(
-                functools.partial(_do, services, handler)
-            )
-        connection.add_termination_listener(lambda *_: manager.shutdown.set())
-        running = asyncio.create_task(
-            manager.run(
-                dequeue_timeout=timedelta(seconds=POLL),
-                batch_size=AT_ONCE // 2,
-                max_concurrent_tasks=AT_ONCE,
-                shutdown_on_listener_failure=True,
-                heartbeat_timeout=timedelta(seconds=HEARTBEAT),
-                log_aggregation_interval=timedelta(0),
-            )
-        )
-        try:
-            await asyncio.shield(running)
-        finally:
-            manager.shutdown.set()
-            await asyncio.wait({running}, timeout=services.settings.shutdown_timeout)
-            running.cancel()  # its jobs, which put themselves back into the queue
-            await asyncio.wait({running})
-            with contextlib.suppress(asyncio.CancelledError):
-                running.exception()
-        raise ConnectionError("the queue's connection was lost")
-    finally:
-        connection.terminate()
-
-
-async def _do(services: Services, handler: Handler, row: Job) -> None:
-    """One try. However it fails, it ends with RetryRequested or, for good, with Hopeless."""
-    began = time.perf_counter()
-    tries, outcome, cause = 0, "done", None
-    try:
-        async with asyncio.timeout(TIME_LIMIT):
-            async with services.database.connection() as db:
-                tries = await db.value("count_tries", job_id=row.id)
-            if tries > TRIES:  # its workers died with it, so that nobody has parked it
-                raise Hopeless
-            try:
-                await handler(services, orjson.loads(row.payload or b"{}"))
-            except Suspended:
-                # A suspension may outlast all tries.
-                async with services.database.connection() as db:
-                    await db.run("forget_tries", job_id=row.id)
-                tries = 0
-                raise
-    except asyncio.CancelledError:
-        # The worker stops. pgqueuer would take the job for done with; it is to be done by another one.
-        outcome, cause = "stopped", "CancelledError"
-        raise RetryRequested(timedelta(0), outcome) from None
-    except Exception as error:
-        cause = _told(error)
-        if isinstance(error, Hopeless) or tries >= TRIES:
-            outcome = "parked"
-            await _note_parked(services, row)
-            raise Hopeless(cause) from None  # pgqueuer keeps the texts of exceptions: ours quotes nobody
-        outcome = "retried"
-        asked = min(error.seconds, LONGEST_PAUSE) if isinstance(error, Later) else 0.0
-        raise RetryRequested(timedelta(seconds=max(pause_after(tries), asked)), cause) from None
-    finally:
-        services.metrics.job(
-            JobFact(row.entrypoint, outcome, time.perf_counter() - began, row.id, tries, cause)
-        )
-
-
-async def _note_parked(services: Services, row: Job) -> None:
-    note = PARKED.get(row.entrypoint)
-    if note is not None:
-        with contextlib.suppress(Exception):  # it is parked and logged all the same
-            async with asyncio.timeout(TIME_LIMIT):
-                await note(services, orjson.loads(row.payload or b"{}"))
 
 
 def pause_after(tries: int) -> float:
     """Seconds before the next try."""
-    return min(FIRST_PAUSE * 2.0 ** (max(tries, 1) - 1), LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
+    return jittered(min(FIRST_PAUSE * 2.0 ** (max(tries, 1) - 1), worker.LONGEST_PAUSE), 0.2)
 
 
-def _told(error: BaseException) -> str:
-    """What went wrong and where, without the error's text, which may quote addresses or rows."""
-    for _ in range(10):  # deep enough, whatever causes what
-        error = error.__cause__ or error
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in place)
-    code = getattr(error, "code", None) or getattr(error, "sqlstate", None)
-    return f"{type(error).__name__}{f' {code}' if code else ''}{where}"
+class Jobs(worker.Worker):
+    """Does jobs, as one worker. Those of kinds of another release are left alone."""
+
+    away = "queue_waits_for_database"
+    unsettled = "job_not_noted"
+    find, claim = "find_due_jobs", "claim_jobs"
+    lane = "kind"
+    start = (-1, "")
+
+    def __init__(self, services: Services) -> None:
+        limits = Limits(1, AT_ONCE, AT_ONCE)
+        grace = services.settings.shutdown_timeout
+        super().__init__(services.database, services.metrics, Windows(IN_ALL, limits, limits), grace)
+        self._services = services
+
+    def hear(self, payload: str) -> None:
+        """A job was enqueued: its instance and kind, as enqueue_job writes them."""
+        instance_id, _, kind = payload.partition(" ")
+        self.tell([(int(instance_id), kind)])
+
+    def knows(self, lane: Lane) -> bool:
+        return lane[1] in JOBS
+
+    async def look(self) -> bool:
+        async with self.database.round(), self.database.connection() as db:
+            await db.value("adopt_old_jobs")
+        return await super().look()
+
+    async def do(self, row: Row) -> None:
+        await JOBS[row["kind"]](self._services, orjson.loads(row["payload"]))
+
+    def pause(self, tries: int) -> float | None:
+        return pause_after(tries) if tries < TRIES else None
+
+    async def note_parked(self, row: Row) -> None:
+        if row["kind"] in PARKED:
+            with contextlib.suppress(Exception):  # it is parked and logged all the same
+                async with asyncio.timeout(worker.TIME_LIMIT):
+                    await PARKED[row["kind"]](self._services, orjson.loads(row["payload"]))
+
+    async def renew(self, rows: list[Row]) -> None:
+        async with self.database.statement() as db:
+            await db.run("renew_leases", lease=worker.LEASE, **_keys(rows))
+
+    async def settle(self, tried: list[Tried]) -> None:
+        outcomes, pauses = [one.outcome for one in tried], [one.pause for one in tried]
+        async with self.database.statement() as db:
+            keys = _keys(one.row for one in tried)
+            await db.run("settle_jobs", outcomes=outcomes, due_ins=pauses, **keys)
 
 
-class _Driver(AsyncpgDriver):
-    """pgqueuer's driver, for a database that does not answer and for one that notifies too much."""
-
-    async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
-        return await self._within_patience(super().fetch(query, *args))
-
-    async def execute(self, query: str, *args: object) -> str:
-        return await self._within_patience(super().execute(query, *args))
-
-    async def notify(self, channel: str, payload: str) -> None:
-        await self._within_patience(super().notify(channel, payload))
-
-    async def _within_patience(self, statement: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await statement
-        except TimeoutError:
-            self._connection.terminate()  # so that whatever waits behind it fails at once
-            raise
-
-    async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
-        """Listen, hearing a burst of changes as one: pgqueuer keeps each until it has looked at the queue."""
-        loop = asyncio.get_running_loop()
-        waiting = False
-
-        def pass_on(payload: str | bytes | bytearray) -> None:
-            nonlocal waiting
-            waiting = False
-            callback(payload)
-
-        def hear(payload: str | bytes | bytearray) -> None:
-            nonlocal waiting
-            if "table_changed_event" not in str(payload):
-                callback(payload)
-            elif not waiting:
-                waiting = True
-                loop.call_later(NOTICE_EVERY, pass_on, payload)
-
-        await super().add_listener(channel, hear)
+def _keys(rows: Iterable[Row]) -> dict[str, list[Any]]:
+    """Which tries of which jobs, for the statements about several."""
+    keys = [(row["instance_id"], row["id"], row["attempts"]) for row in rows]
+    return dict(zip(("instance_ids", "job_ids", "attempts"), map(list, zip(*keys, strict=True)), strict=True))

@@ -11,7 +11,8 @@ from pydantic import JsonValue
 from server.base.errors import FieldError, Invalid
 from server.base.tokens import digest, new_secret
 from server.directory.users import Purpose
-from server.jobs.queue import Hopeless, Services, enqueue, job
+from server.jobs.queue import Services, enqueue, job
+from server.jobs.worker import Hopeless
 from server.outside import mail
 from server.postgres.db import Connection
 from server.tenants.instances import InstanceSettings

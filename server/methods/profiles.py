@@ -24,7 +24,8 @@ from server.directory.rows import Edit, hold, state, store, with_fields, with_na
 from server.directory.users import ABSENT, Line, UserId, found
 from server.events.changes import user_changes
 from server.events.emit import Actor, emit
-from server.jobs.queue import Services, Suspended, enqueue, job
+from server.jobs.queue import Services, enqueue, job
+from server.jobs.worker import Suspended
 from server.methods.avatars import (
     PreparedPicture,
     SentPicture,

@@ -1,7 +1,5 @@
 """API keys: their format, and the look-up of the principal behind one."""
 
-import asyncio
-import contextlib
 import ipaddress
 import time
 import zlib
@@ -11,10 +9,11 @@ from typing import Any
 
 import structlog
 
-from server.base.errors import FieldError, Invalid, ServiceError, Unauthenticated
+from server.base.errors import FieldError, Invalid, Unauthenticated
 from server.base.shares import KEY_LOOKUPS, taking_from
 from server.base.tokens import BASE62, digest, keyed, new_secret
 from server.postgres.db import Database
+from server.postgres.listening import listen
 from server.tenants import access
 from server.tenants.instances import Instance, InstanceSettings
 from server.tenants.principals import Principal
@@ -179,36 +178,19 @@ class KeyCache:
                 memory.popitem(last=False)
 
     async def listen(self) -> None:
-        """Hear of changes until cancelled, connecting again with a growing pause when the line is lost."""
-        pause = 0.1
-        while True:
-            lost = asyncio.Event()
-            try:
-                connection = await self._database.direct()
-            except (OSError, TimeoutError, ServiceError) as error:
+        """Hear of changes until cancelled."""
+
+        def begun() -> None:
+            self.forget()
+            self._listening = True
+
+        def lost(error: Exception | None) -> None:
+            self._listening = False
+            self.forget()
+            if error is not None:
                 log.warning("not_listening", error=type(error).__name__)
-            except Exception as error:  # the driver's own kinds: refused, starting up, shutting down
-                log.warning("not_listening", error=type(error).__name__)
-            else:
-                try:
-                    connection.add_termination_listener(lambda *_, lost=lost: lost.set())
-                    await connection.add_listener(CHANNEL, lambda *_: self.forget())
-                    self.forget()
-                    self._listening, pause = True, 0.1
-                    while not lost.is_set():
-                        # A frozen server keeps the line open: ask it something now and then.
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(lost.wait(), 2)
-                            continue
-                        await connection.execute("SELECT 1", timeout=2)
-                except Exception as error:  # as above; whatever it was, the line is lost
-                    log.warning("not_listening", error=type(error).__name__)
-                finally:
-                    self._listening = False
-                    self.forget()
-                    connection.terminate()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+
+        await listen(self._database, CHANNEL, lambda _: self.forget(), begun, lost)
 
 
 def _within(address: str | None, networks: Sequence[Any]) -> bool:

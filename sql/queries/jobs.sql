@@ -1,41 +1,52 @@
--- name: enqueue_job(kind, payload, delay)!
--- A job for the queue, from delay seconds after the start of this transaction on.
-INSERT INTO pgqueuer (priority, entrypoint, payload, execute_after, status)
-VALUES (0, :kind, :payload, now() + make_interval(secs => :delay), 'queued');
+-- name: enqueue_job(instance_id, kind, payload, delay)!
+-- A job for the queue, from delay seconds after the start of this transaction on. Workers hear of it at the commit.
+WITH job AS (
+    INSERT INTO jobs (instance_id, kind, payload, due_at)
+    VALUES (:instance_id, :kind, :payload, now() + make_interval(secs => :delay))
+    RETURNING instance_id, kind
+)
 
--- name: count_tries(job_id)$
--- How often a job was begun since it was last parked. Its attempts count failures alone, and a worker that
--- died with it has reported none.
-SELECT count(*)
-FROM pgqueuer_log
+SELECT pg_notify('officerpc_jobs', instance_id || ' ' || kind)
+FROM job;
+
+-- name: renew_leases(instance_ids, job_ids, attempts, lease)!
+-- Tries that take long keep others away for lease seconds more.
+UPDATE jobs
+SET due_at = now() + make_interval(secs => :lease)
+FROM unnest(:instance_ids::bigint[], :job_ids::bigint[], :attempts::integer[]) AS one (instance_id, id, attempt)
 WHERE
-    job_id = :job_id AND status = 'picked'
-    AND id > coalesce(
-        (SELECT max(parked.id) FROM pgqueuer_log AS parked WHERE parked.job_id = :job_id AND parked.status = 'failed'),
-        0
-    );
+    jobs.instance_id = one.instance_id AND jobs.id = one.id AND jobs.attempts = one.attempt
+    AND jobs.state = 'running';
 
--- name: forget_tries(job_id)!
--- A job that waits for its instance has all its tries again: see count_tries.
-DELETE FROM pgqueuer_log
-WHERE job_id = :job_id AND status = 'picked';
+-- name: settle_jobs(instance_ids, job_ids, attempts, outcomes, due_ins)!
+-- What tries came to: done, retried, parked, stopped with its worker, or suspended,
+-- after which all tries are ahead again. A try that was taken for
+-- dead, and is made again by another worker, counts only if it succeeded. Rows are locked in the order of their keys.
+WITH told AS (
+    SELECT *
+    FROM unnest(:instance_ids::bigint[], :job_ids::bigint[], :attempts::integer[], :outcomes::text[], :due_ins::float8[])
+    AS one (instance_id, id, attempt, outcome, due_in)
+),
 
--- name: list_jobs(state, after, row_limit)
--- Jobs of the queue, the oldest first. One that was given up has the status failed.
-SELECT
-    id, entrypoint AS kind, :state::text AS state,
-    floor(extract(EPOCH FROM created))::bigint AS "createdAt",
-    floor(extract(EPOCH FROM execute_after))::bigint AS "dueAt"
-FROM pgqueuer
-WHERE
-    id > :after
-    AND status = CASE :state WHEN 'parked' THEN 'failed' WHEN 'waiting' THEN 'queued' ELSE 'picked' END::pgqueuer_status
-ORDER BY id
-LIMIT :row_limit;
+held AS MATERIALIZED (
+    SELECT j.instance_id, j.id, told.outcome, told.due_in
+    FROM told
+    INNER JOIN jobs AS j ON told.instance_id = j.instance_id AND told.id = j.id
+    WHERE told.outcome = 'done' OR (j.attempts = told.attempt AND j.state = 'running')
+    ORDER BY j.instance_id, j.id
+    FOR UPDATE OF j
+),
 
--- name: retry_job(job_id)$
--- A parked job waits again. Its failed tries are no longer counted: see count_tries.
-UPDATE pgqueuer
-SET status = 'queued', execute_after = now(), updated = now(), attempts = 0
-WHERE id = :job_id AND status = 'failed'
-RETURNING id;
+done AS (
+    DELETE FROM jobs
+    USING held
+    WHERE jobs.instance_id = held.instance_id AND jobs.id = held.id AND held.outcome = 'done'
+)
+
+UPDATE jobs
+SET
+    state = CASE held.outcome WHEN 'parked' THEN 'parked' ELSE 'waiting' END,
+    due_at = now() + make_interval(secs => held.due_in),
+    first_attempt = CASE held.outcome WHEN 'suspended' THEN jobs.attempts ELSE jobs.first_attempt END
+FROM held
+WHERE jobs.instance_id = held.instance_id AND jobs.id = held.id AND held.outcome <> 'done';

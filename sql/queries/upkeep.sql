@@ -263,34 +263,17 @@ RETURNING documents.id;
 -- name: purge_parked_jobs(row_limit)
 -- Takes jobs that have been parked for thirty days, a bounded number at a time.
 WITH due AS MATERIALIZED (
-    SELECT id
-    FROM pgqueuer
-    WHERE status = 'failed' AND updated < now() - interval '30 days'
-    ORDER BY updated
+    SELECT instance_id, id
+    FROM jobs
+    WHERE state = 'parked' AND due_at < now() - interval '30 days'
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
 )
 
-DELETE FROM pgqueuer
+DELETE FROM jobs
 USING due
-WHERE pgqueuer.id = due.id
-RETURNING pgqueuer.id;
-
--- name: purge_job_log(row_limit)
--- Takes what the queue noted more than a week ago, a bounded number at a time.
-WITH due AS MATERIALIZED (
-    SELECT id
-    FROM pgqueuer_log
-    WHERE created < now() - interval '7 days'
-    ORDER BY created
-    LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
-)
-
-DELETE FROM pgqueuer_log
-USING due
-WHERE pgqueuer_log.id = due.id
-RETURNING pgqueuer_log.id;
+WHERE jobs.instance_id = due.instance_id AND jobs.id = due.id
+RETURNING jobs.id;
 
 -- name: purge_old_events(row_limit)
 -- Takes events that have been kept for their time, a bounded number at a time: by a function of the owner of the
@@ -436,8 +419,8 @@ SELECT
 
 -- name: count_parked_jobs()$
 SELECT count(*) AS parked
-FROM pgqueuer
-WHERE status = 'failed'::pgqueuer_status;
+FROM jobs
+WHERE state = 'parked';
 
 -- name: find_tables_without_statistics()
 -- Tables with rows that were never analyzed: their plans are those of empty ones.
@@ -446,43 +429,93 @@ FROM pg_stat_user_tables AS s
 WHERE s.last_analyze IS NULL AND s.last_autoanalyze IS NULL AND s.n_live_tup > 1000
 ORDER BY s.n_live_tup DESC;
 
--- name: find_oldest_due()$
--- For how many seconds the delivery that waits longest has been due; null where none is. Steps from webhook to webhook
--- in the index deliveries_due, past their many deliveries.
-WITH RECURSIVE waiting AS (
+-- name: list_jobs(state, after, row_limit)
+-- Jobs of the queue, the oldest first.
+SELECT
+    id, kind, state,
+    floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM due_at))::bigint AS "dueAt"
+FROM jobs
+WHERE id > :after AND state = :state
+ORDER BY id
+LIMIT :row_limit;
+
+-- name: retry_job(job_id)$
+-- A parked job waits again, with all its tries ahead.
+UPDATE jobs
+SET state = 'waiting', due_at = now(), first_attempt = attempts
+WHERE id = :job_id AND state = 'parked'
+RETURNING id;
+
+-- name: adopt_old_jobs()$
+SELECT adopt_old_jobs();
+
+-- name: find_due_jobs(after_instance, after_lane, looks)
+-- The next instances and kinds of which jobs wait or run, whether any is due, and for how many seconds. Steps as
+-- find_due_webhooks.
+WITH RECURSIVE lanes AS (
     (
-        SELECT d.instance_id, d.webhook_id, d.due_at
-        FROM deliveries AS d
-        WHERE d.state = 'pending'
-        ORDER BY d.instance_id, d.webhook_id, d.due_at
+        SELECT j.instance_id, j.kind, j.due_at, 1 AS step
+        FROM jobs AS j
+        WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (:after_instance::bigint, :after_lane::text)
+        ORDER BY j.instance_id, j.kind, j.due_at
         LIMIT 1
     )
     UNION ALL
-    SELECT next.instance_id, next.webhook_id, next.due_at
-    FROM waiting
+    SELECT next.instance_id, next.kind, next.due_at, lanes.step + 1
+    FROM lanes
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.due_at
-        FROM deliveries AS d
-        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (waiting.instance_id, waiting.webhook_id)
-        ORDER BY d.instance_id, d.webhook_id, d.due_at
+        SELECT j.instance_id, j.kind, j.due_at
+        FROM jobs AS j
+        WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (lanes.instance_id, lanes.kind)
+        ORDER BY j.instance_id, j.kind, j.due_at
         LIMIT 1
     ) AS next
+    WHERE lanes.step < :looks::integer
 )
 
-SELECT extract(EPOCH FROM now() - min(waiting.due_at))::float8 AS age
-FROM waiting
-INNER JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
-INNER JOIN instances AS i ON waiting.instance_id = i.id
-WHERE waiting.due_at <= now() AND w.is_active AND i.is_active AND i.deleted_at IS NULL;
+SELECT instance_id, kind, due_at <= now() AS is_due, extract(EPOCH FROM now() - due_at)::float8 AS age
+FROM lanes
+ORDER BY instance_id, kind;
 
--- name: find_due_webhooks(after_instance, after_webhook, looks)
--- The next webhooks that have pending deliveries, in the order of their keys, and whether any is due that may be sent.
--- Steps from webhook to webhook as find_oldest_due, so many steps at most.
+-- name: claim_jobs(lease, instance_ids, lanes, shares)
+-- Jobs that are due, of each instance and kind so many at most, those that wait longest first: for nobody else to take for
+-- lease seconds. Arrays for the planner as in claim_deliveries.
+WITH taken AS MATERIALIZED (
+    SELECT next.instance_id, next.id
+    FROM unnest(:instance_ids::bigint[], :lanes::text[], :shares::integer[]) AS asked (instance_id, kind, share)
+    CROSS JOIN LATERAL (
+        SELECT j.instance_id, j.id
+        FROM jobs AS j
+        WHERE
+            j.instance_id = asked.instance_id AND j.kind = asked.kind AND j.state <> 'parked' AND j.due_at <= now()
+        ORDER BY j.due_at
+        LIMIT asked.share
+        FOR UPDATE SKIP LOCKED
+    ) AS next
+),
+
+listed AS (
+    SELECT array_agg(taken.instance_id) AS instance_ids, array_agg(taken.id) AS ids
+    FROM taken
+)
+
+UPDATE jobs
+SET state = 'running', attempts = jobs.attempts + 1, due_at = now() + make_interval(secs => :lease)
+FROM listed
+CROSS JOIN unnest(listed.instance_ids, listed.ids) AS one (instance_id, id)
+WHERE jobs.instance_id = one.instance_id AND jobs.id = one.id
+RETURNING jobs.instance_id, jobs.id, jobs.kind, jobs.payload, jobs.attempts, jobs.first_attempt;
+
+-- name: find_due_webhooks(after_instance, after_lane, looks)
+-- The next webhooks that have pending deliveries, in the order of their keys, and whether any is due that may be sent; age:
+-- for how many seconds. Steps from webhook to webhook in the index deliveries_due, past their many deliveries, so many
+-- steps at most.
 WITH RECURSIVE waiting AS (
     (
         SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step
         FROM deliveries AS d
-        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_webhook::bigint)
+        WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_lane::bigint)
         ORDER BY d.instance_id, d.webhook_id, d.due_at
         LIMIT 1
     )
@@ -502,27 +535,26 @@ WITH RECURSIVE waiting AS (
 SELECT
     waiting.instance_id, waiting.webhook_id, waiting.due_at,
     waiting.due_at <= now() AND coalesce(w.is_active, false) AND coalesce(i.is_active AND i.deleted_at IS NULL, false)
-    AS is_due
+    AS is_due,
+    extract(EPOCH FROM now() - waiting.due_at)::float8 AS age
 FROM waiting
 LEFT JOIN webhooks AS w ON waiting.instance_id = w.instance_id AND waiting.webhook_id = w.id
 LEFT JOIN instances AS i ON waiting.instance_id = i.id
 ORDER BY waiting.instance_id, waiting.webhook_id;
 
--- name: claim_deliveries(lease, instance_ids, webhook_ids, shares)
+-- name: claim_deliveries(lease, instance_ids, lanes, shares)
 -- Deliveries that are due, of each of these webhooks so many at most, those that wait longest first: for nobody else to
 -- take for lease seconds. The commit does not wait for the disk: a claim that a crash undoes is made again. Arrays tell
 -- the planner that few are taken: of a LIMIT that it does not know it expects a tenth of the table, and would read it all.
 WITH asked AS (
     SELECT one.instance_id, one.webhook_id, one.share
     FROM set_config('synchronous_commit', 'off', true)
-    CROSS JOIN unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :shares::integer[])
+    CROSS JOIN unnest(:instance_ids::bigint[], :lanes::bigint[], :shares::integer[])
     AS one (instance_id, webhook_id, share)
 ),
 
 taken AS MATERIALIZED (
-    SELECT
-        next.instance_id, next.webhook_id, next.event_id, w.url, w.secret, i.name AS instance,
-        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
+    SELECT next.instance_id, next.webhook_id, next.event_id
     FROM asked
     INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
     INNER JOIN instances AS i ON w.instance_id = i.id
@@ -542,24 +574,23 @@ taken AS MATERIALIZED (
 listed AS (
     SELECT
         array_agg(taken.instance_id) AS instance_ids, array_agg(taken.webhook_id) AS webhook_ids,
-        array_agg(taken.event_id) AS event_ids, array_agg(taken.url) AS urls, array_agg(taken.secret) AS secrets,
-        array_agg(taken.old_secret) AS old_secrets, array_agg(taken.instance) AS instances
+        array_agg(taken.event_id) AS event_ids
     FROM taken
 )
 
 UPDATE deliveries
 SET attempts = deliveries.attempts + 1, due_at = now() + make_interval(secs => :lease)
 FROM listed
-CROSS JOIN unnest(
-    listed.instance_ids, listed.webhook_ids, listed.event_ids, listed.urls, listed.secrets, listed.old_secrets,
-    listed.instances
-) AS taken (instance_id, webhook_id, event_id, url, secret, old_secret, instance)
+CROSS JOIN unnest(listed.instance_ids, listed.webhook_ids, listed.event_ids) AS one (instance_id, webhook_id, event_id)
+INNER JOIN webhooks AS w ON one.instance_id = w.instance_id AND one.webhook_id = w.id
+INNER JOIN instances AS i ON one.instance_id = i.id
 WHERE
-    deliveries.instance_id = taken.instance_id AND deliveries.webhook_id = taken.webhook_id
-    AND deliveries.event_id = taken.event_id
+    deliveries.instance_id = one.instance_id AND deliveries.webhook_id = one.webhook_id
+    AND deliveries.event_id = one.event_id
 RETURNING
-    deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts, deliveries.first_attempt,
-    deliveries.body, taken.url, taken.secret, taken.old_secret, taken.instance,
+    'webhook' AS kind, deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts,
+    deliveries.first_attempt, deliveries.body, w.url, w.secret, i.name AS instance,
+    CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
     floor(extract(EPOCH FROM now()))::bigint AS moment;
 
 -- name: mend_event_clock()$

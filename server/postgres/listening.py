@@ -1,0 +1,48 @@
+"""Hearing of notifications on a connection past the pool, for as long as the process runs."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from server.postgres.db import Database
+
+
+async def listen(
+    database: Database,
+    channel: str,
+    heard: Callable[[str], None],
+    begun: Callable[[], None] = lambda: None,
+    lost: Callable[[Exception | None], None] = lambda _: None,
+) -> None:
+    """Hear of notifications until cancelled, connecting again with a growing pause when the line is lost.
+
+    What is notified while the line is down is never heard.
+
+    Args:
+        heard: called with each payload.
+        begun: called whenever notifications are heard from now on.
+        lost: called when the line was lost or cannot be had; None: the server or the network closed it.
+    """
+    pause = 0.1
+    while True:
+        closed = asyncio.Event()
+        try:
+            connection = await database.direct()
+            try:
+                connection.add_termination_listener(lambda *_, closed=closed: closed.set())
+                await connection.add_listener(channel, lambda *said: heard(said[-1]))
+                begun()
+                pause = 0.1
+                while not closed.is_set():
+                    # A frozen server keeps the line open: ask it something now and then.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(closed.wait(), 2)
+                        continue
+                    await connection.execute("SELECT 1", timeout=2)
+                lost(None)
+            finally:
+                connection.terminate()
+        except Exception as error:  # whatever it was, the line is lost
+            lost(error)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 5.0)
