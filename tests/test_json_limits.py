@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.base import parsing
 from server.base.errors import Malformed
+from server.base.parsing import MAX_VALUES_ASIDE, parse_json
 from server.base.settings import Settings
-from server.wires import parsing
-from server.wires.parsing import MAX_VALUES_ASIDE, parse_json
 
 Shape = Callable[[int], bytes]
 

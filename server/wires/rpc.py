@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 import structlog
@@ -23,6 +23,7 @@ from server.base.errors import (
     TooLarge,
     TooMany,
 )
+from server.base.parsing import parse_long_json
 from server.methods.registry import DRY_RUN
 from server.rpc.openrpc import rpc_code
 from server.tenants.keys import Caller
@@ -35,7 +36,8 @@ from server.wires.http import (
     REQUEST_ID,
     SETTINGS,
     UNSENT,
-    Front,
+    Handler,
+    Wire,
     answer,
     authenticate,
     body_limit,
@@ -45,29 +47,18 @@ from server.wires.http import (
     run,
     safe_traceback,
 )  # fmt: skip
-from server.wires.parsing import parse_long_json
 
 log = structlog.get_logger()
 
 MAX_BATCH = 100
-Handler: TypeAlias = Callable[[web.Request], Awaitable[web.Response]]
 ENVELOPE = web.RequestKey("ENVELOPE", Envelope)
 """Set once it is known, and before an error of the request is rendered."""
-
-
-def error_response(request: web.Request, error: ServiceError) -> web.Response:
-    """A plain error is a bare JSON string of one line; a request in JSON-RPC 2.0 gets an error object."""
-    status = ERROR_CODES[error.code].status
-    sent = request.get(ENVELOPE, PLAIN)
-    if sent.is_jsonrpc:
-        return answer(status, orjson.dumps(_error_object(request, error, sent.identifier)))
-    return answer(status, orjson.dumps(" ".join(error.message.split())))
 
 
 def _enveloped(handler: Handler) -> Handler:
     """A handler whose errors are answered in the envelope that the request came in."""
 
-    async def handle(request: web.Request) -> web.Response:
+    async def handle(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
         except ServiceError:
@@ -258,16 +249,27 @@ def _rendered(answered: Any) -> web.Response:
     return answer(200, orjson.dumps(answered), {"X-Error-Code": code} if code else None)
 
 
-def add_routes(router: web.UrlDispatcher, handler: Handler = _answered) -> None:
-    """POST, and GET with a body, which the documented clients send.
+class RpcWire(Wire):
+    """The wire of /rpc."""
 
-    Args:
-        handler: answers them; one that only refuses stands in while the database is being prepared.
-    """
-    handle = _enveloped(handler)
-    for path in ("/rpc", "/rpc/"):
-        router.add_route("GET", path, handle)
-        router.add_route("POST", path, handle)
+    def add_routes(self, router: web.UrlDispatcher, handler: Handler = _answered) -> None:
+        """POST, and GET with a body, which the documented clients send.
+
+        Args:
+            handler: answers them; one that only refuses stands in while the database is being prepared.
+        """
+        handle = _enveloped(handler)
+        for path in ("/rpc", "/rpc/"):
+            router.add_route("GET", path, handle)
+            router.add_route("POST", path, handle)
+
+    def error_response(self, request: web.Request, error: ServiceError) -> web.Response:
+        """A plain error is a bare JSON string of one line; a request in JSON-RPC 2.0 gets an error object."""
+        status = ERROR_CODES[error.code].status
+        sent = request.get(ENVELOPE, PLAIN)
+        if sent.is_jsonrpc:
+            return answer(status, orjson.dumps(_error_object(request, error, sent.identifier)))
+        return answer(status, orjson.dumps(" ".join(error.message.split())))
 
 
-FRONT = Front("rpc", "/rpc", add_routes, error_response)
+WIRE = RpcWire(name="rpc", prefixes=("/rpc",))

@@ -25,12 +25,25 @@ class Schemas:
         self._params: dict[str, Schema] = {}
 
     def members(self, method: str) -> dict[str, Schema]:
-        """The members of a method's params by their names, each complete in itself."""
-        return dict(self._model(method).get("properties", {}))
+        """The members of a method's params by their names, each complete in itself.
+
+        A member of a member is called admin.email.
+        """
+        members: dict[str, Schema] = self._model(method).get("properties", {})
+        return _flat({name: schema.get("properties", {}) for name, schema in members.items()}) | members
 
     def required(self, method: str) -> frozenset[str]:
         """The members that a method must be given."""
-        return frozenset(self._model(method).get("required", ()))
+        model = self._model(method)
+        inner = {
+            name: dict.fromkeys(schema.get("required", ()))
+            for name, schema in model.get("properties", {}).items()
+        }
+        return frozenset((*model.get("required", ()), *_flat(inner)))
+
+    def examples(self, method: str) -> dict[str, dict[str, Any]]:
+        """Params that a method takes, by what they are."""
+        return {one.name: _flat(one.params) | one.params for one in self.methods[method].examples}
 
     def result(self, kind: Any) -> Schema:
         """The schema of an answer of this type; its models become components.
@@ -73,6 +86,16 @@ class Schemas:
         return tuple(
             code for code, known in ERROR_CODES.items() if code in given or known.source == "request"
         )
+
+
+def _flat(members: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of members by their names: admin.email."""
+    return {
+        f"{head}.{name}": value
+        for head, inner in members.items()
+        if isinstance(inner, Mapping)
+        for name, value in inner.items()
+    }
 
 
 _VALUES = frozenset({"default", "examples", "const", "enum"})
