@@ -129,7 +129,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_SECONDS}, {CPU_SECONDS}))
 """
 PARSE_ALL = f"""
-from server.wires.envelope import envelope_of
+from server.wires.rpc import envelope_of
 from server.wires.http import BEGINNING_SIZE
 from tests.test_json_limits import SHAPES, outcome
 for name, shape in SHAPES.items():

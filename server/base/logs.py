@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
@@ -62,3 +63,26 @@ def info(event: str, **members: Any) -> None:
         line = {**members, "event": event, "level": "info", "timestamp": datetime.now(UTC)}
         stream.write(printable_json(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
         stream.flush()
+
+
+def safe_traceback(error: BaseException) -> list[str]:
+    """Where an exception came from, and its causes, without what it quotes.
+
+    The driver's messages hold rows and arguments, hashes among them; only their kind and SQLSTATE stay.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        frames = traceback.extract_tb(current.__traceback__)
+        lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        kind = type(current)
+        told = (
+            getattr(current, "sqlstate", "")
+            if kind.__module__.startswith(("asyncpg", "pydantic"))
+            else str(current)[:200]
+        )
+        lines.append(f"{kind.__module__}.{kind.__name__}: {told}")
+        current = current.__cause__ or current.__context__
+    return lines

@@ -1,4 +1,4 @@
-"""The one way in: every front hands its calls to Dispatcher.call."""
+"""The one way in: every wire hands its calls to Dispatcher.call."""
 
 import asyncio
 import contextlib
@@ -125,7 +125,7 @@ class Dispatcher:
             IdempotencyConflict: the idempotency key was used for another request.
             StillRunning: the same call is being done at this moment.
             ServiceError: whatever the caller can mend or try again.
-            Exception: a bug of ours; the front answers 500 and logs it.
+            Exception: a bug of ours; the wire answers 500 and logs it.
         """
         started = time.perf_counter()
         code, known, call, cause = "internal", "unknown", None, None

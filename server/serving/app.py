@@ -195,7 +195,7 @@ OpenRPC document.</li>
 <li><a href="/openapi.json">/openapi.json</a>: the REST wires, as an OpenAPI document.</li>
 <li><a href="/livez">/livez</a>, <a href="/readyz">/readyz</a>: whether the server runs and takes writes.</li>
 </ul>
-<p>README.md, server/methods/README.md and server/fronts/README.md of the source say more; so does
+<p>README.md, server/methods/README.md and server/wires/README.md of the source say more; so does
 <code>officerpc --help</code>.</p>
 </html>
 """

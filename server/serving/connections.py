@@ -13,11 +13,12 @@ from aiohttp.web_request import BaseRequest
 
 from server.base.error_codes import ERROR_CODES
 from server.base.errors import BadHttp, HeadersTooLarge, ServiceError, UriTooLong
+from server.base.logs import safe_traceback
 from server.base.unsent import Unsent
 from server.serving import cors
 from server.serving.app import METRICS, WIRES
 from server.wires import http
-from server.wires.http import SETTINGS, UNSENT, answer, safe_traceback
+from server.wires.http import SETTINGS, UNSENT, answer
 
 log = structlog.get_logger()
 

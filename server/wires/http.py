@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 import re
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from server.base.errors import (
     WrongType,
     WrongVerb,
 )  # fmt: skip
+from server.base.logs import safe_traceback
 from server.base.metrics import Metrics, RefusalFact
 from server.base.settings import Settings
 from server.base.shares import SERVER, Shares
@@ -447,26 +447,3 @@ def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -
         return response
 
     return handle
-
-
-def safe_traceback(error: BaseException) -> list[str]:
-    """Where an exception came from, and its causes, without what it quotes.
-
-    The driver's messages hold rows and arguments, hashes among them; only their kind and SQLSTATE stay.
-    """
-    lines: list[str] = []
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        frames = traceback.extract_tb(current.__traceback__)
-        lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        kind = type(current)
-        told = (
-            getattr(current, "sqlstate", "")
-            if kind.__module__.startswith(("asyncpg", "pydantic"))
-            else str(current)[:200]
-        )
-        lines.append(f"{kind.__module__}.{kind.__name__}: {told}")
-        current = current.__cause__ or current.__context__
-    return lines

@@ -179,7 +179,7 @@ class Route:
     handle: Handler | None = None
     responses: Mapping[int, Schema] = field(default_factory=dict)
 
-    def members(self) -> Mapping[str, Member]:
+    def members(self) -> dict[str, Member]:
         """Those of query and body."""
         return {**(self.query or {}), **(self.body or {})}
 
@@ -189,7 +189,7 @@ class Asked(NamedTuple):
 
     method: str
     params: dict[str, Any]
-    # The method's name of a param -> the one that the caller used or would use.
+    # The method's name of a param -> the one that the caller used.
     names: dict[str, str]
     # What is wrong with it already, in the wire's names.
     failures: list[FieldError]
@@ -359,13 +359,8 @@ async def _asked(wire: RestWire, route: Route, request: web.Request, caller: Cal
                 names[known.param] = name
                 _put(params, known.param, value)
     for name, member in declared.items():
-        if member.param is not None:
-            names.setdefault(member.param, name)
-        elif name not in seen and member.needed(seen):
+        if name not in seen and member.needed(seen):
             bad.append(FieldError(name, "is required"))
-    for part, choices in route.parts.items():
-        for choice in choices:
-            names.setdefault(choice.param or "", part)
     return Asked(method, params, names, bad + odd)
 
 
@@ -404,24 +399,25 @@ def _put(params: dict[str, Any], param: str, value: Any) -> None:
 
 
 def in_wire_names(
-    fields: Iterable[FieldError], route: Route, names: Mapping[str, str], *, of_path: bool = True
+    fields: Iterable[FieldError], route: Route, used: Mapping[str, str], *, of_path: bool = True
 ) -> list[FieldError]:
     """What is wrong, in the wire's names.
 
     Args:
         fields: the same in the method's names.
-        names: the wire's names by the method's.
+        used: the wire's names that the caller used, by the method's; of others, the first in the declaration.
         of_path: False where a part of the path names something that is there.
 
     Raises:
         NotFound: a part of the path cannot be the name of anything.
     """
-    in_members = {member.param for member in route.members().values()}
-    in_path = {member.param for part in route.parts.values() for member in part} - in_members
+    in_path = {member.param: part for part, choices in route.parts.items() for member in choices}
+    in_members = {member.param: name for name, member in reversed(route.members().items())}
+    names = in_path | in_members | {**used}
     told = []
     for name, message in fields:
         head, dot, rest = name.partition(".")
-        if of_path and head in in_path:
+        if of_path and head in in_path and head not in in_members:
             raise NotFound
         told.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
     return told

@@ -30,21 +30,18 @@ from server.methods.registry import Method
 from server.wires.mapping import Member, RestWire, Route, status_of
 from server.wires.schemas import Schema, Schemas, json_object, nullable, one_of, written
 
-_REQUEST_ID = {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"}
-_HEADERS: dict[str, Schema] = {
+_YES: Schema = {"type": "string", "const": "true"}
+_HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
         "description": "The id that the log has too: the caller's own where it sent a short and plain one.",
         "required": True,
-        "schema": _REQUEST_ID,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"},
     },
     "X-Error-Code": {
         "description": "With every error: what went wrong, as a stable code.",
         "schema": {"type": "string", "enum": list(ERROR_CODES)},
     },
-    "X-Required-Scope": {
-        "description": "The scope that the key lacks.",
-        "schema": {"type": "string"},
-    },
+    "X-Required-Scope": {"description": "The scope that the key lacks.", "schema": {"type": "string"}},
     "Retry-After": {
         "description": "Seconds after which the same request may succeed.",
         "schema": {"type": "integer", "minimum": 0},
@@ -59,14 +56,10 @@ _HEADERS: dict[str, Schema] = {
         "schema": {"type": "string", "examples": ['"key";r=599;t=60']},
     },
     "Idempotency-Replayed": {
-        "description": "true: the answer is the stored one of the same call, sent before.",
-        "schema": {"type": "string", "const": "true"},
+        "description": "true: the answer is the stored one of the same call, sent before.", "schema": _YES,
     },
-    "Dry-Run": {
-        "description": "true: all was checked, and nothing was written.",
-        "schema": {"type": "string", "const": "true"},
-    },
-}
+    "Dry-Run": {"description": "true: all was checked, and nothing was written.", "schema": _YES},
+}  # fmt: skip
 _OF_KEYS = ("RateLimit-Policy", "RateLimit")
 _OF_WRITING = ("Idempotency-Replayed", "Dry-Run")
 # What every operation that writes takes.
