@@ -10,22 +10,8 @@ from importlib.metadata import version
 from itertools import product
 from typing import Any
 
+from server.base import errors
 from server.base.error_codes import ERROR_CODES
-from server.base.errors import (
-    BadHttp,
-    Forbidden,
-    HeadersTooLarge,
-    LengthRequired,
-    Malformed,
-    ServiceError,
-    TooLarge,
-    TooSlow,
-    Unauthenticated,
-    UriTooLong,
-    WrongType,
-    WrongVerb,
-    kind_of,
-)
 from server.methods.registry import Method
 from server.wires.mapping import Member, RestWire, Route, status_of
 from server.wires.schemas import Schema, Schemas, json_object, nullable, one_of, written
@@ -81,9 +67,9 @@ _WRITING: dict[str, Schema] = {
 }
 
 # Answered before a wire is known, or to a request for no operation; about keys; about bodies.
-_OF_NO_OPERATION = (BadHttp, HeadersTooLarge, UriTooLong, WrongVerb)
-_ABOUT_KEYS = (Unauthenticated, Forbidden)
-_ABOUT_BODIES = (Malformed, TooLarge, TooSlow, WrongType)
+_OF_NO_OPERATION = (errors.BadHttp, errors.HeadersTooLarge, errors.UriTooLong, errors.WrongVerb)
+_ABOUT_KEYS = (errors.Unauthenticated, errors.Forbidden)
+_ABOUT_BODIES = (errors.Malformed, errors.TooLarge, errors.TooSlow, errors.WrongType)
 # Not {"const": ""}: openapi-python-client then refuses every other value of a union.
 _EMPTY: Schema = {"type": "string", "maxLength": 0}
 
@@ -158,12 +144,12 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
 def _refusals(wire: RestWire, schemas: Schemas) -> dict[int, Any]:
     """What a wire answers to what cannot be done: by status, the error codes and the content."""
     served = [name for route in wire.routes for name in (route.method, *route.instead.values())]
-    impossible: tuple[type[ServiceError], ...] = _OF_NO_OPERATION + (() if wire.key_headers else _ABOUT_KEYS)
+    impossible: tuple[type[Exception], ...] = _OF_NO_OPERATION + (() if wire.key_headers else _ABOUT_KEYS)
     if all(route.body is None for route in wire.routes):
         impossible += _ABOUT_BODIES
     described: dict[int, list[str]] = {}
     for code in schemas.error_codes(served, wire.error_codes):
-        if not issubclass(kind := kind_of(code), impossible):
+        if not issubclass(kind := errors.kind_of(code), impossible):
             status = status_of(kind, wire.errors)
             described.setdefault(status, []).append(f"- `{code}`: {ERROR_CODES[code].meaning}")
     return {
@@ -206,7 +192,7 @@ def _operation(
     answers = {
         status: told
         for status, told in refusals.items()
-        if route.needs_length or status != status_of(LengthRequired, wire.errors)
+        if route.needs_length or status != status_of(errors.LengthRequired, wire.errors)
     }
     answers |= route.responses or {route.status: _success(wire, route, schemas, refusals)}
     for status, told in sorted(answers.items()):
