@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.base.errors import Malformed
+from server.base.parsing import parse_json
 from server.methods.registry import METHODS
-from server.wires.parsing import parse_json
 
 
 def creation(**members: Any) -> dict[str, Any]:

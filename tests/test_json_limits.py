@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.base import parsing
 from server.base.errors import Malformed
+from server.base.parsing import MAX_VALUES_ASIDE, parse_json
 from server.base.settings import Settings
-from server.wires import parsing
-from server.wires.parsing import MAX_VALUES_ASIDE, parse_json
 
 Shape = Callable[[int], bytes]
 
@@ -129,7 +129,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_SECONDS}, {CPU_SECONDS}))
 """
 PARSE_ALL = f"""
-from server.wires.envelope import envelope_of
+from server.wires.rpc import envelope_of
 from server.wires.http import BEGINNING_SIZE
 from tests.test_json_limits import SHAPES, outcome
 for name, shape in SHAPES.items():

@@ -17,10 +17,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from server.base.error_codes import ERROR_CODES
 from server.methods.registry import METHODS
-from server.rpc.openapi import document
-from server.rpc.schemas import Schemas
-from server.serving.app import FRONTS, openapi
+from server.serving.app import WIRES as SERVED
+from server.serving.app import openapi
 from server.wires import files, rpc
+from server.wires.openapi import document
+from server.wires.schemas import Schemas
 
 HERE = Path(__file__).parent
 
@@ -64,10 +65,10 @@ def shape(path: str) -> str:
 def test_the_document_has_every_route_and_no_other(described: Any) -> None:
     """A route may have a twin with or without its trailing slash, which is not described."""
     routes = set()
-    for front in FRONTS:
-        if front is not rpc.FRONT:
+    for wire in SERVED:
+        if wire is not rpc.WIRE:
             router = web.Application().router
-            front.add_routes(router)
+            wire.add_routes(router)
             routes |= {
                 (route.method, shape(route.resource.canonical))
                 for route in router.routes()
@@ -185,7 +186,7 @@ def test_two_of_a_name_are_refused() -> None:
     with pytest.raises(ValueError, match="called One"):
         schemas.component("One", {"type": "integer"})
     with pytest.raises(ValueError, match="two operations"):
-        document(METHODS.values(), [files.describe, files.describe])
+        document(METHODS.values(), [files.WIRE, files.WIRE])
 
 
 # --- schemathesis -------------------------------------------------------------------------------------

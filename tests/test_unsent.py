@@ -16,10 +16,10 @@ from conftest import Client, Serve, insert_key, until
 from processes import parsed, request
 
 from server.base.models import Params
+from server.base.unsent import SHARE, Unsent
 from server.methods.registry import Example, Method, method
 from server.serving.connections import _Connection
 from server.tenants.call import Call
-from server.wires.unsent import SHARE, Unsent
 
 LARGE = 200_000
 

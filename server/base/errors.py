@@ -1,6 +1,6 @@
 """What can go wrong with a call, and which database constraint means what.
 
-Nothing here knows a wire: a front turns a ServiceError into its own status and bytes.
+Nothing here knows a wire: a wire turns a ServiceError into its own status and bytes.
 """
 
 import re

@@ -74,3 +74,26 @@ def cause_of(error: BaseException) -> str:
     where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in place)
     code = getattr(error, "code", None) or getattr(error, "sqlstate", None)
     return f"{type(error).__name__}{f' {code}' if code else ''}{where}"
+
+
+def safe_traceback(error: BaseException) -> list[str]:
+    """Where an exception came from, and its causes, without what it quotes.
+
+    The driver's messages hold rows and arguments, hashes among them; only their kind and SQLSTATE stay.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        frames = traceback.extract_tb(current.__traceback__)
+        lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        kind = type(current)
+        told = (
+            getattr(current, "sqlstate", "")
+            if kind.__module__.startswith(("asyncpg", "pydantic"))
+            else str(current)[:200]
+        )
+        lines.append(f"{kind.__module__}.{kind.__name__}: {told}")
+        current = current.__cause__ or current.__context__
+    return lines

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from server.base.errors import Malformed, Unavailable
+from server.base.parsing import parse_json
 from server.base.printable import from_spreadsheet_cell, spreadsheet_cell
 from server.directory.many import MOST
 from server.directory.users import email_key
@@ -23,7 +24,6 @@ from server.postgres.db import Database, pass_on_cancelling
 from server.rpc.dispatch import Dispatcher
 from server.tenants.call import RequestContext
 from server.tenants.principals import OPERATOR
-from server.wires.parsing import parse_json
 
 PASSWORDS = 100
 """Rows with a password in one call, each of which takes a core some hundredths of a second."""

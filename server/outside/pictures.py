@@ -174,7 +174,7 @@ def _encoded(image: Image.Image) -> Picture:
 
 
 def picture_path(instance_id: int, name: str, size: str = "large") -> str:
-    """Where a stored picture is served: fronts/files.py. This is what stands in a user's avatar."""
+    """Where a stored picture is served: wires/files.py. This is what stands in a user's avatar."""
     return f"/files/{instance_id}-{name}-{size}"
 
 

@@ -13,6 +13,7 @@ from server.base.errors import ServiceError, Unavailable
 from server.base.metrics import Metrics
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
+from server.base.unsent import Unsent
 from server.directory.upkeep import keep_purging
 from server.events.webhooks import keep_delivering
 from server.jobs.queue import Services, work
@@ -21,18 +22,9 @@ from server.outside.pictures import Pictures
 from server.postgres.analyze import keep_analyzing
 from server.postgres.db import Database
 from server.rpc.dispatch import Dispatcher
-from server.rpc.openapi import document
 from server.tenants.keys import KeyCache
 from server.tenants.limits import RateLimiter
-from server.wires import (
-    files,
-    online_office,
-    online_office_openapi,
-    publica,
-    publica_openapi,
-    rpc,
-    workspace365,
-)
+from server.wires import files, online_office, publica, rpc, workspace365
 from server.wires.http import (
     DISPATCHER,
     INSTANCE_LIMITER,
@@ -41,25 +33,14 @@ from server.wires.http import (
     LIMITER,
     SETTINGS,
     UNSENT,
-    Front,
+    Wire,
     answer,
     large_bodies,
 )
-from server.wires.unsent import Unsent
+from server.wires.openapi import document
 
-FRONTS: tuple[Front, ...] = (
-    rpc.FRONT,
-    files.FRONT,
-    *online_office.FRONTS,
-    workspace365.FRONT,
-    publica.FRONT,
-)
-DESCRIPTIONS = (
-    files.describe,
-    online_office_openapi.describe,
-    workspace365.describe,
-    publica_openapi.describe,
-)
+REST_WIRES = (files.WIRE, online_office.WIRE, workspace365.WIRE, publica.WIRE)
+WIRES: tuple[Wire, ...] = (rpc.WIRE, *REST_WIRES)
 DATABASE = web.AppKey("DATABASE", Database)
 METRICS = web.AppKey("METRICS", Metrics)
 _LAG_EVERY = 0.05
@@ -72,7 +53,7 @@ def build(
     methods: Mapping[str, Method] = METHODS,
     check_results: bool = False,
 ) -> tuple[Database, KeyCache, PasswordHasher, Dispatcher]:
-    """The parts beneath the fronts, put together but not yet opened; see create_app for the arguments."""
+    """The parts beneath the wires, put together but not yet opened; see create_app for the arguments."""
     database = Database(settings, database_url)
     keys = KeyCache(database, settings.key_cache_size)
     hasher = PasswordHasher(settings)
@@ -89,7 +70,7 @@ def create_app(
     methods: Mapping[str, Method] = METHODS,
     check_results: bool = False,
 ) -> web.Application:
-    """The application with all its fronts.
+    """The application with all its wires.
 
     Args:
         settings: read from the environment.
@@ -138,8 +119,8 @@ def create_app(
 
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(stop_working)
-    for front in FRONTS:
-        front.add_routes(app.router)
+    for wire in WIRES:
+        wire.add_routes(app.router)
     app.router.add_route("GET", "/", _index)
     app.router.add_route("GET", "/openapi.json", _openapi)
     app.router.add_route("GET", "/livez", _alive)
@@ -173,15 +154,15 @@ def create_waiting_app(settings: Settings) -> web.Application:
 
     app.router.add_route("GET", "/livez", _alive)
     _add_head(app.router)
-    rpc.add_routes(app.router, unavailable)
+    rpc.WIRE.add_routes(app.router, unavailable)
     app.router.add_route("*", "/{path:.*}", unavailable)
     return app
 
 
 @lru_cache(maxsize=1)
 def openapi(methods: tuple[Method, ...] = tuple(METHODS.values())) -> bytes:
-    """The OpenAPI document of the REST fronts, as JSON."""
-    return orjson.dumps(document(methods, DESCRIPTIONS))
+    """The OpenAPI document of the REST wires, as JSON."""
+    return orjson.dumps(document(methods, REST_WIRES))
 
 
 async def _openapi(request: web.Request) -> web.Response:
@@ -215,7 +196,7 @@ OpenRPC document.</li>
 <li><a href="/openapi.json">/openapi.json</a>: the REST wires, as an OpenAPI document.</li>
 <li><a href="/livez">/livez</a>, <a href="/readyz">/readyz</a>: whether the server runs and takes writes.</li>
 </ul>
-<p>README.md, server/methods/README.md and server/fronts/README.md of the source say more; so does
+<p>README.md, server/methods/README.md and server/wires/README.md of the source say more; so does
 <code>officerpc --help</code>.</p>
 </html>
 """

@@ -13,10 +13,12 @@ from aiohttp.web_request import BaseRequest
 
 from server.base.error_codes import ERROR_CODES
 from server.base.errors import BadHttp, HeadersTooLarge, ServiceError, UriTooLong
-from server.serving.app import FRONTS, METRICS
-from server.wires import cors, http
-from server.wires.http import SETTINGS, UNSENT, answer, safe_traceback
-from server.wires.unsent import Unsent
+from server.base.logs import safe_traceback
+from server.base.unsent import Unsent
+from server.serving import cors
+from server.serving.app import METRICS, WIRES
+from server.wires import http
+from server.wires.http import SETTINGS, UNSENT, answer
 
 log = structlog.get_logger()
 
@@ -238,7 +240,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         app = self.app
-        handler = http.within_boundary(cast(http.Handler, made.request_handler), FRONTS, app[METRICS])
+        handler = http.within_boundary(cast(http.Handler, made.request_handler), WIRES, app[METRICS])
         if origins := app[SETTINGS].cors_origins:
             handler = cors.allowing(origins, handler)
         server = _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)

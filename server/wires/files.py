@@ -1,36 +1,15 @@
 """/files: what this server stores for others to show, to everybody who knows a file's name."""
 
 import base64
+from typing import Annotated, Any
 
-import orjson
 from aiohttp import ETag, web
+from pydantic import Field
 
-from server.base.errors import (
-    BadExpectation,
-    Invalid,
-    NoRoute,
-    NotFound,
-    ServiceError,
-    TooMany,
-    Unavailable,
-    WrongVerb,
-)  # fmt: skip
-from server.rpc.openapi import Answer, Operation, Parameter, Wire, refusals
-from server.rpc.schemas import Schema, Schemas
+from server.base.errors import Invalid, NotFound, ServiceError
 from server.tenants.principals import FILE_READER
-from server.wires.http import Front, answer, run
-
-STATUS: dict[type[ServiceError], int] = {
-    ServiceError: 500,
-    Invalid: 404,  # a name that cannot be
-    NotFound: 404,
-    NoRoute: 404,
-    WrongVerb: 405,
-    BadExpectation: 417,
-    TooMany: 429,
-    Unavailable: 503,
-}
-"""Kind of error -> status; a kind that is not here has that of its parent."""
+from server.wires.http import answer, run
+from server.wires.mapping import Member, RestWire, Route
 
 # A name is never given to another picture, so that its bytes may be kept. Whether they may still be shown is
 # asked each time: a picture is no longer public once its user or instance is suspended or deleted.
@@ -39,12 +18,14 @@ _HEADERS = {
     "Content-Disposition": "inline",
     "Content-Security-Policy": "default-src 'none'",
 }
+_DESCRIBED = {"headers": {
+    name: {"required": True, "schema": {"type": "string"}} for name in ("ETag", *_HEADERS)
+}}  # fmt: skip
 
 
-def error_response(request: web.Request, error: ServiceError) -> web.Response:
+def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     """As at /rpc, a bare JSON string of one line; whatever is not there is one and the same 404."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    return answer(status, orjson.dumps(NotFound().message if status == 404 else error.message))
+    return status, NotFound().message if status == 404 else error.message
 
 
 async def handle(request: web.Request) -> web.Response:
@@ -59,34 +40,26 @@ async def handle(request: web.Request) -> web.Response:
     return response
 
 
-def describe(schemas: Schemas) -> Wire:
-    """The wire for the OpenAPI document."""
-    method = schemas.methods["getPicture"]
-    of_picture = {
-        name: {"type": "string"}
-        for name in ("ETag", "Cache-Control", "Content-Disposition", "Content-Security-Policy")
-    }
-    codes = schemas.error_codes((method.name,))
-    answers = refusals(STATUS, lambda status: {"type": "string", "minLength": 1}, codes) | {
-        200: Answer("The picture.", None, ("image/jpeg", "image/png"), of_picture),
-        304: Answer("The caller has it already.", headers=of_picture),
-    }
-    del answers[405]
-    tag: Schema = {"type": "string", "description": "What the caller has, by the ETag of an earlier answer."}
-    parameters = (
-        Parameter(
-            "name", "path", schemas.members("getPicture")["name"],
-            examples={example.name: example.params["name"] for example in method.examples},
-        ),
-        Parameter("If-None-Match", "header", tag),
-    )  # fmt: skip
-    operation = Operation("GET", "/files/{name}", ("getPicture",), answers, parameters, keyed=False)
-    return Wire("files", "Pictures, for everybody who knows a name.", (), (operation,))
+ROUTE = Route(
+    "GET", "/files/{name}", "getPicture", parts={"name": (Member("name"),)}, handle=handle,
+    responses={
+        200: _DESCRIBED | {"description": "The picture.", "content": {"image/jpeg": {}, "image/png": {}}},
+        304: _DESCRIBED | {"description": "The caller has it already."},
+    },
+)  # fmt: skip
 
-
-def add_routes(router: web.UrlDispatcher) -> None:
-    """GET and HEAD."""
-    router.add_get("/files/{name}", handle)
-
-
-FRONT = Front("files", "/files/", add_routes, error_response)
+WIRE = RestWire(
+    name="files",
+    description="Pictures, for everybody who knows a name.",
+    prefixes=("/files/",),
+    key_headers=(),
+    routes=(ROUTE,),
+    errors={Invalid: 404},  # a name that cannot be
+    error_form=_error_form,
+    error_type=lambda status: Annotated[str, Field(min_length=1)],
+    header_parameters={
+        "If-None-Match": {
+            "type": "string", "description": "What the caller has, by the ETag of an earlier answer.",
+        }
+    },
+)  # fmt: skip

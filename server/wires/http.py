@@ -1,10 +1,10 @@
-"""What every front needs of HTTP: bodies, JSON, keys, answers."""
+"""What every wire needs of HTTP: bodies, JSON, keys, answers."""
 
 import asyncio
 import contextlib
 import random
 import re
-import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -28,9 +28,11 @@ from server.base.errors import (
     WrongType,
     WrongVerb,
 )  # fmt: skip
+from server.base.logs import safe_traceback
 from server.base.metrics import Metrics, RefusalFact
 from server.base.settings import Settings
 from server.base.shares import SERVER, Shares
+from server.base.unsent import Unsent
 from server.methods.registry import DRY_RUN, without_dry_run
 from server.rpc.dispatch import Dispatcher
 from server.rpc.idempotency import checked_key
@@ -38,7 +40,6 @@ from server.tenants.call import RequestContext
 from server.tenants.keys import KeyCache
 from server.tenants.limits import Allowance, RateLimiter
 from server.tenants.principals import Principal
-from server.wires.unsent import Unsent
 
 log = structlog.get_logger()
 
@@ -93,15 +94,21 @@ BEGINNING = web.RequestKey("BEGINNING", bytes)
 """The first bytes of a body that read_body refused, so many at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Front:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire(ABC):
     """One wire: where it listens and how it words errors."""
 
     name: str
-    prefix: str
-    add_routes: Callable[[web.UrlDispatcher], None]
-    # From an error, or a bug of ours, to the answer.
-    error_response: Callable[[web.Request, ServiceError], web.Response]
+    # Errors of requests whose paths begin with one of these are in its form.
+    prefixes: tuple[str, ...]
+
+    @abstractmethod
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Have the wire served."""
+
+    @abstractmethod
+    def error_response(self, request: web.Request, error: ServiceError) -> web.Response:
+        """The answer to an error, or to a bug of ours."""
 
 
 class Answer(web.Response):
@@ -384,12 +391,18 @@ it does not know. Every wire takes the header x-api-key beside that of its docum
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics) -> Handler:
-    """Around all that aiohttp does with a request: gives each its id, and each error its front's form.
+def _wire_of(path: str, wires: Sequence[Wire]) -> Wire:
+    """The wire with the longest prefix of a path; the first for a path that is none's."""
+    lengths = {len(prefix): wire for wire in wires for prefix in wire.prefixes if path.startswith(prefix)}
+    return lengths[max(lengths)] if lengths else wires[0]
+
+
+def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -> Handler:
+    """Around all that aiohttp does with a request: gives each its id, and each error its wire's form.
 
     Args:
         handler: of the whole application.
-        fronts: the longest prefix of the path decides; the first is for every other path.
+        wires: the longest prefix of the path decides; the first is for every other path.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -415,9 +428,8 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
             log.error("bug", request_id=request_id, traceback=safe_traceback(bug))
             error = ServiceError()
         if error is not None:
-            matching = [front for front in fronts if request.path.startswith(front.prefix)]
-            front = max(matching, key=lambda front: len(front.prefix), default=fronts[0])
-            response = front.error_response(request, error)
+            wire = _wire_of(request.path, wires)
+            response = wire.error_response(request, error)
             response.headers["X-Error-Code"] = error.code
             response.headers.update(error.headers)
             if error.retry_after is not None:
@@ -426,7 +438,7 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
                 response.force_close()  # the rest of the body is not worth waiting for
             if not calls.begun:  # else dispatch has observed it
                 metrics.refusal(
-                    RefusalFact(front.name, error.code, response.status, request_id, error.cause())
+                    RefusalFact(wire.name, error.code, response.status, request_id, error.cause())
                 )
         if response.status == 401:
             response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
@@ -436,26 +448,3 @@ def within_boundary(handler: Handler, fronts: Sequence[Front], metrics: Metrics)
         return response
 
     return handle
-
-
-def safe_traceback(error: BaseException) -> list[str]:
-    """Where an exception came from, and its causes, without what it quotes.
-
-    The driver's messages hold rows and arguments, hashes among them; only their kind and SQLSTATE stay.
-    """
-    lines: list[str] = []
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        frames = traceback.extract_tb(current.__traceback__)
-        lines += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        kind = type(current)
-        told = (
-            getattr(current, "sqlstate", "")
-            if kind.__module__.startswith(("asyncpg", "pydantic"))
-            else str(current)[:200]
-        )
-        lines.append(f"{kind.__module__}.{kind.__name__}: {told}")
-        current = current.__cause__ or current.__context__
-    return lines

@@ -1,72 +1,49 @@
 """The member platform's wire (seeds/001): /main-app/... and /online-office/..., also beneath /api2."""
 
-import re
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import orjson
 from aiohttp import web
+from pydantic import Field
 
 from server.base.errors import (
     CONSTRAINTS,
-    BadExpectation,
     Conflict,
     FieldError,
     Forbidden,
-    IdempotencyConflict,
     Invalid,
     Malformed,
-    NoRoute,
     NotFound,
     ServiceError,
-    StillRunning,
-    TooLarge,
-    TooMany,
-    TooSlow,
-    Unauthenticated,
-    Unavailable,
     UnknownMethod,
     UserDeleted,
-    WrongType,
-    WrongVerb,
-)  # fmt: skip
+)
 from server.base.strict import whole
-from server.wires.http import (
-    DISPATCHER,
-    Front,
-    answer,
-    authenticate,
-    read_body,
-    require_json,
-    run,
+from server.wires.mapping import (
+    FLAG,
+    INTEGER,
+    Done,
+    Form,
+    Links,
+    Member,
+    Own,
+    RestWire,
+    Route,
+    same,
+    status_of,
 )  # fmt: skip
-from server.wires.parsing import parse_long_json
+from server.wires.rendering import WHOLE, By, Empty, From, Shown, renderer
+from server.wires.schemas import one_of
 
-ERROR_CODES: dict[type[ServiceError], int] = {
-    ServiceError: 500,
-    Invalid: 400,
-    Malformed: 400,
-    Unauthenticated: 401,
-    Forbidden: 403,
-    NotFound: 404,
-    UnknownMethod: 404,
-    NoRoute: 404,
-    WrongVerb: 405,
-    BadExpectation: 417,
-    TooSlow: 408,
-    Conflict: 409,
-    StillRunning: 409,
-    TooLarge: 413,
-    WrongType: 415,
-    IdempotencyConflict: 422,
-    TooMany: 429,
-    Unavailable: 503,
-}
-"""Kind of error -> errorCode; the HTTP status is 200 but for keys, addresses, limits and a service away."""
-AS_STATUS = (NoRoute, StillRunning)
-"""Kinds whose errorCode is the HTTP status although others with the same one are answered with 200."""
-STATUSES = {400: 200, 403: 200, 404: 200, 409: 200}
+T = TypeVar("T")
+
+ERROR_CODES: dict[type[ServiceError], int] = {Conflict: 409}
+"""Kind of error -> errorCode, where that is not the HTTP status at /rpc."""
+STATUSES: dict[type[ServiceError], int] = dict.fromkeys(
+    (Invalid, Malformed, Forbidden, NotFound, UnknownMethod, Conflict), 200
+)
+"""Kind of error -> HTTP status: 200 for what is wrong with the params or is not there."""
 
 LOCALES = {"en": "en_US", "ru": "ru_RU"}
 # The messages a person may come to see; those for developers stay in English.
@@ -98,289 +75,358 @@ def _worded(message: str, locale: str) -> str:
     return RUSSIAN.get(message, message) if locale == "ru_RU" else message
 
 
-def envelope(
-    locale: str, payload: Mapping[str, Any] | None = None, error: ServiceError | None = None, code: int = 0
-) -> dict[str, Any]:
-    """The platform's envelope: around a payload, or around an error with a non-zero code."""
-    message, errors = "", []
-    if error is not None:
-        message = _worded(error.message, locale)
-        if error.fields:
-            worded = [FieldError(field, _worded(text, locale)) for field, text in error.fields]
-            message = "; ".join(f"{field}: {text}" for field, text in worded)
-            errors = [failed._asdict() for failed in worded]
-            if len(worded) == 1 and error.message == error.fields[0].message:
-                message = worded[0].message  # a duplicate: the message says it all
-    return {
-        "errorCode": code,
-        "errorMessage": message,
-        "primary": {
-            "success": error is None, "message": message, "payload": payload or {}, "errors": errors,
-        },
-        "secondary": [],
-        "locale": locale,
-    }  # fmt: skip
+# --- what is answered -----------------------------------------------------------------------------------
+
+Text = Annotated[str, Field(min_length=1)]
+Locale = Literal["en_US", "ru_RU"]
 
 
-def error_response(request: web.Request, error: ServiceError) -> web.Response:
-    """An error in the envelope."""
-    code = next(ERROR_CODES[kind] for kind in type(error).__mro__ if kind in ERROR_CODES)
-    status = code if isinstance(error, AS_STATUS) else STATUSES.get(code, code)
-    return answer(status, orjson.dumps(envelope(_locale(request), error=error, code=code)))
+class NoPayload(Shown):
+    """Nothing to say."""
 
 
-class Other(NamedTuple):
-    """Another method for another form of the same function."""
+class FieldAlias(Shown):
+    """Which field of a profile."""
 
-    method: str
-    # The member that asks for it: by being there, or, where it is a flag, by being 1.
-    member: str
-    is_flag: bool = False
+    alias: str
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One function of the document: where it is, which method serves it, and how they say things."""
+class ProfileEntry(Shown):
+    """A field of a profile and what stands in it."""
 
-    verbs: tuple[str, ...]
-    path: str
-    method: str
-    # The document's name of a param -> the method's.
-    names: Mapping[str, str]
-    # From the method's result to the payload.
-    payload: Callable[[Any], Mapping[str, Any]]
-    # Params that are integers, and booleans written as 0 and 1.
-    integers: frozenset[str] = frozenset()
-    flags: frozenset[str] = frozenset()
-    # Whether the caller says what type of user is meant, and the member without which it need not.
-    typed: bool = False
-    typed_with: str | None = None
-    other: Other | None = None
+    field: Annotated[FieldAlias, WHOLE]
+    value: str | int | float
 
 
-def _auth(member: Any) -> dict[str, Any]:
-    """A member as payload.auth: the auth record and its user are one and the same here."""
-    profile = [{"field": {"alias": alias}, "value": value} for alias, value in member["profile"].items()]
-    if member["avatar"]:
-        profile.append({"field": {"alias": "avatar"}, "value": member["avatar"]})
-    return {
-        "auth": {
-            "id": member["id"], "login": member["login"], "type": "member", "language": member["language"],
-            "isActive": member["isActive"], "isConfirmed": member["isConfirmed"],
-            "user": {"id": member["id"], "profile": profile, "account": member["account"]},
-        }
-    }  # fmt: skip
+class AuthAccount(Shown):
+    """The account of a user."""
+
+    id: int
+    title: str
 
 
-def _existence(result: Any) -> dict[str, Any]:
-    return {"exist": result["exists"]} | (_auth(result["member"]) if result["member"] else {})
+def _profile(member: Any) -> list[dict[str, Any]]:
+    profile = [{"alias": alias, "value": value} for alias, value in member["profile"].items()]
+    return profile + ([{"alias": "avatar", "value": member["avatar"]}] if member["avatar"] else [])
 
 
-def _created(result: Any) -> dict[str, Any]:
-    return _auth(result["member"]) | ({"password": result["password"]} if result["password"] else {})
+class AuthUser(Shown):
+    """The user of an auth record."""
+
+    id: int
+    profile: Annotated[list[ProfileEntry], By(_profile)]
+    account: AuthAccount | None
 
 
-def _document(result: Any) -> dict[str, Any]:
-    outcome = result["result"]
-    whole: dict[str, Any] = {}
-    if outcome is not None:
-        failed = None if outcome["success"] else NotFound(outcome["message"])
-        payload = _auth(outcome["member"]) if outcome["member"] else None
-        whole = envelope("en_US", payload, failed, 0 if failed is None else 404)
-    context = {"entity": result["entity"], "action": result["action"]}
-    return {"document": {"id": result["id"], "context": context, "result": whole}}
+class Auth(Shown):
+    """A member: the auth record and its user are one and the same here."""
+
+    id: int
+    login: str
+    type: Literal["member"]
+    language: str
+    isActive: bool
+    isConfirmed: bool
+    user: Annotated[AuthUser, WHOLE]
 
 
-def _nothing(result: Any) -> dict[str, Any]:
-    return {}
+class AuthPayload(Shown):
+    """A member."""
+
+    auth: Annotated[Auth, WHOLE]
 
 
-def _as_is(result: Any) -> dict[str, Any]:
-    return dict(result)
+class CreatedPayload(Shown):
+    """A new member, and its password if that was made for it."""
+
+    auth: Annotated[Auth, From("member")]
+    password: str | None = None
 
 
-def _as_list(result: Any) -> dict[str, Any]:
-    return {"list": result}
+class ExistencePayload(Shown):
+    """Whether there is such a member, and which."""
+
+    exist: Annotated[bool, From("exists")]
+    auth: Annotated[Auth | None, From("member")] = None
 
 
-ROUTES = (
-    Route(
-        ("GET",), "user/check-auth", "checkAuth",
-        # clientAddress is not in the document: whoever sends it spares its users the delays of others.
-        {name: name for name in ("login", "password", "clientAddress")}, _auth, typed=True,
-    ),
-    Route(("GET",), "user/exists", "userExists", {"login": "login"}, _existence, typed=True),
-    Route(("GET",), "user/get", "getUserById", {"id": "id"}, _auth, integers=frozenset({"id"})),
-    Route(
-        ("GET",), "user/search", "searchUsers",
-        {name: name for name in ("searchText", "accountId", "treeId", "sortBy", "perPage", "pageNumber")},
-        _as_is, integers=frozenset({"accountId", "treeId", "perPage", "pageNumber"}),
-    ),
-    Route(
-        ("POST",), "user/create", "createMember",
-        {name: name for name in ("login", "password", "sponsorId", "confirmationUrl", "profile", "language")},
-        _created, typed=True,
-    ),
-    Route(
-        ("POST", "DELETE"), "user/delete", "deleteUserById", {"authId": "id", "withAccount": "withAccount"},
-        _nothing, flags=frozenset({"withAccount"}),
-    ),
-    Route(
-        ("POST",), "user/mail-confirm", "confirmEmail", {"code": "code", "email": "email"},
-        _nothing, flags=frozenset({"force"}), other=Other("forceConfirmEmail", "force", is_flag=True),
-    ),
-    Route(
-        ("POST",), "user/profile-update", "updateProfile",
-        {"authId": "id", "userId": "id", "profile": "profile"}, _as_is,
-    ),
-    Route(
-        ("DELETE",), "user/remove-avatar", "removeAvatar", {"id": "id"}, _nothing,
-        integers=frozenset({"id"}),
-    ),
-    Route(
-        ("POST",), "user/reset-password", "requestPasswordReset",
-        {"email": "email", "confirmationUrl": "confirmationUrl"}, _nothing,
-    ),
-    Route(
-        ("POST",), "user/set-password", "setPassword",
-        {"id": "id", "userId": "id", "newPassword": "newPassword", "code": "code"}, _nothing, typed=True,
-        typed_with="userId", other=Other("resetPasswordWithCode", "code"),
-    ),
-    Route(
-        ("POST",), "user/change-language", "changeLanguage", {"authId": "id", "language": "language"},
-        _nothing,
-    ),
-    Route(("GET",), "document/get", "getDocument", {"id": "id"}, _document),
-    Route(("GET",), "profile-field/get-list", "listProfileFields", {}, _as_list),
-    Route(
-        ("POST",), "account/add-to-tree", "addToTree",
-        {"accountID": "accountId", "sponsorPositionId": "sponsorPositionId", "treeId": "treeId"}, _as_is,
-    ),
-    Route(
-        ("GET",), "account/get-branch", "getBranch",
-        {name: name for name in ("accountId", "treeId", "depth", "limit")}, _as_list,
-        integers=frozenset({"accountId", "treeId", "depth", "limit"}),
-    ),
-)  # fmt: skip
+class Listed(Shown, Generic[T]):
+    """All there are."""
+
+    list: Annotated[T, WHOLE]
 
 
-async def _given(request: web.Request, route: Route, share: int) -> dict[str, Any]:
-    """The params of a request: the query of a GET, else (and beside it) a JSON object in the body.
+class FailedField(Shown):
+    """What is wrong with a member."""
 
-    Null for a member of this function is the same as leaving the member out.
-    """
-    given: dict[str, Any] = {}
-    for name, value in request.query.items():
-        if name in given:
-            raise Invalid.of([FieldError(name, "is given twice")])
-        # A query knows text alone; what is no number is left for the method to refuse.
-        whole = name in route.integers and re.fullmatch(r"-?[0-9]{1,19}", value)
-        given[name] = int(value) if whole else value
-    if request.body_exists:
-        require_json(request)
-        body = await parse_long_json(
-            await read_body(
-                request,
-                with_picture=request.app[DISPATCHER].methods[route.method].with_picture,
-                share=share,
-            )
-        )
-        if not isinstance(body, dict):
-            raise Invalid("the body must be an object", code="invalid_params")
-        known = {*route.names, *route.flags, *(["type"] if route.typed else [])}
-        given |= {name: value for name, value in body.items() if value is not None or name not in known}
-    return given
+    field: str
+    message: str
 
 
-def _translated(
-    route: Route, given: dict[str, Any], typed_by_gateway: bool
-) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """The method to call, its params, and the document's name for each of them."""
-    failures = []
-    if route.typed and "type" in given:
-        if not _is_type(route, given.pop("type")):
-            failures.append(FieldError("type", "must be member"))
-    elif _needs_type(route, given, typed_by_gateway):
-        failures.append(FieldError("type", "is required"))
-    for flag in route.flags & given.keys():
-        if given[flag] not in (0, 1):
-            failures.append(FieldError(flag, "must be 0 or 1"))
-        given[flag] = bool(given[flag])
-    method, other = route.method, route.other
-    if other is not None and (given.pop(other.member, False) if other.is_flag else other.member in given):
-        method = other.method
-    params: dict[str, Any] = {}
-    back: dict[str, str] = {}
-    for name, value in given.items():
-        target = route.names.get(name, name)
-        if name not in route.names:
-            failures.append(FieldError(name[:64], "is not a member of this call"))
-        elif target in params:
-            failures.append(FieldError(name, f"stands for the same as {back[target]}"))
-        params[target], back[target] = value, name
-    if failures:
-        raise Invalid.of(failures)
-    for name, target in route.names.items():
-        back.setdefault(target, name)
-    return method, params, back
+class Succeeding(Shown, Generic[T]):
+    """What came of a call."""
+
+    success: Literal[True]
+    message: Literal[""]
+    payload: T
+    errors: Empty
 
 
-def _is_type(route: Route, given: object) -> bool:
-    """Whether this stands for a member; where the document has an integer, any does."""
-    by_number = route.typed_with is not None and isinstance(whole(given), int) and not isinstance(given, bool)
-    return given == "member" or by_number
+class Succeeded(Shown, Generic[T]):
+    """The platform's envelope around a payload."""
+
+    errorCode: Literal[0]
+    errorMessage: Literal[""]
+    primary: Annotated[Succeeding[T], WHOLE]
+    secondary: Empty
+    locale: Locale
 
 
-def _needs_type(route: Route, given: Container[str], typed_by_gateway: bool) -> bool:
-    return route.typed and not typed_by_gateway and (route.typed_with is None or route.typed_with in given)
+class Failing(Shown):
+    """What came of a call that failed."""
+
+    success: Literal[False]
+    message: Text
+    payload: NoPayload
+    errors: list[FailedField]
 
 
-def _handler(route: Route, typed_by_gateway: bool) -> Callable[[web.Request], Any]:
-    async def handle(request: web.Request) -> web.Response:
-        caller = await authenticate(request, "x-api-key", "Token")
-        given = await _given(request, route, caller.share)
-        method, params, back = _translated(route, given, typed_by_gateway)
-        try:
-            result = await run(request, caller, method, params)
-        except (Invalid, Conflict) as error:
-            raise _renamed(error, back) from error
-        return answer(200, orjson.dumps(envelope(_locale(request), route.payload(result))))
+class Failure(Shown):
+    """The platform's envelope around an error."""
 
-    return handle
+    errorCode: Annotated[int, Field(ge=400, le=599)]
+    errorMessage: Annotated[Text, From("message")]
+    primary: Annotated[Failing, WHOLE]
+    secondary: Empty
+    locale: Locale
 
 
-def _renamed(error: ServiceError, back: Mapping[str, str]) -> ServiceError:
-    """The same error in the document's names of the params."""
-    if not error.fields:
-        return error
-    fields = []
-    for field, message in error.fields:
-        head, dot, rest = field.partition(".")
-        fields.append(FieldError(back.get(head, head) + dot + rest, message))
-    if error.message == error.fields[0].message:  # it says it all, as that of a wrong code does
-        return type(error)(error.message, code=error.code, fields=fields)
-    renamed = Invalid.of(fields)
-    renamed.code = error.code
-    return renamed
+_failure = renderer(Failure)
+_member = renderer(Succeeded[AuthPayload])
+_no_payload = renderer(Succeeded[NoPayload])
 
 
-GATEWAYS = ("main-app", "online-office")
-PREFIXES = ("", "/api2")
+def _outcome(outcome: Any) -> Any:
+    """What came of a queued call: empty until it is done, then an envelope."""
+    if outcome is None:
+        return {}
+    if not outcome["success"]:
+        return _failed(NotFound(outcome["message"]), 404, "en_US")
+    render = _member if outcome["member"] else _no_payload
+    return render({"payload": outcome["member"], "locale": "en_US"})
 
 
-def add_routes(router: web.UrlDispatcher) -> None:
-    """Every function on both gateways, with and without /api2."""
-    for prefix in PREFIXES:
-        for gateway in GATEWAYS:
-            for route in ROUTES:
-                handle = _handler(route, typed_by_gateway=gateway == "online-office")
-                for verb in route.verbs:
-                    router.add_route(verb, f"{prefix}/{gateway}/{route.path}", handle)
+class DocumentContext(Shown):
+    """What was asked of the queue."""
+
+    entity: str
+    action: str
 
 
-FRONTS = tuple(
-    Front(
-        "online_office", prefix, add_routes if prefix == "/main-app" else lambda _: None, error_response
+class DocumentBody(Shown):
+    """What was asked of the queue, and what came of it."""
+
+    id: str
+    context: Annotated[DocumentContext, WHOLE]
+    result: Annotated[
+        Any, By(_outcome), From("result"), Field(description="Empty until it is done, then an envelope.")
+    ]
+
+
+class DocumentPayload(Shown):
+    """A document."""
+
+    document: Annotated[DocumentBody, WHOLE]
+
+
+def _failed(error: ServiceError, code: int, locale: str) -> Any:
+    """The envelope around an error."""
+    message = _worded(error.message, locale)
+    fields = [FieldError(field, _worded(text, locale)) for field, text in error.fields]
+    if fields:
+        message = "; ".join(f"{field}: {text}" for field, text in fields)
+        if len(fields) == 1 and error.message == error.fields[0].message:
+            message = fields[0].message  # a duplicate: the message says it all
+    errors = [field._asdict() for field in fields]
+    return _failure(
+        {"errorCode": code, "message": message, "errors": errors, "payload": {}, "locale": locale}
     )
-    for prefix in ("/main-app", "/online-office", "/api2")
-)  # fmt: skip
+
+
+def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
+    return status, _failed(error, status_of(type(error), ERROR_CODES), _locale(request))
+
+
+def _enveloped(done: Done) -> dict[str, Any]:
+    return {"payload": done.result, "locale": _locale(done.request)}
+
+
+# --- what is sent ---------------------------------------------------------------------------------------
+
+
+def _read_type(given: Any) -> str:
+    if given != "member":
+        raise ValueError("must be member")
+    return "member"
+
+
+def _read_type_or_number(given: Any) -> str:
+    # The document's table has an integer here: any stands for a member.
+    by_number = isinstance(whole(given), int) and not isinstance(given, bool)
+    return "member" if by_number else _read_type(given)
+
+
+def _read_flag(given: Any) -> bool:
+    if given not in (0, 1):
+        raise ValueError("must be 0 or 1")
+    return bool(given)
+
+
+TYPE = Form(_read_type, lambda _: one_of("member"))
+TYPE_OR_NUMBER = Form(_read_type_or_number, lambda _: {"anyOf": [one_of("member"), {"type": "integer"}]})
+ZERO_OR_ONE = Form(_read_flag, FLAG.schema)
+
+
+def _typed(is_filled_in: bool, form: Form = TYPE, beside: str | None = None) -> dict[str, Member]:
+    """The type of user, which the gateway fills in or the caller has to say.
+
+    Args:
+        beside: the member without which it need not be said.
+    """
+
+    def needed(given: Container[str]) -> bool:
+        return not is_filled_in and (beside is None or beside in given)
+
+    return {"type": Member(None, form, needed=needed)}
+
+
+def _route(
+    verb: str, path: str, method: str, result: Any, members: Mapping[str, Member], *numbers: str, **more: Any
+) -> Route:
+    """A function whose params may stand in the query and in a JSON body.
+
+    Args:
+        numbers: the params that are integers, which a query has as text.
+    """
+    in_query = {name: replace(one, form=INTEGER) if name in numbers else one for name, one in members.items()}
+    return Route(verb, path, method, result, query=in_query, body=members, **more)
+
+
+def _functions(gateway: str) -> Iterator[Route]:
+    """All functions of one gateway."""
+    fills_in = gateway == "/online-office"
+    typed = _typed(fills_in)
+
+    def links(path: str, name: str, place: str) -> Links:
+        return Links(f"{gateway}/{path}", {f"query.{name}": f"$response.body#/primary/payload/{place}"})
+
+    user, document = f"{gateway}/user", f"{gateway}/document"
+    yield _route(
+        "GET",
+        f"{user}/check-auth",
+        "checkAuth",
+        AuthPayload,
+        # clientAddress is not in the document: whoever sends it spares its users the delays of others.
+        typed | same("login", "password", "clientAddress"),
+    )
+    yield _route("GET", f"{user}/exists", "userExists", ExistencePayload, typed | same("login"))
+    yield _route("GET", f"{user}/get", "getUserById", AuthPayload, same("id"), "id")
+    yield _route(
+        "GET",
+        f"{user}/search",
+        "searchUsers",
+        Own(),
+        same("searchText", "accountId", "treeId", "sortBy", "perPage", "pageNumber"),
+        "accountId",
+        "treeId",
+        "perPage",
+        "pageNumber",
+    )
+    yield _route(
+        "POST",
+        f"{user}/create",
+        "createMember",
+        CreatedPayload,
+        typed | same("login", "password", "sponsorId", "confirmationUrl", "profile", "language"),
+        links=links("user/get", "id", "auth/id"),
+    )
+    for verb in ("POST", "DELETE"):
+        yield _route(
+            verb,
+            f"{user}/delete",
+            "deleteUserById",
+            NoPayload,
+            {"authId": Member("id"), "withAccount": Member("withAccount", ZERO_OR_ONE)},
+        )
+    yield _route(
+        "POST",
+        f"{user}/mail-confirm",
+        "confirmEmail",
+        NoPayload,
+        same("code", "email") | {"force": Member(None, ZERO_OR_ONE)},
+        instead={"force": "forceConfirmEmail"},
+    )
+    yield _route(
+        "POST",
+        f"{user}/profile-update",
+        "updateProfile",
+        Own(),
+        {"authId": Member("id"), "userId": Member("id"), "profile": Member("profile")},
+        links=links("document/get", "id", "documentId"),
+    )
+    yield _route("DELETE", f"{user}/remove-avatar", "removeAvatar", NoPayload, same("id"), "id")
+    yield _route(
+        "POST", f"{user}/reset-password", "requestPasswordReset", NoPayload, same("email", "confirmationUrl")
+    )
+    yield _route(
+        "POST",
+        f"{user}/set-password",
+        "setPassword",
+        NoPayload,
+        _typed(fills_in, TYPE_OR_NUMBER, beside="userId")
+        | {"id": Member("id"), "userId": Member("id")}
+        | same("newPassword", "code"),
+        instead={"code": "resetPasswordWithCode"},
+    )
+    yield _route(
+        "POST",
+        f"{user}/change-language",
+        "changeLanguage",
+        NoPayload,
+        {"authId": Member("id"), "language": Member("language")},
+    )
+    yield _route("GET", f"{document}/get", "getDocument", DocumentPayload, same("id"))
+    yield _route("GET", f"{gateway}/profile-field/get-list", "listProfileFields", Own(Listed), {})
+    yield _route(
+        "POST",
+        f"{gateway}/account/add-to-tree",
+        "addToTree",
+        Own(),
+        {"accountID": Member("accountId")} | same("sponsorPositionId", "treeId"),
+    )
+    yield _route(
+        "GET", f"{gateway}/account/get-branch", "getBranch", Own(Listed),
+        same("accountId", "treeId", "depth", "limit"), "accountId", "treeId", "depth", "limit",
+    )  # fmt: skip
+
+
+WIRE = RestWire(
+    name="online_office",
+    description="The member platform: envelopes with an errorCode, also beneath /api2.",
+    prefixes=("/main-app", "/online-office", "/api2"),
+    mounts=("", "/api2"),
+    key_headers=("x-api-key", "Token"),
+    routes=(*_functions("/main-app"), *_functions("/online-office")),
+    errors=STATUSES,
+    error_form=_error_form,
+    error_type=lambda status: Failure,
+    envelope=Succeeded,
+    enveloped=_enveloped,
+    header_parameters={
+        "Locale": {
+            "type": "string",
+            "description": "The language of messages: en_US, ru_RU; English for any other.",
+            "examples": sorted(LOCALES.values()),
+        }
+    },
+)

@@ -2,82 +2,57 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import urlencode
 
-import orjson
 from aiohttp import web
+from pydantic import Field
 
 from server.base.errors import (
     CONSTRAINTS,
-    BadExpectation,
     Conflict,
     FieldError,
     Forbidden,
-    IdempotencyConflict,
     Invalid,
-    Malformed,
     NoRoute,
     NotFound,
     ServiceError,
-    StillRunning,
-    TooLarge,
     TooMany,
-    TooSlow,
     Unauthenticated,
-    Unavailable,
     UserDeleted,
-    WrongType,
-    WrongVerb,
-)  # fmt: skip
+)
 from server.tenants.limits import Allowance, RateLimiter
-from server.wires.http import (
-    SETTINGS,
-    Front,
-    abide,
-    answer,
-    authenticate,
-    read_body,
-    require_json,
-    run,
+from server.tenants.principals import Principal
+from server.wires.http import SETTINGS, abide
+from server.wires.mapping import (
+    FLAG,
+    ID,
+    INTEGER,
+    Done,
+    Form,
+    Links,
+    Member,
+    RestWire,
+    Route,
+    or_digits,
+    same,
 )  # fmt: skip
-from server.wires.parsing import parse_long_json
+from server.wires.rendering import WHOLE, Always, By, Empty, From, Shown, renderer
+from server.wires.schemas import Schema
 
-ERRORS: dict[type[ServiceError], tuple[int, str | None]] = {
-    ServiceError: (500, "Server Error"),
-    Invalid: (422, None),
-    Malformed: (400, None),
-    Conflict: (422, None),
-    IdempotencyConflict: (422, None),
-    StillRunning: (409, None),
-    Unauthenticated: (401, "Unauthenticated."),
-    Forbidden: (403, "This action is unauthorized."),
-    NotFound: (404, "Object not found"),
-    NoRoute: (404, "Not Found"),
-    WrongVerb: (405, None),
-    TooSlow: (408, None),
-    TooLarge: (413, None),
-    WrongType: (415, None),
-    BadExpectation: (417, None),
-    TooMany: (429, "Too Many Attempts."),
-    Unavailable: (503, None),
-}
-"""Kind of error -> status and message; None: the error's own message."""
-INVALID = "The given data was invalid."
-WORDS = {
-    CONSTRAINTS["users_email"][2]: "has already been taken",
-    CONSTRAINTS["users_external_id"][2]: "has already been taken",
-    UserDeleted.__doc__ or "": "is that of a deleted user: restore or purge that user first",
-}
+T = TypeVar("T")
 
 LIMITER = web.AppKey("PUBLICA_LIMITER", RateLimiter)
 """This wire's own limit, beside that of all wires."""
 ALLOWANCE = web.RequestKey("ALLOWANCE", Allowance)
-PARAMS = web.RequestKey("PARAMS", dict[str, Any])
-"""What the method was given."""
+
+
+async def _count(request: web.Request, caller: Principal, route: Route) -> None:
+    allowance = request.app[LIMITER].spend(caller.id)
+    if allowance is not None:
+        request[ALLOWANCE] = allowance
+        abide(request, "publica", allowance)
 
 
 def _limit_headers(request: web.Request) -> dict[str, str]:
@@ -92,155 +67,283 @@ def _limit_headers(request: web.Request) -> dict[str, str]:
     }
 
 
-def error_response(request: web.Request, error: ServiceError) -> web.Response:
-    """An error as the store's clients know it: a message and, for bad members, what is wrong with each."""
-    status, message = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
-    body: dict[str, Any] = {"message": message or error.message}
+# --- errors ---------------------------------------------------------------------------------------------
+
+MESSAGES: dict[type[ServiceError], str] = {
+    Unauthenticated: "Unauthenticated.",
+    Forbidden: "This action is unauthorized.",
+    NotFound: "Object not found",
+    NoRoute: "Not Found",
+    TooMany: "Too Many Attempts.",
+}
+"""Kind of error -> message; any other kind has the error's own."""
+WORDS = {
+    CONSTRAINTS["users_email"][2]: "has already been taken",
+    CONSTRAINTS["users_external_id"][2]: "has already been taken",
+    UserDeleted.__doc__ or "": "is that of a deleted user: restore or purge that user first",
+    # As both `query` and `email`.
+    "stands for the same as query": "is given twice",
+    "stands for the same as email": "is given twice",
+}
+
+
+class Message(Shown):
+    """What went wrong."""
+
+    message: Annotated[str, Field(min_length=1)]
+
+
+class InvalidMembers(Shown):
+    """What is wrong with each member."""
+
+    message: Literal["The given data was invalid."]
+    errors: dict[str, Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]]
+
+
+_invalid_members = renderer(InvalidMembers)
+
+
+def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     if status == 422 and error.fields:
         errors: dict[str, list[str]] = {}
         for name, told in error.fields:
             worded = WORDS.get(told, told)
             what = "" if name == "params" else f"The {re.sub('[_.]', ' ', name)} "
             errors.setdefault(name, []).append(f"{what}{worded}.")
-        body = {"message": INVALID, "errors": errors}
-    elif status == 422:
-        status = 400  # nothing to name: it is about the request, not about its members
-    return answer(status, orjson.dumps(body), _limit_headers(request))
+        return status, _invalid_members({"errors": errors})
+    if status == 422:
+        status = 400  # it is about the request, not about its members
+    if status == 500:
+        return status, {"message": "Server Error"}
+    usual = (message for kind, message in MESSAGES.items() if isinstance(error, kind))
+    return status, {"message": next(usual, error.message)}
 
 
-Kind = Literal["text", "integer", "flag", "amounts", "email", "external_id"]
+# --- what is sent ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """What a member, a query parameter or a part of the path is to the method."""
-
-    param: str
-    # integer: also written as a string; flag: also 1 or 0; amounts: an object of integers.
-    # email and external_id: a part of the path that can be one.
-    kind: Kind = "text"
-    # Null, or an empty string, is a value of its own and not the same as leaving it out.
-    nullable: bool = False
-    # Narrows a list: empty is no value, lest everybody's rows are given for one user's.
-    narrows: bool = False
+def _amounts(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: INTEGER.read(amount) for name, amount in value.items()}
 
 
-Form = Callable[[Any, web.Request], Mapping[str, Any] | None]
+def _amounts_schema(schema: Schema) -> Schema:
+    return schema | {"additionalProperties": or_digits(schema["additionalProperties"])}
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One function of the document: where it is, which method serves it, and how they say things."""
-
-    verb: str
-    path: str
-    method: str
-    # From the method's result to the body; None: without one.
-    form: Form
-    status: int = 200
-    # A part of the path -> everything that it may be; those that it can be go to the method.
-    parts: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)
-    query: Mapping[str, Member] = field(default_factory=dict)
-    body: Mapping[str, Member] = field(default_factory=dict)
+def _email(text: str) -> str:
+    if "@" not in text or len(text) > 254:
+        raise ValueError
+    return text
 
 
-def _success(data: Any) -> dict[str, Any]:
-    return {"CODE": "success", "data": data}
+def _external_id(text: str) -> str:
+    if len(text) > 64:
+        raise ValueError
+    return text
 
 
-def _empty(result: Any, request: web.Request) -> dict[str, Any]:
-    """Success, with nothing to say."""
-    return _success([])
+EMAIL, EXTERNAL_ID = Form(_email), Form(_external_id)
+AMOUNTS = Form(_amounts, _amounts_schema)
+
+USER = {
+    "email": Member("email"),
+    "external_id": Member("externalId"),
+    "new_password": Member("newPassword"),
+    "sessions_limit": Member("sessionsLimit", INTEGER, nullable=True),
+    "assign_new_plan": Member("planId", INTEGER),
+    "new_plan_custom_valid_to": Member("planValidTo"),
+    "admin": Member("isAdmin", FLAG),
+    "plan_admin": Member("isPlanAdmin", FLAG),
+    "only_sees_readable": Member("onlySeesReadable", FLAG),
+}
+PLAN = same("type", "name", "details", "collections") | {
+    "duration": Member("duration", INTEGER, nullable=True),
+    "recommended": Member("recommended", FLAG),
+    "private": Member("isPrivate", FLAG),
+    "assigns_collections": Member("assignsCollections", FLAG),
+    "concurrency_limit": Member("concurrencyLimit", INTEGER, nullable=True),
+    "download_files": Member("downloadFiles", FLAG),
+    "prices": Member("prices", AMOUNTS),
+    "free_trial": Member("freeTrial", FLAG),
+    "free_trial_days": Member("freeTrialDays", INTEGER, nullable=True),
+}
+PAGE = {
+    "page": Member("page", INTEGER), "per_page": Member("perPage", INTEGER), "query": Member("query"),
+}  # fmt: skip
+BY_ID = {"user_id": (Member("id", ID),)}
+BY_ID_OR_EXTERNAL_ID = {"user_id": (Member("id", ID), Member("externalId", EXTERNAL_ID))}
+BY_ANY_NAME = {
+    "user_id": (Member("id", ID), Member("email", EMAIL), Member("externalId", EXTERNAL_ID)),
+}  # fmt: skip
+PLAN_ID = {"plan_id": (Member("id", ID),)}
 
 
-def _one(result: Any, request: web.Request) -> dict[str, Any]:
-    """Success, as a number."""
-    return _success(1)
+# --- what is answered -----------------------------------------------------------------------------------
 
 
-def _no_body(result: Any, request: web.Request) -> None:
-    """Nothing at all."""
+class Success(Shown, Generic[T]):
+    """What went well, and what came of it."""
+
+    CODE: Literal["success"]
+    data: Annotated[T, WHOLE]
 
 
-def _moment(seconds: int | None) -> dict[str, Any] | None:
-    """A time as a new user's answer has it."""
-    if seconds is None:
-        return None
-    date = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return {"timestamp": seconds, "date": date, "timezone": "UTC"}
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _iso(seconds: int | None) -> str | None:
-    """A time as every other answer has it."""
-    if seconds is None:
-        return None
+def _iso(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
 
 
-def _created_user(user: Any, request: web.Request) -> dict[str, Any]:
+Iso = Annotated[str, By(_iso)]
+"""A time, as all answers but that of a new user have it."""
+
+
+class Moment(Shown):
+    """A time, as the answer of a new user has it."""
+
+    timestamp: Annotated[int, WHOLE]
+    date: Annotated[str, By(_date)]
+    timezone: Literal["UTC"]
+
+
+class CreatedStoreUser(Shown):
     """A new user."""
-    return _success(
-        {
-            "id": user["id"], "email": user["email"], "uuid": user["uuid"], "picture": user["picture"],
-            "admin": user["isAdmin"], "plan_admin": user["isPlanAdmin"],
-            "only_sees_readable": user["onlySeesReadable"], "sessions_limit": user["sessionsLimit"],
-            "created_at": _moment(user["createdAt"]), "updated_at": _moment(user["updatedAt"]),
-            "deleted_at": _moment(user["deactivatedAt"]),
-        }
-    )  # fmt: skip
+
+    id: int
+    email: str
+    uuid: str
+    picture: str
+    admin: Annotated[bool, From("isAdmin")]
+    plan_admin: Annotated[bool, From("isPlanAdmin")]
+    only_sees_readable: Annotated[bool, From("onlySeesReadable")]
+    sessions_limit: Annotated[int | None, From("sessionsLimit")]
+    created_at: Annotated[Moment, From("createdAt")]
+    updated_at: Annotated[Moment, From("updatedAt")]
+    deleted_at: Annotated[Moment | None, From("deactivatedAt")]
 
 
-def _listed_user(user: Any) -> dict[str, Any]:
-    # What belongs to reading and sales is not known here: none of it, in the documented types.
-    # Sessions are listed where they can be ended, so that they are null here as in the document.
-    plans = [
-        {
-            "id": plan["id"], "plan_id": plan["planId"], "name": plan["name"],
-            "valid_from": plan["validFrom"], "valid_to": plan["validTo"], "state": plan["state"],
-        }
-        for plan in user["plans"]
-    ]  # fmt: skip
-    return {
-        "id": user["id"], "uuid": user["uuid"], "admin": user["isAdmin"], "plan_admin": user["isPlanAdmin"],
-        "email": user["email"], "sessions_limit": user["sessionsLimit"],
-        "only_sees_readable": int(user["onlySeesReadable"]), "picture": user["picture"],
-        "created_at": _iso(user["createdAt"]), "updated_at": _iso(user["updatedAt"]),
-        "deleted_at": _iso(user["deactivatedAt"]), "purchased_issues_with_cancelled_count": 0,
-        "user_plans_count": user["plansCount"], "can_be_edited": True,
-        "created_at_date_string": (_iso(user["createdAt"]) or "")[:10], "impersonate": "", "sessions": None,
-        "ip_ranges": [], "referrers": [], "purchased_issues_with_cancelled": [], "user_plans": plans,
-    }  # fmt: skip
+class UserPlan(Shown):
+    """A plan that a user has or had."""
+
+    id: int
+    plan_id: Annotated[int, From("planId")]
+    name: str
+    valid_from: Annotated[str, From("validFrom")]
+    valid_to: Annotated[str | None, From("validTo")]
+    state: Literal["active", "ended"]
 
 
-def _user(user: Any, request: web.Request) -> dict[str, Any]:
-    """A user as in a list."""
-    return _success(_listed_user(user))
+class ListedStoreUser(Shown):
+    """A user. What belongs to reading and sales is not known here: none of it, in the documented types.
+
+    Sessions are listed where they can be ended, so that they are null here as in the document.
+    """
+
+    id: int
+    uuid: str
+    admin: Annotated[bool, From("isAdmin")]
+    plan_admin: Annotated[bool, From("isPlanAdmin")]
+    email: str
+    sessions_limit: Annotated[int | None, From("sessionsLimit")]
+    only_sees_readable: Annotated[Literal[0, 1], By(int), From("onlySeesReadable")]
+    picture: str
+    created_at: Annotated[Iso, From("createdAt")]
+    updated_at: Annotated[Iso, From("updatedAt")]
+    deleted_at: Annotated[Iso | None, From("deactivatedAt")]
+    purchased_issues_with_cancelled_count: Annotated[int, Always(0)]
+    user_plans_count: Annotated[int, From("plansCount")]
+    can_be_edited: Annotated[bool, Always(True)]
+    created_at_date_string: Annotated[str, By(lambda seconds: _iso(seconds)[:10]), From("createdAt")]
+    impersonate: Annotated[str, Always("")]
+    sessions: None
+    ip_ranges: Empty
+    referrers: Empty
+    purchased_issues_with_cancelled: Empty
+    user_plans: Annotated[list[UserPlan], From("plans")]
 
 
-def _users(result: Any, request: web.Request) -> dict[str, Any]:
-    """A page of users."""
-    return _success(
-        {"paginator": _paginator(result, [_listed_user(user) for user in result["users"]], request)}
-    )
-
-
-def _plan_of(plan: Any) -> dict[str, Any]:
-    names = {param.param: name for name, param in PLAN.items()}
-    shown = {"id": plan["id"]} | {names[param]: plan[param] for param in plan if param in names}
-    return shown | {"created_at": _iso(plan["createdAt"]), "updated_at": _iso(plan["updatedAt"])}
-
-
-def _plan(plan: Any, request: web.Request) -> dict[str, Any]:
+class StorePlan(Shown):
     """A plan."""
-    return _success(_plan_of(plan))
+
+    id: int
+    type: str
+    name: str
+    details: str
+    duration: int | None
+    recommended: bool
+    private: Annotated[bool, From("isPrivate")]
+    assigns_collections: Annotated[bool, From("assignsCollections")]
+    concurrency_limit: Annotated[int | None, From("concurrencyLimit")]
+    collections: list[str]
+    download_files: Annotated[bool, From("downloadFiles")]
+    prices: dict[str, int]
+    free_trial: Annotated[bool, From("freeTrial")]
+    free_trial_days: Annotated[int | None, From("freeTrialDays")]
+    created_at: Annotated[Iso, From("createdAt")]
+    updated_at: Annotated[Iso, From("updatedAt")]
 
 
-def _plans(result: Any, request: web.Request) -> dict[str, Any]:
-    """A page of plans."""
-    return _success({"paginator": _paginator(result, [_plan_of(plan) for plan in result["plans"]], request)})
+class StoreSession(Shown):
+    """A session. Who logs users in is another server: its address and browser are not theirs."""
+
+    id: Annotated[str, By(str), From("id")]
+    user_id: Annotated[int, From("userId")]
+    user_email: Annotated[str, From("email")]
+    user_external_id: Annotated[str | None, From("externalId")]
+    ip_address: None
+    user_agent: None
+    created_at: Annotated[Iso, From("createdAt")]
+    expires_at: Annotated[Iso, From("expiresAt")]
 
 
-def _paginator(result: Any, data: list[Any], request: web.Request) -> dict[str, Any]:
+class Paginator(Shown, Generic[T]):
+    """A page."""
+
+    current_page: int
+    data: list[T]
+    first_page_url: str
+    # A keyword of Python's.
+    from_: int | None = Field(alias="from")
+    last_page: int
+    last_page_url: str
+    next_page_url: str | None
+    path: str
+    per_page: int
+    prev_page_url: str | None
+    to: int | None
+    total: int
+
+
+class Paginated(Shown, Generic[T]):
+    """A page."""
+
+    paginator: Annotated[Paginator[T], WHOLE]
+
+
+class Pagination(Shown):
+    """Where a page of sessions goes on."""
+
+    per_page: int
+    next_cursor: Annotated[str | None, From("next")]
+    has_more: Annotated[bool, By(lambda following: following is not None), From("next")]
+
+
+class StoreSessions(Shown):
+    """A page of sessions."""
+
+    CODE: Literal["success"]
+    data: Annotated[list[StoreSession], From("sessions")]
+    pagination: Annotated[Pagination, WHOLE]
+
+
+def _paginator(done: Done) -> dict[str, Any]:
+    """A page of users or plans, as Paginator shows it."""
+    result, request = done.result, done.request
+    (data,) = (rows for rows in result.values() if isinstance(rows, list))
     page, per_page, total = result["page"], result["perPage"], result["total"]
     path = request.app[SETTINGS].own_address() + request.path.rstrip("/")
     last = max(1, -(-total // per_page))
@@ -260,209 +363,68 @@ def _paginator(result: Any, data: list[Any], request: web.Request) -> dict[str, 
     }  # fmt: skip
 
 
-def _sessions(result: Any, request: web.Request) -> dict[str, Any]:
-    """A page of sessions. Who logs users in is another server: its address and browser are not theirs."""
-    data = [
-        {
-            "id": str(session["id"]), "user_id": session["userId"], "user_email": session["email"],
-            "user_external_id": session["externalId"], "ip_address": None, "user_agent": None,
-            "created_at": _iso(session["createdAt"]), "expires_at": _iso(session["expiresAt"]),
-        }
-        for session in result["sessions"]
-    ]  # fmt: skip
-    pagination = {
-        "per_page": request[PARAMS].get("limit", 100), "next_cursor": result["next"],
-        "has_more": result["next"] is not None,
-    }  # fmt: skip
-    return _success(data) | {"pagination": pagination}
+def _with_limit(done: Done) -> Any:
+    return done.result | {"per_page": done.params.get("limit", 100)}
 
 
-USER = {
-    "email": Member("email"),
-    "external_id": Member("externalId"),
-    "new_password": Member("newPassword"),
-    "sessions_limit": Member("sessionsLimit", "integer", nullable=True),
-    "assign_new_plan": Member("planId", "integer"),
-    "new_plan_custom_valid_to": Member("planValidTo"),
-    "admin": Member("isAdmin", "flag"),
-    "plan_admin": Member("isPlanAdmin", "flag"),
-    "only_sees_readable": Member("onlySeesReadable", "flag"),
-}
-PLAN = {
-    "type": Member("type"),
-    "name": Member("name"),
-    "details": Member("details"),
-    "duration": Member("duration", "integer", nullable=True),
-    "recommended": Member("recommended", "flag"),
-    "private": Member("isPrivate", "flag"),
-    "assigns_collections": Member("assignsCollections", "flag"),
-    "concurrency_limit": Member("concurrencyLimit", "integer", nullable=True),
-    "collections": Member("collections"),
-    "download_files": Member("downloadFiles", "flag"),
-    "prices": Member("prices", "amounts"),
-    "free_trial": Member("freeTrial", "flag"),
-    "free_trial_days": Member("freeTrialDays", "integer", nullable=True),
-}
-PAGE = {
-    "page": Member("page", "integer"), "per_page": Member("perPage", "integer"), "query": Member("query"),
-}  # fmt: skip
-ID = (Member("id", "integer"),)
-ID_OR_EXTERNAL_ID = (Member("id", "integer"), Member("externalId", "external_id"))
-ANY_NAME = (Member("id", "integer"), Member("email", "email"), Member("externalId", "external_id"))
+NOTHING = Success[Empty]
+USERS, PLANS = "/dashboard/users", "/dashboard/plans"
 
 ROUTES = (
-    Route("POST", "dashboard/users", "createStoreUser", _created_user, body=USER),
     Route(
-        "GET", "dashboard/users", "listStoreUsers", _users,
+        "POST", USERS, "createStoreUser", Success[CreatedStoreUser], body=USER,
+        links=Links(USERS + "/{user_id}", {"path.user_id": "$response.body#/data/id"}),
+    ),
+    Route(
+        "GET", USERS, "listStoreUsers", Success[Paginated[ListedStoreUser]], source=_paginator,
         query=PAGE | {"email": Member("query", narrows=True)},
     ),
-    Route("GET", "dashboard/users/{email}", "getStoreUser", _user, parts={"email": ANY_NAME}),
+    Route("GET", USERS + "/{user_id}", "getStoreUser", Success[ListedStoreUser], parts=BY_ANY_NAME),
     Route(
-        "PUT", "dashboard/users/{user_id}", "updateStoreUser", _no_body, 204, parts={"user_id": ID},
+        "PUT", USERS + "/{user_id}", "updateStoreUser", status=204, parts=BY_ID,
         body=USER | {"user_plan_name": Member("planName")},
     ),
-    Route("DELETE", "dashboard/users/{id}", "deactivateUserById", _empty, parts={"id": ID}),
+    Route("DELETE", USERS + "/{user_id}", "deactivateUserById", NOTHING, parts=BY_ID),
+    Route("PUT", USERS + "/{user_id}/re-activate", "reactivateUserById", Success[Literal[1]], parts=BY_ID),
+    Route("POST", "/users/{user_id}/force-logout", "forceLogoutById", NOTHING, parts=BY_ID_OR_EXTERNAL_ID),
     Route(
-        "PUT", "dashboard/users/{user_id}/re-activate", "reactivateUserById", _one, parts={"user_id": ID}
+        "POST", USERS + "/{user_id}/force-logout", "forceLogoutById", NOTHING, parts=BY_ID_OR_EXTERNAL_ID
     ),
     Route(
-        "POST", "users/{user_id}/force-logout", "forceLogoutById", _empty,
-        parts={"user_id": ID_OR_EXTERNAL_ID},
+        "POST", PLANS, "createPlan", Success[StorePlan], 201, body=PLAN,
+        links=Links(PLANS + "/{plan_id}", {"path.plan_id": "$response.body#/data/id"}),
     ),
+    Route("GET", PLANS, "listPlans", Success[Paginated[StorePlan]], source=_paginator, query=PAGE),
+    Route("GET", PLANS + "/{plan_id}", "getPlan", Success[StorePlan], parts=PLAN_ID),
+    Route("PUT", PLANS + "/{plan_id}", "updatePlan", status=204, parts=PLAN_ID, body=PLAN),
     Route(
-        "POST", "dashboard/users/{id}/force-logout", "forceLogoutById", _empty,
-        parts={"id": ID_OR_EXTERNAL_ID},
-    ),
-    Route("POST", "dashboard/plans", "createPlan", _plan, 201, body=PLAN),
-    Route("GET", "dashboard/plans", "listPlans", _plans, query=PAGE),
-    Route("GET", "dashboard/plans/{plan_id}", "getPlan", _plan, parts={"plan_id": ID}),
-    Route("PUT", "dashboard/plans/{plan_id}", "updatePlan", _no_body, 204, parts={"plan_id": ID}, body=PLAN),
-    Route(
-        "GET", "auth-sessions", "listAuthSessions", _sessions,
+        "GET", "/auth-sessions", "listAuthSessions", StoreSessions, source=_with_limit,
         query={
-            "user_id": Member("userId", "integer", narrows=True),
+            "user_id": Member("userId", INTEGER, narrows=True),
             "external_id": Member("externalId", narrows=True),
-            "per_page": Member("limit", "integer"), "cursor": Member("after"),
+            "per_page": Member("limit", INTEGER), "cursor": Member("after"),
         },
     ),
-    Route("DELETE", "auth-sessions/{id}", "endSession", _empty, parts={"id": ID}),
-    Route("DELETE", "auth-sessions/users/{user_id}", "forceLogoutById", _empty, parts={"user_id": ID}),
+    Route("DELETE", "/auth-sessions/{id}", "endSession", NOTHING, parts={"id": (Member("id", ID),)}),
+    Route("DELETE", "/auth-sessions/users/{user_id}", "forceLogoutById", NOTHING, parts=BY_ID),
 )  # fmt: skip
 
-
-_INTEGER = re.compile(r"-?[0-9]{1,19}")
-_ID = re.compile(r"[1-9][0-9]{0,18}")
-
-
-def _read(member: Member, value: Any) -> Any:
-    """A value as the method takes it; what is none of the documented forms is left for it to refuse."""
-    match member.kind, value:
-        case "integer", str() if _INTEGER.fullmatch(value):
-            return int(value)
-        case "flag", int() | float() if value in (0, 1):
-            return bool(value)
-        case "amounts", dict():
-            return {name: _read(Member(name, "integer"), amount) for name, amount in value.items()}
-    return value
-
-
-def _named(parts: Mapping[str, tuple[Member, ...]], request: web.Request) -> dict[str, Any]:
-    """What the path names.
-
-    Raises:
-        NotFound: it cannot be the name of anything.
-    """
-    params: dict[str, Any] = {}
-    for part, members in parts.items():
-        text = request.match_info[part]
-        for member in members:
-            if member.kind == "integer" and _ID.fullmatch(text) and int(text) < 2**63:
-                params[member.param] = int(text)
-            elif (member.kind == "email" and "@" in text and "\0" not in text and len(text) <= 254) or (
-                member.kind == "external_id" and len(text) <= 64
-            ):
-                params[member.param] = text
-    if parts and not params:
-        raise NotFound
-    return params
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object of a request; none is an empty one, whose required members are then missing."""
-    body = await read_body(request) if request.body_exists else b""
-    if not body:
-        return {}
-    require_json(request)
-    parsed = await parse_long_json(body)
-    if not isinstance(parsed, dict):
-        raise Invalid.of([FieldError("body", "must be an object")])
-    return parsed
-
-
-def _translated(members: Mapping[str, Member], given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    params: dict[str, Any] = {}
-    failures = []
-    for name, value in given:
-        member = members.get(name)
-        if member is None:
-            failures.append(FieldError(name[:64], "is not a member of this call"))
-        elif value == "" and member.narrows:
-            failures.append(FieldError(name, "must not be empty"))
-        elif value in ("", None) and not member.nullable:
-            continue
-        elif member.param in params:
-            failures.append(FieldError(name, "is given twice"))
-        else:
-            params[member.param] = None if value == "" else _read(member, value)
-    if failures:
-        raise Invalid.of(failures)
-    return params
-
-
-def _renamed(error: ServiceError, route: Route) -> ServiceError:
-    """The same error in the document's names; a bad name in the path is the name of nothing."""
-    members = {**route.query, **route.body}
-    names = {member.param: name for name, member in reversed(members.items())}
-    in_path = {member.param for part in route.parts.values() for member in part} - set(names)
-    fields = []
-    for name, message in error.fields:
-        head, dot, rest = name.partition(".")
-        if head in in_path:
-            return NotFound()
-        fields.append(FieldError(names.get(head, head) + dot + rest, message))
-    return type(error)(error.message, code=error.code, fields=fields)
-
-
-def _handler(route: Route) -> Callable[[web.Request], Any]:
-    async def handle(request: web.Request) -> web.Response:
-        caller = await authenticate(request, "X-User-Token", "x-api-key")
-        allowance = request.app[LIMITER].spend(caller.id)
-        if allowance is not None:
-            request[ALLOWANCE] = allowance
-            abide(request, "publica", allowance)
-        params = _named(route.parts, request)
-        if route.body:
-            params |= _translated(route.body, (await _body(request)).items())
-        elif route.query:
-            params |= _translated(route.query, request.query.items())
-        request[PARAMS] = params
-        try:
-            result = await run(request, caller, route.method, params)
-        except (Invalid, Conflict) as error:
-            raise _renamed(error, route) from error
-        body = route.form(result, request)
-        rendered = None if body is None else orjson.dumps(body)
-        return answer(route.status, rendered, _limit_headers(request))
-
-    return handle
-
-
-def add_routes(router: web.UrlDispatcher) -> None:
-    """Every function, with a trailing slash and without it."""
-    for route in ROUTES:
-        handle = _handler(route)
-        for end in ("", "/"):
-            router.add_route(route.verb, f"/integration-api/v1/{route.path}{end}", handle)
-
-
-FRONT = Front("publica", "/integration-api/", add_routes, error_response)
+WIRE = RestWire(
+    name="publica",
+    description="publica.la: users, plans and sessions of a store, which is the key's default instance.",
+    prefixes=("/integration-api/",),
+    base="/integration-api/v1",
+    either_slash=True,
+    key_headers=("X-User-Token", "x-api-key"),
+    routes=ROUTES,
+    errors={Invalid: 422, Conflict: 422},
+    error_form=_error_form,
+    error_type=lambda status: InvalidMembers if status == 422 else Message,
+    no_object=lambda: Invalid.of([FieldError("body", "must be an object")]),
+    left_out=("", None),
+    before=_count,
+    headers=_limit_headers,
+    header_schemas={
+        f"X-RateLimit-{name}": {"type": "integer", "minimum": 0} for name in ("Limit", "Remaining", "Reset")
+    },
+)

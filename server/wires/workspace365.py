@@ -7,79 +7,29 @@ our choice.
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
+from pydantic import Field
 
 from server.base.errors import (
     CONSTRAINTS,
-    BadExpectation,
     Conflict,
     FieldError,
     Forbidden,
-    IdempotencyConflict,
     Invalid,
-    LengthRequired,
-    Malformed,
     MemberForbidden,
-    NoRoute,
     NotFound,
     NotHeld,
     ServiceError,
-    StillRunning,
-    TooLarge,
-    TooMany,
-    TooSlow,
     Unauthenticated,
-    Unavailable,
-    UnknownMethod,
     UserDeleted,
-    WrongType,
-    WrongVerb,
-)  # fmt: skip
-from server.rpc.openapi import Answer, Operation, Parameter, Wire, operation_id, refusals
-from server.rpc.schemas import Schema, Schemas, json_object, nullable, written
+)
 from server.tenants import access
 from server.tenants.principals import Principal
-from server.wires.http import (
-    DISPATCHER,
-    KEYS,
-    Front,
-    answer,
-    authenticate,
-    read_body,
-    require_json,
-    run,
-)  # fmt: skip
-from server.wires.parsing import parse_long_json
-
-PREFIX = "/Provisioning"
-
-STATUS: dict[type[ServiceError], int] = {
-    ServiceError: 500,
-    Invalid: 400,
-    Malformed: 400,
-    Conflict: 400,
-    Unauthenticated: 403,
-    Forbidden: 403,
-    NotFound: 404,
-    UnknownMethod: 404,
-    NoRoute: 404,
-    WrongVerb: 405,
-    TooSlow: 408,
-    StillRunning: 409,
-    LengthRequired: 411,
-    TooLarge: 413,
-    WrongType: 415,
-    BadExpectation: 417,
-    IdempotencyConflict: 422,
-    TooMany: 429,
-    Unavailable: 503,
-}
-"""Kind of error -> status; a kind that is not here has that of its parent."""
+from server.wires.http import DISPATCHER, KEYS, run
+from server.wires.mapping import Asked, Form, Links, Member, RestWire, Route, in_wire_names, named
+from server.wires.rendering import From, Shown, renderer
 
 TELLING = frozenset({400, 408, 409, 413, 415, 422})
 """Statuses whose answers say what to mend; all others have no body."""
@@ -91,46 +41,26 @@ WORDS = {
 }
 
 
-def error_response(request: web.Request, error: ServiceError) -> web.Response:
-    """An array of validation results, or no body at all."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+class ValidationResult(Shown):
+    """What is wrong with a member, or without one with the body."""
+
+    MemberNames: list[str]
+    ErrorMessage: Annotated[str, Field(min_length=1)]
+
+
+ValidationResults = Annotated[list[ValidationResult], Field(min_length=1)]
+_validation_results = renderer(ValidationResults)
+
+
+def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     if status not in TELLING:
-        return answer(status, None)
-    results = [_validation_result(*failed) for failed in error.fields]
-    return answer(status, orjson.dumps(results or [_validation_result("params", error.message)]))
-
-
-def _validation_result(name: str, message: str) -> dict[str, Any]:
-    if name == "params":  # the body as a whole
-        return {"MemberNames": [], "ErrorMessage": message}
-    return {"MemberNames": [name], "ErrorMessage": f"{name} {WORDS.get(message, message)}"}
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One operation: what it is called here, and by which method it is done."""
-
-    verb: str
-    # Beneath the prefix, as documented; every path goes without its trailing slash too.
-    path: str
-    method: str
-    # The document's name of what stands in the path -> the method's param.
-    in_path: Mapping[str, str] = field(default_factory=dict)
-    # The same for the members of the body; "admin.email" is a member of a member. None: no body.
-    in_body: Mapping[str, str] | None = None
-    # Params that the path stands for.
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    # A method with the same params that knows every failure at once. Where it is `method`, nothing is done.
-    validator: str | None = None
-    # From result and params to the body of the 200, and its JSON Schema; None: no body.
-    result: Callable[[Any, Mapping[str, Any]], Any] | None = None
-    schema: Mapping[str, Any] | None = None
-    status: int = 200
-    needs_length: bool = False
-    # The same for the query. Where there is more to come, the answer has a Link to it (RFC 8288).
-    in_query: Mapping[str, str] = field(default_factory=dict)
-    # The method whose params these are, where `method` takes good ones and bad.
-    like: str | None = None
+        return status, None
+    results = []
+    for name, message in error.fields or [FieldError("params", error.message)]:
+        is_whole = name == "params"
+        told = message if is_whole else f"{name} {WORDS.get(message, message)}"
+        results.append({"MemberNames": [] if is_whole else [name], "ErrorMessage": told})
+    return status, _validation_results(results)
 
 
 def sanitized(name: Any) -> Any:
@@ -144,171 +74,147 @@ def sanitized(name: Any) -> Any:
     return re.sub(r"[^a-z0-9._-]+", "-", letters).strip("-._")[:63]
 
 
-def _environment(result: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"EnvironmentName": result["name"], "IsActive": result["isActive"]}
+NEW_NAME = Form(
+    sanitized,
+    lambda _: {
+        "type": "string",
+        "pattern": r"^[^\u0000]*[A-Za-z0-9][^\u0000]*$",
+        "description": "Kept in lower case; what is no letter, digit, dot, dash or underscore becomes a"
+        " dash.",
+    },
+)
+"""Of an environment: `sanitized` makes it one, as long as there is something left of it."""
 
 
-_IN_ENVIRONMENT = {"EnvironmentName": "instance"}
-_USER = _IN_ENVIRONMENT | {"EmailAddress": "email"}
-_NEW_USER = {
-    "EmailAddress": "email", "Password": "password", "FirstName": "firstName", "LastName": "lastName",
-    "IsAdministrator": "isAdmin", "CreateInOffice365": "createInOffice365",
-}  # fmt: skip
+class Environment(Shown):
+    """An environment."""
+
+    EnvironmentName: Annotated[str, From("name")]
+    IsActive: Annotated[bool, From("isActive")]
+
+
 _CHANGED_USER = {
-    "EmailAddress": "newEmail", "Password": "password", "FirstName": "firstName", "LastName": "lastName",
-    "IsAdministrator": "isAdmin",
-}  # fmt: skip
-_NEW_ENVIRONMENT = {
-    "EnvironmentName": "name", "EmailAddress": "admin.email", "Password": "admin.password",
-    "FirstName": "admin.firstName", "LastName": "admin.lastName",
-}  # fmt: skip
-_NUMBER = {"type": "integer"}
-_NAME = {"type": "string"}
-_ENVIRONMENT = {
-    "type": "object",
-    "properties": {"EnvironmentName": _NAME, "IsActive": {"type": "boolean"}},
-    "required": ["EnvironmentName", "IsActive"],
+    "EmailAddress": Member("newEmail"),
+    "Password": Member("password"),
+    "FirstName": Member("firstName"),
+    "LastName": Member("lastName"),
+    "IsAdministrator": Member("isAdmin"),
 }
+_NEW_USER = _CHANGED_USER | {
+    "EmailAddress": Member("email"),
+    "CreateInOffice365": Member("createInOffice365"),
+}
+_NEW_ENVIRONMENT = {
+    "EnvironmentName": Member("name", NEW_NAME),
+    "EmailAddress": Member("admin.email"),
+    "Password": Member("admin.password"),
+    "FirstName": Member("admin.firstName"),
+    "LastName": Member("admin.lastName"),
+}
+NAME = Form(schema=lambda _: {"type": "string"})
+_IN_ENVIRONMENT = {"EnvironmentName": (Member("instance", NAME),)}
+_BY_EMAIL = _IN_ENVIRONMENT | {"EmailAddress": (Member("email"),)}
+
+# Validate stands where names stand: it is none, so that it takes POST alone.
+USERS = "/{EnvironmentName}/User/"
+USER = USERS + "{EmailAddress:(?!Validate/?$)[^/]+}/"
+ENVIRONMENT = "/Environment/{EnvironmentName:(?!Validate/?$)[^/]+}/"
 
 ROUTES = (
     Route(
-        "POST", "/{EnvironmentName}/User/", "createUser", _IN_ENVIRONMENT, _NEW_USER,
-        validator="validateUser", result=lambda result, params: result["id"], schema=_NUMBER,
+        "POST", USERS, "createUser", Annotated[int, From("id")], parts=_IN_ENVIRONMENT, body=_NEW_USER,
+        links=Links(USER, {
+            "path.EnvironmentName": "$request.path.EnvironmentName",
+            "path.EmailAddress": "$request.body#/EmailAddress",
+        }),
     ),
     Route(
-        "POST", "/{EnvironmentName}/User/Validate/", "validateUser", _IN_ENVIRONMENT, _NEW_USER,
-        validator="validateUser", result=lambda result, params: 0, schema=_NUMBER, like="createUser",
+        "POST", USERS + "Validate/", "validateUser", Literal[0], parts=_IN_ENVIRONMENT, body=_NEW_USER,
+        like="createUser",
+    ),
+    Route("PUT", USER, "replaceUserByEmail", parts=_BY_EMAIL, body=_CHANGED_USER),
+    Route(
+        "PUT", USER + "Validate/", "validateReplacement", parts=_BY_EMAIL, body=_CHANGED_USER,
+        like="replaceUserByEmail",
     ),
     Route(
-        "PUT", "/{EnvironmentName}/User/{EmailAddress}/", "replaceUserByEmail", _USER, _CHANGED_USER,
-        validator="validateReplacement",
+        "PUT", USER + "Activate/", "updateUserByEmail", parts=_BY_EMAIL, fixed={"isActive": True},
+        needs_length=True,
     ),
     Route(
-        "PUT", "/{EnvironmentName}/User/{EmailAddress}/Validate/", "validateReplacement", _USER,
-        _CHANGED_USER, validator="validateReplacement", like="replaceUserByEmail",
+        "PUT", USER + "Deactivate/", "updateUserByEmail", parts=_BY_EMAIL, fixed={"isActive": False},
+        needs_length=True,
+    ),
+    Route("DELETE", USER, "deleteUserByEmail", parts=_BY_EMAIL),
+    Route(
+        "POST", "/Environment/", "createInstance", Annotated[str, From("name")], body=_NEW_ENVIRONMENT,
+        links=Links(ENVIRONMENT, {"path.EnvironmentName": "$response.body"}),
     ),
     Route(
-        "PUT", "/{EnvironmentName}/User/{EmailAddress}/Activate/", "updateUserByEmail", _USER,
-        fixed={"isActive": True}, needs_length=True,
+        "POST", "/Environment/Validate/", "validateInstance", Annotated[str, From("name")],
+        body=_NEW_ENVIRONMENT, like="createInstance", source=lambda done: done.params,
     ),
     Route(
-        "PUT", "/{EnvironmentName}/User/{EmailAddress}/Deactivate/", "updateUserByEmail", _USER,
+        "GET", "/Environment/", "listInstances", Annotated[list[Environment], From("instances")],
+        query={"after": Member("after")}, fixed={"limit": 1000}, continued_by="after",
+    ),
+    Route("GET", ENVIRONMENT, "getInstance", Environment, parts=_IN_ENVIRONMENT),
+    Route(
+        "PUT", ENVIRONMENT + "Activate/", "updateInstance", parts=_IN_ENVIRONMENT, fixed={"isActive": True},
+        needs_length=True,
+    ),
+    Route(
+        "PUT", ENVIRONMENT + "Deactivate/", "updateInstance", parts=_IN_ENVIRONMENT,
         fixed={"isActive": False}, needs_length=True,
     ),
-    Route("DELETE", "/{EnvironmentName}/User/{EmailAddress}/", "deleteUserByEmail", _USER),
-    Route(
-        "POST", "/Environment/", "createInstance", in_body=_NEW_ENVIRONMENT, validator="validateInstance",
-        result=lambda result, params: result["name"], schema=_NAME,
-    ),
-    Route(
-        "POST", "/Environment/Validate/", "validateInstance", in_body=_NEW_ENVIRONMENT,
-        validator="validateInstance", result=lambda result, params: params["name"], schema=_NAME,
-        like="createInstance",
-    ),
-    Route(
-        "GET", "/Environment/", "listInstances", fixed={"limit": 1000}, in_query={"after": "after"},
-        result=lambda result, params: [_environment(found, params) for found in result["instances"]],
-        schema={"type": "array", "items": _ENVIRONMENT},
-    ),
-    Route(
-        "GET", "/Environment/{EnvironmentName}/", "getInstance", _IN_ENVIRONMENT,
-        result=_environment, schema=_ENVIRONMENT,
-    ),
-    Route(
-        "PUT", "/Environment/{EnvironmentName}/Activate/", "updateInstance", _IN_ENVIRONMENT,
-        fixed={"isActive": True}, needs_length=True,
-    ),
-    Route(
-        "PUT", "/Environment/{EnvironmentName}/Deactivate/", "updateInstance", _IN_ENVIRONMENT,
-        fixed={"isActive": False}, needs_length=True,
-    ),
-    Route("DELETE", "/Environment/{EnvironmentName}/", "deleteInstance", _IN_ENVIRONMENT),
+    Route("DELETE", ENVIRONMENT, "deleteInstance", parts=_IN_ENVIRONMENT),
 )  # fmt: skip
 
-
-def _handler(route: Route) -> Callable[[web.Request], Any]:
-    of_environment = route.path.startswith("/Environment/")
-
-    async def handle(request: web.Request) -> web.Response:
-        caller = await authenticate(request, "ProvisioningKey", "x-api-key")
-        if route.needs_length and hdrs.CONTENT_LENGTH not in request.headers:
-            raise LengthRequired
-        params = _from_path(request, route)
-        try:
-            if not of_environment:
-                environment = await request.app[KEYS].instance(
-                    caller, params["instance"], while_suspended=True
-                )
-                if not environment.settings.provisioningEnabled:
-                    raise Forbidden("provisioning is switched off", code="provisioning_disabled")
-            unknown = await _add_body(request, route, params)
-            result = await _outcome(request, caller, route, params | dict(route.fixed), unknown)
-        except NotHeld as error:
-            raise NotFound from error
-        body = None if route.result is None else orjson.dumps(route.result(result, params))
-        more = result["next"] if route.in_query else None
-        link = f'<{PREFIX}{route.path}?after={more}>; rel="next"'
-        return answer(route.status, body, {"Link": link} if more else None)
-
-    return handle
+VALIDATORS = {
+    "createUser": "validateUser",
+    "replaceUserByEmail": "validateReplacement",
+    "createInstance": "validateInstance",
+}
+"""Method -> one that takes the same params, changes nothing and names every failure at once."""
 
 
-def _from_path(request: web.Request, route: Route) -> dict[str, Any]:
-    params = {target: request.match_info[name] for name, target in route.in_path.items()}
-    if any("\0" in value for value in params.values()):
-        raise NotFound  # nothing is called so, and no database can be asked
-    return params | {
-        target: request.query[name] for name, target in route.in_query.items() if name in request.query
-    }
+async def _check_environment(request: web.Request, caller: Principal, route: Route) -> None:
+    """Raises NotFound or Forbidden for an environment whose users the key cannot reach by this wire."""
+    if not route.path.startswith(USERS):
+        return
+    name = named(route, request)["instance"]
+    try:
+        environment = await request.app[KEYS].instance(caller, name, while_suspended=True)
+    except NotHeld as error:
+        raise NotFound from error
+    if not environment.settings.provisioningEnabled:
+        raise Forbidden("provisioning is switched off", code="provisioning_disabled")
 
 
-async def _add_body(request: web.Request, route: Route, params: dict[str, Any]) -> list[FieldError]:
-    """Put the members of the body among the params; what is no member of this operation is returned."""
-    if route.in_body is None:
-        return []
-    require_json(request)
-    body = await parse_long_json(await read_body(request))
-    if not isinstance(body, dict):
-        raise Invalid("the body must be an object", code="invalid_params")
-    failures = []
-    for target in route.in_body.values():
-        head, dot, _ = target.partition(".")
-        if dot:
-            params.setdefault(head, {})
-    for name, value in body.items():
-        if name not in route.in_body:
-            failures.append(FieldError(name[:64], "is not a member of this operation"))
-        elif value is not None:  # .NET writes what has no value as null
-            head, dot, rest = route.in_body[name].partition(".")
-            value = sanitized(value) if name == "EnvironmentName" else value
-            if dot:
-                params[head][rest] = value
-            else:
-                params[head] = value
-    return failures
+async def _call(request: web.Request, caller: Principal, route: Route, asked: Asked) -> Any:
+    """The method's result; if it refuses the params, its validator says everything that is wrong."""
+    try:
+        return await _outcome(request, caller, route, asked)
+    except NotHeld as error:
+        raise NotFound from error
 
 
-async def _outcome(
-    request: web.Request, caller: Principal, route: Route, params: dict[str, Any], unknown: list[FieldError]
-) -> Any:
-    """The method's result. What it refuses, its validator is asked about, which names every reason.
-
-    Args:
-        unknown: what is wrong with the body already, in the document's names.
-    """
+async def _outcome(request: web.Request, caller: Principal, route: Route, asked: Asked) -> Any:
+    validator = VALIDATORS.get(route.method, route.method if route.like else None)
     refused: ServiceError | None = None
     failures: list[FieldError] = []
-    if not unknown and route.method != route.validator:
+    if not asked.failures and route.method != validator:
         try:
-            return await run(request, caller, route.method, params)
+            return await run(request, caller, route.method, asked.params)
         except (Invalid, Conflict, MemberForbidden) as error:
             refused = error
-    if route.validator is not None:
+    if validator is not None:
         try:
-            validation = await run(request, caller, route.validator, params)
+            validation = await run(request, caller, validator, asked.params)
         except Forbidden:
-            may = not access.method_refusal(caller, request.app[DISPATCHER].methods[route.method])
-            if refused is None and not (unknown and may):
+            method = request.app[DISPATCHER].methods[route.method]
+            may = not access.method_refusal(caller, method)
+            if refused is None and not (asked.failures and may):
                 raise  # else a key that may change and not look: it is told what is known without a look
         else:
             failures = [FieldError(failed["field"], failed["message"]) for failed in validation["failures"]]
@@ -316,130 +222,31 @@ async def _outcome(
         failures = list(refused.fields)
         if not failures:
             raise refused
-    # Where the path itself is refused, nothing stands there.
-    in_path = set() if isinstance(refused, Conflict) else set(route.in_path.values())
-    if any(failed.field in in_path for failed in failures):
-        raise NotFound from refused
-    back = {target: name for names in (route.in_path, route.in_body or {}) for name, target in names.items()}
-    failures = [FieldError(back.get(name, name), message) for name, message in failures]
-    if unknown or failures:
-        named = Invalid.of(unknown + failures)
+    of_path = not isinstance(refused, Conflict)
+    failures = asked.failures + in_wire_names(failures, route, asked.names, of_path=of_path)
+    if failures:
+        told = Invalid.of(failures)
         if refused is not None:
-            named.code = refused.code
-        raise named from refused
+            told.code = refused.code
+        raise told from refused
     return None
 
 
-def add_routes(router: web.UrlDispatcher) -> None:
-    """Every operation, with its trailing slash and without."""
-    for route in ROUTES:
-        handle = _handler(route)
-        # Validate stands where names stand: it is none, so that it takes POST alone.
-        path = PREFIX + re.sub(r"/{(\w+)}/$", r"/{\1:(?!Validate/?$)[^/]+}/", route.path)
-        router.add_route(route.verb, path, handle)
-        router.add_route(route.verb, path.rstrip("/"), handle)
-
-
-# --- the wire described -------------------------------------------------------------------------------
-
-_RESULT = json_object(
-    {
-        "MemberNames": {"type": "array", "items": {"type": "string"}},
-        "ErrorMessage": {"type": "string", "minLength": 1},
-    },
-    ("MemberNames", "ErrorMessage"),
+WIRE = RestWire(
+    name="workspace365",
+    description="Workspace 365: environments and their users. Operators' keys alone reach /Environment/.",
+    prefixes=("/Provisioning/",),
+    base="/Provisioning",
+    either_slash=True,
+    key_headers=("ProvisioningKey", "x-api-key"),
+    routes=ROUTES,
+    errors={Unauthenticated: 403},
+    error_form=_error_form,
+    error_type=lambda status: ValidationResults if status in TELLING else None,
+    error_codes=("length_required", "provisioning_disabled"),
+    unknown="is not a member of this operation",
+    needs_body=True,
+    lenient_query=True,
+    before=_check_environment,
+    call=_call,
 )
-# Of a new environment: `sanitized` makes it one, as long as there is something left of it.
-_NEW_NAME: Schema = {
-    "type": "string",
-    "pattern": r"^[^\u0000]*[A-Za-z0-9][^\u0000]*$",
-    "description": "Kept in lower case; what is no letter, digit, dot, dash or underscore becomes a dash.",
-}
-
-
-def _sent(route: Route, names: Mapping[str, str], schemas: Schemas) -> tuple[Schema, dict[str, Any]]:
-    """The body of an operation, and examples of it. Null stands for what is left out."""
-    method = route.like or route.method
-    members, required = schemas.members(method), set(schemas.required(method))
-    for head in [head for head, schema in members.items() if "properties" in schema]:
-        nested = members.pop(head)
-        members |= {f"{head}.{name}": schema for name, schema in nested["properties"].items()}
-        required |= {f"{head}.{name}" for name in nested.get("required", ())}
-    needed = [name for name, target in names.items() if target in required]
-    properties = {
-        name: _NEW_NAME if name == "EnvironmentName" else members[target] for name, target in names.items()
-    }
-    properties = {name: schema if name in needed else nullable(schema) for name, schema in properties.items()}
-    examples = {}
-    for example in schemas.methods[method].examples:
-        given = dict(example.params)
-        for head, value in example.params.items():
-            if isinstance(value, dict):
-                given |= {f"{head}.{name}": part for name, part in value.items()}
-        examples[example.name] = {name: given[target] for name, target in names.items() if target in given}
-    schema = json_object(properties, needed)
-    return (schema if needed else schema | {"minProperties": 1}), examples
-
-
-def _operation(route: Route, schemas: Schemas, refused: Mapping[int, Answer]) -> Operation:
-    method = schemas.methods[route.like or route.method]
-    parameters = []
-    for name, target in route.in_path.items():
-        examples = {
-            example.name: example.params.get(target, "MYINSTANCE")
-            for example in method.examples
-            if target == "instance" or target in example.params
-        }
-        parameters.append(Parameter(name, "path", {"type": "string"}, examples=examples))
-    members = schemas.members(method.name)
-    parameters += [
-        Parameter(name, "query", written(members[target])) for name, target in route.in_query.items()
-    ]
-    sent, examples = _sent(route, route.in_body, schemas) if route.in_body is not None else (None, {})
-    done = Answer("Done.", dict(route.schema) if route.schema is not None else None)
-    answers = {
-        status: told
-        for status, told in refused.items()
-        if status != STATUS[LengthRequired] or route.needs_length
-    }
-    return Operation(
-        route.verb, PREFIX + route.path, (route.method,), answers | {route.status: done}, tuple(parameters),
-        sent, examples, links={route.status: _links(route)},
-    )  # fmt: skip
-
-
-def _links(route: Route) -> dict[str, dict[str, str]]:
-    """What can be done with what has been created."""
-    values = {
-        "createUser": {
-            "path.EnvironmentName": "$request.path.EnvironmentName",
-            "path.EmailAddress": "$request.body#/EmailAddress",
-        },
-        "createInstance": {"path.EnvironmentName": "$response.body"},
-    }.get(route.method, {})
-    part = "{EmailAddress}/" if route.method == "createUser" else "{EnvironmentName}/"
-    return {
-        operation_id(other.verb, PREFIX + other.path): values
-        for other in ROUTES
-        if values and other.path.startswith(route.path + part)
-    }
-
-
-def describe(schemas: Schemas) -> Wire:
-    """The wire for the OpenAPI document."""
-    results: Schema = {
-        "type": "array", "items": schemas.component("ValidationResult", _RESULT), "minItems": 1,
-    }  # fmt: skip
-    statuses = {kind: status for kind, status in STATUS.items() if kind is not WrongVerb}
-    own = ("length_required", "provisioning_disabled")
-    codes = schemas.error_codes((route.method for route in ROUTES), own)
-    refused = refusals(statuses, lambda status: results if status in TELLING else None, codes)
-    return Wire(
-        "workspace365",
-        "Workspace 365: environments and their users. Operators' keys alone reach /Environment/.",
-        ("ProvisioningKey", "x-api-key"),
-        tuple(_operation(route, schemas, refused) for route in ROUTES),
-    )
-
-
-FRONT = Front("workspace365", PREFIX + "/", add_routes, error_response)

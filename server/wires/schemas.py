@@ -22,15 +22,28 @@ class Schemas:
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self.methods = methods
         self.components: dict[str, Schema] = {}
-        self._params: dict[str, Schema] = {}
+        self._params: dict[str, tuple[dict[str, Schema], list[str]]] = {}
 
     def members(self, method: str) -> dict[str, Schema]:
-        """The members of a method's params by their names, each complete in itself."""
-        return dict(self._model(method).get("properties", {}))
+        """The members of a method's params by their names, each complete in itself.
+
+        A member of a member is called admin.email.
+        """
+        return self._model(method)[0]
 
     def required(self, method: str) -> frozenset[str]:
         """The members that a method must be given."""
-        return frozenset(self._model(method).get("required", ()))
+        return frozenset(self._model(method)[1])
+
+    def examples(self, method: str) -> dict[str, dict[str, Any]]:
+        """Params that a method takes, by what they are; those of members too, as in `members`."""
+        examples = {}
+        for example in self.methods[method].examples:
+            examples[example.name] = given = dict(example.params)
+            for head, inner in example.params.items():
+                if isinstance(inner, dict):
+                    given |= {f"{head}.{name}": value for name, value in inner.items()}
+        return examples
 
     def result(self, kind: Any) -> Schema:
         """The schema of an answer of this type; its models become components.
@@ -56,10 +69,15 @@ class Schemas:
             raise ValueError(f"two schemas are called {name}")
         return {"$ref": _REFERENCE + name}
 
-    def _model(self, method: str) -> Schema:
+    def _model(self, method: str) -> tuple[dict[str, Schema], list[str]]:
         if method not in self._params:
             schema = TypeAdapter(self.methods[method].params).json_schema(schema_generator=JsonSchema)
-            self._params[method] = _sent(_tidy(_inlined(schema, schema.pop("$defs", {}))))
+            schema = _sent(_tidy(_inlined(schema, schema.pop("$defs", {}))))
+            members, required = schema.get("properties", {}), list(schema.get("required", ()))
+            for head, inner in tuple(members.items()):
+                members |= {f"{head}.{name}": part for name, part in inner.get("properties", {}).items()}
+                required += [f"{head}.{name}" for name in inner.get("required", ())]
+            self._params[method] = members, required
         return self._params[method]
 
     def error_codes(self, methods: Iterable[str], also: Iterable[str] = ()) -> tuple[str, ...]:
