@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from server.base.errors import Contention, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
+from server.base.errors import Contention, FieldError, Invalid, MemberForbidden, NotFound
 from server.directory import office365
-from server.directory.many import Batch, Claims, Pace, bad, find_same, if_free, taken
+from server.directory.many import COLUMNS, Batch, Claims, Pace, bad, find_same, if_free
 from server.directory.names import has_email
-from server.directory.names import taken as name_taken
 from server.directory.rules import full_name, names_of, password_failures
-from server.directory.users import NewUser, email_key, explain_taken
+from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -27,21 +26,6 @@ LAYOUT = {
     "folders": ("root", "trash"),
 }
 """What every user is given: the roles of each kind, in the order of their ids."""
-_SHOWN = {
-    "mainCalendar": ("calendars", "main"),
-    "inbox": ("mailboxes", "inbox"),
-    "spam": ("mailboxes", "spam"),
-    "sent": ("mailboxes", "sent"),
-    "trashEmail": ("mailboxes", "trash"),
-    "drafts": ("mailboxes", "drafts"),
-    "rootFiles": ("folders", "root"),
-    "trashFiles": ("folders", "trash"),
-}
-"""Members of CreatedUser, and what of the layout they are the ids of."""
-_NUMBERS = {
-    member: (kind, len(LAYOUT[kind]), LAYOUT[kind].index(role) + 1) for member, (kind, role) in _SHOWN.items()
-}
-"""By the member: the kind, how many of it a user has, and which of them it is, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +191,11 @@ async def create(
             **call.author(),
         )
     if last is None:
-        raise await _why_none(call, [row["email_key"] for row in rows])
+        keys = [row["email_key"] for row in rows]
+        holders = await call.db.all("find_names", instance_id=call.instance.id, keys=keys)
+        if holders:
+            raise taken("users_email", is_deleted=holders[0]["is_deleted"])
+        raise Contention(retry_after=1)  # logins were written meanwhile
     created: dict[int, dict[str, Any]] = {}
     for index, row, event in zip(wanted, rows, events, strict=True):
         created[index] = _shown(row, last)
@@ -224,26 +212,16 @@ async def create(
 def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
     """A user as create_users takes it."""
     names = {alias: name for alias, name in names_of(item).items() if name is not None}
-    return {
-        "email": item.email,
+    return {column: getattr(item, member) for member, column in COLUMNS.items()} | {
         "email_key": email_key(item.email),
         "login": membership.login,
         "login_key": membership.login and email_key(membership.login),
         "display_name": item.displayName or full_name(names) or item.email.rpartition("@")[0],
-        "is_active": item.isActive,
-        "is_admin": item.isAdmin,
         "is_confirmed": membership.is_confirmed,
         "profile": item.profile.model_dump(),
         "app_values": item.values.model_dump(),
-        "settings": item.settings,
-        "apps": item.apps,
-        "avatar": item.avatar,
         "fields": names | dict(membership.fields),
         "language": membership.language,
-        "external_id": item.externalId,
-        "sessions_limit": item.sessionsLimit,
-        "is_plan_admin": item.isPlanAdmin,
-        "only_sees_readable": item.onlySeesReadable,
         "mail_quota": item.quotas and item.quotas.mail,
         "files_quota": item.quotas and item.quotas.files,
     }
@@ -271,14 +249,6 @@ def _event(item: NewUser, row: Mapping[str, Any], membership: Membership) -> dic
     return always | (item.model_dump(include=given, exclude_defaults=True) if given else {})
 
 
-async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
-    """Why create_users made nobody: an e-mail is somebody's login, or logins were written meanwhile."""
-    holders = await call.db.all("find_names", instance_id=call.instance.id, keys=email_keys)
-    if holders:
-        return name_taken("email", is_deleted=holders[0]["is_deleted"])
-    return Contention(retry_after=1)
-
-
 def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
     """A new user as CreatedUser has it.
 
@@ -286,7 +256,13 @@ def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
         row: as create_users took it.
         last: the row that create_users gave.
     """
-    before = row["number"] - 1
+    ids = {
+        kind: {
+            role: last[kind] + (row["number"] - 1) * len(roles) + place for place, role in enumerate(roles, 1)
+        }
+        for kind, roles in LAYOUT.items()
+    }
+    mailboxes, folders = ids["mailboxes"], ids["folders"]
     return {
         "email": row["email"],
         "displayName": row["display_name"],
@@ -297,10 +273,14 @@ def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
         "settings": _array_text(row["settings"]),
         "values": row["app_values"],
         "id": last["users"] + row["number"],
-        **{
-            member: last[kind] + before * of_each + place
-            for member, (kind, of_each, place) in _NUMBERS.items()
-        },
+        "mainCalendar": ids["calendars"]["main"],
+        "inbox": mailboxes["inbox"],
+        "spam": mailboxes["spam"],
+        "sent": mailboxes["sent"],
+        "trashEmail": mailboxes["trash"],
+        "drafts": mailboxes["drafts"],
+        "rootFiles": folders["root"],
+        "trashFiles": folders["trash"],
     }
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, Field, SkipValidation
 
 from server.base.errors import (
-    CONSTRAINTS,
     Conflict,
     Contention,
     FieldError,
@@ -22,7 +21,7 @@ from server.base.models import Failure, Result, TenantParams, validated
 from server.base.settings import Settings
 from server.directory.names import Names, hold_names, renamed, store_names
 from server.directory.rules import full_name, names_of
-from server.directory.users import NewUser, UserChanges, email_key, end_access, user_deleted
+from server.directory.users import NewUser, UserChanges, email_key, end_access, taken
 from server.events.emit import Change
 from server.postgres.db import Connection, translated
 from server.tenants.call import Call
@@ -184,11 +183,6 @@ async def checked(
     return batch
 
 
-def taken(name: str) -> Conflict:
-    kind, code, message, member = CONSTRAINTS[name]
-    return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
-
-
 def bad(member: str, message: str) -> Invalid:
     return Invalid.of([FieldError(member, message)])
 
@@ -209,7 +203,7 @@ async def if_free() -> AsyncIterator[None]:
 
 
 async def find_taken(
-    db: Connection, call: Call, email_keys: Sequence[str], external_ids: Sequence[str] = ()
+    db: Connection, call: Call, email_keys: Sequence[str] = (), external_ids: Sequence[str] = ()
 ) -> list[Any]:
     """Whoever has one of these e-mails or external ids, deleted or not."""
     found: list[Any] = await db.all(
@@ -261,14 +255,14 @@ class Claims:
             user_id = self.emails.get(email_key(item.email))
         return user_id
 
-    def taken(self, name: str, holder: int | None) -> Conflict:
+    def taken(self, name: str, holder: int | None) -> ServiceError:
         """The error for an e-mail or external id that somebody has.
 
         Args:
             name: of the constraint.
             holder: the user's id; None for another item of the call.
         """
-        return user_deleted(CONSTRAINTS[name][3]) if holder in self.deleted else taken(name)
+        return taken(name, is_deleted=holder in self.deleted)
 
     def new(self, item: Any) -> ServiceError | None:
         """Why a user cannot be created, or None; then it is noted."""
@@ -303,7 +297,7 @@ class Claims:
 
 # --- users who change -----------------------------------------------------------------------------------
 
-_COLUMNS = {
+COLUMNS = {
     "email": "email",
     "displayName": "display_name",
     "isActive": "is_active",
@@ -313,7 +307,6 @@ _COLUMNS = {
     "settings": "settings",
     "apps": "apps",
     "avatar": "avatar",
-    "names": "fields",
     "externalId": "external_id",
     "sessionsLimit": "sessions_limit",
     "isPlanAdmin": "is_plan_admin",
@@ -326,11 +319,11 @@ _MERGED = {"profile", "values"}
 def changed(row: Mapping[str, Any], item: NewUser | UserChanges) -> dict[str, Any]:
     """What a stored user is with the members that were given."""
     after = dict(row)
-    given = item.model_dump(exclude_unset=True, include={*_COLUMNS, "quotas"})
+    given = item.model_dump(exclude_unset=True, include={*COLUMNS, "quotas"})
     for name, quota in (given.pop("quotas", None) or {}).items():
         after[f"{name}_quota"] = quota
     for member, value in given.items():
-        column = _COLUMNS[member]
+        column = COLUMNS[member]
         after[column] = row[column] | value if member in _MERGED else value
     if email_key(after["email"]) == row["email_key"] or not isinstance(item, NewUser):
         after["email"] = row["email"]  # the same in another spelling, or what the user is called by

@@ -13,8 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from server.base.errors import CONSTRAINTS, Conflict, FieldError
-from server.directory.users import address, email_key, found, user_deleted
+from server.directory.users import address, email_key, found, taken
 from server.tenants.call import Call
 
 
@@ -72,18 +71,6 @@ def has_email(name: str) -> bool:
     return "@" in name
 
 
-def taken(member: str, *, is_deleted: bool = False) -> Conflict:
-    """The error for a name that somebody has.
-
-    Args:
-        member: of the params, that holds it.
-    """
-    if is_deleted:
-        return user_deleted(member)
-    kind, code, message, _ = CONSTRAINTS["users_email"]
-    return kind(message, code=code, fields=[FieldError(member, message)])  # type: ignore[return-value]
-
-
 async def hold_names(call: Call, wanted: Mapping[str, int | None]) -> list[Any]:
     """Keep others from taking names until the transaction ends.
 
@@ -118,7 +105,8 @@ async def hold_free_names(
         return
     of_login = email_key(names.login or names.email)
     row = min(rows, key=lambda row: row["key"] != of_login)
-    raise taken(login_member if row["key"] == of_login else email_member, is_deleted=row["is_deleted"])
+    member = login_member if row["key"] == of_login else email_member
+    raise taken("users_email", member, is_deleted=row["is_deleted"])
 
 
 async def store_names(call: Call, user_id: int, names: Names) -> Any:

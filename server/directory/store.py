@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from server.base.errors import CONSTRAINTS, FieldError, Invalid, UserDeleted
+from server.base.errors import FieldError, Invalid
 from server.base.models import NO_CONTROLS
 from server.postgres.db import Connection
 from server.tenants.call import Call
@@ -126,28 +126,3 @@ async def _why_not(db: Connection, instance_id: int, plan_id: int) -> FieldError
     if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
         return FieldError("planId", "is no plan of this instance")
     return FieldError("planValidTo", "must not lie in the past")
-
-
-async def store_failures(
-    db: Connection, instance_id: int, params: Mapping[str, Any], bad: set[str]
-) -> list[FieldError]:
-    """What the database would refuse of a new user's members of the store.
-
-    Args:
-        bad: members that are known to be bad, and are not looked at.
-    """
-    failures = []
-    external_id, plan_id, day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
-    if external_id is not None and "externalId" not in bad:
-        deleted = await db.value("find_external_id", instance_id=instance_id, external_id=external_id)
-        if deleted is not None:
-            message = UserDeleted.__doc__ if deleted else CONSTRAINTS["users_external_id"][2]
-            failures.append(FieldError("externalId", message or ""))
-    if plan_id is not None and "planId" not in bad:
-        if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
-            failures.append(FieldError("planId", "is no plan of this instance"))
-        if day is not None and "planValidTo" not in bad:
-            last_day = date.fromisoformat(day)
-            if await db.value("is_over", last_day=last_day):
-                failures.append(FieldError("planValidTo", "must not lie in the past"))
-    return failures

@@ -12,7 +12,7 @@ import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from server.base.errors import Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
+from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid, NotFound, ServiceError, UserDeleted
 from server.base.models import HIDDEN, NO_CONTROLS, SECRET, Params, Result, TenantParams
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
@@ -276,13 +276,18 @@ USER = {
 }  # fmt: skip
 
 
-def user_deleted(member: str) -> UserDeleted:
-    """The error for a name that is a deleted user's.
+def taken(constraint: str, member: str | None = None, *, is_deleted: bool = False) -> ServiceError:
+    """The error for what somebody else has already.
 
     Args:
-        member: of the params, that names it.
+        constraint: one of CONSTRAINTS.
+        member: of the params; None for the one that the constraint is about.
+        is_deleted: whether a deleted user has it.
     """
-    return UserDeleted(fields=[FieldError(member, UserDeleted.__doc__ or "")])
+    kind, code, message, own = CONSTRAINTS[constraint]
+    if is_deleted:
+        return UserDeleted(fields=[FieldError(member or own, UserDeleted.__doc__ or "")])
+    return kind(message, code=code, fields=[FieldError(member or own, message)])
 
 
 def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
@@ -294,19 +299,18 @@ def explain_taken(call: Call, email: str | None, external_id: str | None) -> Non
     instance_id = call.instance.id
 
     async def explain(conflict: Conflict) -> ServiceError | None:
+        keys: list[str] = []
+        external_ids: list[str] = []
         if conflict.code == "duplicate_email" and email is not None:
-            holder = await call.database.look_up(
-                "find_email", instance_id=instance_id, email_key=email_key(email)
-            )
-            taken = "email"
-        elif conflict.code == "duplicate_external_id":
-            holder = await call.database.look_up(
-                "find_external_id", instance_id=instance_id, external_id=external_id
-            )
-            taken = "externalId"
+            constraint, keys = "users_email", [email_key(email)]
+        elif conflict.code == "duplicate_external_id" and external_id is not None:
+            constraint, external_ids = "users_external_id", [external_id]
         else:
             return None
-        return user_deleted(taken) if holder is not None and holder["is_deleted"] else None
+        holder = await call.database.look_up(
+            "find_taken", instance_id=instance_id, email_keys=keys, external_ids=external_ids
+        )
+        return taken(constraint, is_deleted=True) if holder is not None and holder["is_deleted"] else None
 
     call.explain = explain
 

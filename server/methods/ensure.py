@@ -22,10 +22,9 @@ from server.directory.many import (
     checked,
     find_same,
     hold,
-    taken,
     write,
 )
-from server.directory.users import ABSENT, USER, NewEmail, NewUser, User
+from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, taken
 from server.methods.registry import Example, method
 from server.outside.pictures import avatar_url
 from server.tenants import access
@@ -109,7 +108,10 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
             batch.fail(index, refusal)
         await pace.rest()
     if new:
-        seats = await _hold_new(call, [batch.items[index] for index in new])
+        seats = await hold_counters(call)
+        if await find_same(call.db, call, [batch.items[index] for index in new]):
+            # One of them was created since we looked: the transaction begins again, and finds that user.
+            raise Contention(retry_after=1)
         refuse_seats(batch, new, seats)
     batch.settle()
     created = await create(call, batch, [index for index in new if index in batch.items], looked=True)
@@ -151,18 +153,6 @@ def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError 
     if item.isAdmin and not access.may_administrate(call.caller):
         return MemberForbidden()
     return claims.new(item)
-
-
-async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
-    """Hold the counters for new users; whoever created one of them since we looked makes us look again.
-
-    Raises:
-        Contention: somebody did; the transaction begins anew, and finds that user.
-    """
-    seats = await hold_counters(call)
-    if await find_same(call.db, call, items):
-        raise Contention(retry_after=1)
-    return seats
 
 
 @method(

@@ -1,5 +1,6 @@
 """What createUser and replaceUserByEmail would refuse, told without writing anything."""
 
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
@@ -7,10 +8,9 @@ from pydantic import ValidationError
 from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
 from server.directory.creation import early_failures
-from server.directory.names import taken
+from server.directory.many import find_taken
 from server.directory.rules import password_failures
-from server.directory.store import store_failures
-from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found
+from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found, taken
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -73,16 +73,43 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", "true needs the scope users:admin"))
     if "email" not in bad and isinstance(email, str):
-        failures += await _taken(call, "email", email_key(email))
+        failures += await _taken(call, "users_email", "email", email_keys=[email_key(email)])
     if not await call.db.value("has_seat", instance_id=call.instance.id):
         failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
-    return failures + await store_failures(call.db, call.instance.id, params, bad)
+    external_id = params.get("externalId")
+    if external_id is not None and "externalId" not in bad:
+        failures += await _taken(call, "users_external_id", "externalId", external_ids=[external_id])
+    return failures + await _plan_failures(call, params, bad)
 
 
-async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
-    """Why an e-mail cannot be given to anybody else."""
-    rows = await call.db.all("find_names", instance_id=call.instance.id, keys=[key])
-    return [failure for row in rows[:1] for failure in taken(member, is_deleted=row["is_deleted"]).fields]
+async def _taken(call: Call, constraint: str, member: str, **given: list[str]) -> list[FieldError]:
+    """Why an e-mail or external id cannot be given to anybody else.
+
+    Args:
+        constraint: the one that it would break.
+        member: of the params, that holds it.
+        given: email_keys or external_ids.
+    """
+    rows = await find_taken(call.db, call, **given)
+    return [
+        failure
+        for row in rows[:1]
+        for failure in taken(constraint, member, is_deleted=row["is_deleted"]).fields
+    ]
+
+
+async def _plan_failures(call: Call, params: dict[str, Any], bad: set[str]) -> list[FieldError]:
+    """Why there is no such plan to assign, or not until that day."""
+    failures: list[FieldError] = []
+    plan_id, day = params.get("planId"), params.get("planValidTo")
+    if plan_id is None or "planId" in bad:
+        return failures
+    if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id) is None:
+        failures.append(FieldError("planId", "is no plan of this instance"))
+    last_day = None if day is None or "planValidTo" in bad else date.fromisoformat(day)
+    if last_day is not None and await call.db.value("is_over", last_day=last_day):
+        failures.append(FieldError("planValidTo", "must not lie in the past"))
+    return failures
 
 
 def _good_password(params: dict[str, Any], bad: set[str]) -> str | None:
@@ -150,5 +177,6 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
             ]
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = email_key(new_email)
-            failures += await _taken(call, "newEmail", new_key) if new_key != key else []
+            if new_key != key:
+                failures += await _taken(call, "users_email", "newEmail", email_keys=[new_key])
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}

@@ -8,12 +8,6 @@ WHERE
 ORDER BY coalesce(id = :user_id, false) DESC, coalesce(email_key = :email_key, false) DESC
 LIMIT 1;
 
--- name: find_external_id(instance_id, external_id)$
--- Whether an external id is taken in the instance, by a deleted user too.
-SELECT deleted_at IS NOT NULL AS is_deleted
-FROM users
-WHERE instance_id = :instance_id AND external_id = :external_id;
-
 -- name: read_store_users(instance_id, ids)
 -- Living users as the store shows them, with the newest hundred of each one's plans.
 SELECT
