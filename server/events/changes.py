@@ -60,11 +60,11 @@ def user_changes(user_id: int, before: Mapping[str, Any], after: Mapping[str, An
 def _difference(
     before: Mapping[str, Any], after: Mapping[str, Any], *, within: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The members that differ. null: the other one alone has it.
+    """The members that differ, as they were and are; null where one of the two lacks a member.
 
     Args:
-        within: of objects (profile, values, fields, quotas) their members that differ. What tenants store in
-            those is told whole: of parts nobody could make what was written.
+        within: of objects (profile, values, fields, quotas) give the members that differ. The values of those
+            members are given whole.
     """
     old: dict[str, Any] = {}
     new: dict[str, Any] = {}

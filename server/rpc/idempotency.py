@@ -24,11 +24,10 @@ _ESCAPED = re.compile(r'\\(["\\])')
 
 
 def checked_key(key: object) -> str:
-    """An idempotency key, if it can be one. What it means is the caller's affair.
+    """A valid idempotency key.
 
-    The draft of the IETF (draft-ietf-httpapi-idempotency-key-header-07) has it as a string of RFC 8941, in
-    quotes; most clients send it bare. Both forms of one text are one key. What is no such string is the key
-    as it stands.
+    draft-ietf-httpapi-idempotency-key-header-07 defines it as a string of RFC 8941, in quotes; most clients
+    send it without. Both forms of one text are one key. Anything else is the key as it stands.
 
     Raises:
         Invalid: no text, empty, longer than 255 characters, or with control characters.
@@ -49,9 +48,10 @@ def checked_key(key: object) -> str:
 class IdempotentCall:
     """A call under an idempotency key.
 
-    Whoever reads the database learns nothing from what is kept: name and request are digests under a secret
-    that follows from the API key, since a password in a request could be guessed from a plain one; and the
-    answer, which may hold a token or a new key, is sealed with another (AES-256-GCM, bound to its request).
+    What is stored reveals nothing to a reader of the database. Name and request are digests keyed with a
+    secret that is derived from the API key, since a password in a request could be guessed from a plain
+    digest. The answer, which may hold a token or a new key, is encrypted with another such secret
+    (AES-256-GCM, bound to its request).
     """
 
     __slots__ = ("_cipher", "_ref", "_request")

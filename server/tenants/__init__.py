@@ -1,1 +1,1 @@
-"""Instances and their settings, API keys, who may do what, limits; the call that is being run."""
+"""Instances and their settings, principals and API keys, access, limits; the call that is being run."""

@@ -27,7 +27,7 @@ TRUSTED_SECONDS = 5.0
 
 
 def checksum(text: str) -> str:
-    """CRC32 as six base62 digits, by which scanners and typos are told from real keys."""
+    """CRC32 as six base62 digits: secret scanners find keys by it, and typing errors are noticed."""
     value, digits = zlib.crc32(text.encode()), ""
     for _ in range(6):
         value, place = divmod(value, 62)
@@ -36,7 +36,7 @@ def checksum(text: str) -> str:
 
 
 def caller_secret(api_key: str) -> bytes:
-    """What seals a caller's answers. It does not follow from the digest of the key that is stored."""
+    """The secret that seals a caller's answers. It cannot be derived from the stored digest of the key."""
     return keyed(api_key.encode(), b"officerpc", b"answers")
 
 
@@ -52,18 +52,18 @@ def looks_like_key(key: str) -> bool:
 
 
 class KeyCache:
-    """Looks keys up by their digest, remembering them only while it hears of every change.
+    """Looks keys up by their digest, and caches them while it is notified of changes.
 
-    A worker listens on Postgres for changes of keys and instances and forgets all it remembers on each.
-    While the listening connection is down nothing is remembered, and a memory is never older than
-    TRUSTED_SECONDS, so that a revoked key fails on its next request.
+    A worker listens on Postgres for changes of keys and instances, and drops its whole cache on each. While
+    the listening connection is down nothing is cached, and no entry is older than TRUSTED_SECONDS, so that a
+    revoked key fails on its next request.
     """
 
     def __init__(self, database: Database, size: int) -> None:
         """
         Args:
             database: where the keys are.
-            size: how many keys, and how many instances, are remembered at most.
+            size: how many keys, and how many instances, are cached at most.
         """
         self._database = database
         self._size = size
@@ -73,7 +73,7 @@ class KeyCache:
         self._listening = False
 
     def forget(self) -> None:
-        """Drop everything remembered; look-ups under way are not remembered either."""
+        """Drop the cache; look-ups under way are not cached either."""
         self._generation += 1
         self._callers.clear()
         self._instances.clear()

@@ -1,7 +1,7 @@
 """How many calls a key or an instance may make: a fixed window for each, counted in this process's memory.
 
-Each worker counts for itself, so that each gets up to the limit from every one of them. What is counted and
-what an answer says about it is the wire's affair.
+Each worker counts for itself, so a key gets up to the limit from each of them. The wires decide what is
+counted, and what an answer says about it.
 """
 
 import math
