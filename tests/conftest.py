@@ -20,6 +20,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import BaseTestServer
+from processes import Command, Finished
 
 from server.base import logs
 from server.base.settings import Settings
@@ -395,31 +396,21 @@ async def examples(client: Client, operator: Client, jane: dict[str, Any], db: a
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": graph}})
 
 
-class Finished:
-    """What a command printed and how it ended."""
-
-    def __init__(self, status: int, out: bytes, err: bytes) -> None:
-        self.status, self.out, self.err = status, out.decode(), err.decode()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+@pytest.fixture
+def officerpc_command(database_url: str) -> Iterator[Callable[..., Command]]:
+    """Starts `officerpc ...` on the test's database."""
+    settings = {"DATABASE_URL": database_url, "ARGON2_MEMORY": "64", "ARGON2_TIME": "1"}
+    all_of_it = os.environ | {f"OFFICERPC_{name}": value for name, value in settings.items()}
+    with tempfile.TemporaryDirectory(prefix="officerpc-commands-") as folder:
+        yield lambda *words, **environment: Command(words, all_of_it | environment, Path(folder))
 
 
 @pytest.fixture
-def officerpc(database_url: str) -> Any:
+def officerpc(officerpc_command: Callable[..., Command]) -> Any:
     """Runs `officerpc ...` on the test's database."""
 
     async def run(*words: str, **environment: str) -> Finished:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from server.cli import main; main()", *words,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"OFFICERPC_DATABASE_URL": database_url, "OFFICERPC_ARGON2_MEMORY": "64",
-                              "OFFICERPC_ARGON2_TIME": "1"} | environment,
-        )  # fmt: skip
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        return Finished(process.returncode, out, err)
+        return await officerpc_command(*words, **environment).finished()
 
     return run
 

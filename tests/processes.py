@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import inspect
+import json
+import multiprocessing
 import os
 import random
 import signal
@@ -35,7 +37,76 @@ async def eventually(probe: Callable[[], Any | Awaitable[Any]], within: float = 
             await asyncio.sleep(0.02)
 
 
-# --- officerpc ----------------------------------------------------------------------------------------
+# --- a command of officerpc ---------------------------------------------------------------------------
+
+# Commands are forked from a process that has imported everything but server.cli: starting Python and importing it
+# all takes over a second of CPU time, and most commands that tests run take a twentieth of that. server.cli is
+# imported after the fork, because it looks at COLUMNS and at the terminal then.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["server.serving.app", "server.serving.bootstrap", "typer.rich_utils", "psutil"])
+
+
+class Finished(NamedTuple):
+    """What a command printed and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Command:
+    """`officerpc WORDS` in a process of its own, whose output goes to files."""
+
+    def __init__(self, words: tuple[str, ...], environment: Mapping[str, str], folder: Path) -> None:
+        """
+        Args:
+            words: what follows officerpc.
+            environment: all of its environment.
+            folder: for its output.
+        """
+        self._out, self._err = (Path(tempfile.mkstemp(dir=folder, prefix=name)[1]) for name in ("out", "err"))
+        # Daemonic: it ends with the tests. It has no children of its own.
+        self.process = _FORKS.Process(
+            target=_officerpc, args=(words, dict(environment), self._out, self._err), daemon=True
+        )
+        self.process.start()
+
+    async def finished(self) -> Finished:
+        """Wait for its end. A status below zero is the signal that ended it."""
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.process.sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self.process.sentinel)
+        self.process.join()
+        assert self.process.exitcode is not None
+        out, err = (path.read_bytes().decode() for path in (self._out, self._err))
+        return Finished(self.process.exitcode, out, err)
+
+
+def _officerpc(words: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+    """What the forked process does."""
+    for path, number in ((out, 1), (err, 2)):
+        descriptor = os.open(path, os.O_WRONLY)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    # Whoever runs the tests in the background of a shell has it ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv[:] = ["officerpc", *words]
+    from server.cli import main
+
+    main()
+
+
+# --- officerpc serve ----------------------------------------------------------------------------------
 
 
 def free_port() -> int:
