@@ -144,9 +144,9 @@ async def test_killed_in_the_middle_and_run_again(
     for _ in range(30):
         command = officerpc_command("users", "import", str(file), *MINE, "--json")
         before = await db.fetchval("SELECT count(*) FROM users")
-        while command.process.is_alive() and await db.fetchval("SELECT count(*) FROM users") == before:
+        while command.process.poll() is None and await db.fetchval("SELECT count(*) FROM users") == before:
             await asyncio.sleep(0.005)
-        if command.process.is_alive() and interrupted < 4:
+        if command.process.poll() is None and interrupted < 4:
             command.process.kill()
             interrupted += 1
         if (ended := await command.finished()).status != -signal.SIGKILL:
@@ -295,7 +295,7 @@ async def test_interrupted_by_hand(
         return bool(await db.fetchval("SELECT count(*) > 1 FROM users"))
 
     await until(some)
-    os.kill(command.process.pid, signal.SIGINT)
+    command.process.send_signal(signal.SIGINT)
     ended = await command.finished()
     assert ended.status == 130
     assert "interrupted: run it again, and it goes on" in ended.err and "Traceback" not in ended.err
