@@ -8,7 +8,7 @@ N ?= 1000
 # Half of the suite waits for processes that it starts: two workers a core.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
-.PHONY: run test test-openapi check check-clients bench seed lock clean
+.PHONY: run test test-slow test-openapi check check-clients bench seed lock clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
@@ -18,6 +18,10 @@ PYTEST = OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pyt
 # DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
 test: .venv/dev.stamp
 	$(PYTEST) $(ARGS)
+
+# Whole processes, proxies, poolers and standbys: some minutes more.
+test-slow: .venv/dev.stamp
+	$(PYTEST) -m slow $(ARGS)
 
 # What an OpenAPI client makes of the wires: some minutes more.
 test-openapi: .venv/dev.stamp

@@ -44,6 +44,7 @@ from server.base.settings import Settings
 from server.postgres.db import is_away, translated
 from server.serving.process import Arbiter
 
+pytestmark = pytest.mark.slow
 LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 
 
