@@ -8,14 +8,24 @@ N ?= 1000
 # Half of the suite waits for processes that it starts: two workers a core.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
-.PHONY: run test check check-clients bench seed lock clean
+.PHONY: run test test-slow test-openapi check check-clients bench seed lock clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
 
+PYTEST = OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 # DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
 test: .venv/dev.stamp
-	OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Whole processes, proxies, poolers and standbys: some minutes more.
+test-slow: .venv/dev.stamp
+	$(PYTEST) -m slow $(ARGS)
+
+# What an OpenAPI client makes of the wires: some minutes more.
+test-openapi: .venv/dev.stamp
+	$(PYTEST) -m schemathesis tests/test_openapi.py $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check server tests scripts

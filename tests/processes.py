@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import inspect
+import json
+import multiprocessing
 import os
 import random
 import signal
@@ -35,7 +37,112 @@ async def eventually(probe: Callable[[], Any | Awaitable[Any]], within: float = 
             await asyncio.sleep(0.02)
 
 
-# --- officerpc ----------------------------------------------------------------------------------------
+# --- officerpc, forked --------------------------------------------------------------------------------
+
+# officerpc is forked from a process that has imported everything but server.cli: to start Python and to import it
+# all takes over a second of CPU time, and most of what tests start takes a twentieth of that. server.cli is imported
+# after the fork, because it looks at COLUMNS and at the terminal then.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["server.serving.app", "server.serving.bootstrap", "server.serving.process", "typer.rich_utils"]
+)
+
+
+class Forked:
+    """`officerpc WORDS` in a process of its own; the members are those of subprocess.Popen."""
+
+    def __init__(
+        self, words: tuple[str, ...], environment: Mapping[str, str], folder: Path, out: Path, err: Path
+    ) -> None:
+        """
+        Args:
+            words: what follows officerpc.
+            environment: all of its environment.
+            folder: its working directory.
+            out, err: files for its output.
+        """
+        self._process = _FORKS.Process(
+            target=_officerpc, args=(words, dict(environment), folder, out, err), daemon=True
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """None while it runs; below zero the signal that ended it."""
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def wait(self) -> int:
+        """Its status once it has ended."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _officerpc(
+    words: tuple[str, ...], environment: dict[str, str], folder: Path, out: Path, err: Path
+) -> None:
+    """What the forked process does."""
+    for path, number in ((out, 1), (err, 2)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    # Whoever runs the tests in the background of a shell has it ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv[:] = ["officerpc", *words]
+    from server.cli import main
+
+    main()
+
+
+class Finished(NamedTuple):
+    """What a command printed and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Command:
+    """`officerpc WORDS`, which ends by itself."""
+
+    def __init__(self, words: tuple[str, ...], environment: Mapping[str, str], folder: Path) -> None:
+        """
+        Args:
+            words: what follows officerpc.
+            environment: all of its environment.
+            folder: for its output.
+        """
+        self._out, self._err = (Path(tempfile.mkstemp(dir=folder, prefix=name)[1]) for name in ("out", "err"))
+        self.process = Forked(words, environment, Path.cwd(), self._out, self._err)
+
+    async def finished(self) -> Finished:
+        """Wait for its end."""
+        status = await asyncio.to_thread(self.process.wait)
+        return Finished(status, self._out.read_bytes().decode(), self._err.read_bytes().decode())
+
+
+# --- officerpc serve ----------------------------------------------------------------------------------
 
 
 def free_port() -> int:
@@ -57,7 +164,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 class Served:
     """`officerpc serve`, started."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked | subprocess.Popen[bytes]
     url: str
     folder: Path
 
@@ -98,7 +205,7 @@ class Officerpc:
         self.data_dir = folder / "data"
         self._folder = folder
         self._database_url = database_url
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[Forked | subprocess.Popen[bytes]] = []
 
     def settings(self, **settings: Any) -> dict[str, str]:
         """The environment of every process of this test."""
@@ -110,21 +217,35 @@ class Officerpc:
         )
         return environment(FAST_HASHES | database | {"TMPDIR": str(self._folder)} | given)
 
-    def launch(self, command: str = "serve", **settings: Any) -> Served:
-        """Start it and do not wait."""
+    def launch(self, command: str = "serve", *, forked: bool = True, **settings: Any) -> Served:
+        """Start it and do not wait.
+
+        Args:
+            command: serve or work.
+            forked: False: by its script, as an operator does, which takes a second longer. Metrics of several
+                workers need it: prometheus_client looks at the environment when it is imported.
+            settings: without OFFICERPC_.
+        """
         port = settings.setdefault("port", free_port())
         folder = self._folder / f"start{len(self._started)}"
         folder.mkdir()
-        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-            process = subprocess.Popen(
-                [OFFICERPC, command],
-                env=self.settings(**settings),
-                cwd=folder,
-                stdout=out,
-                stderr=err,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        out, err = folder / "stdout", folder / "stderr"
+        process: Forked | subprocess.Popen[bytes]
+        if forked:
+            out.touch()
+            err.touch()
+            process = Forked((command,), self.settings(**settings), folder, out, err)
+        else:
+            with out.open("wb") as stdout, err.open("wb") as stderr:
+                process = subprocess.Popen(
+                    [OFFICERPC, command],
+                    env=self.settings(**settings),
+                    cwd=folder,
+                    stdout=stdout,
+                    stderr=stderr,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
         self._started.append(process)
         return Served(process, f"http://127.0.0.1:{port}", folder)
 

@@ -145,6 +145,7 @@ async def test_a_proxy_never_repeats_a_call(proxy: Proxy, client: Client, tmp_pa
 
 
 @installed("haproxy")
+@pytest.mark.slow
 async def test_a_rolling_restart(database_url: str, db: asyncpg.Connection, tmp_path: Path) -> None:
     """The steps of scripts/README.md: drained, restarted and let in again, two servers lose no call."""
     key = await insert_key(db)

@@ -563,6 +563,7 @@ LOST = {"email": "lost@example.com"}
 
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["statement", "transaction"])
+@pytest.mark.slow
 async def test_7_the_standby_is_gone_at_commit(
     keyed: bool, replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve
 ) -> None:
@@ -595,6 +596,7 @@ async def test_7_the_standby_is_gone_at_commit(
     assert (await client.outcome("createUser", LOST, **headers))[0] == 200
 
 
+@pytest.mark.slow
 async def test_7_a_server_that_stops_while_the_standby_is_gone(
     replicated: tuple[OwnPostgres, OwnPostgres, str],
 ) -> None:
@@ -946,6 +948,7 @@ async def test_13_a_failed_proof_is_not_repeated_at_once(monkeypatch: pytest.Mon
     assert proofs == 2
 
 
+@pytest.mark.slow
 async def test_13_writes_wait_for_nobody_while_a_standby_is_gone(
     replicated: tuple[OwnPostgres, OwnPostgres, str], serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

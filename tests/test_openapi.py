@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,10 +165,8 @@ def test_the_readme_has_every_function(described: Any) -> None:
         assert methods <= found[one], one
 
 
-def test_the_document_can_be_printed(described: Any) -> None:
-    command = [sys.executable, "-c", "from server.cli import main; main()", "openapi"]
-    done = subprocess.run(command, capture_output=True, check=True)
-    assert json.loads(done.stdout) == described
+async def test_the_document_can_be_printed(described: Any, officerpc: Any) -> None:
+    assert (await officerpc("openapi")).json == described
 
 
 async def test_the_document_is_served_without_a_key(client: Client, described: Any) -> None:
@@ -248,6 +245,7 @@ async def world(client: Client, jane: dict[str, Any]) -> None:
         await client.call("createPlan", plan)
 
 
+@pytest.mark.schemathesis
 @pytest.mark.parametrize("name", RUNS)
 async def test_schemathesis_finds_nothing(
     name: str, client: Client, operator: Client, world: None, tmp_path: Path
@@ -257,6 +255,7 @@ async def test_schemathesis_finds_nothing(
     assert status == 0, report
 
 
+@pytest.mark.schemathesis
 async def test_schemathesis_would_find(client: Client, world: None, described: Any, tmp_path: Path) -> None:
     """What a document says wrongly: who may call, what is answered, what must be sent, and what is refused."""
     wrong = json.loads(json.dumps(described))

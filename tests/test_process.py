@@ -44,6 +44,7 @@ from server.base.settings import Settings
 from server.postgres.db import is_away, translated
 from server.serving.process import Arbiter
 
+pytestmark = pytest.mark.slow
 LOOK_UP = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 
 
@@ -135,7 +136,7 @@ class Load:
 
 async def test_first_and_second_start(embedded: Officerpc) -> None:
     """The first start prints URL, key and a curl line that works as it stands; the next keeps the data."""
-    first = await embedded.serve()
+    first = await embedded.serve(forked=False)
     key, command = shown_key(first), first.output.splitlines()[-1]
     assert f"officerpc serves {first.url}/rpc" in first.output.splitlines()
     assert json.loads(await through_a_shell(command))["email"] == ADMIN
@@ -726,7 +727,7 @@ async def test_metrics_sum_over_the_workers(
     officerpc: Officerpc, http: aiohttp.ClientSession, key: str
 ) -> None:
     """Whichever worker is asked, /metrics counts the calls of both."""
-    served = await officerpc.serve(workers=2)
+    served = await officerpc.serve(workers=2, forked=False)
     calls = await spread(http, served, key)
     counted = f'officerpc_calls_total{{code="ok",method="getUserByEmail"}} {float(calls)}'
     for _ in range(20):

@@ -120,7 +120,7 @@ async def test_csv_with_rows_that_fail(officerpc: Any, tmp_path: Path, client: C
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 async def test_killed_in_the_middle_and_run_again(
-    suffix: str, officerpc: Any, database_url: str, tmp_path: Path, client: Client, db: asyncpg.Connection
+    suffix: str, officerpc_command: Any, tmp_path: Path, client: Client, db: asyncpg.Connection
 ) -> None:
     """Every row once, and each bad one once in the file of those that failed, wherever the kill fell."""
     file = tmp_path / f"users.{suffix}"
@@ -142,23 +142,17 @@ async def test_killed_in_the_middle_and_run_again(
             stream.write(row)
     interrupted = 0
     for _ in range(30):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from server.cli import main; main()", "users", "import", str(file), *MINE, "--json",
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env=os.environ | {"OFFICERPC_DATABASE_URL": database_url},
-        )  # fmt: skip
+        command = officerpc_command("users", "import", str(file), *MINE, "--json")
         before = await db.fetchval("SELECT count(*) FROM users")
-        while process.returncode is None and await db.fetchval("SELECT count(*) FROM users") == before:
+        while command.process.poll() is None and await db.fetchval("SELECT count(*) FROM users") == before:
             await asyncio.sleep(0.005)
-        if process.returncode is None and interrupted < 4:
-            process.kill()
+        if command.process.poll() is None and interrupted < 4:
+            command.process.kill()
             interrupted += 1
-            await process.wait()
-            continue
-        out, _ = await process.communicate()
-        break
+        if (ended := await command.finished()).status != -signal.SIGKILL:
+            break
     assert interrupted == 4
-    done = json.loads(out)
+    done = ended.json
     assert (done["created"], done["failed"]) == (rows, bad)
     assert await db.fetchval("SELECT count(*) FROM users") == rows + 1
     assert await db.fetchval("SELECT count(*) FROM events WHERE type = 'user.created'") == rows + 1
@@ -291,26 +285,20 @@ async def test_failures_that_are_not_listed_are_counted(officerpc: Any, tmp_path
 
 
 async def test_interrupted_by_hand(
-    officerpc: Any, database_url: str, tmp_path: Path, db: asyncpg.Connection
+    officerpc: Any, officerpc_command: Any, tmp_path: Path, db: asyncpg.Connection
 ) -> None:
     file = tmp_path / "users.jsonl"
     write_users(file, 6000)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from server.cli import main; main()", "users", "import", str(file), *MINE,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"OFFICERPC_DATABASE_URL": database_url},
-        # Whoever runs the tests in the background of a shell has it ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    command = officerpc_command("users", "import", str(file), *MINE)
 
     async def some() -> bool:
         return bool(await db.fetchval("SELECT count(*) > 1 FROM users"))
 
     await until(some)
-    process.send_signal(signal.SIGINT)
-    _, said = await process.communicate()
-    assert process.returncode == 130
-    assert b"interrupted: run it again, and it goes on" in said and b"Traceback" not in said
+    command.process.send_signal(signal.SIGINT)
+    ended = await command.finished()
+    assert ended.status == 130
+    assert "interrupted: run it again, and it goes on" in ended.err and "Traceback" not in ended.err
     done = await officerpc("users", "import", str(file), *MINE, "--json")
     assert (done.status, done.json["created"]) == (0, 6000)
 
