@@ -66,9 +66,7 @@ async def rows_of(db: asyncpg.Connection, instance: str) -> dict[str, list[dict[
             }
             for row in found
         ]
-    rows["events"] = [
-        row for row in rows["events"] if row["type"] != "createInstance"
-    ]  # which holds the name
+    rows["events"] = [row for row in rows["events"] if row["type"].startswith("user.")]
     rows["events"].sort(key=lambda row: (row["type"], str(row["after"])))
     return rows
 

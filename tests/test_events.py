@@ -217,9 +217,9 @@ async def test_a_role_that_owns_no_tables_serves(
 
 
 def test_one_writer() -> None:
-    """Events are written by events/emit.py, and by createUser's single statement."""
+    """Events are written by events/emit.py, and by the statement that creates users."""
     root = Path(__file__).parents[1]
     writers = [path.name for path in (root / "server").rglob("*.py") if "insert_events" in path.read_text()]
     assert writers == ["emit.py"]
     statements = [query.name for query in load_queries().values() if "INSERT INTO events" in query.sql]
-    assert sorted(statements) == ["create_user", "insert_events"]
+    assert sorted(statements) == ["create_users", "insert_events"]
