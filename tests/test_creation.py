@@ -66,7 +66,8 @@ async def rows_of(db: asyncpg.Connection, instance: str) -> dict[str, list[dict[
             }
             for row in found
         ]
-    rows["events"] = [row for row in rows["events"] if row["type"].startswith("user.")]
+    # Not what createInstance and createPlan tell, which has the instance's name and the time in seconds.
+    rows["events"] = [row for row in rows["events"] if row["user_id"] is not None]
     rows["events"].sort(key=lambda row: (row["type"], str(row["after"])))
     return rows
 
