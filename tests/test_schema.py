@@ -168,7 +168,7 @@ def test_every_view_is_read() -> None:
     [
         ("get_user", {"instance_name": "X", "email_key": "x"},
          {"users", "group_members", "groups", "mailboxes", "calendars", "file_folders"}),
-        ("get_member", {"user_id": 1, "key": None, "external_id": None},
+        ("get_member", {"user_id": None, "key": "x", "external_id": None},
          {"users", "logins", "accounts", "profile_fields"}),
         ("list_users", {"status": "all", "after": "", "starts_with": "", "row_limit": 1}, {"users"}),
         ("read_store_users", {"ids": [1]}, {"users", "user_plans", "plans"}),

@@ -109,8 +109,8 @@ async def search_users(call: Call, params: SearchUsers) -> Any:
     wanted = offset + params.perPage + 1
     values = {
         "instance_id": call.instance.id, "searched": text, "pattern": like_pattern(text),
-        "account_id": number, "tie": None, "sorts": sorts, "tree_id": params.treeId, "path": None,
-        "row_offset": offset, "row_limit": params.perPage,
+        "account_id": number, "sorts": sorts, "tree_id": params.treeId, "path": None, "row_offset": offset,
+        "row_limit": params.perPage,
     }  # fmt: skip
     sample = await call.db.one("sample_users", instance_id=call.instance.id, searched=text, most=SAMPLE)
     assert sample is not None
@@ -142,14 +142,8 @@ async def search_users(call: Call, params: SearchUsers) -> Any:
         exact = name in ("all", "trigrams", "bigrams") or (
             params.accountId is None and max(sample["users"], sample["accounts"]) <= way["walk_rows"]
         )
-        rows, total = await _page(
-            call,
-            values
-            | {
-                "walks": walks, "walk_rows": way["walk_rows"], "tie": way.get("tie"),
-                "wanted": None if exact else wanted,
-            },
-        )  # fmt: skip
+        values |= {"walks": walks, "walk_rows": way["walk_rows"], "tie": way.get("tie")}
+        rows, total = await _page(call, values | {"wanted": None if exact else wanted})
         if exact or total >= wanted:
             break
     return {

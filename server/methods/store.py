@@ -95,17 +95,18 @@ async def _read(call: Call, ids: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-async def _find(call: Call, params: "StoreUserRef") -> int:
-    user_id: int = found(
-        await call.db.value(
-            "find_store_user",
-            instance_id=call.instance.id,
-            user_id=params.id,
-            email_key=email_key(params.email) if params.email is not None else None,
-            external_id=params.externalId,
-        )
+async def _find(
+    call: Call, user_id: int | None = None, email: str | None = None, external_id: str | None = None
+) -> int | None:
+    """The id of a living user by whichever is given, or None."""
+    found_id: int | None = await call.db.value(
+        "find_store_user",
+        instance_id=call.instance.id,
+        user_id=user_id,
+        email_key=None if email is None else email_key(email),
+        external_id=external_id,
     )
-    return user_id
+    return found_id
 
 
 class StoreUserRef(TenantParams):
@@ -135,7 +136,8 @@ class StoreUserRef(TenantParams):
 )
 async def get_store_user(call: Call, params: StoreUserRef) -> Any:
     """A user, deactivated or not, as the store shows it."""
-    users = await _read(call, [await _find(call, params)])
+    user_id = found(await _find(call, params.id, params.email, params.externalId))
+    users = await _read(call, [user_id])
     return found(users[0] if users else None)
 
 
@@ -208,13 +210,7 @@ async def list_store_users(call: Call, params: ListStoreUsers) -> Any:
             )
         )
         return shown | {"users": await _read(call, page["ids"]), "total": page["total"]}
-    user_id = await call.db.value(
-        "find_store_user",
-        instance_id=call.instance.id,
-        user_id=None,
-        email_key=email_key(params.query or ""),
-        external_id=None,
-    )
+    user_id = await _find(call, email=params.query)
     users = [] if user_id is None else await _read(call, [user_id])
     return shown | {"users": users if offset == 0 else [], "total": len(users)}
 
@@ -374,7 +370,8 @@ async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
 
     An administrator's needs the scope users:admin.
     """
-    user = await change.hold_user(call, user_id=await _find(call, params))
+    user_id = found(await _find(call, params.id, params.email, params.externalId))
+    user = await change.hold_user(call, user_id=user_id)
     await change.change(call, Edit(user, user, logs_out=True))
     return True
 
@@ -425,13 +422,7 @@ async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
     before = 2**63 - 1 if params.after is None else parts_of(params.after, number_below(2**63))[0]
     user_id = params.userId
     if params.externalId is not None:
-        by_external_id = await call.db.value(
-            "find_store_user",
-            instance_id=call.instance.id,
-            user_id=None,
-            email_key=None,
-            external_id=params.externalId,
-        )
+        by_external_id = await _find(call, external_id=params.externalId)
         if by_external_id is None or user_id not in (None, by_external_id):
             return {"sessions": [], "next": None}
         user_id = by_external_id
