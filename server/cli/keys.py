@@ -30,7 +30,7 @@ def create_key(
     from server.tenants.principals import grantable_scopes
 
     params: dict[str, Any] = {
-        "name": name, "scopes": scope or grantable_scopes(operator=operator), "isOperator": operator,
+        "name": name, "scopes": scope or list(grantable_scopes(operator=operator)), "isOperator": operator,
         "expiresIn": expires_in, "ratePerMinute": rate,
     }  # fmt: skip
     if not operator:

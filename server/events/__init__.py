@@ -1,1 +1,1 @@
-"""What changed: the only writer of events, and the webhooks that are told of them."""
+"""What changed: the one writer of events, their two readings (audit and feed), and webhooks."""
