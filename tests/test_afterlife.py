@@ -311,7 +311,7 @@ async def test_webhooks_of_a_suspended_instance_wait(
         "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body)"
         " SELECT 1, 1, id, type, '' FROM events WHERE type = 'user.created' LIMIT 1"
     )
-    claim = {"lease": 0.0, "instance_ids": [1], "webhook_ids": [1], "shares": [9]}
+    claim = {"lease": 0.0, "instance_ids": [1], "lanes": [1], "shares": [9]}
 
     async def work() -> tuple[bool, bool]:
         async with database.transaction() as looking:

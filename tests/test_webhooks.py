@@ -963,7 +963,7 @@ async def test_a_worker_that_stops_leaves_its_deliveries_to_others(
     await receiver.has(1)
     worker.cancel()
     await asyncio.gather(worker, return_exceptions=True)
-    await db.execute("UPDATE deliveries SET due_at = now()")
+    assert await db.fetchval("SELECT due_at <= now() AND state = 'pending' AND error IS NULL FROM deliveries")
     receiver.answers(204)
     others = [asyncio.create_task(webhooks.keep_delivering(settings, database, metrics)) for _ in range(3)]
     await settled(caller, 1)
@@ -978,6 +978,7 @@ async def test_a_lease_ends_by_itself(
     serve: Serve, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "LEASE", 1.0)
+    monkeypatch.setattr(worker_module, "SETTLE_AT_END", 0.0)  # it ends like one that is killed
     caller = await serve(run_jobs=False, webhook_private_addresses=True)
     await caller.call("createWebhook", {"url": receiver.url})
     await caller.call("createUser", {"email": JANE})

@@ -29,6 +29,9 @@ METER_EVERY = 15.0
 """Seconds between two looks at what holds the feed back."""
 HALTED_AFTER = 60.0
 """Seconds after which a transaction that holds the feed back is named, in the log at most as often."""
+LOOK_PAUSE = 5.0
+"""The pause after a look at all webhooks, in times of what it took: many thousands of them do not keep the
+database busy with looks."""
 # Events read at once: what the loop decodes and encodes without giving way.
 _BATCH = 100
 # Webhooks in a row for which the database is not there: the others need not be tried.
@@ -138,10 +141,12 @@ async def keep_delivering(settings: Settings, database: Database, metrics: Metri
 async def _keep_relaying(database: Database, metrics: Metrics, delivering: Deliveries) -> None:
     away = False
     while True:
-        more = False
+        more, took = False, 0.0
         try:
+            began = time.monotonic()
             async with database.round(), database.connection() as db:
                 waiting = await db.all("find_waiting_webhooks")
+            took = time.monotonic() - began
             metrics.webhooks_unread(max((webhook["age"] for webhook in waiting), default=0.0))
             ready = [webhook for webhook in waiting if webhook["ready"]]
             # Each worker begins somewhere else, so that they do not follow one another.
@@ -155,7 +160,7 @@ async def _keep_relaying(database: Database, metrics: Metrics, delivering: Deliv
             if not away:
                 log.warning("webhooks_wait_for_database", cause=type(error).__name__)
             away = True
-        await asyncio.sleep(0 if more else worker.POLL)
+        await asyncio.sleep(0 if more else max(worker.POLL, LOOK_PAUSE * took))
 
 
 async def _keep_metering(database: Database, metrics: Metrics) -> None:

@@ -1,1 +1,1 @@
-"""The queue of work that is done after a call: claim, lease, retry, give up."""
+"""Work that waits in tables and is done after a call: claim, lease, retry, park; and upkeep."""

@@ -385,6 +385,7 @@ def translated(error: BaseException) -> BaseException:
             | pg.ReadOnlySQLTransactionError()
             | pg.InvalidAuthorizationSpecificationError()
             | pg.InvalidCatalogNameError()
+            | pg.ObjectNotInPrerequisiteStateError()  # ALLOW_CONNECTIONS is false
             | pg.PostgresIOError()
             | OSError()
             | TimeoutError()

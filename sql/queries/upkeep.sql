@@ -554,7 +554,9 @@ WITH asked AS (
 ),
 
 taken AS MATERIALIZED (
-    SELECT next.instance_id, next.webhook_id, next.event_id
+    SELECT
+        next.instance_id, next.webhook_id, next.event_id, w.url, w.secret, i.name AS instance,
+        CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret
     FROM asked
     INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
     INNER JOIN instances AS i ON w.instance_id = i.id
@@ -574,23 +576,24 @@ taken AS MATERIALIZED (
 listed AS (
     SELECT
         array_agg(taken.instance_id) AS instance_ids, array_agg(taken.webhook_id) AS webhook_ids,
-        array_agg(taken.event_id) AS event_ids
+        array_agg(taken.event_id) AS event_ids, array_agg(taken.url) AS urls, array_agg(taken.secret) AS secrets,
+        array_agg(taken.old_secret) AS old_secrets, array_agg(taken.instance) AS instances
     FROM taken
 )
 
 UPDATE deliveries
 SET attempts = deliveries.attempts + 1, due_at = now() + make_interval(secs => :lease)
 FROM listed
-CROSS JOIN unnest(listed.instance_ids, listed.webhook_ids, listed.event_ids) AS one (instance_id, webhook_id, event_id)
-INNER JOIN webhooks AS w ON one.instance_id = w.instance_id AND one.webhook_id = w.id
-INNER JOIN instances AS i ON one.instance_id = i.id
+CROSS JOIN unnest(
+    listed.instance_ids, listed.webhook_ids, listed.event_ids, listed.urls, listed.secrets, listed.old_secrets,
+    listed.instances
+) AS taken (instance_id, webhook_id, event_id, url, secret, old_secret, instance)
 WHERE
-    deliveries.instance_id = one.instance_id AND deliveries.webhook_id = one.webhook_id
-    AND deliveries.event_id = one.event_id
+    deliveries.instance_id = taken.instance_id AND deliveries.webhook_id = taken.webhook_id
+    AND deliveries.event_id = taken.event_id
 RETURNING
     'webhook' AS kind, deliveries.instance_id, deliveries.webhook_id, deliveries.event_id, deliveries.attempts,
-    deliveries.first_attempt, deliveries.body, w.url, w.secret, i.name AS instance,
-    CASE WHEN w.old_secret_until > now() THEN w.old_secret END AS old_secret,
+    deliveries.first_attempt, deliveries.body, taken.url, taken.secret, taken.old_secret, taken.instance,
     floor(extract(EPOCH FROM now()))::bigint AS moment;
 
 -- name: mend_event_clock()$
