@@ -22,6 +22,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import BaseTestServer
+from invariants import violated
 from processes import Command, Finished
 
 from server.base import logs
@@ -192,10 +193,21 @@ async def database_url(
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection beside the server's own, to look at what it wrote."""
+async def db(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[asyncpg.Connection]:
+    """A connection beside the server's own, to look at what it wrote.
+
+    After the test, when its servers have ended, the invariants of tests/invariants.py must hold, unless the test
+    is marked as one that damages the database on purpose.
+    """
     connection = await asyncpg.connect(database_url)
     yield connection
+    if request.node.get_closest_marker("damages") is None:
+        if connection.is_closed():
+            connection = await asyncpg.connect(database_url)
+        elif connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
+        broken = await violated(connection)
+        assert broken == {}, "what must hold after every test does not: see tests/invariants.py"
     if not connection.is_closed():
         await connection.close()
 

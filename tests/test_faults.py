@@ -1126,7 +1126,8 @@ async def test_security_29_no_server_header(client: Client) -> None:
         assert answer.header("X-Request-Id"), what
         if answer.status >= 400:
             assert answer.header("X-Error-Code"), what
-            assert isinstance(json.loads(answer.body), str), what
+            message = json.loads(answer.body)
+            assert isinstance(message, str) and message.isprintable() and message, what
 
 
 SECRET = "Sesame-open-4711"

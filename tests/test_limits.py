@@ -64,11 +64,10 @@ def test_no_limit() -> None:
 
 def test_a_limit_of_its_own() -> None:
     limiter = RateLimiter(5, keys=9, clock=Clock())
-    for own, granted in ((2, True), (2, True), (2, False), (3, True), (1, False)):
+    for own, granted, left in ((2, True, 1), (2, True, 0), (2, False, 0), (3, True, 0), (1, False, 0)):
         allowance = limiter.spend(1, own)
         assert allowance is not None
-        assert (allowance.granted, allowance.limit) == (granted, own)
-        assert allowance.remaining >= 0
+        assert (allowance.granted, allowance.limit, allowance.remaining) == (granted, own, left)
 
 
 # --- rates of keys on every wire ------------------------------------------------------------------------
