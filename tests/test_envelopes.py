@@ -14,7 +14,7 @@ from processes import connected, parsed, until_closed
 from processes import request as raw_request
 
 from server.tenants.keys import new_key
-from server.wires.rpc import BATCH, PLAIN, Envelope, envelope_of
+from server.wires.rpc import PLAIN, Envelope, envelope_of
 
 CALL = {"method": "getUserByEmail", "params": {"email": ADMIN}}
 CALL_2_0 = {"jsonrpc": "2.0", **CALL, "id": 17}
