@@ -1,7 +1,7 @@
 """Small faults put into the source, one at a time, to see whether the tests notice (make mutants).
 
-The faults are data: tests/mutants.toml. Each is applied to a copy of the tree, in which its tests are run. Status 1 if
-one was not noticed, 2 if the list does not fit the source or a test fails without any fault.
+The faults are data: tests/mutants.toml. Each is applied to a copy of the tree, in which its tests are run.
+Status 1 if one was not noticed, 2 if the list does not fit the source or a test fails without any fault.
 """
 
 import argparse
