@@ -8,14 +8,18 @@ N ?= 1000
 # Half of the suite waits for processes that it starts: two workers a core.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
-.PHONY: run test check check-clients bench seed lock clean
+.PHONY: run test test-citus check check-clients bench seed lock clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
 
 # DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
 test: .venv/dev.stamp
-	OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore=tests/test_citus.py $(ARGS)
+
+# On a Citus cluster of its own. Needs Debian's Postgres 15 with the extension citus.
+test-citus: .venv/dev.stamp
+	$(BIN)/python -m pytest tests/test_citus.py $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check server tests scripts

@@ -7,7 +7,11 @@ from server.events.emit import by_itself
 from server.postgres.db import Connection, Database
 
 _BATCH = 5000
-_REPAIRS = {"mailboxes": "repair_mailboxes", "calendars": "repair_calendars", "folders": "repair_folders"}
+_ROLES = {
+    "mailboxes": ("inbox", "spam", "sent", "trash", "archive", "drafts"),
+    "calendars": ("main",),
+    "folders": ("root", "trash"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,11 @@ async def incomplete_users(
         found = [
             Incomplete(
                 row["instance"], row["user_id"], row["email"],
-                {part: row[part] for part in _REPAIRS if row[part]},
+                {
+                    part: missing
+                    for part, roles in _ROLES.items()
+                    if (missing := [role for role in roles if role not in row[part]])
+                },
             )
             for row in rows
         ]  # fmt: skip
@@ -60,8 +68,8 @@ async def incomplete_users(
 
 
 async def _repair(db: Connection, instance_id: int, user: Incomplete) -> None:
-    for part, roles in user.missing.items():
-        await db.run(_REPAIRS[part], instance_id=instance_id, user_id=user.user_id, roles=roles)
+    lacking = {part: user.missing.get(part, []) for part in _ROLES}
+    await db.run("repair_user", instance_id=instance_id, user_id=user.user_id, **lacking)
     await db.run(
         "insert_events", instance_id=instance_id, types=["repairUser"], user_ids=[user.user_id],
         befores=[None], afters=[user.missing], **by_itself("repairUser", "verify"),

@@ -77,7 +77,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], 
     for webhook in waiting:
         try:
             async with database.round(), database.transaction() as db:
-                page, chosen = await _read_on(db, webhook["instance_id"], webhook["id"], page)
+                page, chosen = await _read_on(db, webhook, page)
         except Exception as error:
             pass_on_cancelling(error)
             failures = failures + 1 if isinstance(error, Unavailable) else 0
@@ -97,10 +97,9 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Ref], 
     return made, more
 
 
-async def _read_on(
-    db: Connection, instance_id: int, webhook_id: int, page: _Page | None
-) -> tuple[_Page | None, int]:
-    ref = {"instance_id": instance_id, "webhook_id": webhook_id}
+async def _read_on(db: Connection, waiting: Any, page: _Page | None) -> tuple[_Page | None, int]:
+    instance_id = waiting["instance_id"]
+    ref = {"instance_id": instance_id, "webhook_id": waiting["id"]}
     webhook = await db.one("take_webhook", **ref)
     if webhook is None:
         return None, 0
@@ -112,6 +111,7 @@ async def _read_on(
             instance_id=instance_id,
             xid=webhook["xid"],
             place=webhook["place"],
+            horizon=waiting["horizon"],
             row_limit=_BATCH,
             byte_limit=PAGE_BYTES,
         )

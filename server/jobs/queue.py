@@ -306,30 +306,41 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
     events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
     deleted; and end plans of users, batch by batch.
 
-    Workers do not wait for one another: rows that another one holds are skipped.
+    Users are removed instance by instance. Of what two workers find at the same time, the one that comes second
+    finds nothing left.
     """
-    gone = {}
-    for what, query, values in (
-        ("users", "purge_retained_users", {"default_days": settings.retention_days}),
-        ("sessions", "purge_expired_sessions", {}),
-        ("plans", "end_expired_plans", {}),
-        ("codes", "purge_expired_codes", {}),
-        ("answers", "purge_old_answers", {}),
-        ("login_failures", "purge_login_failures", {}),
-        ("documents", "purge_old_documents", {}),
-        ("jobs", "purge_parked_jobs", {}),
-        ("job_log", "purge_job_log", {}),
-        ("events", "purge_old_events", {}),
-        ("deliveries", "purge_old_deliveries", {}),
-        ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries", {}),
-        ("webhooks", "purge_deleted_webhooks", {}),
-        ("secrets", "forget_old_secrets", {}),
+    kept = {"default_days": settings.retention_days}
+    async with database.connection() as connection:
+        instances = await connection.all("find_retained_instances", **kept)
+    gone = {"users": 0}
+    for row in instances:
+        gone["users"] += await _purge(database, "purge_retained_users", **row, **kept)
+    for what, query in (
+        ("sessions", "purge_expired_sessions"),
+        ("plans", "end_expired_plans"),
+        ("codes", "purge_expired_codes"),
+        ("answers", "purge_old_answers"),
+        ("login_failures", "purge_login_failures"),
+        ("documents", "purge_old_documents"),
+        ("jobs", "purge_parked_jobs"),
+        ("job_log", "purge_job_log"),
+        ("events", "purge_old_events"),
+        ("deliveries", "purge_old_deliveries"),
+        ("deliveries_of_deleted", "purge_deleted_webhooks_deliveries"),
+        ("webhooks", "purge_deleted_webhooks"),
+        ("secrets", "forget_old_secrets"),
     ):
-        gone[what], taken = 0, _BATCH
-        while taken == _BATCH:
-            async with database.connection() as connection:
-                taken = len(await connection.all(query, row_limit=_BATCH, **values))
-            gone[what] += taken
+        gone[what] = await _purge(database, query)
+    return gone
+
+
+async def _purge(database: Database, query: str, **values: Any) -> int:
+    """Run one of the purges batch by batch; how many rows it took."""
+    gone, taken = 0, _BATCH
+    while taken == _BATCH:
+        async with database.connection() as connection:
+            taken = len(await connection.all(query, row_limit=_BATCH, **values))
+        gone += taken
     return gone
 
 

@@ -120,6 +120,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
         types=params.types,
         skip_origin=params.skipOrigin,
         secret=secret,
+        horizon=await call.db.value("find_feed_end"),
         most=MOST,
     )
     if row is None:
@@ -448,15 +449,14 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     A page may hold fewer events than the limit, or none, and still have more behind it: it ends where its
     events have more than a megabyte.
     """
+    horizon = await call.db.value("find_feed_end")
     if params.cursor is not None:
         xid, place = _read_cursor(params.cursor)
-    elif params.begin == "now":
-        xid, place = str(await call.db.value("find_feed_end")), 0
     else:
-        xid, place = "0", 0
+        xid, place = horizon if params.begin == "now" else "0", 0
     rows = await call.db.all(
-        "read_events", instance_id=call.instance.id, xid=xid, place=place, row_limit=params.limit,
-        byte_limit=PAGE_BYTES,
+        "read_events", instance_id=call.instance.id, xid=xid, place=place, horizon=horizon,
+        row_limit=params.limit, byte_limit=PAGE_BYTES,
     )  # fmt: skip
     if rows:
         xid, place = rows[-1]["xid"], rows[-1]["place"]

@@ -75,10 +75,10 @@ RETURNING id, user_id;
 WITH ended AS (
     DELETE FROM sessions
     WHERE instance_id = :instance_id
-    RETURNING expires_at > now() AS lived
+    RETURNING expires_at
 )
 
-SELECT count(*) FILTER (WHERE lived) AS ended
+SELECT count(*) FILTER (WHERE expires_at > now()) AS ended
 FROM ended;
 
 -- name: list_sessions(instance_id, email_key, after, row_limit)
