@@ -7,6 +7,7 @@ give the same rows, also where sql/citus has another form of the statement.
 import contextlib
 import datetime
 import functools
+import json
 import os
 import pwd
 import re
@@ -84,7 +85,17 @@ def ports() -> Iterator[list[int]]:
         while len(ports) < NODES:
             port = free_port()
             node = folder / f"node{len(ports)}"
-            run("initdb", "-D", node, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
+            run(
+                "initdb",
+                "-D",
+                node,
+                "-U",
+                "postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            )
             with (node / "postgresql.conf").open("a") as conf:
                 conf.write(CONFIGURATION.format(port=port, folder=folder))
             run("pg_ctl", "-D", node, "-w", "-l", folder / f"log{len(ports)}", "start")
@@ -288,7 +299,9 @@ async def arguments(db: asyncpg.Connection, query: NamedQuery) -> dict[str, Any]
     }
 
 
-async def outcome(database: Database, query: NamedQuery, values: dict[str, Any]) -> tuple[list[str], list[str]]:
+async def outcome(
+    database: Database, query: NamedQuery, values: dict[str, Any]
+) -> tuple[list[str], list[str]]:
     """The rows that a statement gives, and those of the tables that it writes, but for times and random ids.
 
     It runs on the server's own connection, with the settings that the server gives that, and is rolled back.
@@ -309,7 +322,9 @@ async def outcome(database: Database, query: NamedQuery, values: dict[str, Any])
     return ([] if query.name in VARYING else rows), left
 
 
-async def outcomes(url: str, given: dict[str, dict[str, Any]], *, citus: bool) -> tuple[dict[str, Any], dict[str, str]]:
+async def outcomes(
+    url: str, given: dict[str, dict[str, Any]], *, citus: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The outcome of each statement, and the errors."""
     found: dict[str, Any] = {}
     errors: dict[str, str] = {}
@@ -359,11 +374,11 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("createUser", JANE | {"displayName": "Jane", "password": "demo1234"}),
     ("getUserByEmail", JANE),
     ("createUsers", {"users": [{"email": "ann@example.com"}, {"email": "bob@example.com"}]}),
-    ("createWebhook", {"url": "https://192.0.2.1/"}),
+    ("createWebhook", {"url": "https://hooks.example.com/"}),
     ("login", JANE | {"password": "demo1234"}),
     ("listSessions", JANE),
     ("createGroup", {"name": "Sales"}),
-    ("addGroupMember", {"name": "Sales"} | JANE),
+    ("addToGroup", {"name": "Sales"} | JANE),
     ("listGroupMembers", {"name": "Sales"}),
     ("updateUserByEmail", JANE | {"displayName": "J."}),
     ("resetPasswordByEmail", JANE | {"password": "onemoretime"}),
@@ -373,12 +388,12 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("assignPlan", {"userId": 2, "planId": 1}),
     ("createApiKey", {"name": "shop", "scopes": ["users:read"]}),
     ("listUsers", {}),
-    ("searchUsers", {"query": "jane"}),
+    ("searchUsers", {"searchText": "jane"}),
     ("listChanges", {}),
     ("listAuditEvents", {}),
     ("deleteUserByEmail", {"email": "ann@example.com"}),
 ]
-KNOWN_CALLS = {"updateUserByEmail", "resetPasswordByEmail", "deleteUserByEmail"}
+KNOWN_CALLS = {"deleteUserByEmail", "ensureUser", "resetPasswordByEmail", "updateUserByEmail"}
 """Methods whose statements are KNOWN."""
 
 
@@ -392,7 +407,9 @@ async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str) -
         refused = {}
         async with ClientSession(headers={"x-api-key": key}) as http:
             for name, params in CALLS:
-                async with http.post(f"{served.url}/rpc", json={"method": name, "params": params}) as response:
+                async with http.post(
+                    f"{served.url}/rpc", json={"method": name, "params": params}
+                ) as response:
                     answer = await response.json()
                     if response.status != 200:
                         refused[name] = answer
@@ -401,3 +418,7 @@ async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str) -
         assert set(refused) == KNOWN_CALLS, refused
         assert told >= {"user.created", "session.created", "group.created"}
         assert await served.stop() == 0
+        troubles = {
+            json.loads(line)["event"] for line in served.log.splitlines() if '"level":"info"' not in line
+        }
+        print("TROUBLES", troubles)

@@ -306,7 +306,7 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
     events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
     deleted; and end plans of users, batch by batch.
 
-    Users are removed instance by instance. Of what two workers find at the same time, the one that comes second
+    Users are removed instance by instance. Of what two workers find at the same time, the second
     finds nothing left.
     """
     kept = {"default_days": settings.retention_days}

@@ -115,15 +115,17 @@ WHERE EXISTS (
 WITH due AS MATERIALIZED (
     SELECT u.id, now() AS moment
     FROM users AS u
-    INNER JOIN instances AS i ON i.id = :instance_id
     WHERE
         u.instance_id = :instance_id
         AND u.deleted_at < now() - make_interval(
-            days => coalesce((i.settings ->> 'retentionDays')::integer, :default_days)
+            days => coalesce(
+                (SELECT (i.settings ->> 'retentionDays')::integer FROM instances AS i WHERE i.id = :instance_id),
+                :default_days
+            )
         )
     ORDER BY u.deleted_at
     LIMIT :row_limit
-    FOR UPDATE OF u SKIP LOCKED
+    FOR UPDATE SKIP LOCKED
 ),
 
 left_behind AS (
