@@ -218,8 +218,8 @@ class Database:
 
     async def _set_up(self, raw: "asyncpg.Connection") -> None:
         await _set_codecs(raw)
-        # Citus chooses the node of an instance when it plans, by the values of the parameters. Behind a pooler
-        # nothing is set for the session.
+        # Citus chooses the node of an instance when it plans, by the values of the parameters. Behind a
+        # pooler nothing is set for the session.
         if await raw.fetchrow(
             "SELECT set_config('plan_cache_mode', 'force_custom_plan', $1)"
             " FROM pg_extension WHERE extname = 'citus'",

@@ -1,7 +1,7 @@
 -- Operator and background statements: the only ones that read across instances.
--- A purge chooses a bounded number of rows without a lock, as Citus locks no rows of several instances at once. It looks
--- again at what it deletes: another one may have changed a row meanwhile. Of two purges that choose the same rows, the
--- second waits for the first and finds them gone.
+-- A purge chooses a bounded number of rows without a lock, as Citus cannot lock rows of several instances. A row that can
+-- change is compared once more when it is deleted. Of two purges that choose the same rows, the second waits for the first
+-- and finds them gone.
 
 -- name: check_writable()$
 -- Readiness: true where the database takes writes.
@@ -171,7 +171,7 @@ WITH due AS MATERIALIZED (
 )
 
 DELETE FROM sessions
-WHERE (instance_id, id) IN (SELECT instance_id, id FROM due) AND expires_at < now()
+WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
 RETURNING id;
 
 -- name: end_expired_plans(row_limit)
@@ -222,13 +222,13 @@ WITH due AS MATERIALIZED (
 )
 
 DELETE FROM codes
-WHERE (instance_id, digest) IN (SELECT instance_id, digest FROM due) AND expires_at < now()
+WHERE (instance_id, digest) IN (SELECT instance_id, digest FROM due)
 RETURNING digest;
 
 -- name: purge_old_answers(row_limit)
 -- Takes idempotency keys and their answers after 24 hours.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, key_id, name
+    SELECT instance_id, key_id, name, created_at
     FROM idempotency_keys
     WHERE created_at <= now() - interval '24 hours'
     ORDER BY created_at
@@ -236,13 +236,13 @@ WITH due AS MATERIALIZED (
 )
 
 DELETE FROM idempotency_keys
-WHERE (instance_id, key_id, name) IN (SELECT instance_id, key_id, name FROM due) AND created_at <= now() - interval '24 hours'
+WHERE (instance_id, key_id, name, created_at) IN (SELECT instance_id, key_id, name, created_at FROM due)
 RETURNING name;
 
 -- name: purge_login_failures(row_limit)
 -- Takes failed logins that are forgiven.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, subject
+    SELECT instance_id, subject, forgiven_at
     FROM login_failures
     WHERE forgiven_at < now() AND delayed_until < now()
     ORDER BY forgiven_at
@@ -250,7 +250,7 @@ WITH due AS MATERIALIZED (
 )
 
 DELETE FROM login_failures
-WHERE (instance_id, subject) IN (SELECT instance_id, subject FROM due) AND forgiven_at < now() AND delayed_until < now()
+WHERE (instance_id, subject, forgiven_at) IN (SELECT instance_id, subject, forgiven_at FROM due)
 RETURNING subject;
 
 -- name: purge_old_documents(row_limit)
@@ -264,7 +264,7 @@ WITH due AS MATERIALIZED (
 )
 
 DELETE FROM documents
-WHERE (instance_id, id) IN (SELECT instance_id, id FROM due) AND created_at < now() - interval '7 days'
+WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
 RETURNING id;
 
 -- name: purge_parked_jobs(row_limit)
@@ -363,7 +363,7 @@ RETURNING id;
 -- name: forget_old_secrets(row_limit)
 -- Takes secrets of webhooks whose overlap is over.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
+    SELECT instance_id, id, old_secret_until
     FROM webhooks
     WHERE old_secret_until < now()
     LIMIT :row_limit
@@ -371,7 +371,7 @@ WITH due AS MATERIALIZED (
 
 UPDATE webhooks
 SET old_secret = NULL, old_secret_until = NULL
-WHERE (instance_id, id) IN (SELECT instance_id, id FROM due) AND old_secret_until < now()
+WHERE (instance_id, id, old_secret_until) IN (SELECT instance_id, id, old_secret_until FROM due)
 RETURNING id;
 
 -- name: find_waiting_webhooks()
