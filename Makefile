@@ -8,7 +8,7 @@ N ?= 1000
 # Half of the suite waits for processes that it starts: two workers a core.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
-.PHONY: run test test-slow test-openapi check check-clients bench seed lock clean
+.PHONY: run test test-slow test-openapi test-citus check check-clients bench seed lock clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
@@ -17,7 +17,7 @@ PYTEST = OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pyt
 
 # DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
 test: .venv/dev.stamp
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --ignore=tests/test_citus.py $(ARGS)
 
 # Whole processes, proxies, poolers and standbys: some minutes more.
 test-slow: .venv/dev.stamp
@@ -26,6 +26,10 @@ test-slow: .venv/dev.stamp
 # What an OpenAPI client makes of the wires: some minutes more.
 test-openapi: .venv/dev.stamp
 	$(PYTEST) -m schemathesis tests/test_openapi.py $(ARGS)
+
+# On a Citus cluster of its own. Needs Debian's Postgres 15 with the extension citus.
+test-citus: .venv/dev.stamp
+	$(BIN)/python -m pytest tests/test_citus.py $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check server tests scripts

@@ -9,7 +9,6 @@ from server.events.emit import emit, system_actor
 from server.postgres.db import Connection, Database
 
 _BATCH = 5000
-_REPAIRS = {"mailboxes": "repair_mailboxes", "calendars": "repair_calendars", "folders": "repair_folders"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,11 @@ async def incomplete_users(
         found = [
             Incomplete(
                 row["instance"], row["user_id"], row["email"],
-                {part: row[part] for part in _REPAIRS if row[part]},
+                {
+                    part: missing
+                    for part, roles in LAYOUT.items()
+                    if (missing := [role for role in roles if role not in row[part]])
+                },
             )
             for row in rows
         ]  # fmt: skip
@@ -63,7 +66,7 @@ async def incomplete_users(
 
 
 async def _repair(db: Connection, instance_id: int, user: Incomplete) -> None:
-    for part, roles in user.missing.items():
-        await db.run(_REPAIRS[part], instance_id=instance_id, user_id=user.user_id, roles=roles)
+    lacking = {part: user.missing.get(part, []) for part in LAYOUT}
+    await db.run("repair_user", instance_id=instance_id, user_id=user.user_id, **lacking)
     change = Change("", user.user_id, None, user.missing)
     await emit(db, instance_id, system_actor("repairUser", "verify"), [change])

@@ -41,12 +41,18 @@ async def hold(
     return [dict(row) for row in rows]
 
 
-def state(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What events tell of a user."""
+def told_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """E-mail and login as events have them: a user without an e-mail has its login in the column email."""
     with_email = has_email(row["email"])
     return {
         "email": row["email"] if with_email else None,
         "login": row["login"] if with_email else row["email"],
+    }
+
+
+def state(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What events tell of a user."""
+    return told_names(row) | {
         "displayName": row["display_name"],
         "isActive": row["is_active"],
         "isAdmin": row["is_admin"],

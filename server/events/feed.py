@@ -10,14 +10,23 @@ from server.events.pages import PAGE_BYTES
 from server.postgres.db import Connection, Row
 
 
-async def read(db: Connection, instance_id: int, xid: str, seq: int, limit: int) -> list[Row]:
+async def read(
+    db: Connection, instance_id: int, xid: str, seq: int, limit: int, *, horizon: str
+) -> list[Row]:
     """The events after one, at most limit and PAGE_BYTES; see is_full.
 
     Args:
         xid, seq: of the last event that was read; "0" and 0 for the first page.
+        horizon: what find_feed_end gave before. It only grows, so that an older one skips nothing.
     """
     return await db.all(
-        "read_events", instance_id=instance_id, xid=xid, seq=seq, row_limit=limit, byte_limit=PAGE_BYTES
+        "read_events",
+        instance_id=instance_id,
+        xid=xid,
+        seq=seq,
+        horizon=horizon,
+        row_limit=limit,
+        byte_limit=PAGE_BYTES,
     )
 
 

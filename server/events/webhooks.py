@@ -70,7 +70,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Lane],
     for webhook in waiting:
         try:
             async with database.round(), database.transaction() as db:
-                page, chosen = await _read_on(db, webhook["instance_id"], webhook["id"], page)
+                page, chosen = await _read_on(db, webhook, page)
         except Exception as error:
             pass_on_cancelling(error)
             failures = failures + 1 if isinstance(error, Unavailable) else 0
@@ -90,17 +90,18 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Lane],
     return made, more
 
 
-async def _read_on(
-    db: Connection, instance_id: int, webhook_id: int, page: _Page | None
-) -> tuple[_Page | None, int]:
-    ref = {"instance_id": instance_id, "webhook_id": webhook_id}
+async def _read_on(db: Connection, waiting: Any, page: _Page | None) -> tuple[_Page | None, int]:
+    instance_id = waiting["instance_id"]
+    ref = {"instance_id": instance_id, "webhook_id": waiting["id"]}
     webhook = await db.one("take_webhook", **ref)
     if webhook is None:
         return None, 0
     start = instance_id, webhook["xid"], webhook["seq"]
     if page is None or page[:3] != start:
         # After the row is held: what was read before that might be what somebody else has just delivered.
-        events = await feed.read(db, instance_id, webhook["xid"], webhook["seq"], _BATCH)
+        events = await feed.read(
+            db, instance_id, webhook["xid"], webhook["seq"], _BATCH, horizon=waiting["horizon"]
+        )
         known = page.bodies if page and page.instance_id == instance_id else {}
         bodies = {event["id"]: known[event["id"]] for event in events if event["id"] in known}
         page = _Page(*start, events, bodies)

@@ -349,13 +349,9 @@ async def update_instance(call: Call, params: UpdateInstance) -> Any:
                 problem = f"must not be less than the {counted['users']} users that there are"
                 fields = [FieldError("settings.maxUsers", problem)]
                 raise Conflict(f"settings.maxUsers: {problem}", code="seats_taken", fields=fields)
-    await call.db.value(
-        "update_instance",
-        instance_id=call.instance.id,
-        title=params.title,
-        is_active=params.isActive,
-        settings=settings,
-    )
+    columns = {"instance_id": call.instance.id, "is_active": params.isActive, "settings": settings}
+    await call.db.run("update_counters", **columns)
+    await call.db.run("update_instance", **columns, title=params.title)
     if params.isActive is False:
         await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     given = params.model_dump(include={"title"}, exclude_unset=True)

@@ -119,6 +119,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
         types=params.types,
         skip_origin=params.skipOrigin,
         secret=secret,
+        horizon=await call.db.value("find_feed_end"),
         most=MOST,
     )
     if row is None:
@@ -426,15 +427,14 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
     A page may hold fewer events than the limit, or none, and still have more behind it: it ends where its
     events have more than a megabyte.
     """
+    horizon = await call.db.value("find_feed_end")
     if params.cursor is not None:
         kinds = number_below(2**64), number_below(2**31)
         xid, seq = parts_of(params.cursor, *kinds, separator=".", member="cursor")
-    elif params.begin == "now":
-        xid, seq = await call.db.value("find_feed_end"), 0
     else:
-        xid, seq = 0, 0
+        xid, seq = int(horizon) if params.begin == "now" else 0, 0
     most = params.limit + 1
-    rows = await feed.read(call.db, call.instance.id, str(xid), seq, most)
+    rows = await feed.read(call.db, call.instance.id, str(xid), seq, most, horizon=horizon)
     shown, after = page(rows, params.limit, feed.place, is_cut=is_full(rows, most))
     last = feed.place(shown[-1]) if shown else f"{xid}.{seq}"
     events = [feed.payload(row, call.instance.name) for row in shown if feed.wants(params.types, None, row)]

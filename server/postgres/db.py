@@ -26,7 +26,7 @@ from server.base.errors import (
 from server.base.settings import Settings
 from server.base.shares import PROOFS, taking_from
 from server.postgres.pool import DRIVER_ERRORS, DriverConnection, Pool
-from server.postgres.queries import NamedQuery, load_queries
+from server.postgres.queries import load_queries
 from server.postgres.writes import Writes
 
 log = structlog.get_logger()
@@ -50,12 +50,11 @@ class Connection:
     `async with database.connection() as connection` takes one of the pool's and gives it back.
     """
 
-    __slots__ = ("_database", "_queries", "raw")
+    __slots__ = ("_database", "raw")
     raw: "asyncpg.Connection"
 
-    def __init__(self, database: "Database", queries: dict[str, NamedQuery]) -> None:
+    def __init__(self, database: "Database") -> None:
         self._database = database
-        self._queries = queries
 
     async def __aenter__(self) -> "Connection":
         try:
@@ -75,7 +74,7 @@ class Connection:
                 self._database.raise_translated(error)
 
     def _bind(self, name: str, values: dict[str, Any]) -> tuple[str, Iterable[Any]]:
-        query = self._queries[name]
+        query = self._database.queries[name]
         if len(values) != len(query.params):
             raise TypeError(f"{name} takes {', '.join(query.params)}")
         return query.sql, [values[param] for param in query.params]
@@ -127,7 +126,7 @@ class Database:
         self._direct_url = (
             settings.database_direct_url.get_secret_value() if settings.database_direct_url else url
         )
-        self._queries = load_queries()
+        self.queries = load_queries()
         # Statements and transactions that may have written, begun by this process.
         self.writes_begun = 0
         self.pool: Pool
@@ -168,10 +167,21 @@ class Database:
             # statement_timeout ends slow ones; for a server that does not answer at all, dispatch has one
             # timer for all calls, and look_up and direct have theirs.
             connection_class=DriverConnection,
-            init=_set_codecs,
+            init=self._set_up,
             **options,
         )
         self.pool = Pool(opened, settings.pool_size, settings.acquire_timeout, settings.instance_queue)
+
+    async def _set_up(self, raw: "asyncpg.Connection") -> None:
+        await _set_codecs(raw)
+        # Citus chooses the node of an instance when it plans, by the values of the parameters. Behind a
+        # pooler nothing is set for the session.
+        if await raw.fetchrow(
+            "SELECT set_config('plan_cache_mode', 'force_custom_plan', $1)"
+            " FROM pg_extension WHERE extname = 'citus'",
+            self._pooler,
+        ):
+            self.queries = load_queries(citus=True)
 
     async def close(self) -> None:
         """Close the pool; a database that does not answer is left behind after two seconds."""
@@ -180,7 +190,7 @@ class Database:
 
     def connection(self) -> Connection:
         """A connection in autocommit: each statement is a transaction of its own."""
-        return Connection(self, self._queries)
+        return Connection(self)
 
     async def look_up(self, name: str, /, **values: Any) -> Row | None:
         """The first row of a named query that only reads, or None.

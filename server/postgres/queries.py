@@ -25,12 +25,21 @@ def sql_dir() -> Path:
 
 
 @functools.cache
-def load_queries() -> dict[str, NamedQuery]:
-    """Every named query of sql/queries/*.sql."""
+def load_queries(*, citus: bool = False) -> dict[str, NamedQuery]:
+    """Every named query of sql/queries/*.sql.
+
+    Args:
+        citus: in the form that sql/citus/*.sql has instead, where there is one. Its parameters are the same.
+    """
+    queries = _load("queries")
+    return queries | _load("citus") if citus else queries
+
+
+def _load(folder: str) -> dict[str, NamedQuery]:
     adapter = AsyncPGAdapter()  # type: ignore[no-untyped-call]
     views = _load_views()
     queries: dict[str, NamedQuery] = {}
-    for path in sorted((sql_dir() / "queries").glob("*.sql")):
+    for path in sorted((sql_dir() / folder).glob("*.sql")):
         statements = re.split(r"^(?=-- name:)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         text = "".join(_with_views(statement, views) for statement in statements)
         loaded = aiosql.from_str(text, lambda: adapter)

@@ -9,9 +9,9 @@ SELECT
 FROM unnest(:types::text [], :user_ids::bigint [], :befores::jsonb [], :afters::jsonb [])
 WITH ORDINALITY AS change (type, user_id, before, after, seq);
 
--- name: read_events(instance_id, xid, seq, row_limit, byte_limit)
+-- name: read_events(instance_id, xid, seq, horizon, row_limit, byte_limit)
 -- Events after a place, in the order in which all can be read: no further than the oldest transaction that still
--- runs, so that whatever commits later comes later. The order is that of the column, not of the text it is shown as.
+-- runs, so that whatever commits later comes later. horizon is what find_feed_end gave before. The order is that of the column, not of the text it is shown as.
 -- The event that reaches byte_limit is the last one; page_bytes: what it and those before it have. Sizes are told
 -- without reading what is stored beside the row.
 SELECT
@@ -28,7 +28,7 @@ FROM (
         FROM events
         WHERE
             instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :seq::integer)
-            AND xid < event_horizon()
+            AND xid < :horizon::text::xid8
         ORDER BY events.xid, events.place
         LIMIT :row_limit
     ) AS looked
@@ -37,7 +37,7 @@ WHERE page_bytes - bytes < :byte_limit
 ORDER BY page.xid, page.place;
 
 -- name: find_feed_end()$
--- Where somebody begins who wants what is to come alone.
+-- Every event before it can be read: those of older transactions are committed or never will be. It only grows.
 SELECT event_horizon()::text AS xid;
 
 -- name: get_event(instance_id, event_id)^

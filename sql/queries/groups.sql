@@ -19,18 +19,23 @@ WITH held AS (
     FROM groups
     WHERE instance_id = :instance_id AND name_key = :name_key
     FOR UPDATE
+),
+
+changed AS (
+    UPDATE groups
+    SET
+        name = coalesce(:new_name, groups.name),
+        name_key = coalesce(:new_name_key, groups.name_key),
+        description = coalesce(:description, groups.description)
+    FROM held
+    WHERE groups.instance_id = :instance_id AND groups.id = held.id
+    RETURNING held.name AS old_name, held.description AS old_description, groups.name, groups.description
 )
 
-UPDATE groups
-SET
-    name = coalesce(:new_name, groups.name),
-    name_key = coalesce(:new_name_key, groups.name_key),
-    description = coalesce(:description, groups.description)
-FROM held
-WHERE groups.instance_id = :instance_id AND groups.id = held.id
-RETURNING
-    jsonb_build_object('name', held.name, 'description', held.description) AS before,
-    jsonb_build_object('name', groups.name, 'description', groups.description) AS after;
+SELECT
+    jsonb_build_object('name', old_name, 'description', old_description) AS before,
+    jsonb_build_object('name', name, 'description', description) AS after
+FROM changed;
 
 -- name: delete_group(instance_id, name_key)^
 -- Its memberships go with it.

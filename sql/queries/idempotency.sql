@@ -19,8 +19,8 @@ claimed AS (
     FROM attempt
     WHERE is_free
     ON CONFLICT (instance_id, key_id, name) DO UPDATE
-    SET request = excluded.request, answer = NULL, created_at = now()
-    WHERE known.created_at <= now() - interval '24 hours'
+    SET request = excluded.request, answer = NULL, created_at = excluded.created_at
+    WHERE excluded.created_at - known.created_at >= interval '24 hours'
     RETURNING 1
 )
 

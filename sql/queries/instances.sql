@@ -36,34 +36,30 @@ WHERE name > :after AND deleted_at IS NULL
 ORDER BY name
 LIMIT :row_limit;
 
--- name: update_instance(instance_id, title, is_active, settings)$
--- Null leaves a column as it is; settings come whole, merged by the method that checked them.
-WITH counters AS (
-    UPDATE instance_counters
-    SET
-        max_users = CASE
-            WHEN :settings::jsonb IS NULL THEN max_users
-            ELSE (:settings::jsonb ->> 'maxUsers')::bigint
-        END,
-        is_suspended = NOT coalesce(:is_active::boolean, NOT is_suspended)
-    WHERE
-        instance_id = :instance_id
-        AND (
-            (
-                :settings::jsonb IS NOT NULL
-                AND max_users IS DISTINCT FROM (:settings::jsonb ->> 'maxUsers')::bigint
-            )
-            OR is_suspended = :is_active::boolean
-        )
-)
+-- name: update_counters(instance_id, is_active, settings)!
+-- What instance_counters repeats of its instance.
+UPDATE instance_counters
+SET
+    max_users = CASE
+        WHEN :settings::jsonb IS NULL THEN max_users
+        ELSE (:settings::jsonb ->> 'maxUsers')::bigint
+    END,
+    is_suspended = NOT coalesce(:is_active::boolean, NOT is_suspended)
+WHERE
+    instance_id = :instance_id
+    AND (
+        (:settings::jsonb IS NOT NULL AND max_users IS DISTINCT FROM (:settings::jsonb ->> 'maxUsers')::bigint)
+        OR is_suspended = :is_active::boolean
+    );
 
+-- name: update_instance(instance_id, title, is_active, settings)!
+-- Null leaves a column as it is; settings come whole, merged by the method that checked them.
 UPDATE instances
 SET
     title = coalesce(:title, title),
     is_active = coalesce(:is_active::boolean, is_active),
     settings = coalesce(:settings::jsonb, settings)
-WHERE id = :instance_id
-RETURNING id;
+WHERE id = :instance_id;
 
 -- name: lock_instance(instance_id)^
 -- What is stored, held until the transaction ends, so that two merges do not lose one another. No row where the instance

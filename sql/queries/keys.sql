@@ -38,14 +38,12 @@ new_key AS (
         name, digest, prefix, scopes, is_operator, default_instance_id, networks, expires_at,
         rate_per_minute
     )
-    VALUES (
-        :name, :digest, :prefix, :scopes, :is_operator, (SELECT id FROM held WHERE place = 1),
-        :networks::text[]::cidr[],
-        least(
-            now() + make_interval(secs => :lifetime), (SELECT expires_at FROM api_keys WHERE id = :maker_id)
-        ),
-        :rate_per_minute
-    )
+    SELECT
+        :name, :digest, :prefix, :scopes, :is_operator, held.id, :networks::text[]::cidr[],
+        least(now() + make_interval(secs => :lifetime), maker.expires_at), :rate_per_minute
+    FROM (VALUES (1)) AS first (place)
+    LEFT JOIN held ON first.place = held.place
+    LEFT JOIN api_keys AS maker ON maker.id = :maker_id
     RETURNING id, created_at, expires_at
 ),
 

@@ -12,23 +12,35 @@ WITH held AS (
     FROM profile_fields
     WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
     FOR NO KEY UPDATE
+),
+
+-- As the insertion reads it, it holds the old form before it writes.
+defined AS (
+    INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
+    SELECT :instance_id, :alias, :title, :type, :mandatory, :choices
+    FROM (SELECT count(*) FROM held) AS read_first
+    ON CONFLICT (instance_id, alias) DO UPDATE
+    SET
+        title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices,
+        removed_at = NULL
+    RETURNING alias
 )
 
-INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
-SELECT :instance_id, :alias, :title, :type, :mandatory, :choices
-FROM (SELECT count(*) FROM held) AS read_first
-ON CONFLICT (instance_id, alias) DO UPDATE
-SET
-    title = excluded.title, type = excluded.type, mandatory = excluded.mandatory, choices = excluded.choices,
-    removed_at = NULL
-RETURNING (SELECT before FROM held);
+SELECT held.before
+FROM defined
+LEFT JOIN held ON true;
 
 -- name: remove_field(instance_id, alias)$
 -- The values that users have of it stay where they are, unseen.
-UPDATE profile_fields
-SET removed_at = now()
-WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
-RETURNING jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices);
+WITH removed AS (
+    UPDATE profile_fields
+    SET removed_at = now()
+    WHERE instance_id = :instance_id AND alias = :alias AND removed_at IS NULL
+    RETURNING title, type, mandatory, choices
+)
+
+SELECT jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices)
+FROM removed;
 
 -- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)!
 -- A note of what was asked of the queue about a user, who is held, which puts those of one user in an order.

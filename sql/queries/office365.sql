@@ -1,20 +1,26 @@
 -- name: begin_office365(instance_id, user_id)^
 -- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already. What is
 -- pending is tried for five hours and a half, so that of one untouched for six the end could not be noted.
-WITH held AS (
+WITH held AS MATERIALIZED (
     SELECT state
     FROM office365_accounts
     WHERE instance_id = :instance_id AND user_id = :user_id
+),
+
+begun AS (
+    INSERT INTO office365_accounts AS known (instance_id, user_id, state)
+    VALUES (:instance_id, :user_id, 'pending')
+    ON CONFLICT (instance_id, user_id) DO UPDATE
+    SET state = 'pending', error = NULL, updated_at = excluded.updated_at
+    WHERE
+        known.state = 'failed'
+        OR (known.state = 'pending' AND excluded.updated_at - known.updated_at > interval '6 hours')
+    RETURNING user_id
 )
 
-INSERT INTO office365_accounts (instance_id, user_id, state)
-VALUES (:instance_id, :user_id, 'pending')
-ON CONFLICT (instance_id, user_id) DO UPDATE
-SET state = 'pending', error = NULL, updated_at = now()
-WHERE
-    office365_accounts.state = 'failed'
-    OR (office365_accounts.state = 'pending' AND office365_accounts.updated_at < now() - interval '6 hours')
-RETURNING user_id, (SELECT held.state FROM held) AS state_before;
+SELECT begun.user_id, held.state AS state_before
+FROM begun
+LEFT JOIN held ON true;
 
 -- name: get_office365_state(instance_id, email_key)^
 -- What came of it for a living user.

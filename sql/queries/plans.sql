@@ -59,12 +59,13 @@ WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) 
 -- 31st. A user who has the plan keeps it with the new end; with the end that it has where keeps_end says so, no day is
 -- given and it has not ended. No row where there is no such plan, or the day is over.
 WITH plan AS (
-    SELECT id, duration
+    SELECT id, duration, (now() AT TIME ZONE 'UTC')::date AS today
     FROM plans
     WHERE instance_id = :instance_id AND id = :plan_id
 ),
 
-before AS (
+-- MATERIALIZED: Citus reads it before it writes.
+before AS MATERIALIZED (
     SELECT
         jsonb_build_object(
             'planId', plan_id, 'name', name, 'validFrom', valid_from, 'validTo', valid_to
@@ -77,34 +78,41 @@ counter AS (
     UPDATE instance_counters
     SET user_plans = user_plans + 1
     WHERE instance_id = :instance_id AND EXISTS (SELECT FROM plan)
-    RETURNING user_plans AS id, (now() AT TIME ZONE 'UTC')::date AS today
+    RETURNING user_plans AS id
+),
+
+assigned AS (
+    INSERT INTO user_plans AS held (instance_id, id, user_id, plan_id, name, valid_from, valid_to)
+    SELECT
+        :instance_id, counter.id, :user_id, plan.id, :name, plan.today,
+        coalesce(:valid_to::date, (plan.today + make_interval(months => plan.duration, days => -1))::date)
+    FROM plan
+    CROSS JOIN counter
+    WHERE coalesce(:valid_to::date >= plan.today, true)
+    ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
+    SET
+        valid_from = CASE
+            WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from
+            ELSE least(held.valid_from, excluded.valid_from)
+        END,
+        valid_to = CASE
+            WHEN
+                :keeps_end::boolean AND :valid_to::date IS NULL
+                AND coalesce(held.valid_to >= excluded.valid_from, true) THEN held.valid_to
+            ELSE excluded.valid_to
+        END,
+        name = coalesce(excluded.name, held.name)
+    RETURNING held.id, held.plan_id, held.name, held.valid_from, held.valid_to
 )
 
-INSERT INTO user_plans AS held (instance_id, id, user_id, plan_id, name, valid_from, valid_to)
 SELECT
-    :instance_id, counter.id, :user_id, plan.id, :name, counter.today,
-    coalesce(:valid_to::date, (counter.today + make_interval(months => plan.duration, days => -1))::date)
-FROM plan
-CROSS JOIN counter
-WHERE coalesce(:valid_to::date >= counter.today, true)
-ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
-SET
-    valid_from = CASE
-        WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from
-        ELSE least(held.valid_from, excluded.valid_from)
-    END,
-    valid_to = CASE
-        WHEN
-            :keeps_end::boolean AND :valid_to::date IS NULL
-            AND coalesce(held.valid_to >= excluded.valid_from, true) THEN held.valid_to
-        ELSE excluded.valid_to
-    END,
-    name = coalesce(excluded.name, held.name)
-RETURNING
-    held.id, (SELECT before.held FROM before) AS before,
+    assigned.id, before.held AS before,
     jsonb_build_object(
-        'planId', held.plan_id, 'name', held.name, 'validFrom', held.valid_from, 'validTo', held.valid_to
-    ) AS after;
+        'planId', assigned.plan_id, 'name', assigned.name, 'validFrom', assigned.valid_from,
+        'validTo', assigned.valid_to
+    ) AS after
+FROM assigned
+LEFT JOIN before ON true;
 
 -- name: name_newest_plan(instance_id, user_id, name)^
 -- What the newest of a user's plans that last is called for it, and was before.
@@ -133,7 +141,8 @@ SELECT :last_day::date < (now() AT TIME ZONE 'UTC')::date AS is_over;
 -- over, or the user has the plan already until before that day.
 WITH wanted AS (
     SELECT
-        p.id, p.duration, now_is.today, coalesce(:from_day::date, now_is.today) AS begins
+        p.id, p.duration, now_is.today, coalesce(:from_day::date, now_is.today) AS begins,
+        CASE WHEN coalesce(:from_day::date, now_is.today) = now_is.today THEN now() END AS others_end_at
     FROM plans AS p
     CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS now_is
     WHERE
@@ -166,23 +175,18 @@ cancelled AS (
     DELETE FROM user_plans
     USING others
     WHERE user_plans.instance_id = :instance_id AND user_plans.id = others.id AND others.is_cancelled
-    RETURNING user_plans.id, others.plan AS before, NULL::jsonb AS after
+    RETURNING user_plans.id, others.plan AS before, true AS has_ended, NULL::date AS valid_to
 ),
 
 ended AS (
     UPDATE user_plans
     SET
         valid_to = greatest(wanted.begins - 1, user_plans.valid_from),
-        ended_at = CASE WHEN wanted.begins = wanted.today THEN now() END
+        ended_at = wanted.others_end_at
     FROM others
     CROSS JOIN wanted
     WHERE user_plans.instance_id = :instance_id AND user_plans.id = others.id AND NOT others.is_cancelled
-    RETURNING
-        user_plans.id, others.plan AS before,
-        CASE
-            WHEN user_plans.ended_at IS NULL
-                THEN others.plan || jsonb_build_object('validTo', user_plans.valid_to)
-        END AS after
+    RETURNING user_plans.id, others.plan AS before, user_plans.ended_at IS NOT NULL AS has_ended, user_plans.valid_to
 ),
 
 counter AS (
@@ -202,27 +206,30 @@ begun AS (
     ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
     SET
         valid_from = CASE
-            WHEN mine.valid_to < (now() AT TIME ZONE 'UTC')::date THEN excluded.valid_from
+            WHEN mine.valid_to < (excluded.created_at AT TIME ZONE 'UTC')::date THEN excluded.valid_from
             ELSE least(mine.valid_from, excluded.valid_from)
         END,
         valid_to = excluded.valid_to,
         name = coalesce(excluded.name, mine.name)
     WHERE
-        mine.valid_to < (now() AT TIME ZONE 'UTC')::date
+        mine.valid_to < (excluded.created_at AT TIME ZONE 'UTC')::date
         OR coalesce(mine.valid_to >= excluded.valid_from - 1, true)
-    RETURNING
-        mine.id,
-        jsonb_build_object(
-            'planId', mine.plan_id, 'name', mine.name, 'validFrom', mine.valid_from, 'validTo', mine.valid_to
-        ) AS after
+    RETURNING mine.id, mine.plan_id, mine.name, mine.valid_from, mine.valid_to
 )
 
 SELECT
-    begun.id, (SELECT held.plan FROM held WHERE held.plan_id = :plan_id) AS before, begun.after,
+    begun.id, (SELECT held.plan FROM held WHERE held.plan_id = :plan_id) AS before,
+    jsonb_build_object(
+        'planId', begun.plan_id, 'name', begun.name, 'validFrom', begun.valid_from, 'validTo', begun.valid_to
+    ) AS after,
     coalesce(
         (
             SELECT jsonb_agg(
-                jsonb_build_object('id', gone.id, 'before', gone.before, 'after', gone.after)
+                jsonb_build_object(
+                    'id', gone.id, 'before', gone.before,
+                    'after',
+                    CASE WHEN NOT gone.has_ended THEN gone.before || jsonb_build_object('validTo', gone.valid_to) END
+                )
                 ORDER BY gone.id
             )
             FROM (SELECT * FROM ended UNION ALL SELECT * FROM cancelled) AS gone
@@ -237,7 +244,8 @@ FROM begun;
 -- already, nothing is changed and is_later is true.
 WITH held AS (
     SELECT
-        up.id, now_is.today, coalesce(:last_day::date, now_is.today) < up.valid_from AS is_cancelled,
+        up.id, now_is.today, CASE WHEN :last_day::date IS NULL THEN now() END AS ends_at,
+        coalesce(:last_day::date, now_is.today) < up.valid_from AS is_cancelled,
         coalesce(:last_day::date > up.valid_to, false) AS is_later,
         jsonb_build_object(
             'planId', up.plan_id, 'name', up.name, 'validFrom', up.valid_from, 'validTo', up.valid_to
@@ -254,29 +262,27 @@ cancelled AS (
     DELETE FROM user_plans
     USING held
     WHERE user_plans.instance_id = :instance_id AND user_plans.id = held.id AND held.is_cancelled
-    RETURNING held.plan AS before, NULL::jsonb AS after
+    RETURNING held.plan
 ),
 
 ended AS (
     UPDATE user_plans
     SET
         valid_to = coalesce(:last_day::date, greatest(held.today - 1, user_plans.valid_from)),
-        ended_at = CASE WHEN :last_day::date IS NULL THEN now() END
+        ended_at = held.ends_at
     FROM held
     WHERE
         user_plans.instance_id = :instance_id AND user_plans.id = held.id
         AND NOT held.is_cancelled AND NOT held.is_later
-    RETURNING
-        held.plan AS before,
-        CASE
-            WHEN user_plans.ended_at IS NULL THEN held.plan || jsonb_build_object('validTo', user_plans.valid_to)
-        END AS after
+    RETURNING held.plan, held.ends_at, user_plans.valid_to
 )
 
-SELECT before, after, false AS is_later
+SELECT
+    plan AS before, CASE WHEN ends_at IS NULL THEN plan || jsonb_build_object('validTo', valid_to) END AS after,
+    false AS is_later
 FROM ended
 UNION ALL
-SELECT before, after, false AS is_later
+SELECT plan AS before, NULL AS after, false AS is_later
 FROM cancelled
 UNION ALL
 SELECT plan AS before, plan AS after, true AS is_later

@@ -72,8 +72,8 @@ RETURNING id, user_id;
 WITH ended AS (
     DELETE FROM sessions
     WHERE instance_id = :instance_id
-    RETURNING expires_at > now() AS lived
+    RETURNING expires_at
 )
 
-SELECT count(*) FILTER (WHERE lived) AS ended
+SELECT count(*) FILTER (WHERE expires_at > now()) AS ended
 FROM ended;

@@ -1,6 +1,7 @@
 -- Operator and background statements: the only ones that read across instances.
--- What SKIP LOCKED and LIMIT choose stands in a MATERIALIZED part of its own: as a subquery of the DELETE it could be run
--- once for each row of the table, and choose others each time.
+-- A purge chooses a bounded number of rows without a lock, as Citus cannot lock rows of several instances. A row that can
+-- change is compared once more when it is deleted. Of two purges that choose the same rows, the second waits for the first
+-- and finds them gone.
 
 -- name: check_writable()$
 -- Readiness: true where the database takes writes.
@@ -37,31 +38,13 @@ FROM (
 HAVING count(*) > 0;
 
 -- name: find_incomplete_users(after_instance, after_user, last_instance, last_user, mailboxes, calendars, folders)
--- Users of one batch that lack a mailbox, calendar or file folder of these roles. Roles are unique and checked by the
--- schema, so counting them finds the gaps; only then is it worked out which are missing.
+-- Users of one batch that lack a mailbox, calendar or folder of these roles, with the roles that they have. Roles are unique
+-- and checked by the schema, so counting them finds the gaps.
 SELECT
     u.instance_id, i.name AS instance, u.id AS user_id, u.email,
-    array(
-        SELECT role
-        FROM unnest(:mailboxes::text[]) AS role
-        WHERE role NOT IN (
-            SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id
-        )
-    ) AS mailboxes,
-    array(
-        SELECT role
-        FROM unnest(:calendars::text[]) AS role
-        WHERE role NOT IN (
-            SELECT c.role FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id
-        )
-    ) AS calendars,
-    array(
-        SELECT role
-        FROM unnest(:folders::text[]) AS role
-        WHERE role NOT IN (
-            SELECT f.role FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id
-        )
-    ) AS folders
+    array(SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id) AS mailboxes,
+    array(SELECT c.role FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id) AS calendars,
+    array(SELECT f.role FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id) AS folders
 FROM users AS u
 INNER JOIN instances AS i ON u.instance_id = i.id
 WHERE
@@ -82,183 +65,173 @@ ORDER BY u.instance_id, u.id;
 SELECT count(*) AS users
 FROM users;
 
--- name: repair_mailboxes(instance_id, user_id, roles)!
--- Adds the named mailboxes to a user.
+-- name: repair_user(instance_id, user_id, mailboxes, calendars, folders)!
+-- Adds what a user lacks, by its roles.
 WITH counter AS (
     UPDATE instance_counters
-    SET mailboxes = mailboxes + cardinality(:roles::text[])
+    SET
+        mailboxes = mailboxes + cardinality(:mailboxes::text[]),
+        calendars = calendars + cardinality(:calendars::text[]),
+        file_folders = file_folders + cardinality(:folders::text[])
     WHERE instance_id = :instance_id
-    RETURNING mailboxes - cardinality(:roles::text[]) AS last_id
-)
+    RETURNING
+        mailboxes - cardinality(:mailboxes::text[]) AS mailboxes,
+        calendars - cardinality(:calendars::text[]) AS calendars,
+        file_folders - cardinality(:folders::text[]) AS file_folders
+),
 
-INSERT INTO mailboxes (instance_id, id, user_id, role)
-SELECT :instance_id, counter.last_id + named.place, :user_id, named.role
-FROM counter
-CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
+new_mailboxes AS (
+    INSERT INTO mailboxes (instance_id, id, user_id, role)
+    SELECT :instance_id, counter.mailboxes + lacking.place, :user_id, lacking.role
+    FROM counter
+    CROSS JOIN unnest(:mailboxes::text[]) WITH ORDINALITY AS lacking (role, place)
+),
 
--- name: repair_calendars(instance_id, user_id, roles)!
--- Adds the named calendars to a user.
-WITH counter AS (
-    UPDATE instance_counters
-    SET calendars = calendars + cardinality(:roles::text[])
-    WHERE instance_id = :instance_id
-    RETURNING calendars - cardinality(:roles::text[]) AS last_id
-)
-
-INSERT INTO calendars (instance_id, id, user_id, role)
-SELECT :instance_id, counter.last_id + named.place, :user_id, named.role
-FROM counter
-CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
-
--- name: repair_folders(instance_id, user_id, roles)!
--- Adds the named file folders to a user.
-WITH counter AS (
-    UPDATE instance_counters
-    SET file_folders = file_folders + cardinality(:roles::text[])
-    WHERE instance_id = :instance_id
-    RETURNING file_folders - cardinality(:roles::text[]) AS last_id
+new_calendars AS (
+    INSERT INTO calendars (instance_id, id, user_id, role)
+    SELECT :instance_id, counter.calendars + lacking.place, :user_id, lacking.role
+    FROM counter
+    CROSS JOIN unnest(:calendars::text[]) WITH ORDINALITY AS lacking (role, place)
 )
 
 INSERT INTO file_folders (instance_id, id, user_id, role)
-SELECT :instance_id, counter.last_id + named.place, :user_id, named.role
+SELECT :instance_id, counter.file_folders + lacking.place, :user_id, lacking.role
 FROM counter
-CROSS JOIN unnest(:roles::text[]) WITH ORDINALITY AS named (role, place);
+CROSS JOIN unnest(:folders::text[]) WITH ORDINALITY AS lacking (role, place);
 
--- name: purge_retained_users(default_days, row_limit)
--- Takes users whose retention is over, a bounded number at a time, as purge_user does.
+-- name: find_retained_instances(default_days)
+-- Instances with users whose retention is over.
+SELECT c.instance_id
+FROM instance_counters AS c
+INNER JOIN instances AS i ON c.instance_id = i.id
+WHERE EXISTS (
+    SELECT FROM users AS u
+    WHERE
+        u.instance_id = c.instance_id
+        AND u.deleted_at < now() - make_interval(
+            days => coalesce((i.settings ->> 'retentionDays')::integer, :default_days)
+        )
+);
+
+-- name: purge_retained_users(instance_id, default_days, row_limit)
+-- Takes users of an instance whose retention is over, as purge_users does. Those that are held are left.
 WITH due AS MATERIALIZED (
-    SELECT waiting.instance_id, waiting.id
-    FROM instances AS i
-    CROSS JOIN LATERAL (
-        SELECT u.instance_id, u.id
-        FROM users AS u
-        WHERE
-            u.instance_id = i.id
-            AND u.deleted_at < now() - make_interval(
-                days => coalesce((i.settings ->> 'retentionDays')::integer, :default_days)
+    SELECT u.id, now() AS moment
+    FROM users AS u
+    WHERE
+        u.instance_id = :instance_id
+        AND u.deleted_at < now() - make_interval(
+            days => coalesce(
+                (SELECT (i.settings ->> 'retentionDays')::integer FROM instances AS i WHERE i.id = :instance_id),
+                :default_days
             )
-        ORDER BY u.deleted_at
-        LIMIT :row_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS waiting
+        )
+    ORDER BY u.deleted_at
     LIMIT :row_limit
+    FOR UPDATE SKIP LOCKED
 ),
 
 left_behind AS (
     UPDATE accounts
-    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, now())
+    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, due.moment)
     FROM due
-    WHERE accounts.instance_id = due.instance_id AND accounts.user_id = due.id
+    WHERE accounts.instance_id = :instance_id AND accounts.user_id = due.id
 )
 
 DELETE FROM users
 USING due
-WHERE users.instance_id = due.instance_id AND users.id = due.id
-RETURNING users.instance_id, users.id AS user_id, user_state(users) AS state;
+WHERE users.instance_id = :instance_id AND users.id = due.id
+RETURNING users.id AS user_id, users.email, users.login, users.display_name, users.external_id;
 
 -- name: purge_expired_sessions(row_limit)
--- Takes sessions that have expired, a bounded number at a time.
+-- Takes sessions that have expired.
 WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM sessions
     WHERE expires_at < now()
     ORDER BY expires_at
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 DELETE FROM sessions
-USING due
-WHERE sessions.instance_id = due.instance_id AND sessions.id = due.id
-RETURNING sessions.id;
+WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
+RETURNING id;
 
 -- name: end_expired_plans(row_limit)
--- Ends plans of users whose last day, of UTC, is over, a bounded number at a time.
+-- Ends plans of users whose last day, of UTC, is over.
 WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM user_plans
     WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
     ORDER BY valid_to
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 UPDATE user_plans
 SET ended_at = now()
 FROM due
-WHERE user_plans.instance_id = due.instance_id AND user_plans.id = due.id
+WHERE
+    user_plans.instance_id = due.instance_id AND user_plans.id = due.id AND user_plans.ended_at IS NULL
+    AND user_plans.valid_to < (now() AT TIME ZONE 'UTC')::date
 RETURNING
-    user_plans.instance_id, user_plans.user_id,
-    jsonb_build_object(
-        'planId', user_plans.plan_id, 'name', user_plans.name, 'validFrom', user_plans.valid_from,
-        'validTo', user_plans.valid_to
-    ) AS plan;
+    user_plans.instance_id, user_plans.user_id, user_plans.plan_id, user_plans.name, user_plans.valid_from,
+    user_plans.valid_to;
 
 -- name: purge_expired_codes(row_limit)
--- Takes codes that have expired, a bounded number at a time.
+-- Takes codes that have expired.
 WITH due AS MATERIALIZED (
     SELECT instance_id, digest
     FROM codes
     WHERE expires_at < now()
     ORDER BY expires_at
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 DELETE FROM codes
-USING due
-WHERE codes.instance_id = due.instance_id AND codes.digest = due.digest
-RETURNING codes.user_id;
+WHERE (instance_id, digest) IN (SELECT instance_id, digest FROM due)
+RETURNING digest;
 
 -- name: purge_old_answers(row_limit)
--- Takes idempotency keys and their answers after 24 hours, a bounded number at a time.
+-- Takes idempotency keys and their answers after 24 hours.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, key_id, name
+    SELECT instance_id, key_id, name, created_at
     FROM idempotency_keys
     WHERE created_at <= now() - interval '24 hours'
     ORDER BY created_at
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 DELETE FROM idempotency_keys
-USING due
-WHERE
-    idempotency_keys.instance_id = due.instance_id AND idempotency_keys.key_id = due.key_id
-    AND idempotency_keys.name = due.name
-RETURNING idempotency_keys.key_id;
+WHERE (instance_id, key_id, name, created_at) IN (SELECT instance_id, key_id, name, created_at FROM due)
+RETURNING name;
 
 -- name: purge_login_failures(row_limit)
--- Takes failed logins that are forgiven, a bounded number at a time.
+-- Takes failed logins that are forgiven.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, subject
+    SELECT instance_id, subject, forgiven_at
     FROM login_failures
     WHERE forgiven_at < now() AND delayed_until < now()
     ORDER BY forgiven_at
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 DELETE FROM login_failures
-USING due
-WHERE login_failures.instance_id = due.instance_id AND login_failures.subject = due.subject
-RETURNING login_failures.instance_id;
+WHERE (instance_id, subject, forgiven_at) IN (SELECT instance_id, subject, forgiven_at FROM due)
+RETURNING subject;
 
 -- name: purge_old_documents(row_limit)
--- Takes documents a week after they were asked for, a bounded number at a time.
+-- Takes documents a week after they were asked for.
 WITH due AS MATERIALIZED (
     SELECT instance_id, id
     FROM documents
     WHERE created_at < now() - interval '7 days'
     ORDER BY created_at
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 DELETE FROM documents
-USING due
-WHERE documents.instance_id = due.instance_id AND documents.id = due.id
-RETURNING documents.id;
+WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
+RETURNING id;
 
 -- name: purge_parked_jobs(row_limit)
 -- Takes jobs that have been parked for thirty days, a bounded number at a time.
@@ -282,64 +255,47 @@ SELECT id
 FROM purge_old_events(:row_limit) AS id;
 
 -- name: purge_old_deliveries(row_limit)
--- Takes deliveries after thirty whole days of UTC, a bounded number at a time: those that came to an end, and those
--- that wait for what is switched off or deleted.
+-- Takes deliveries after thirty whole days of UTC: those that came to an end, and those that wait for what is switched off
+-- or deleted.
 WITH due AS MATERIALIZED (
-    SELECT d.instance_id, d.webhook_id, d.event_id
+    SELECT d.instance_id, d.webhook_id, d.event_id, d.state
     FROM deliveries AS d
+    INNER JOIN webhooks AS w ON d.instance_id = w.instance_id AND d.webhook_id = w.id
+    INNER JOIN instances AS i ON d.instance_id = i.id
     WHERE
         (d.created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date - 30
-        AND (
-            d.state <> 'pending'
-            OR NOT EXISTS (
-                SELECT FROM webhooks AS w
-                INNER JOIN instances AS i ON w.instance_id = i.id
-                WHERE
-                    w.instance_id = d.instance_id AND w.id = d.webhook_id AND w.is_active
-                    AND i.is_active AND i.deleted_at IS NULL
-            )
-        )
+        AND (d.state <> 'pending' OR NOT w.is_active OR NOT i.is_active OR i.deleted_at IS NOT NULL)
     ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
     LIMIT :row_limit
-    FOR UPDATE OF d SKIP LOCKED
 )
 
 DELETE FROM deliveries
-USING due
-WHERE
-    deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
-    AND deliveries.event_id = due.event_id
-RETURNING deliveries.event_id;
+WHERE (instance_id, webhook_id, event_id, state) IN (SELECT instance_id, webhook_id, event_id, state FROM due)
+RETURNING event_id;
 
 -- name: purge_deleted_webhooks_deliveries(row_limit)
--- Takes deliveries of webhooks that were deleted, a bounded number at a time. A range instead of equality has the planner
--- read so many of a webhook in the order of the index deliveries_log, not all of them to take some.
+-- Takes deliveries of webhooks that were deleted. A range instead of equality has the planner read so many of a webhook in
+-- the order of the index deliveries_log, not all of them to take some.
 WITH due AS MATERIALIZED (
     SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
     FROM webhooks AS w
     CROSS JOIN LATERAL (
         SELECT d.instance_id, d.webhook_id, d.event_id
         FROM deliveries AS d
-        WHERE
-            (d.instance_id, d.webhook_id) >= (w.instance_id, w.id)
-            AND (d.instance_id, d.webhook_id) <= (w.instance_id, w.id)
-        ORDER BY d.instance_id, d.webhook_id, d.state, d.created_at
+        WHERE d.instance_id = w.instance_id AND d.webhook_id >= w.id AND d.webhook_id <= w.id
+        ORDER BY d.webhook_id, d.state, d.created_at
         LIMIT :row_limit
-        FOR UPDATE SKIP LOCKED
     ) AS left_behind
     WHERE w.deleted_at IS NOT NULL
     LIMIT :row_limit
 )
 
 DELETE FROM deliveries
-USING due
-WHERE
-    deliveries.instance_id = due.instance_id AND deliveries.webhook_id = due.webhook_id
-    AND deliveries.event_id = due.event_id
-RETURNING deliveries.event_id;
+WHERE (instance_id, webhook_id, event_id) IN (SELECT instance_id, webhook_id, event_id FROM due)
+RETURNING event_id;
 
 -- name: purge_deleted_webhooks(row_limit)
--- Takes webhooks that were deleted and have no deliveries left.
+-- Takes webhooks that were deleted and have no deliveries left. None can be added: only one that is active is read for.
 WITH due AS MATERIALIZED (
     SELECT w.instance_id, w.id
     FROM webhooks AS w
@@ -347,35 +303,36 @@ WITH due AS MATERIALIZED (
         w.deleted_at IS NOT NULL
         AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id)
     LIMIT :row_limit
-    FOR UPDATE OF w SKIP LOCKED
 )
 
 DELETE FROM webhooks
-USING due
-WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
-RETURNING webhooks.id;
+WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
+RETURNING id;
 
 -- name: forget_old_secrets(row_limit)
 -- Takes secrets of webhooks whose overlap is over.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
+    SELECT instance_id, id, old_secret_until
     FROM webhooks
     WHERE old_secret_until < now()
     LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
 )
 
 UPDATE webhooks
 SET old_secret = NULL, old_secret_until = NULL
-FROM due
-WHERE webhooks.instance_id = due.instance_id AND webhooks.id = due.id
-RETURNING webhooks.id;
+WHERE (instance_id, id, old_secret_until) IN (SELECT instance_id, id, old_secret_until FROM due)
+RETURNING id;
 
 -- name: find_waiting_webhooks()
 -- Webhooks with events that they have not read, those of an instance that stopped at the same place one after another;
--- ready: such events can be read, and do not wait for an older transaction to end. age: seconds since the first of them.
+-- ready: such events can be read, and do not wait for an older transaction to end. horizon: as find_feed_end gives it.
+-- age: seconds since the first of them.
+WITH feed AS MATERIALIZED (
+    SELECT event_horizon() AS horizon
+)
+
 SELECT
-    w.instance_id, w.id, unread.xid < (SELECT event_horizon()) AS ready,
+    w.instance_id, w.id, unread.xid < feed.horizon AS ready, feed.horizon::text AS horizon,
     extract(EPOCH FROM now() - unread.created_at)::float8 AS age
 FROM webhooks AS w
 INNER JOIN instances AS i ON w.instance_id = i.id
@@ -386,6 +343,7 @@ CROSS JOIN LATERAL (
     ORDER BY e.xid, e.place
     LIMIT 1
 ) AS unread
+CROSS JOIN feed
 WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
 ORDER BY w.instance_id, w.read_xid, w.read_place;
 
@@ -597,23 +555,34 @@ RETURNING
     floor(extract(EPOCH FROM now()))::bigint AS moment;
 
 -- name: mend_event_clock()$
--- After a dump was restored into another cluster: events go on behind the last one, which is that of some instance.
--- One look into the primary key for each, however many events there are: it runs at every start. Nothing that can be
--- seen in the cluster that wrote it is numbered beyond the newest transaction, so that there it does nothing, whatever
--- else is being written.
+-- After a dump was restored into another cluster: events go on behind the last one, which is that of some instance, or of
+-- none (0). One look into the primary key for each, however many events there are: it runs at every start. Nothing that
+-- can be seen in the cluster that wrote it is numbered beyond the newest transaction, so that there it does nothing,
+-- whatever else is being written.
 UPDATE event_clock
 SET ahead = ahead + latest.gap
 FROM (
     SELECT
         max(newest.xid::text::bigint) - pg_snapshot_xmax(pg_current_snapshot())::text::bigint
         - (SELECT clock.ahead FROM event_clock AS clock) + 1000000 AS gap
-    FROM (SELECT id FROM instances UNION ALL SELECT 0) AS i
-    CROSS JOIN LATERAL (
-        SELECT xid
-        FROM events
-        WHERE events.instance_id = i.id
-        ORDER BY events.xid DESC, events.place DESC
-        LIMIT 1
+    FROM (
+        SELECT last.xid
+        FROM instance_counters AS c
+        CROSS JOIN LATERAL (
+            SELECT e.xid
+            FROM events AS e
+            WHERE e.instance_id = c.instance_id
+            ORDER BY e.xid DESC, e.place DESC
+            LIMIT 1
+        ) AS last
+        UNION ALL
+        (
+            SELECT e.xid
+            FROM events AS e
+            WHERE e.instance_id = 0
+            ORDER BY e.xid DESC, e.place DESC
+            LIMIT 1
+        )
     ) AS newest
 ) AS latest
 WHERE latest.gap >= 1000000

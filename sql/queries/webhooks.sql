@@ -1,5 +1,5 @@
--- name: create_webhook(instance_id, url, description, types, skip_origin, secret, most)^
--- A webhook for what is to come; no row where the instance has as many as it may.
+-- name: create_webhook(instance_id, url, description, types, skip_origin, secret, horizon, most)^
+-- A webhook for what comes after the horizon (find_feed_end); no row where the instance has as many as it may.
 WITH counter AS (
     UPDATE instance_counters
     SET webhooks = webhooks + 1
@@ -9,8 +9,8 @@ WITH counter AS (
     RETURNING webhooks AS id
 )
 
-INSERT INTO webhooks (instance_id, id, url, description, types, skip_origin, secret)
-SELECT :instance_id, id, :url, :description, :types, :skip_origin, :secret
+INSERT INTO webhooks (instance_id, id, url, description, types, skip_origin, secret, read_xid)
+SELECT :instance_id, id, :url, :description, :types, :skip_origin, :secret, :horizon::text::xid8
 FROM counter
 RETURNING
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
@@ -62,14 +62,24 @@ WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: rotate_webhook_secret(instance_id, webhook_id, secret, overlap)^
 -- Another secret; the one before signs beside it for so many seconds.
-UPDATE webhooks
-SET
-    old_secret = CASE WHEN :overlap::integer > 0 THEN secret END,
-    old_secret_until = CASE WHEN :overlap::integer > 0 THEN now() + make_interval(secs => :overlap::integer) END,
-    secret = :secret,
-    updated_at = now()
-WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL
-RETURNING id, floor(extract(EPOCH FROM old_secret_until))::bigint AS "oldSecretUntil";
+WITH overlap AS (
+    SELECT CASE WHEN :overlap::integer > 0 THEN now() + make_interval(secs => :overlap::integer) END AS ends_at
+),
+
+rotated AS (
+    UPDATE webhooks
+    SET
+        old_secret = CASE WHEN :overlap::integer > 0 THEN secret END,
+        old_secret_until = overlap.ends_at,
+        secret = :secret,
+        updated_at = now()
+    FROM overlap
+    WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL
+    RETURNING id, old_secret_until
+)
+
+SELECT id, floor(extract(EPOCH FROM old_secret_until))::bigint AS "oldSecretUntil"
+FROM rotated;
 
 -- name: delete_webhook(instance_id, webhook_id)!
 -- A webhook, which has been held, is there no more: without its secrets, until the pruning has taken its deliveries.

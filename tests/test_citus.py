@@ -1,0 +1,436 @@
+"""The statements and the server on Citus: make test-citus, where the extension is installed for Debian's Postgres 15.
+
+Every named statement runs twice on the same data: on one Postgres, and after scripts/citus/distribute.sql. Both must
+give the same rows, also where sql/citus has another form of the statement.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+import pwd
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from aiohttp import ClientSession
+from conftest import ADMIN, FAST_HASHES, LINK_HOST
+from processes import eventually, exchange, folder_for_postgres, free_port, running
+
+from server.base.errors import ConnectionLost, ServiceError
+from server.base.settings import Settings
+from server.base.tokens import digest
+from server.methods.avatars import EXAMPLE_NAME
+from server.methods.codes import EXAMPLE_CODES
+from server.methods.sessions import EXAMPLE_TOKEN
+from server.methods.webhooks import EXAMPLE_EVENT
+from server.postgres.db import Database, NamedQuery, load_queries
+from server.postgres.migrations import load_migrations, migrate
+from server.serving.app import build
+from server.tenants.call import RequestContext
+from server.tenants.keys import OPERATOR, new_key
+
+BINARIES = Path("/usr/lib/postgresql/15/bin")
+DISTRIBUTE = Path(__file__).parent.parent / "scripts/citus/distribute.sql"
+NODES = 3
+"""The coordinator and two workers."""
+CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{folder}'
+shared_preload_libraries = 'citus'
+wal_level = logical
+max_connections = 200
+max_prepared_transactions = 400
+shared_buffers = 32MB
+fsync = off
+full_page_writes = off
+citus.shard_count = 8
+"""
+
+KNOWN: set[str] = {
+    "assign_plans", "change_store_user", "claim_deliveries", "confirm_user", "create_document", "delete_member", "delete_user",
+    "end_access_of", "find_due_webhooks", "find_oldest_due", "hold_users", "merge_fields", "note_outcomes", "purge_user",
+    "remove_picture", "replace_user", "restore_user", "set_language", "set_names", "set_password", "set_password_by_id",
+    "set_picture", "set_user_active", "settle_deliveries", "update_user", "write_users",
+}  # fmt: skip
+"""Statements that do not run on Citus yet."""
+NOTHING_FOUND = {"mend_event_clock"}
+"""Statements that give no rows here."""
+
+
+# --- the cluster --------------------------------------------------------------------------------------
+
+
+def run(program: str, *arguments: str | Path) -> None:
+    """One of Postgres's programs, as its system user: it refuses to run as root."""
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    # Nodes connect to one another with libpq, which looks for certificates at home.
+    environment = os.environ | {"HOME": "/"}
+    command = [BINARIES / program, *arguments]
+    subprocess.run(command, check=True, user=user, env=environment, cwd="/", stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[list[int]]:
+    """A coordinator and two workers; their ports, the coordinator's first."""
+    with folder_for_postgres() as folder, contextlib.ExitStack() as started:
+        ports: list[int] = []
+        while len(ports) < NODES:
+            port = free_port()
+            node = folder / f"node{len(ports)}"
+            run(
+                "initdb",
+                "-D",
+                node,
+                "-U",
+                "postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            )
+            with (node / "postgresql.conf").open("a") as conf:
+                conf.write(CONFIGURATION.format(port=port, folder=folder))
+            run("pg_ctl", "-D", node, "-w", "-l", folder / f"log{len(ports)}", "start")
+            started.callback(run, "pg_ctl", "-D", node, "-w", "-m", "immediate", "stop")
+            ports.append(port)
+        yield ports
+
+
+def address(port: int, database: str) -> str:
+    return f"postgresql://postgres@127.0.0.1:{port}/{database}"
+
+
+@pytest.fixture
+async def migrated_url(ports: list[int]) -> str:
+    """A database of the test's own on the coordinator, migrated. It is one Postgres's until it is distributed."""
+    name = f"test_{uuid.uuid4().hex}"
+    for port in ports:
+        server = await asyncpg.connect(address(port, "postgres"))
+        await server.execute(f"CREATE DATABASE {name}")
+        await server.close()
+    url = address(ports[0], name)
+    coordinator = await asyncpg.connect(url)
+    await migrate(coordinator, load_migrations())
+    await coordinator.close()
+    return url
+
+
+async def distribute(ports: list[int], database_url: str) -> None:
+    """What an operator does: the extensions on every node, the workers, scripts/citus/distribute.sql."""
+    name = database_url.rpartition("/")[2]
+    for port in ports:
+        node = await asyncpg.connect(address(port, name))
+        for extension in ("citus", "pg_trgm", "ltree", "btree_gin"):
+            await node.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
+        await node.close()
+    coordinator = await asyncpg.connect(database_url)
+    await coordinator.execute("SELECT citus_set_coordinator_host('127.0.0.1', $1)", ports[0])
+    for port in ports[1:]:
+        await coordinator.execute("SELECT citus_add_node('127.0.0.1', $1)", port)
+    await coordinator.execute(DISTRIBUTE.read_text())
+    await coordinator.close()
+
+
+@pytest.fixture
+async def database_url(migrated_url: str) -> str:
+    """The same with MYINSTANCE and its administrator; the fixtures of conftest.py work on it."""
+    database, _, hasher, dispatcher = build(Settings(**FAST_HASHES), migrated_url)
+    await database.open()
+    mine = {"name": "MYINSTANCE", "admin": {"email": ADMIN}, "settings": {"confirmationHosts": [LINK_HOST]}}
+    await dispatcher.call(OPERATOR, "createInstance", mine, RequestContext("test"))
+    hasher.close()
+    dispatcher.pictures.close()
+    await database.close()
+    return migrated_url
+
+
+# --- every named statement ----------------------------------------------------------------------------
+
+NOW = datetime.datetime.now(datetime.UTC)
+TODAY, TOMORROW = NOW.date(), NOW + datetime.timedelta(days=1)
+LONG_AGO = "now() - interval '400 days'"
+MORE = f"""
+UPDATE users SET deleted_at = {LONG_AGO} WHERE deleted_at IS NOT NULL;
+UPDATE users SET external_id = 'jane' WHERE id = 2;
+UPDATE users SET is_active = false, suspended_at = now() WHERE id = 5;
+UPDATE credentials SET password_hash = 'hash' WHERE user_id = 2;
+UPDATE api_keys SET digest = 'key' WHERE id = 1;
+UPDATE instance_counters SET webhooks = 4, sessions = 90, user_plans = 90;
+DELETE FROM mailboxes WHERE user_id = 5 AND role = 'drafts';
+DELETE FROM calendars WHERE user_id = 5;
+DELETE FROM file_folders WHERE user_id = 5 AND role = 'trash';
+INSERT INTO user_plans (instance_id, id, user_id, plan_id, valid_from, valid_to)
+VALUES (1, 90, 2, 1, '2020-01-01', '2020-12-31');
+INSERT INTO sessions (instance_id, id, user_id, token_digest, expires_at) VALUES (1, 90, 2, 'old', {LONG_AGO});
+INSERT INTO codes (instance_id, digest, user_id, purpose, expires_at) VALUES (1, 'old', 2, 'reset', {LONG_AGO});
+INSERT INTO idempotency_keys (instance_id, key_id, name, request, answer, created_at)
+VALUES (1, 1, 'old', 'r', 'a', {LONG_AGO}), (1, 1, 'name', 'r', 'a', now());
+INSERT INTO login_failures (instance_id, subject, forgiven_at, delayed_until)
+VALUES (1, 'old', {LONG_AGO}, {LONG_AGO}), (1, 'subject', now() + interval '1 hour', now() + interval '1 hour');
+INSERT INTO documents (instance_id, id, entity, action, user_id, created_at)
+VALUES (1, gen_random_uuid(), 'user', 'profile-update', 2, {LONG_AGO});
+INSERT INTO pgqueuer (id, priority, status, entrypoint, updated) VALUES (1001, 0, 'failed', 'mail-code', {LONG_AGO});
+INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint, created)
+VALUES (1001, 'failed', 0, 'mail-code', {LONG_AGO});
+INSERT INTO events (instance_id, place, id, type, user_id, method, key_id, key_name, request_id, created_at)
+VALUES
+(1, 100, gen_random_uuid(), 'user.created', 2, 'createUser', 1, 'test', 'old', {LONG_AGO}),
+(1, 101, '{EXAMPLE_EVENT}', 'user.created', 2, 'createUser', 1, 'test', 'new', now());
+INSERT INTO webhooks (
+    instance_id, id, url, description, types, secret, old_secret, old_secret_until, deleted_at, failing_since, read_xid
+)
+VALUES
+(1, 2, '', '', '{{}}', '', NULL, NULL, now(), NULL, '0'),
+(1, 3, '', '', '{{}}', '', NULL, NULL, now(), NULL, '0'),
+(1, 4, 'https://192.0.2.1/', '', '{{}}', 'new', 'old', {LONG_AGO}, NULL, {LONG_AGO}, '0');
+INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body, state, created_at)
+VALUES
+(1, 2, gen_random_uuid(), 'user.created', '', 'delivered', now()),
+(1, 4, gen_random_uuid(), 'user.created', '', 'delivered', {LONG_AGO}),
+(1, 4, '{EXAMPLE_EVENT}', 'user.created', '', 'pending', now());
+INSERT INTO office365_accounts (instance_id, user_id, state) VALUES (1, 2, 'pending');
+INSERT INTO group_members (instance_id, user_id, group_id) VALUES (1, 2, 1);
+"""
+"""Rows for statements that find none in the examples: most look for what has had its time."""
+
+USER = {
+    "email": "new@example.com", "email_key": "new@example.com", "display_name": "New", "is_active": True,
+    "is_admin": False, "is_confirmed": True, "profile": {}, "app_values": {}, "settings": [0], "apps": [0],
+    "avatar": "", "fields": {}, "language": "en", "external_id": "new", "sessions_limit": 3,
+    "is_plan_admin": False, "only_sees_readable": False, "mail_quota": None, "files_quota": None,
+    "password_hash": "hash",
+}  # fmt: skip
+EVENT_ID = uuid.UUID(EXAMPLE_EVENT)
+BY_TYPE: dict[str, Any] = {
+    "int4": 1, "int8": 1, "float8": 60.0, "text": "x", "bool": True, "bytea": b"x", "jsonb": {}, "uuid": EVENT_ID,
+    "timestamptz": NOW, "date": TODAY, "int4[]": [1], "int8[]": [1], "text[]": ["x"], "bytea[]": [b"x"],
+    "jsonb[]": [None], "uuid[]": [EVENT_ID], "bool[]": [True], "float8[]": [60.0], "date[]": [TODAY],
+}  # fmt: skip
+"""The value of a parameter by its type, unless it has one by its name or for its statement."""
+BY_NAME: dict[str, Any] = {name: value for name, value in USER.items() if name != "settings"} | {
+    "user_id": 2, "user_ids": [2], "ids": [1, 2, 3], "users": [USER], "event": {"email": "new@example.com"},
+    "email_key": "jane@example.com", "email_keys": ["jane@example.com"], "key": "jane@example.com",
+    "keys": ["jane@example.com"], "external_id": "jane", "external_ids": ["jane"],
+    "after": 0, "after_instance": 0, "after_user": 0, "after_webhook": 0, "last_instance": 9, "last_user": 99,
+    "before": 99, "row_limit": 100, "row_offset": 0, "byte_limit": 1000000, "batch_size": 100, "look": 100, "looks": 9,
+    "since": NOW - datetime.timedelta(days=1000), "until": TOMORROW, "before_time": TOMORROW, "before_xid": "0",
+    "before_place": 0, "xid": "0", "place": 0, "horizon": str(2**62), "type": None, "method": None,
+    "name_key": "sales", "name_keys": ["sales"], "token_digest": digest(EXAMPLE_TOKEN),
+    "digest": digest(EXAMPLE_CODES["reset"]), "purpose": "reset", "purposes": ["reset"],
+    "tree_id": 0, "document_id": uuid.UUID(int=0x40008000000000000001), "instance_name": "MYINSTANCE",
+    "instance_names": ["MYINSTANCE"], "networks": [], "maker_id": None, "name": "name", "subject": b"old",
+    "subjects": [b"subject"], "types": ["user.updated"], "states": ["pending"], "state": "failed",
+    "webhook_id": 4, "webhook_ids": [4], "valid_to": None, "last_day": None, "from_day": None, "starts_with": "",
+    "name_part": "", "sort_1": "user", "sort_2": None, "sort_3": None, "sort_4": None, "tie": "user", "way": "user",
+    "accounts_first": "", "pattern": "%", "searched": "e", "walk_rows": 1000, "wanted": 100, "most": 100,
+    "path": "i1.t0.1", "depth": 10, "because": "tests", "default_days": 30, "job_id": 1000, "kind": "mail-code",
+    "given": [], "others": [],
+}  # fmt: skip
+BY_STATEMENT: dict[str, dict[str, Any]] = {
+    "add_position": {"tree_id": 1, "parent_id": None},
+    "analyze_table": {"name": "users"},
+    "assign_plan": {"user_id": 1},
+    "assign_plans": {"user_ids": [4]},
+    "begin_office365": {"user_id": 4},
+    "change_plan": {"type": "prepaid"},
+    "claim_idempotency_key": {"name": b"new"},
+    "create_document": {"tree_id": 0, "document_id": uuid.UUID(int=7)},
+    "create_group": {"name_key": "buyers"},
+    "create_instance": {"name": "ANOTHER"},
+    "create_plan": {"type": "prepaid"},
+    "create_session": {"token_digest": b"new"},
+    "create_user": {"email_key": "new@example.com", "external_id": "new", "method": "createUser"},
+    "define_field": {"alias": "hat_size", "type": "number"},
+    "end_plan": {"user_id": 1},
+    "find_answer": {"name": b"name"},
+    "find_created_by": {"request_id": "new"},
+    "find_instance": {"name": "MYINSTANCE"},
+    "find_key": {"digest": b"key"},
+    "find_key_instance": {"name": "MYINSTANCE"},
+    "get_picture": {"name": EXAMPLE_NAME},
+    "get_event": {"event_id": EVENT_ID},
+    "insert_deliveries": {"event_ids": [uuid.UUID(int=7)]},
+    "insert_events": {"method": "updateUser"},
+    "insert_events_of_others": {"method": "updateUser"},
+    "issue_code": {"digest": b"new"},
+    "keep_answer": {"name": b"name"},
+    "list_active_plans": {"user_id": 1},
+    "list_admin_users": {"after": ""},
+    "list_deleted_users": {"after": ""},
+    "list_groups": {"after": ""},
+    "list_instances": {"after": ""},
+    "list_jobs": {"state": "parked"},
+    "list_suspended_users": {"after": ""},
+    "list_users": {"after": ""},
+    "move_position": {"position_id": 3, "parent_id": 1},
+    "name_newest_plan": {"user_id": 1},
+    "purge_user": {"key": "gone@example.com", "email_key": "gone@example.com"},
+    "remove_field": {"alias": "shoe_size"},
+    "repair_user": {"user_id": 5, "mailboxes": ["drafts"], "calendars": ["main"], "folders": ["trash"]},
+    "restore_user": {"key": "gone@example.com"},
+    "search_downline": {"way": "all"},
+    "skip_events": {"look": 1},
+    "switch_plan": {"user_id": 1},
+    "write_users": {"users": [USER | {"id": 2}]},
+}
+VARYING = {
+    "create_instance", "create_key", "enqueue_job", "find_feed_end", "find_feed_halt", "find_grown_table", "find_server_facts",
+    "find_tables_without_statistics",
+}  # fmt: skip
+"""What these do depends on the server, or on the next number of a sequence."""
+TIMES = {
+    "age", "createdAt", "created_at", "expiresAt", "expires_at", "horizon", "moment", "oldSecretUntil", "seconds",
+    "seconds_left", "updatedAt", "xid",
+}  # fmt: skip
+"""Columns that differ from one time to the next."""
+CHANGED = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) (\w+)")
+
+
+async def arguments(db: asyncpg.Connection, query: NamedQuery) -> dict[str, Any]:
+    """A value for each parameter: the statement's own, that of its name, or else one of its type."""
+    types = (await db.prepare(query.sql)).get_parameters()
+    values = BY_NAME | BY_STATEMENT.get(query.name, {})
+    return {
+        param: values[param] if param in values else BY_TYPE[kind.name]
+        for param, kind in zip(query.params, types, strict=True)
+    }
+
+
+async def outcome(
+    database: Database, query: NamedQuery, values: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    """The rows that a statement gives, and those of the tables that it writes, but for times and random ids.
+
+    It runs on the server's own connection, with the settings that the server gives that, and is rolled back.
+    """
+    async with database.transaction(dry_run=True) as db:
+        rows = sorted(
+            repr({name: value for name, value in row.items() if name not in TIMES})
+            for row in await db.all(query.name, **values)
+        )
+        if "INSERT INTO events" in query.sql:  # the coordinator numbers them, whichever node stores them
+            newest = await db.raw.fetchval("SELECT max(xid::text::bigint) FROM events")
+            assert newest == await db.raw.fetchval("SELECT pg_current_xact_id()::text::bigint"), query.name
+        left = []
+        for table in sorted(set(CHANGED.findall(query.sql)) - {"SET", "OF"}):
+            columns = await db.raw.fetchval(
+                "SELECT string_agg(format('%I::text', attname), ', ' ORDER BY attnum) FROM pg_attribute WHERE"
+                " attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped"
+                " AND atttypid NOT IN ('timestamptz'::regtype, 'uuid'::regtype, 'xid8'::regtype)",
+                table,
+            )
+            if columns:
+                stored = await db.raw.fetch(f"SELECT {columns} FROM {table}")
+                left += sorted(f"{table} {tuple(row)}" for row in stored)
+    return rows, left
+
+
+async def outcomes(
+    url: str, given: dict[str, dict[str, Any]], *, citus: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The outcome of each statement, and the errors."""
+    found: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    database = Database(Settings(), url)
+    await database.open()
+    queries = load_queries(citus=citus)
+    for name, values in given.items():
+        try:
+            found[name] = await outcome(database, queries[name], values)
+        except (ServiceError, asyncpg.PostgresError) as error:
+            cause = error.__cause__ or error
+            errors[name] = f"{type(cause).__name__}: {cause}"
+            if isinstance(error, ConnectionLost):  # Postgres crashed over it, and is started again
+                await eventually(functools.partial(answers, database))
+    await database.close()
+    return found, errors
+
+
+async def answers(database: Database) -> bool:
+    with contextlib.suppress(ServiceError):
+        return await database.look_up("check_writable") is not None
+    return False
+
+
+@pytest.mark.usefixtures("examples")
+async def test_every_statement_runs_and_does_the_same(
+    db: asyncpg.Connection, ports: list[int], database_url: str
+) -> None:
+    """With arguments that reach rows wherever a statement gives any."""
+    await db.execute(MORE)
+    queries = load_queries()
+    given = {name: await arguments(db, query) for name, query in queries.items()}
+    before, errors = await outcomes(database_url, given, citus=False)
+    assert errors == {}
+    gives_rows = {name for name in queries if (await db.prepare(queries[name].sql)).get_attributes()}
+    assert {name for name in gives_rows - VARYING if before[name][0] == []} == NOTHING_FOUND
+    await distribute(ports, database_url)
+    after, errors = await outcomes(database_url, given, citus=True)
+    assert set(errors) == set(KNOWN), errors
+    for name in after.keys() - VARYING:
+        assert after[name] == before[name], name
+
+
+# --- the server ---------------------------------------------------------------------------------------
+
+JANE = {"email": "jane@example.com"}
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("createUser", JANE | {"displayName": "Jane", "password": "demo1234"}),
+    ("getUserByEmail", JANE),
+    ("createUsers", {"users": [{"email": "ann@example.com"}, {"email": "bob@example.com"}]}),
+    ("createWebhook", {"url": "https://hooks.example.com/"}),
+    ("login", JANE | {"password": "demo1234"}),
+    ("listSessions", JANE),
+    ("createGroup", {"name": "Sales"}),
+    ("addToGroup", {"name": "Sales"} | JANE),
+    ("listGroupMembers", {"name": "Sales"}),
+    ("updateUserByEmail", JANE | {"displayName": "J."}),
+    ("resetPasswordByEmail", JANE | {"password": "onemoretime"}),
+    ("updateUserByEmail", JANE | {"isActive": False}),
+    ("ensureUser", {"externalId": "shop-17", "email": "carl@example.com"}),
+    ("createPlan", {"type": "prepaid", "name": "A year", "duration": 12}),
+    ("assignPlan", {"userId": 2, "planId": 1}),
+    ("createApiKey", {"name": "shop", "scopes": ["users:read"]}),
+    ("listUsers", {}),
+    ("searchUsers", {"searchText": "jane"}),
+    ("listChanges", {}),
+    ("listAuditEvents", {}),
+    ("deleteUserByEmail", {"email": "ann@example.com"}),
+]
+KNOWN_CALLS = {"deleteUserByEmail", "ensureUser", "resetPasswordByEmail", "updateUserByEmail"}
+"""Methods whose statements are KNOWN."""
+
+
+async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str) -> None:
+    """With its queue and its webhooks; the first start makes the instance and its key."""
+    await distribute(ports, migrated_url)
+    key = new_key()
+    with running(migrated_url) as officerpc:
+        served = await officerpc.serve(bootstrap_api_key=key)
+        assert (await exchange(served.url, b"GET /readyz HTTP/1.0\r\n\r\n")).status == 200
+        refused = {}
+        async with ClientSession(headers={"x-api-key": key}) as http:
+            for name, params in CALLS:
+                async with http.post(
+                    f"{served.url}/rpc", json={"method": name, "params": params}
+                ) as response:
+                    answer = await response.json()
+                    if response.status != 200:
+                        refused[name] = answer
+                    elif name == "listChanges":
+                        told = {event["type"] for event in answer["events"]}
+        assert set(refused) == KNOWN_CALLS, refused
+        assert told >= {"user.created", "session.created", "group.created"}
+        assert await served.stop() == 0
+        troubles = {
+            json.loads(line)["event"] for line in served.log.splitlines() if '"level":"info"' not in line
+        }
+        print("TROUBLES", troubles)
