@@ -429,7 +429,7 @@ async def test_a_job_that_hangs_is_ended(
     logged: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(queue, "TIME_LIMIT", 0.5)
 
     async def hang_once() -> None:
         if len(note.seen) == 1:

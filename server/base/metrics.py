@@ -153,7 +153,7 @@ class Metrics:
     def job(self, fact: JobFact) -> None:
         """A try of a job ended, well or not."""
         self._jobs.labels(fact.kind, fact.outcome).inc()
-        tell = {"retried": log.warning, "parked": log.error}.get(fact.outcome, log.info)
+        tell = {"retried": log.warning, "parked": log.error}.get(fact.outcome, logs.info)
         tell(
             "job",
             kind=fact.kind,

@@ -88,6 +88,7 @@ async def settle(database: Database, tried: list[Tried]) -> None:
         for one in tried:
             if (disabling := _disabling(one)) is not None:
                 await _disable(db, one, *disabling)
+        outcomes = [_outcome(one) for one in tried]
         await db.run(
             "settle_deliveries",
             instance_ids=[one.row["instance_id"] for one in tried],
@@ -96,8 +97,8 @@ async def settle(database: Database, tried: list[Tried]) -> None:
             attempts=[one.row["attempts"] for one in tried],
             states=[{"done": "delivered", "parked": "failed"}.get(one.outcome, "pending") for one in tried],
             due_ins=[one.pause for one in tried],
-            statuses=[_outcome(one).status for one in tried],
-            errors=[_outcome(one).error for one in tried],
+            statuses=[outcome.status for outcome in outcomes],
+            errors=[outcome.error for outcome in outcomes],
         )
 
 

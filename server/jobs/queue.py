@@ -26,6 +26,8 @@ TRIES = 15
 """How often a job is begun before it is parked; the pauses between add up to five hours and a half."""
 FIRST_PAUSE = 5.0
 """Seconds between the first two tries: doubled each time, with a fifth of jitter."""
+TIME_LIMIT = 120.0
+"""Seconds that one try may take."""
 AT_ONCE, IN_ALL = 10, 20
 """Jobs that one worker does at the same time: of one instance, and of all."""
 CHANNEL = "officerpc_jobs"
@@ -137,7 +139,8 @@ class Jobs(worker.Worker):
         return await super().look()
 
     async def do(self, row: Row) -> None:
-        await JOBS[row["kind"]](self._services, orjson.loads(row["payload"]))
+        async with asyncio.timeout(TIME_LIMIT):
+            await JOBS[row["kind"]](self._services, orjson.loads(row["payload"]))
 
     def pause(self, tries: int) -> float | None:
         return pause_after(tries) if tries < TRIES else None
@@ -145,7 +148,7 @@ class Jobs(worker.Worker):
     async def note_parked(self, row: Row) -> None:
         if row["kind"] in PARKED:
             with contextlib.suppress(Exception):  # it is parked and logged all the same
-                async with asyncio.timeout(worker.TIME_LIMIT):
+                async with asyncio.timeout(TIME_LIMIT):
                     await PARKED[row["kind"]](self._services, orjson.loads(row["payload"]))
 
     async def renew(self, rows: list[Row]) -> None:

@@ -27,8 +27,6 @@ log = structlog.get_logger()
 
 LEASE = 60.0
 """Seconds after which another worker takes a row over from one that died."""
-TIME_LIMIT = 120.0
-"""Seconds that one try may take."""
 LONGEST_PAUSE = 3600.0
 """Seconds between two tries at most, whatever the other side asked for; those of a suspended instance's."""
 POLL = 1.0
@@ -118,7 +116,8 @@ class Worker(ABC):
 
     @abstractmethod
     async def do(self, row: Row) -> Any:
-        """One try. Whatever it raises, the row is tried again after a pause, but for Hopeless."""
+        """One try, which limits its own time. Whatever it raises, the row is tried again after a pause, but
+        for Hopeless."""
 
     @abstractmethod
     async def settle(self, tried: list[Tried]) -> None:
@@ -263,8 +262,7 @@ class Worker(ABC):
             try:
                 if tries > 1 and self.pause(tries - 1) is None:
                     raise GivenUp
-                async with asyncio.timeout(TIME_LIMIT):
-                    result = await self.do(row)
+                result = await self.do(row)
             except asyncio.CancelledError as error:
                 outcome, result = "stopped", error
             except Suspended as error:
