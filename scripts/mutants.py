@@ -1,7 +1,7 @@
 """Small faults put into the source, one at a time, to see whether the tests notice (make mutants).
 
-The faults are data: tests/mutants.toml. Each is applied to a copy of the tree, in which its tests are run. Status 1 if
-one was not noticed, 2 if the list does not fit the source or a test fails without any fault.
+The faults are data: tests/mutants.toml. Each is applied to a copy of the tree, in which its tests are run.
+Status 1 if one was not noticed, 2 if the list does not fit the source or a test fails without any fault.
 """
 
 import argparse
@@ -149,9 +149,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("-k", default="", metavar="TEXT", help="only mutants whose names hold this text")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--list", action="store_true", help="only check the list")
-    parser.add_argument(
-        "--json", action="store_true", help="the outcomes as one JSON object on standard output"
-    )
+    parser.add_argument("--json", action="store_true", help="print the outcomes as one JSON object")
     options = parser.parse_args(arguments)
     outcomes: dict[str, Outcome] = {}
     try:
