@@ -8,7 +8,7 @@ N ?= 1000
 # Half of the suite waits for processes that it starts: two workers a core.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
 
-.PHONY: run test test-slow test-openapi test-citus check check-clients bench seed lock clean
+.PHONY: run test test-slow test-openapi test-citus mutants check check-clients bench seed lock clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
@@ -40,6 +40,10 @@ check: .venv/dev.stamp
 # What generators, linters and test tools that others wrote make of OpenRPC and OpenAPI. Needs node.
 check-clients: .venv/clients/stamp
 	$(BIN)/python -m pytest tests/check_clients.py $(ARGS)
+
+# Whether the tests notice small faults in the source: those of tests/mutants.toml. ARGS='-k TEXT' for some of them.
+mutants: .venv/dev.stamp
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 # Needs wrk (Debian: apt-get install wrk); psql and pgbench come with the embedded Postgres.
 bench: .venv/dev.stamp

@@ -149,9 +149,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("-k", default="", metavar="TEXT", help="only mutants whose names hold this text")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--list", action="store_true", help="only check the list")
-    parser.add_argument(
-        "--json", action="store_true", help="the outcomes as one JSON object on standard output"
-    )
+    parser.add_argument("--json", action="store_true", help="print the outcomes as one JSON object")
     options = parser.parse_args(arguments)
     outcomes: dict[str, Outcome] = {}
     try:
