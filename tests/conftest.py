@@ -431,9 +431,9 @@ async def examples(client: Client, operator: Client, jane: dict[str, Any], db: a
 def officerpc_command(database_url: str) -> Iterator[Callable[..., Command]]:
     """Starts `officerpc ...` on the test's database."""
     settings = {"DATABASE_URL": database_url, "ARGON2_MEMORY": "64", "ARGON2_TIME": "1"}
-    all_of_it = os.environ | {f"OFFICERPC_{name}": value for name, value in settings.items()}
+    settings = {f"OFFICERPC_{name}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory(prefix="officerpc-commands-") as folder:
-        yield lambda *words, **environment: Command(words, all_of_it | environment, Path(folder))
+        yield lambda *words, **environment: Command(words, os.environ | settings | environment, Path(folder))
 
 
 @pytest.fixture

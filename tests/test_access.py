@@ -172,6 +172,7 @@ FORBIDDEN = (403, "users:admin")
 
 
 @pytest.mark.parametrize("state", ["living", "suspended"])
+@pytest.mark.damages
 async def test_an_administrator_is_changed_with_users_admin_alone(
     state: str, client: Client, boss: dict[str, Any], db: asyncpg.Connection
 ) -> None:

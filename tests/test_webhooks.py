@@ -29,7 +29,7 @@ from processes import DroppingProxy, eventually, running
 from server.base.settings import Settings
 from server.directory.upkeep import purge_expired
 from server.events import deliveries as deliveries_module
-from server.events import webhooks
+from server.events import feed, webhooks
 from server.jobs import worker as worker_module
 from server.jobs.windows import Limits, Windows
 from server.outside import outbound
@@ -569,6 +569,7 @@ async def test_tenants_are_apart(
     ]
 
 
+@pytest.mark.damages
 async def test_an_instance_has_fifty_at_most(
     inside: Client, receiver: Receiver, db: asyncpg.Connection
 ) -> None:
@@ -1073,6 +1074,7 @@ async def test_no_background_task_waits_for_good_for_an_answer(
             assert [one["state"] for one in await settled(inside, 2)] == ["delivered"] * 2
 
 
+@pytest.mark.damages
 async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1184,6 +1186,7 @@ async def claim(db: asyncpg.Connection, *sending: tuple[int, int], room: int = 1
     return sorted((row["instance_id"], row["webhook_id"]) for row in rows)
 
 
+@pytest.mark.damages
 async def test_turns(serve: Serve, db: asyncpg.Connection) -> None:
     caller = await serve(run_jobs=False)
     operator = caller.using(await insert_key(db, operator=True))
@@ -1243,6 +1246,7 @@ async def pages(db: asyncpg.Connection, name: str, **values: Any) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+@pytest.mark.damages
 async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Connection) -> None:
     await serve(run_jobs=False)
     await db.execute(
@@ -1263,6 +1267,7 @@ async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Con
     assert await pages(db, "claim_deliveries", **claimed) < 100
 
 
+@pytest.mark.damages
 async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Connection) -> None:
     """A claim reads what it is told is due; a look steps over a bounded number of webhooks that wait."""
     await serve(run_jobs=False)
@@ -1292,6 +1297,7 @@ async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Con
     assert seen == dead + 1
 
 
+@pytest.mark.damages
 async def test_looks_go_round(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1313,6 +1319,7 @@ async def test_looks_go_round(
     assert (await receiver.has(6))[-1].path == "/hook/1"
 
 
+@pytest.mark.damages
 async def test_outcomes_are_noted_together_in_their_order(
     serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:
@@ -1393,14 +1400,14 @@ async def test_one_that_cannot_be_settled_does_not_keep_the_others_from_it(
 async def test_one_that_cannot_be_read_on_keeps_nobody_waiting(
     inside: Client, other: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, logged: Log
 ) -> None:
-    body_of = webhooks.body_of
+    body_of = feed.body_of
 
     def failing(event: Any, instance: str) -> bytes:
         if instance == "MYINSTANCE":
             raise KeyError("a bug")
         return body_of(event, instance)
 
-    monkeypatch.setattr(webhooks, "body_of", failing)
+    monkeypatch.setattr(feed, "body_of", failing)
     other = inside.using(other.key)
     for client in (*[inside] * 5, other):
         await client.call("createWebhook", {"url": receiver.url})
@@ -1410,7 +1417,7 @@ async def test_one_that_cannot_be_read_on_keeps_nobody_waiting(
     assert [one.said["data"]["instance"] for one in receiver.got] == ["OTHER"]
     told = [line for line in logged.lines() if line["event"] == "webhook_not_read"]
     assert {(line["instance_id"], line["cause"]) for line in told} == {(1, "KeyError")}
-    monkeypatch.setattr(webhooks, "body_of", body_of)
+    monkeypatch.setattr(feed, "body_of", body_of)
     await settled(inside, 1)
 
 
@@ -1419,13 +1426,13 @@ async def test_events_are_encoded_once_for_all_webhooks_of_a_tenant(
 ) -> None:
     caller = await serve(run_jobs=False, webhook_private_addresses=True)
     encoded: list[str] = []
-    body_of = webhooks.body_of
+    body_of = feed.body_of
 
     def counting(event: Any, instance: str) -> bytes:
         encoded.append(event["id"])
         return body_of(event, instance)
 
-    monkeypatch.setattr(webhooks, "body_of", counting)
+    monkeypatch.setattr(feed, "body_of", counting)
     for number in range(5):
         await caller.call("createWebhook", {"url": f"{receiver.url}/{number}"})
     for number in range(20):
@@ -1530,6 +1537,7 @@ async def test_cursors_that_are_none(cursor: str, client: Client) -> None:
     )
 
 
+@pytest.mark.damages
 async def test_the_feed_skips_nothing(serve: Serve, db: asyncpg.Connection, database_url: str) -> None:
     """Sixteen writers at once, whose transactions stay open for a while after their events are written, so that
     they commit in another order than they began in; a reader follows its cursor all the while."""
@@ -1614,6 +1622,7 @@ async def test_the_feed_skips_no_call(serve: Serve, db: asyncpg.Connection) -> N
         created.add(user_id)
 
 
+@pytest.mark.damages
 async def test_transactions_are_ordered_by_their_number(client: Client, db: asyncpg.Connection) -> None:
     """10 comes after 9, in the feed and, where it is the same moment, in the audit."""
     numbers = (9, 10, 99, 100)
@@ -1636,6 +1645,7 @@ async def test_transactions_are_ordered_by_their_number(client: Client, db: asyn
         assert event["userId"] == number
 
 
+@pytest.mark.damages
 async def test_webhooks_skip_nothing_either(serve: Serve, receiver: Receiver, database_url: str) -> None:
     """The same by the relay of three workers, with a transaction that began first and ends last."""
     workers = [await serve(webhook_private_addresses=True) for _ in range(3)]
