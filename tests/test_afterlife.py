@@ -191,6 +191,29 @@ async def test_a_code_that_is_made_meanwhile_ends_too(
 
 
 @pytest.mark.parametrize(
+    ("method", "params"), [("deleteUserByEmail", JANE), ("deleteUsers", {"users": [JANE]})]
+)
+async def test_a_deletion_does_not_deadlock_with_the_suspension_of_its_instance(
+    method: str, params: dict[str, Any], client: Client, jane: dict[str, Any], db: asyncpg.Connection,
+    database_url: str,
+) -> None:  # fmt: skip
+    """Both hold the counters before they end sessions and codes."""
+    await client.call("login", RIGHT)
+    suspending = await asyncpg.connect(database_url)
+    transaction = suspending.transaction()
+    await transaction.start()
+    await suspending.execute("SELECT FROM instance_counters FOR NO KEY UPDATE")
+    deleting = asyncio.create_task(client.call(method, params))
+    await until(lambda: waits_for_lock(db))
+    await suspending.execute("SET LOCAL lock_timeout = '500ms'")
+    assert await suspending.execute("DELETE FROM sessions") != "DELETE 0"
+    assert await suspending.execute("DELETE FROM codes") != "DELETE 0"
+    await transaction.commit()
+    await deleting
+    await suspending.close()
+
+
+@pytest.mark.parametrize(
     "gone",
     [
         "UPDATE users SET is_active = false WHERE id = 2",

@@ -95,6 +95,12 @@ counted AS (
     UPDATE instance_counters
     SET logins = logins + :logins::bigint, living_users = living_users + :living::bigint
     WHERE instance_id = :instance_id AND (:logins::bigint <> 0 OR :living::bigint <> 0)
+    RETURNING true
+),
+
+-- The counters are held before codes and sessions, as where an instance is suspended or deleted.
+in_order AS (
+    SELECT count(*) FROM counted
 ),
 
 removed AS (
@@ -131,14 +137,14 @@ replaced AS (
 
 void AS (
     DELETE FROM codes
-    USING given
+    USING given CROSS JOIN in_order
     WHERE
         codes.instance_id = :instance_id AND codes.user_id = given.id AND codes.purpose = any(given.ended_codes)
 ),
 
 ended AS (
     DELETE FROM sessions
-    USING given
+    USING given CROSS JOIN in_order
     WHERE sessions.instance_id = :instance_id AND sessions.user_id = given.id AND given.ends_sessions
     RETURNING sessions.user_id, sessions.expires_at > given.moment AS lived
 )
