@@ -355,6 +355,40 @@ async def test_a_tenant_with_many_jobs_leaves_room_for_others(
     await until(lambda: empty(db))
 
 
+async def test_a_kind_that_fails_leaves_room_for_others_of_its_instance(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as mails, where the instance's Microsoft directory is away."""
+    gate, other = asyncio.Event(), Note()
+    monkeypatch.setitem(JOBS, "other", other)
+
+    async def fail() -> None:
+        if note.seen[-1]["number"] == AT_ONCE:
+            await gate.wait()
+        elif not gate.is_set():
+            raise Hopeless
+
+    note.act = fail
+    for number in range(AT_ONCE):
+        await add(services, {"instance_id": 1, "number": number})
+    start()
+    await until(lambda: _is(services, "parked", AT_ONCE))
+    await add(services, {"instance_id": 1, "number": AT_ONCE})
+
+    async def hangs() -> bool:
+        return len(note.seen) == AT_ONCE + 1
+
+    await until(hangs)
+    async with services.database.transaction() as connection:
+        await enqueue(connection, "other", {"instance_id": 1})
+
+    async def done() -> bool:
+        return len(other.seen) == 1
+
+    await until(done, seconds=5)
+    gate.set()
+
+
 async def test_one_outcome_that_cannot_be_noted_does_not_keep_the_others_from_it(
     services: Services, start: Start, note: Note, db: asyncpg.Connection, logged: Log
 ) -> None:

@@ -120,9 +120,9 @@ class Jobs(worker.Worker):
     start = (-1, "")
 
     def __init__(self, services: Services) -> None:
-        limits = Limits(1, AT_ONCE, AT_ONCE)
-        grace = services.settings.shutdown_timeout
-        super().__init__(services.database, services.metrics, Windows(IN_ALL, limits, limits), grace)
+        # Kinds that fail leave room for others of their instance.
+        windows = Windows(IN_ALL, Limits(AT_ONCE, AT_ONCE, AT_ONCE), Limits(1, AT_ONCE, AT_ONCE))
+        super().__init__(services.database, services.metrics, windows, services.settings.shutdown_timeout)
         self._services = services
 
     def hear(self, payload: str) -> None:
