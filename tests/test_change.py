@@ -88,7 +88,7 @@ async def events_of(db: asyncpg.Connection, user: dict[str, str]) -> list[tuple[
     return [tuple(map(same, row)) for row in found]
 
 
-async def test_json_is_stored_where_it_is_equal_in_python_alone(
+async def test_json_is_stored_and_told_where_it_is_equal_in_python_alone(
     client: Client, db: asyncpg.Connection
 ) -> None:
     """1 == True and 0 == False in Python, but not in JSON."""
@@ -96,6 +96,8 @@ async def test_json_is_stored_where_it_is_equal_in_python_alone(
     await client.call("updateUserByEmail", ONE | {"values": {"editorTemplates": {"on": True}}})
     stored = "SELECT app_values #>> '{editorTemplates,on}' FROM users WHERE email_key = $1"
     assert await db.fetchval(stored, ONE["email"]) == "true"
+    told = "SELECT after #>> '{values,editorTemplates,on}' FROM events WHERE type = 'user.updated'"
+    assert await db.fetchval(told) == "true"
 
 
 async def test_what_is_so_already_is_not_written_again(client: Client, db: asyncpg.Connection) -> None:

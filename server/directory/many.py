@@ -148,7 +148,7 @@ def _described(error: ServiceError) -> dict[str, Any]:
 async def checked(
     model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any], settings: Settings
 ) -> Batch[M]:
-    """The items, validated without keeping others from the event loop; see registry.validated."""
+    """The items, validated without keeping others from the event loop; see models.validated."""
     batch: Batch[M] = Batch(mode, {}, {}, len(given))
     pace = Pace()
     for index, item in enumerate(given):

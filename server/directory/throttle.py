@@ -69,7 +69,7 @@ def of_account(key: str, client_address: str | None) -> list[Subject]:
     """What a login by an account counts for; the failures that a right password forgives.
 
     Args:
-        key: the account's e-mail, existing or not, as methods._users.email_key makes it.
+        key: the account's e-mail, existing or not, as users.email_key makes it.
         client_address: the end user's. The caller's own would not do in its place: behind it are all the
             users of a server, whom a long delay would keep out for what one of them does.
     """

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import orjson
+
 EVENTS: dict[str, str] = {
     "user.created": "a user was created",
     "user.updated": "members of a user were changed, its e-mail among them",
@@ -38,7 +40,7 @@ class Change(NamedTuple):
 
 
 def user_changes(user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """What happened to a user, from what it was and is (the SQL function user_state).
+    """What happened to a user, from what it was and is (directory/rows.state).
 
     Suspending, reactivating and confirming are events of their own; the rest is one user.updated.
     """
@@ -70,12 +72,19 @@ def _difference(
     new: dict[str, Any] = {}
     for name in before.keys() | after.keys():
         was, is_now = before.get(name), after.get(name)
-        if was == is_now:
+        if _same(was, is_now):
             continue
         if within and isinstance(was, Mapping) and isinstance(is_now, Mapping):
             was, is_now = _difference(was, is_now, within=False)
         old[name], new[name] = was, is_now
     return old, new
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON: 1 == True in Python."""
+    if one != other or one is None or isinstance(one, str):
+        return bool(one == other)
+    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
 
 
 def identity(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The writer of events: every change is written down here, in the transaction that makes it.
 
-createUser writes its own event, as it is one statement: see create_user in sql/queries/users.sql.
+createUser writes its own event, as it is one statement: see create_users in sql/queries/creation.sql.
 """
 
 from collections.abc import Mapping, Sequence

@@ -102,7 +102,7 @@ async def mail_code(
     the same row in the queue. The code is made then too, so that it is nowhere in clear but in the mail.
 
     Args:
-        email_key: as methods._users.email_key makes it.
+        email_key: as directory.users.email_key makes it.
         confirmation_url: as checked_link returned it.
     """
     payload = {

@@ -177,21 +177,13 @@ def require_user(principal: Principal, row: Mapping[str, Any]) -> None:
     """Refuse a change of a user that the principal may not make. A call that changes nothing is allowed.
 
     Args:
-        row: of a statement that holds or has written the user, in the transaction that the error undoes: with
-            is_admin, or with its states (the SQL function user_state) as before and after, or as state.
+        row: of the user, who is held, with is_admin.
 
     Raises:
-        MemberForbidden: it is an administrator, or was one before, and the key lacks users:admin.
+        MemberForbidden: it is an administrator, and the key lacks users:admin.
     """
-    if may_administrate(principal):
-        return
-    if "before" in row:
-        before, after = row["before"], row["after"]
-        is_administrator = before != after and (before["isAdmin"] or after["isAdmin"])
-    else:
-        is_administrator = row["state"]["isAdmin"] if "state" in row else row["is_admin"]
-    if is_administrator:
-        raise ADMINISTRATOR.refusal(ADMINISTRATE)
+    if refusal := user_refusal(principal, row):
+        raise refusal
 
 
 _KEPT = "may_administrate"

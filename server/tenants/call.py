@@ -105,7 +105,7 @@ class Call:
         self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
 
     def emit_user_changes(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Tell what differs between two states of a user, as the SQL function user_state gives them."""
+        """Tell what differs between two states of a user, as directory/rows.state gives them."""
         self.subject = user_id
         self.changes += user_changes(user_id, before, after)
 
