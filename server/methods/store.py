@@ -419,7 +419,7 @@ class AuthSessionPage(Result):
 )  # fmt: skip
 async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
     """List the living sessions of an instance, or of one user; of nobody, where there is no such user."""
-    before = 2**63 - 1 if params.after is None else parts_of(params.after, number_below(2**63))[0]
+    before = parts_of(params.after, number_below(2**63))[0] if params.after else 2**63 - 1
     user_id = params.userId
     if params.externalId is not None:
         by_external_id = await _find(call, external_id=params.externalId)
