@@ -147,6 +147,7 @@ async def test_an_empty_tree_gets_one_root(client: Client, db: asyncpg.Connectio
     assert await db.fetchval("SELECT count(*) FROM positions WHERE tree_id = 9") == 1
 
 
+@pytest.mark.damages
 async def test_the_depth_of_a_tree(client: Client, db: asyncpg.Connection) -> None:
     """The deepest allowed place is indexed and found; one deeper is refused with a reason."""
     await db.execute(

@@ -134,6 +134,7 @@ async def test_a_logout_ends_sessions_and_no_code(
 
 
 @pytest.mark.parametrize("gone", ["is_active = false", "deleted_at = now()"])
+@pytest.mark.damages
 async def test_a_code_that_is_there_all_the_same_sets_no_password(
     gone: str, client: Client, jane: dict[str, Any], db: asyncpg.Connection
 ) -> None:
@@ -148,6 +149,7 @@ async def waits_for_lock(db: asyncpg.Connection) -> bool:
     return bool(await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
 
 
+@pytest.mark.damages
 async def test_a_code_that_is_redeemed_while_its_user_is_suspended(
     client: Client, jane: dict[str, Any], db: asyncpg.Connection, database_url: str
 ) -> None:
@@ -196,6 +198,7 @@ async def test_a_code_that_is_made_meanwhile_ends_too(
         "UPDATE instances SET is_active = false, deleted_at = now()",
     ],
 )
+@pytest.mark.damages
 async def test_a_mail_that_waited_is_not_sent_to_who_is_gone(
     gone: str, jane: dict[str, Any], db: asyncpg.Connection, database: Database
 ) -> None:

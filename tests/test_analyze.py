@@ -68,6 +68,7 @@ async def reported(count: Any, enough: int) -> bool:
     return bool(await count() >= enough)
 
 
+@pytest.mark.damages
 async def test_each_table_once_until_it_has_grown_tenfold(database: Database, db: asyncpg.Connection) -> None:
     assert await analyze_grown(database) == []
     await db.execute(RANGE, 1000, 1999)
@@ -79,6 +80,7 @@ async def test_each_table_once_until_it_has_grown_tenfold(database: Database, db
     assert await analyze_grown(database) == ["users"]
 
 
+@pytest.mark.damages
 async def test_after_a_restore(serve: Serve, db: asyncpg.Connection) -> None:
     """A restored database has rows and no statistics; the server's start is enough."""
     await db.execute(RANGE, 1000, 2999)
@@ -90,6 +92,7 @@ async def test_after_a_restore(serve: Serve, db: asyncpg.Connection) -> None:
     await until(analyzed)
 
 
+@pytest.mark.damages
 async def test_an_analyze_amid_a_transaction_is_not_the_last(
     database: Database, db: asyncpg.Connection, database_url: str
 ) -> None:
@@ -110,6 +113,7 @@ async def test_an_analyze_amid_a_transaction_is_not_the_last(
     assert await estimate(db) == 2001
 
 
+@pytest.mark.damages
 async def test_a_role_that_owns_no_tables_has_it_done(
     database: Database, db: asyncpg.Connection, database_url: str
 ) -> None:

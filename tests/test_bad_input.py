@@ -319,6 +319,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize("method", STRUCTURED)
+@pytest.mark.damages
 async def test_forged_cursors(method: str, client: Client, db: asyncpg.Connection) -> None:
     member, params = STRUCTURED[method]
     await db.execute(WEBHOOK)
@@ -354,6 +355,7 @@ async def test_a_number_with_a_zero_before_it_is_decimal(client: Client, db: asy
         st.builds(f"{{}} {UUID}".format, MOMENT).map(cursor),
     )
 )
+@pytest.mark.damages
 async def test_no_cursor_breaks_anything(
     client: Client, operator: Client, db: asyncpg.Connection, given: str
 ) -> None:

@@ -634,6 +634,7 @@ async def test_look_at_environments(ops: Operator) -> None:
     ]
 
 
+@pytest.mark.damages
 async def test_many_environments_come_in_pages(ops: Operator) -> None:
     await ops.db.execute(
         "INSERT INTO instances (name, title) SELECT 'e' || to_char(n, 'FM0000'), '' FROM generate_series(1, 1500) AS n"

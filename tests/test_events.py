@@ -88,6 +88,7 @@ async def nodes(db: asyncpg.Connection, statement: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.damages
 async def test_a_start_looks_through_no_events(client: Client, db: asyncpg.Connection) -> None:
     """One probe of the primary key an instance, or else a server with many events would not start again."""
     await db.execute(
@@ -121,6 +122,7 @@ async def test_the_last_event_may_be_any_instances(
     assert await db.fetchval("SELECT max(xid::text::bigint) FROM events") > last
 
 
+@pytest.mark.damages
 async def test_the_retention_looks_at_no_user_whose_time_has_not_come(
     client: Client, db: asyncpg.Connection
 ) -> None:

@@ -85,6 +85,7 @@ async def test_whose_transaction_it_is_every_role_can_see(
         await db.execute("DROP ROLE reader_of_the_feed")
 
 
+@pytest.mark.damages
 async def test_the_feed_skips_nothing_while_another_database_writes(
     elsewhere: str, serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:

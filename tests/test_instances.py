@@ -236,6 +236,7 @@ async def test_a_login_under_way_makes_no_session_in_a_suspended_instance(
 
 
 @pytest.mark.parametrize("params", [{"isActive": True}, {"isActive": False}, {"title": "Back"}])
+@pytest.mark.damages
 async def test_a_change_that_waits_for_a_deletion_changes_nothing(
     params: dict[str, Any], operator: Client, client: Client, db: asyncpg.Connection, database_url: str
 ) -> None:

@@ -336,6 +336,7 @@ async def test_tables_are_not_cut(officerpc: Any, client: Client, monkeypatch: p
     assert narrow.out.count("x") >= 60 and narrow.out.count("z") == 90
 
 
+@pytest.mark.damages
 async def test_export_keeps_one_page_in_memory(officerpc_memory: Any, db: asyncpg.Connection) -> None:
     """Ten times the users take no more of it than a page does."""
     few_lines, few = await officerpc_memory()

@@ -567,6 +567,7 @@ async def test_tenants_are_apart(
     ]
 
 
+@pytest.mark.damages
 async def test_an_instance_has_fifty_at_most(
     inside: Client, receiver: Receiver, db: asyncpg.Connection
 ) -> None:
@@ -1070,6 +1071,7 @@ async def test_no_background_task_waits_for_good_for_an_answer(
             assert [one["state"] for one in await settled(inside, 2)] == ["delivered"] * 2
 
 
+@pytest.mark.damages
 async def test_a_backlog_needs_no_looks(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1181,6 +1183,7 @@ async def claim(db: asyncpg.Connection, *sending: tuple[int, int], room: int = 1
     return sorted((row["instance_id"], row["webhook_id"]) for row in rows)
 
 
+@pytest.mark.damages
 async def test_turns(serve: Serve, db: asyncpg.Connection) -> None:
     caller = await serve(run_jobs=False)
     operator = caller.using(await insert_key(db, operator=True))
@@ -1240,6 +1243,7 @@ async def pages(db: asyncpg.Connection, name: str, **values: Any) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+@pytest.mark.damages
 async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Connection) -> None:
     await serve(run_jobs=False)
     await db.execute(
@@ -1260,6 +1264,7 @@ async def test_a_backlog_makes_no_statement_dearer(serve: Serve, db: asyncpg.Con
     assert await pages(db, "claim_deliveries", **claimed) < 100
 
 
+@pytest.mark.damages
 async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Connection) -> None:
     """A claim reads what it is told is due; a look steps over a bounded number of webhooks that wait."""
     await serve(run_jobs=False)
@@ -1289,6 +1294,7 @@ async def test_dead_receivers_make_no_claim_dearer(serve: Serve, db: asyncpg.Con
     assert seen == dead + 1
 
 
+@pytest.mark.damages
 async def test_looks_go_round(
     serve: Serve, db: asyncpg.Connection, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1310,6 +1316,7 @@ async def test_looks_go_round(
     assert (await receiver.has(6))[-1].path == "/hook/1"
 
 
+@pytest.mark.damages
 async def test_outcomes_are_noted_together_in_their_order(
     serve: Serve, db: asyncpg.Connection, database_url: str
 ) -> None:
@@ -1526,6 +1533,7 @@ async def test_cursors_that_are_none(cursor: str, client: Client) -> None:
     )
 
 
+@pytest.mark.damages
 async def test_the_feed_skips_nothing(serve: Serve, db: asyncpg.Connection, database_url: str) -> None:
     """Sixteen writers at once, whose transactions stay open for a while after their events are written, so that
     they commit in another order than they began in; a reader follows its cursor all the while."""
@@ -1610,6 +1618,7 @@ async def test_the_feed_skips_no_call(serve: Serve, db: asyncpg.Connection) -> N
         created.add(user_id)
 
 
+@pytest.mark.damages
 async def test_transactions_are_ordered_by_their_number(client: Client, db: asyncpg.Connection) -> None:
     """10 comes after 9, in the feed and, where it is the same moment, in the audit."""
     numbers = (9, 10, 99, 100)
@@ -1632,6 +1641,7 @@ async def test_transactions_are_ordered_by_their_number(client: Client, db: asyn
         assert event["userId"] == number
 
 
+@pytest.mark.damages
 async def test_webhooks_skip_nothing_either(serve: Serve, receiver: Receiver, database_url: str) -> None:
     """The same by the relay of three workers, with a transaction that began first and ends last."""
     workers = [await serve(webhook_private_addresses=True) for _ in range(3)]
