@@ -171,8 +171,8 @@ async def refused(
 FORBIDDEN = (403, "users:admin")
 
 
-@pytest.mark.parametrize("state", ["living", "suspended"])
 @pytest.mark.damages
+@pytest.mark.parametrize("state", ["living", "suspended"])
 async def test_an_administrator_is_changed_with_users_admin_alone(
     state: str, client: Client, boss: dict[str, Any], db: asyncpg.Connection
 ) -> None:

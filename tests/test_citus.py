@@ -26,15 +26,18 @@ from processes import eventually, exchange, folder_for_postgres, free_port, runn
 from server.base.errors import ConnectionLost, ServiceError
 from server.base.settings import Settings
 from server.base.tokens import digest
+from server.directory.creation import LAYOUT
 from server.methods.avatars import EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
-from server.postgres.db import Database, NamedQuery, load_queries
+from server.postgres.db import Database
 from server.postgres.migrations import load_migrations, migrate
+from server.postgres.queries import NamedQuery, load_queries
 from server.serving.app import build
 from server.tenants.call import RequestContext
-from server.tenants.keys import OPERATOR, new_key
+from server.tenants.keys import new_key
+from server.tenants.principals import OPERATOR
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 DISTRIBUTE = Path(__file__).parent.parent / "scripts/citus/distribute.sql"
@@ -54,12 +57,7 @@ full_page_writes = off
 citus.shard_count = 8
 """
 
-KNOWN: set[str] = {
-    "assign_plans", "change_store_user", "claim_deliveries", "confirm_user", "create_document", "delete_member", "delete_user",
-    "end_access_of", "find_due_webhooks", "find_oldest_due", "hold_users", "merge_fields", "note_outcomes", "purge_user",
-    "remove_picture", "replace_user", "restore_user", "set_language", "set_names", "set_password", "set_password_by_id",
-    "set_picture", "set_user_active", "settle_deliveries", "update_user", "write_users",
-}  # fmt: skip
+KNOWN = {"claim_deliveries", "find_due_webhooks", "note_outcomes", "settle_deliveries"}
 """Statements that do not run on Citus yet."""
 NOTHING_FOUND = {"mend_event_clock"}
 """Statements that give no rows here."""
@@ -178,8 +176,8 @@ VALUES (1, 'old', {LONG_AGO}, {LONG_AGO}), (1, 'subject', now() + interval '1 ho
 INSERT INTO documents (instance_id, id, entity, action, user_id, created_at)
 VALUES (1, gen_random_uuid(), 'user', 'profile-update', 2, {LONG_AGO});
 INSERT INTO pgqueuer (id, priority, status, entrypoint, updated) VALUES (1001, 0, 'failed', 'mail-code', {LONG_AGO});
-INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint, created)
-VALUES (1001, 'failed', 0, 'mail-code', {LONG_AGO});
+INSERT INTO jobs (instance_id, id, kind, state, attempts, due_at)
+VALUES (1, 2001, 'mail-code', 'parked', 15, {LONG_AGO}), (1, 2002, 'mail-code', 'running', 1, now());
 INSERT INTO events (instance_id, place, id, type, user_id, method, key_id, key_name, request_id, created_at)
 VALUES
 (1, 100, gen_random_uuid(), 'user.created', 2, 'createUser', 1, 'test', 'old', {LONG_AGO}),
@@ -208,6 +206,13 @@ USER = {
     "is_plan_admin": False, "only_sees_readable": False, "mail_quota": None, "files_quota": None,
     "password_hash": "hash",
 }  # fmt: skip
+LOGIN = {"login": "newbie", "login_key": "newbie"}
+NEW_USER = USER | LOGIN | {"number": 0, "event": {"email": "new@example.com"}}
+CHANGED_USER = USER | LOGIN | {
+    "id": 2, "confirmed_at": NOW, "suspended_at": None, "deleted_at": None, "moment": NOW, "differs": True,
+    "has_new_login": True, "has_new_avatar": True, "moves_account": True, "ends_sessions": True,
+    "ended_codes": ["reset"],
+}  # fmt: skip
 EVENT_ID = uuid.UUID(EXAMPLE_EVENT)
 BY_TYPE: dict[str, Any] = {
     "int4": 1, "int8": 1, "float8": 60.0, "text": "x", "bool": True, "bytea": b"x", "jsonb": {}, "uuid": EVENT_ID,
@@ -222,15 +227,15 @@ BY_NAME: dict[str, Any] = {name: value for name, value in USER.items() if name !
     "after": 0, "after_instance": 0, "after_user": 0, "after_webhook": 0, "last_instance": 9, "last_user": 99,
     "before": 99, "row_limit": 100, "row_offset": 0, "byte_limit": 1000000, "batch_size": 100, "look": 100, "looks": 9,
     "since": NOW - datetime.timedelta(days=1000), "until": TOMORROW, "before_time": TOMORROW, "before_xid": "0",
-    "before_place": 0, "xid": "0", "place": 0, "horizon": str(2**62), "type": None, "method": None,
+    "before_seq": 0, "after_seq": 0, "xid": "0", "seq": 0, "horizon": str(2**62), "type": None, "method": None,
     "name_key": "sales", "name_keys": ["sales"], "token_digest": digest(EXAMPLE_TOKEN),
     "digest": digest(EXAMPLE_CODES["reset"]), "purpose": "reset", "purposes": ["reset"],
     "tree_id": 0, "document_id": uuid.UUID(int=0x40008000000000000001), "instance_name": "MYINSTANCE",
     "instance_names": ["MYINSTANCE"], "networks": [], "maker_id": None, "name": "name", "subject": b"old",
     "subjects": [b"subject"], "types": ["user.updated"], "states": ["pending"], "state": "failed",
     "webhook_id": 4, "webhook_ids": [4], "valid_to": None, "last_day": None, "from_day": None, "starts_with": "",
-    "name_part": "", "sort_1": "user", "sort_2": None, "sort_3": None, "sort_4": None, "tie": "user", "way": "user",
-    "accounts_first": "", "pattern": "%", "searched": "e", "walk_rows": 1000, "wanted": 100, "most": 100,
+    "name_part": "", "sorts": ["user"], "tie": "user", "walks": ["user"],
+    "pattern": "%", "searched": "e", "walk_rows": 1000, "wanted": 100, "most": 100,
     "path": "i1.t0.1", "depth": 10, "because": "tests", "default_days": 30, "job_id": 1000, "kind": "mail-code",
     "given": [], "others": [],
 }  # fmt: skip
@@ -240,6 +245,12 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "assign_plan": {"user_id": 1},
     "assign_plans": {"user_ids": [4]},
     "begin_office365": {"user_id": 4},
+    "claim_deliveries": {"lanes": [4]},
+    "claim_jobs": {"lanes": ["mail-code"]},
+    "find_due_jobs": {"after_lane": ""},
+    "find_due_webhooks": {"after_lane": 0},
+    "renew_leases": {"job_ids": [2002]},
+    "settle_jobs": {"job_ids": [2002], "outcomes": ["retried"], "due_ins": [5.0]},
     "change_plan": {"type": "prepaid"},
     "claim_idempotency_key": {"name": b"new"},
     "create_document": {"tree_id": 0, "document_id": uuid.UUID(int=7)},
@@ -247,7 +258,7 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "create_instance": {"name": "ANOTHER"},
     "create_plan": {"type": "prepaid"},
     "create_session": {"token_digest": b"new"},
-    "create_user": {"email_key": "new@example.com", "external_id": "new", "method": "createUser"},
+    "create_users": {"users": [NEW_USER], "layout": LAYOUT, "login_count": 1, "method": "createUser"},
     "define_field": {"alias": "hat_size", "type": "number"},
     "end_plan": {"user_id": 1},
     "find_answer": {"name": b"name"},
@@ -259,27 +270,20 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "get_event": {"event_id": EVENT_ID},
     "insert_deliveries": {"event_ids": [uuid.UUID(int=7)]},
     "insert_events": {"method": "updateUser"},
-    "insert_events_of_others": {"method": "updateUser"},
     "issue_code": {"digest": b"new"},
     "keep_answer": {"name": b"name"},
     "list_active_plans": {"user_id": 1},
-    "list_admin_users": {"after": ""},
-    "list_deleted_users": {"after": ""},
     "list_groups": {"after": ""},
     "list_instances": {"after": ""},
     "list_jobs": {"state": "parked"},
-    "list_suspended_users": {"after": ""},
-    "list_users": {"after": ""},
+    "list_users": {"after": "", "status": "all"},
     "move_position": {"position_id": 3, "parent_id": 1},
     "name_newest_plan": {"user_id": 1},
-    "purge_user": {"key": "gone@example.com", "email_key": "gone@example.com"},
     "remove_field": {"alias": "shoe_size"},
     "repair_user": {"user_id": 5, "mailboxes": ["drafts"], "calendars": ["main"], "folders": ["trash"]},
-    "restore_user": {"key": "gone@example.com"},
-    "search_downline": {"way": "all"},
     "skip_events": {"look": 1},
     "switch_plan": {"user_id": 1},
-    "write_users": {"users": [USER | {"id": 2}]},
+    "write_users": {"users": [CHANGED_USER], "logins": 1, "living": 0},
 }
 VARYING = {
     "create_instance", "create_key", "enqueue_job", "find_feed_end", "find_feed_halt", "find_grown_table", "find_server_facts",
@@ -360,6 +364,7 @@ async def answers(database: Database) -> bool:
     return False
 
 
+@pytest.mark.damages
 @pytest.mark.usefixtures("examples")
 async def test_every_statement_runs_and_does_the_same(
     db: asyncpg.Connection, ports: list[int], database_url: str
@@ -405,8 +410,6 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("listAuditEvents", {}),
     ("deleteUserByEmail", {"email": "ann@example.com"}),
 ]
-KNOWN_CALLS = {"deleteUserByEmail", "ensureUser", "resetPasswordByEmail", "updateUserByEmail"}
-"""Methods whose statements are KNOWN."""
 
 
 async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str) -> None:
@@ -427,7 +430,7 @@ async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str) -
                         refused[name] = answer
                     elif name == "listChanges":
                         told = {event["type"] for event in answer["events"]}
-        assert set(refused) == KNOWN_CALLS, refused
+        assert refused == {}
         assert told >= {"user.created", "session.created", "group.created"}
         assert await served.stop() == 0
         troubles = {

@@ -219,7 +219,7 @@ async def test_a_connection_is_kept_after_401(client: Client) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(["jsonrpc", "id", "method", "params", "idempotencyKey"]),
-        st.one_of(st.none(), st.booleans(), st.integers(-100, 100), st.text("a:,{}[]\"\\\u4e2d", max_size=5), st.lists(st.integers(), max_size=3)),
+        st.one_of(st.none(), st.booleans(), st.integers(-100, 100), st.text("a:,{}[]\"\\\u4e2d", max_size=5), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3)),
     ),
     st.sampled_from([None, 2]),
 )  # fmt: skip

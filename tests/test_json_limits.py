@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,12 +186,21 @@ def accepts(text: bytes) -> Any:
             raise ValueError
         return number
 
+    def real(digits: str) -> float:
+        if math.isinf(number := float(digits)):
+            raise ValueError
+        return number
+
     def constant(name: str) -> Any:
         raise ValueError
 
     try:
         value = json.loads(
-            text.decode(), object_pairs_hook=unique, parse_int=integer, parse_constant=constant
+            text.decode(),
+            object_pairs_hook=unique,
+            parse_int=integer,
+            parse_float=real,
+            parse_constant=constant,
         )
         written = json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
     except ValueError:
