@@ -159,3 +159,8 @@ def test_every_list_is_here() -> None:
         if {"after", "cursor", "page", "pageNumber"} & set(method.params.model_fields)
     }
     assert paged == {listing.method for listing in LISTINGS} | {"listChanges"}
+
+
+@pytest.mark.parametrize("method", ["listUsers", "listGroups", "listAuthSessions"])
+async def test_an_empty_cursor_is_the_first_page(method: str, crowd: Client) -> None:
+    assert await crowd.call(method, {"after": ""}) == await crowd.call(method)
