@@ -1,8 +1,7 @@
 """Failed logins: counted by account and by address, and answered with a delay that grows with each.
 
-The long delays are those of an account from one address: whoever guesses there does not keep its owner out,
-who comes from another. What guesses from anywhere do to an account is a delay of seconds. An account that
-does not exist is counted like one that does.
+An attacker cannot lock an account: the delay is per account and address, at most 15 minutes, and at most
+4 seconds per account. An account that does not exist is counted like one that does.
 """
 
 import ipaddress

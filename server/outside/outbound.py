@@ -41,7 +41,7 @@ READ_AT_MOST = 4096
 """Bytes of an answer; whatever follows is not waited for."""
 READ_FOR = 1.0
 """Seconds in which these may come: the status has said already what there is to know."""
-TOLD_BY = {"User-Agent": "officerpc", "Content-Type": "application/json", "Accept-Encoding": "identity"}
+BASE_HEADERS = {"User-Agent": "officerpc", "Content-Type": "application/json", "Accept-Encoding": "identity"}
 KEPT_ALIVE = 4.0
 """Seconds that an idle connection is kept: less than the five after which many servers close theirs."""
 _SECRET_BYTES = 32
@@ -77,7 +77,7 @@ def headers_of(
 ) -> dict[str, str]:
     """The headers of one try, signed with the secret and, during its overlap, with the one before."""
     signing = [secret] if old_secret is None else [secret, old_secret]
-    return TOLD_BY | {
+    return BASE_HEADERS | {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
         "webhook-signature": " ".join(signature(one, message_id, timestamp, body) for one in signing),
