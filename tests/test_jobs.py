@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -431,6 +432,26 @@ async def test_a_stopped_worker_lets_its_job_finish(
     gate.set()
     await asyncio.gather(running_worker, return_exceptions=True)
     assert await empty(db) and counted(services, "done") == 1
+
+
+async def test_a_stopped_worker_keeps_the_leases_of_what_it_finishes(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that may take, no other worker does the same beside it."""
+    monkeypatch.setattr(worker, "LEASE", 3.0)
+    patient = services.settings.model_copy(update={"shutdown_timeout": 60})
+    gate = asyncio.Event()
+    note.act = lambda: _passed(gate)
+    await add(services)
+    stopped = asyncio.create_task(work(replace(services, settings=patient)))
+    await until(lambda: _one(note))
+    stopped.cancel()
+    start()
+    first = await db.fetchval("SELECT due_at FROM jobs")
+    await until(lambda: db.fetchval("SELECT now() > $1::timestamptz + interval '1 second'", first))
+    gate.set()
+    await asyncio.gather(stopped, return_exceptions=True)
+    assert await empty(db) and len(note.seen) == 1
 
 
 async def test_a_job_that_outlasts_its_worker_goes_back_to_the_queue(

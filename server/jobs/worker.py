@@ -155,8 +155,9 @@ class Worker(ABC):
         try:
             await self._keep_claiming()
         finally:
-            if self._running:
-                await asyncio.wait(self._running, timeout=self._grace)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._grace):
+                    await self._finish()
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
@@ -164,6 +165,16 @@ class Worker(ABC):
                 async with asyncio.timeout(SETTLE_AT_END):
                     await self._tried.put(None)
                     await settling
+
+    async def _finish(self) -> None:
+        """Wait for running tries, whose leases do not end meanwhile."""
+        while self._running:
+            await asyncio.wait(self._running, timeout=LEASE / 3)
+            try:
+                await self._renew_old()
+            except Exception as error:  # another worker may take them over
+                pass_on_cancelling(error)
+                self._say_away(error)
 
     async def _keep_claiming(self) -> None:
         loop = asyncio.get_running_loop()
