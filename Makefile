@@ -5,8 +5,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DEV_LOCK := scripts/requirements-dev.lock
 CLIENTS := scripts/clients
 N ?= 1000
-# Half of the suite waits for processes that it starts: two workers a core.
-WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 1))")
+# One worker more than there are cores, as some tests wait.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 
 .PHONY: run test test-slow test-openapi test-citus mutants check check-clients bench seed lock clean
 

@@ -1,6 +1,7 @@
 """From what the driver raises to what the caller is told, and the catalogue of error codes."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_every_entry_is_complete() -> None:
         assert 400 <= entry.status <= 503, code
 
 
+@functools.cache
 def params_of(name: str) -> set[str]:
     """The members of a method's params, and those of their members."""
     found: set[str] = set()

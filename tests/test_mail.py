@@ -3,11 +3,9 @@
 import asyncio
 import email
 import email.policy
-import os
 import signal
 import ssl
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
@@ -19,7 +17,8 @@ import asyncpg
 import jinja2
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
-from conftest import ADMIN, FAST_HASHES, Client, Log, Serve, until
+from conftest import ADMIN, Client, Log, Serve, until
+from processes import Command
 
 from server.base.settings import Settings
 from server.cli.serving import _greet
@@ -399,25 +398,19 @@ async def test_a_mail_that_is_refused_for_good_is_parked(
 
 
 @asynccontextmanager
-async def worker(
-    database_url: str, mailbox: Mailbox, data_dir: Path
-) -> AsyncIterator[asyncio.subprocess.Process]:
+async def worker(mailbox: Mailbox, data_dir: Path, start: Callable[..., Command]) -> AsyncIterator[Command]:
     """officerpc work, as operators run it."""
-    settings = FAST_HASHES | smtp(mailbox) | {"database_url": database_url, "data_dir": data_dir}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from server.cli import main; main()", "work",
-        env=os.environ | {f"OFFICERPC_{name.upper()}": str(value) for name, value in settings.items()},
-    )  # fmt: skip
+    settings = smtp(mailbox) | {"data_dir": data_dir}
+    command = start("work", **{f"OFFICERPC_{name.upper()}": str(value) for name, value in settings.items()})
     try:
-        yield process
+        yield command
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        command.process.kill()
+        await command.finished()
 
 
 async def test_a_worker_killed_in_the_middle(
-    mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, database_url: str, tmp_path: Path
+    mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, officerpc_command: Any, tmp_path: Path
 ) -> None:
     """Its mail is delivered at least once, by the next worker."""
     holding, gate = asyncio.Event(), asyncio.Event()
@@ -428,22 +421,22 @@ async def test_a_worker_killed_in_the_middle(
 
     mailbox.hold = hold
     await asked(await serve(run_jobs=False))
-    async with worker(database_url, mailbox, tmp_path) as first:
+    async with worker(mailbox, tmp_path, officerpc_command) as first:
         await asyncio.wait_for(holding.wait(), 60)
-        first.kill()
-        await first.wait()
+        first.process.kill()
+        await first.finished()
     gate.set()
     # What another worker would wait for: the lease of the dead one ends.
     await db.execute("UPDATE jobs SET due_at = now()")
-    async with worker(database_url, mailbox, tmp_path) as second:
+    async with worker(mailbox, tmp_path, officerpc_command) as second:
         await until(lambda: _empty(db))
         assert mailbox.mails and {message["To"] for message in mailbox.mails} == {"jane@example.com"}
-        second.send_signal(signal.SIGINT)
-        assert await second.wait() == 0
+        second.process.send_signal(signal.SIGINT)
+        assert (await second.finished()).status == 0
 
 
 async def test_a_worker_that_is_told_to_stop_finishes(
-    mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, database_url: str, tmp_path: Path
+    mailbox: Mailbox, serve: Serve, db: asyncpg.Connection, officerpc_command: Any, tmp_path: Path
 ) -> None:
     """On SIGTERM, with status 0, and nothing is lost or done twice."""
     holding, gate = asyncio.Event(), asyncio.Event()
@@ -454,11 +447,11 @@ async def test_a_worker_that_is_told_to_stop_finishes(
 
     mailbox.hold = hold
     await asked(await serve(run_jobs=False))
-    async with worker(database_url, mailbox, tmp_path) as process:
+    async with worker(mailbox, tmp_path, officerpc_command) as told:
         await asyncio.wait_for(holding.wait(), 60)
-        process.send_signal(signal.SIGTERM)
+        told.process.send_signal(signal.SIGTERM)
         gate.set()
-        assert await process.wait() == 0
+        assert (await told.finished()).status == 0
     assert len(mailbox.mails) == 1 and await _empty(db)
 
 

@@ -37,7 +37,7 @@ tests = ["tests/test_limit.py"]
 def tree(tmp_path: Path) -> Path:
     """A package with a function whose test leaves something out."""
     files = {
-        "pyproject.toml": "[tool.pytest.ini_options]\nmarkers = ['schemathesis']\n",
+        "pyproject.toml": "[tool.pytest.ini_options]\nmarkers = ['schemathesis']\naddopts = '-p no:schemathesis -p no:hypothesispytest'\n",
         "server/__init__.py": "",
         "server/limit.py": "def allowed(number):\n    return 0 <= number < 3\n",
         "tests/test_limit.py": (

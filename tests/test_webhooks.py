@@ -1039,7 +1039,7 @@ async def test_nothing_is_sent_while_its_outcome_cannot_be_noted(
         pytest.param(b"UPDATE OF w SKIP LOCKED", id="take_webhook"),
         pytest.param(b"waiting.step + 1", id="find_due_webhooks"),
         pytest.param(b"taken AS MATERIALIZED", id="claim_deliveries"),
-        pytest.param(b"state = held.state", id="settle_deliveries"),
+        pytest.param(b"state = told.state", id="settle_deliveries"),
         pytest.param(DroppingProxy.COMMIT, id="commit"),
         pytest.param(b"pg_prepared_xacts", id="find_feed_halt"),
         pytest.param(b"pg_stat_get_live_tuples", id="find_grown_table"),

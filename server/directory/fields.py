@@ -59,7 +59,11 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "text": {"type": ["string", "null"], "maxLength": 4000},
     "date": {"anyOf": [{"type": "string", "format": "date"}, *_NO_VALUE["anyOf"]]},
     "id": {
-        "anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 40, **NO_CONTROLS}, {"type": "null"}]
+        "anyOf": [
+            {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+            {"type": "string", "maxLength": 40, **NO_CONTROLS},
+            {"type": "null"},
+        ]
     },
     "email": {
         "anyOf": [

@@ -283,7 +283,10 @@ def _read_flag(given: Any) -> bool:
 
 
 TYPE = Form(_read_type, lambda _: one_of("member"))
-TYPE_OR_NUMBER = Form(_read_type_or_number, lambda _: {"anyOf": [one_of("member"), {"type": "integer"}]})
+TYPE_OR_NUMBER = Form(
+    _read_type_or_number,
+    lambda _: {"anyOf": [one_of("member"), {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}]},
+)
 ZERO_OR_ONE = Form(_read_flag, FLAG.schema)
 
 

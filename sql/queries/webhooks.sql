@@ -92,27 +92,19 @@ WHERE instance_id = :instance_id AND id = :webhook_id;
 -- name: note_outcomes(instance_ids, webhook_ids, taken, failed)!
 -- What tries of webhooks came to. taken: any of them was taken; failed: the last of them was not. Since when a webhook
 -- has failed is the first failure after the last success. Rows are locked in the order of their keys.
-WITH told AS (
-    SELECT *
+WITH told AS MATERIALIZED (
+    SELECT *, CASE WHEN failed THEN now() END AS failing_since
     FROM unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :taken::boolean[], :failed::boolean[])
     AS one (instance_id, webhook_id, taken, failed)
-),
-
-held AS MATERIALIZED (
-    SELECT w.instance_id, w.id, told.failed
-    FROM told
-    INNER JOIN webhooks AS w ON told.instance_id = w.instance_id AND told.webhook_id = w.id
-    WHERE
-        (told.failed AND (told.taken OR w.failing_since IS NULL))
-        OR (NOT told.failed AND w.failing_since IS NOT NULL)
-    ORDER BY w.instance_id, w.id
-    FOR NO KEY UPDATE OF w
+    ORDER BY instance_id, webhook_id
 )
 
 UPDATE webhooks
-SET failing_since = CASE WHEN held.failed THEN now() END
-FROM held
-WHERE webhooks.instance_id = held.instance_id AND webhooks.id = held.id;
+SET failing_since = told.failing_since
+FROM told
+WHERE
+    webhooks.instance_id = told.instance_id AND webhooks.id = told.webhook_id
+    AND CASE WHEN told.failed THEN told.taken OR webhooks.failing_since IS NULL ELSE webhooks.failing_since IS NOT NULL END;
 
 -- name: disable_webhook(instance_id, webhook_id, because, failing_for)$
 -- Nothing is sent any more until it is switched on again. True if it was on, and has failed for so many seconds.
@@ -149,37 +141,23 @@ WHERE instance_id = :instance_id AND id = :webhook_id;
 -- that began before the delivery was asked for again does not count. Rows are locked in the order of their keys. Pending
 -- ones are those without done_at: asked for by their state, the index deliveries_due would be read for each, with all that
 -- waits for the webhook.
-WITH told AS (
-    SELECT *
+WITH told AS MATERIALIZED (
+    SELECT
+        *, now() + make_interval(secs => due_in) AS due_at, CASE WHEN state <> 'pending' THEN now() END AS done_at
     FROM unnest(
         :instance_ids::bigint[], :webhook_ids::bigint[], :event_ids::uuid[], :attempts::integer[], :states::text[],
         :due_ins::float8[], :statuses::integer[], :errors::text[]
     ) AS one (instance_id, webhook_id, event_id, attempt, state, due_in, status, error)
-),
-
-held AS MATERIALIZED (
-    SELECT d.instance_id, d.webhook_id, d.event_id, told.state, told.due_in, told.status, told.error
-    FROM told
-    INNER JOIN deliveries AS d
-        ON told.instance_id = d.instance_id AND told.webhook_id = d.webhook_id AND told.event_id = d.event_id
-    WHERE
-        d.done_at IS NULL AND told.attempt > d.first_attempt
-        AND (d.attempts = told.attempt OR told.state = 'delivered')
-    ORDER BY d.instance_id, d.webhook_id, d.event_id
-    FOR NO KEY UPDATE OF d
+    ORDER BY instance_id, webhook_id, event_id
 )
 
 UPDATE deliveries
-SET
-    state = held.state,
-    due_at = now() + make_interval(secs => held.due_in),
-    status = held.status,
-    error = held.error,
-    done_at = CASE WHEN held.state <> 'pending' THEN now() END
-FROM held
+SET state = told.state, due_at = told.due_at, status = told.status, error = told.error, done_at = told.done_at
+FROM told
 WHERE
-    deliveries.instance_id = held.instance_id AND deliveries.webhook_id = held.webhook_id
-    AND deliveries.event_id = held.event_id;
+    deliveries.instance_id = told.instance_id AND deliveries.webhook_id = told.webhook_id
+    AND deliveries.event_id = told.event_id AND deliveries.done_at IS NULL AND told.attempt > deliveries.first_attempt
+    AND (deliveries.attempts = told.attempt OR told.state = 'delivered');
 
 -- name: redeliver(instance_id, webhook_id, event_id)$
 -- A delivery from the start, whatever became of it or is just being tried.
