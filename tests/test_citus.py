@@ -4,6 +4,7 @@ Every named statement runs twice on the same data: on one Postgres, and after sc
 give the same rows, also where sql/citus has another form of the statement.
 """
 
+import asyncio
 import contextlib
 import datetime
 import functools
@@ -21,7 +22,7 @@ import asyncpg
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
-from conftest import ADMIN, FAST_HASHES, LINK_HOST
+from conftest import ADMIN, FAST_HASHES, LINK_HOST, Client, Serve
 from processes import eventually, exchange, folder_for_postgres, free_port, running
 
 from server.base.errors import ConnectionLost, ServiceError
@@ -30,9 +31,10 @@ from server.base.tokens import digest
 from server.directory.creation import LAYOUT
 from server.methods.avatars import EXAMPLE_NAME
 from server.methods.codes import EXAMPLE_CODES
+from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
-from server.postgres.db import Database
+from server.postgres.db import Connection, Database
 from server.postgres.migrations import load_migrations, migrate
 from server.postgres.queries import NamedQuery, load_queries
 from server.serving.app import build
@@ -383,6 +385,54 @@ async def test_every_statement_runs_and_does_the_same(
         assert after[name] == before[name], name
 
 
+@pytest.mark.damages
+async def test_no_delivery_is_claimed_twice(
+    db: asyncpg.Connection, ports: list[int], database_url: str
+) -> None:
+    """A worker that comes while another one claims takes what that leaves."""
+    await db.execute(
+        "INSERT INTO webhooks (instance_id, id, url, description, types, secret) VALUES (1, 1, '', '', '{}', '')"
+    )
+    await db.execute(
+        "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body)"
+        " SELECT 1, 1, gen_random_uuid(), 'x', '' FROM generate_series(1, 8)"
+    )
+    await distribute(ports, database_url)
+    database = Database(Settings(), database_url)
+    await database.open()
+
+    async def claim(db: Connection) -> set[uuid.UUID]:
+        rows = await db.all("claim_deliveries", lease=60.0, instance_ids=[1], lanes=[1], shares=[3])
+        return {row["event_id"] for row in rows}
+
+    async with database.connection() as one, database.connection() as another:
+        await one.value("check_writable")  # the first connection finds out that this is Citus
+        async with one.raw.transaction():
+            first = await claim(one)
+            following = asyncio.create_task(claim(another))
+            await asyncio.sleep(0.1)
+        second = await following
+        third = await claim(one)
+    assert [len(first), len(second), len(third)] == [3, 3, 2]
+    assert len(first | second | third) == 8
+    await database.close()
+
+
+@pytest.mark.damages
+@pytest.mark.usefixtures("examples")
+async def test_every_method_runs(
+    operator: Client, client: Client, serve: Serve, ports: list[int], database_url: str
+) -> None:
+    """With its examples; what writes, dry."""
+    await distribute(ports, database_url)
+    caller = await serve()
+    for name, method in METHODS.items():
+        for example in method.examples:
+            dry = {"dryRun": True} if method.writes else {}
+            key = (operator if method.operator else client).key
+            await caller.using(key).call(name, example.params | dry)
+
+
 # --- the server ---------------------------------------------------------------------------------------
 
 JANE = {"email": "jane@example.com"}
@@ -408,6 +458,12 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("listAuditEvents", {}),
     ("deleteUserByEmail", {"email": "ann@example.com"}),
 ]
+TAKEN: list[tuple[str, dict[str, Any]]] = [
+    ("createUser", JANE),
+    ("createUsers", {"users": [JANE]}),
+    ("renameUserByEmail", {"email": "bob@example.com", "newEmail": "jane@example.com"}),
+]
+"""What is refused because the e-mail is another user's."""
 
 
 @pytest.fixture
@@ -432,12 +488,15 @@ async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str, r
         assert (await exchange(served.url, b"GET /readyz HTTP/1.0\r\n\r\n")).status == 200
         async with ClientSession(headers={"x-api-key": key}) as http:
 
-            async def call(name: str, params: dict[str, Any]) -> Any:
+            async def outcome_of(name: str, params: dict[str, Any]) -> tuple[int, Any]:
                 body = {"method": name, "params": params}
                 async with http.post(f"{served.url}/rpc", json=body) as response:
-                    answer = await response.json()
-                    assert response.status == 200, (name, answer)
-                    return answer
+                    return response.status, await response.json()
+
+            async def call(name: str, params: dict[str, Any]) -> Any:
+                status, answer = await outcome_of(name, params)
+                assert status == 200, (name, answer)
+                return answer
 
             async def delivered() -> bool:
                 rows = (await call("listDeliveries", {"id": 1}))["deliveries"]
@@ -446,6 +505,9 @@ async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str, r
             await call("createWebhook", {"url": str(receiver.make_url("/"))})
             for name, params in CALLS:
                 await call(name, params)
+            for name, params in TAKEN:
+                status, answer = await outcome_of(name, params)
+                assert status == 400 and 'unique constraint "users_email"' in str(answer), (name, answer)
             events = (await call("listChanges", {}))["events"]
             assert {event["type"] for event in events} >= {
                 "user.created", "user.updated", "user.deleted", "session.created", "group.created",

@@ -76,6 +76,11 @@ def test_an_unlisted_constraint_is_a_bug(constraint: str) -> None:
         (ConnectionRefusedError(), Unavailable),
         (TimeoutError(), Unavailable),
         (pg.CharacterNotInRepertoireError("x"), Invalid),
+        # Citus, of rows that it copied to a shard.
+        (
+            pg.InternalServerError('duplicate key value violates unique constraint "users_email_102012"'),
+            Conflict,
+        ),
     ],
 )
 def test_driver_errors(raised: Exception, kind: type[ServiceError]) -> None:
@@ -86,7 +91,13 @@ def test_driver_errors(raised: Exception, kind: type[ServiceError]) -> None:
 
 @pytest.mark.parametrize(
     "raised",
-    [pg.UndefinedColumnError("x"), asyncpg.DataError("x"), pg.NotNullViolationError("x"), KeyError("x")],
+    [
+        pg.UndefinedColumnError("x"),
+        asyncpg.DataError("x"),
+        pg.NotNullViolationError("x"),
+        pg.InternalServerError("x"),
+        KeyError("x"),
+    ],
 )
 def test_bugs_stay_what_they_are(raised: Exception) -> None:
     assert translated(raised) is raised

@@ -375,7 +375,8 @@ def translated(error: BaseException) -> BaseException:
     match error:
         case ServiceError():
             return error
-        case pg.IntegrityConstraintViolationError():
+        # XX000 is what Citus reports for a violation by rows that it copies to a shard.
+        case pg.IntegrityConstraintViolationError() | pg.InternalServerError():
             return from_constraint(error.constraint_name, str(error)) or error
         case pg.SerializationError() | pg.DeadlockDetectedError() | pg.InvalidCachedStatementError():
             return Contention(retry_after=1)

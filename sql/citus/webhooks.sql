@@ -18,14 +18,13 @@ ORDER BY w.instance_id, w.id
 LIMIT :looks::integer;
 
 -- name: claim_deliveries(lease, instance_ids, lanes, shares)
--- Citus has no SKIP LOCKED over instances: a webhook of which another worker is claiming is passed over as a whole, by a
--- lock on the coordinator. A LIMIT there can depend on parameters and the webhook only.
+-- Citus has no SKIP LOCKED over instances. It runs updates of several shards one after another: a worker waits until the
+-- claim of another one is committed. A LIMIT there can depend on parameters and the webhook only.
 WITH asked AS MATERIALIZED (
     SELECT
         instance_id, webhook_id, now() AS claimed_at, now() + make_interval(secs => :lease) AS due_at,
         floor(extract(EPOCH FROM now()))::bigint AS moment
     FROM unnest(:instance_ids::bigint[], :lanes::bigint[]) AS one (instance_id, webhook_id)
-    WHERE pg_try_advisory_xact_lock(hashtextextended(instance_id || ' ' || webhook_id, 0))
 )
 
 UPDATE deliveries
