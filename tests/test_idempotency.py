@@ -260,6 +260,14 @@ async def test_two_headers(client: Client) -> None:
     assert (answer.status, answer.header("X-Error-Code")) == (400, "bad_idempotency_key")
 
 
+async def test_another_method_with_the_same_params_under_the_same_key(client: Client) -> None:
+    user = {"email": "jane@example.com"}
+    await send(client, CREATE, key=None)
+    assert (await send(client, {"method": "deleteUserByEmail", "params": user})).status == 200
+    refused = await send(client, {"method": "restoreUserByEmail", "params": user})
+    assert (refused.status, refused.code) == (422, "idempotency_conflict")
+
+
 # --- in parallel, and when something dies -------------------------------------------------------------
 
 

@@ -405,3 +405,26 @@ async def test_scopes_are_given_by_whoever_has_them(client: Client, db: asyncpg.
         ["users:read", "users:write"],
         ["users:read"],
     )
+
+
+async def test_a_rotation_lets_the_old_key_live_no_longer(client: Client) -> None:
+    """Its own end comes before that of the overlap."""
+    made = await client.call("createApiKey", {"name": "shop", "scopes": ["users:read"], "expiresIn": 60})
+    rotated = await client.call("rotateApiKey", {"id": made["id"], "overlap": 3600})
+    ends = {key["id"]: key["expiresAt"] for key in await client.call("listApiKeys")}
+    assert ends[made["id"]] == made["expiresAt"]
+    assert ends[rotated["id"]] == rotated["expiresAt"] <= made["expiresAt"] + 1
+
+
+async def test_keys_come_in_pages(client: Client) -> None:
+    """Each page begins behind the last key of the page before."""
+    for name in ("a", "b", "c"):
+        await client.call("createApiKey", {"name": name, "scopes": ["users:read"]})
+    ids = [key["id"] for key in await client.call("listApiKeys")]
+    assert len(ids) == 4
+    for limit in (1, 3, 4, 5):
+        seen: list[int] = []
+        while page := await client.call("listApiKeys", {"after": seen[-1] if seen else 0, "limit": limit}):
+            assert len(page) <= limit
+            seen += [key["id"] for key in page]
+        assert seen == ids

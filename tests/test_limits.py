@@ -9,9 +9,11 @@ import orjson
 import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
+from server.base.errors import TooMany
 from server.base.passwords import is_common
 from server.base.settings import Settings
 from server.base.tokens import digest
+from server.directory import throttle
 from server.directory.upkeep import purge_expired
 from server.tenants.limits import RateLimiter
 
@@ -713,3 +715,17 @@ async def test_common_passwords_are_refused_where_the_policy_says_so(
     assert await footprint(db) == before
     assert await db.fetch("SELECT * FROM credentials") == stored
     await client.call("createUser", {"email": "x@example.com", "password": "quite a rare one"})
+
+
+async def test_a_right_password_forgives_nothing_during_a_delay(
+    client: Client, db: asyncpg.Connection
+) -> None:
+    """Of many guesses that are sent at once the right one tells nothing, and what the others counted stays."""
+    subjects = throttle.of_account("jane@example.com", "192.0.2.1")
+    async with client.dispatcher._database.connection() as connection:
+        for _ in range(5):
+            await throttle.note_failure(connection.one, 1, subjects)
+        counted = await db.fetch("SELECT * FROM login_failures ORDER BY subject")
+        with pytest.raises(TooMany):
+            await throttle.note_success(connection.one, 1, subjects, subjects)
+    assert len(counted) == 2 and await db.fetch("SELECT * FROM login_failures ORDER BY subject") == counted

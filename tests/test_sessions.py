@@ -112,3 +112,16 @@ async def test_hashes_are_renewed_when_the_parameters_change(serve: Serve, db: a
     assert "m=64," in before and "m=128," in after
     await stronger.call("login", LOGIN)
     assert await db.fetchval(stored) == after
+
+
+@pytest.mark.damages
+@pytest.mark.parametrize(
+    "gone", ["is_active = false, suspended_at = now()", "deleted_at = now()", "confirmed_at = NULL"]
+)
+async def test_a_session_that_is_there_all_the_same_lets_nobody_in(
+    gone: str, client: Client, db: asyncpg.Connection
+) -> None:
+    """As of a user who was suspended by hand: whoever may not log in has no use of a token."""
+    token = (await client.call("login", LOGIN))["token"]
+    await db.execute(f"UPDATE users SET {gone} WHERE id = 2")
+    assert await client.outcome("loginWithToken", {"token": token}) == WRONG
