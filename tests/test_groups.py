@@ -257,3 +257,15 @@ async def test_another_tenant_has_groups_of_its_own(client: Client, other: Clien
     await other.call("addToGroup", {"name": "Sales", "email": "boss@other.example"})
     assert await sizes(client) == {"Admins": 1, "Sales": 0, "Support": 0}
     assert await sizes(other) == {"Admins": 1, "Sales": 1}
+
+
+async def test_users_of_one_call_leave_and_enter_the_same_group(client: Client) -> None:
+    """Each has the groups that it was given, whatever the others were given."""
+    await client.call("updateUserByEmail", JANE | {"groups": ["Sales"]})
+    await client.call("createUser", {"email": "june@example.com"})
+    june = {"email": "june@example.com"}
+    await client.call(
+        "updateUsers", {"users": [JANE | {"groups": ["Support"]}, june | {"groups": ["Sales"]}]}
+    )
+    assert (await client.call("getUserByEmail", JANE))["groups"] == ["Support"]
+    assert (await client.call("getUserByEmail", june))["groups"] == ["Sales"]

@@ -5,10 +5,11 @@ import re
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, Serve, footprint, insert_key
+from conftest import ADMIN, Client, Serve, footprint, insert_key, until
 
+from server.base.errors import Unauthenticated
 from server.base.tokens import digest
-from server.tenants.keys import checksum, looks_like_key, new_key
+from server.tenants.keys import KeyCache, checksum, looks_like_key, new_key
 from server.tenants.principals import SCOPES
 
 LOOK_UP = {"email": ADMIN}
@@ -428,3 +429,25 @@ async def test_keys_come_in_pages(client: Client) -> None:
             assert len(page) <= limit
             seen += [key["id"] for key in page]
         assert seen == ids
+
+
+async def test_nothing_is_remembered_without_hearing_of_changes(
+    client: Client, db: asyncpg.Connection
+) -> None:
+    """While the line to the database is down, each call looks its key up."""
+    keys = KeyCache(client.dispatcher._database, 10)
+    key = await insert_key(db)
+    assert (await keys.caller(key, None)).key_name == "test"
+    await db.execute("UPDATE api_keys SET revoked_at = now() WHERE digest = $1", digest(key))
+    with pytest.raises(Unauthenticated):
+        await keys.caller(key, None)
+
+
+async def test_a_key_is_not_remembered_past_its_end(client: Client, db: asyncpg.Connection) -> None:
+    key = await insert_key(db)
+    await db.execute(
+        "UPDATE api_keys SET expires_at = now() + interval '2 seconds' WHERE digest = $1", digest(key)
+    )
+    assert (await client.using(key).outcome("getUserByEmail", {"email": ADMIN}))[0] == 200
+    await until(lambda: db.fetchval("SELECT expires_at < now() FROM api_keys WHERE digest = $1", digest(key)))
+    assert (await client.using(key).outcome("getUserByEmail", {"email": ADMIN}))[0] == 401
