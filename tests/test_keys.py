@@ -437,7 +437,7 @@ async def test_nothing_is_remembered_without_hearing_of_changes(
     """While the line to the database is down, each call looks its key up."""
     keys = KeyCache(client.dispatcher._database, 10)
     key = await insert_key(db)
-    assert (await keys.caller(key, None)).key_name == "test"
+    assert (await keys.caller(key, None)).name == "test"
     await db.execute("UPDATE api_keys SET revoked_at = now() WHERE digest = $1", digest(key))
     with pytest.raises(Unauthenticated):
         await keys.caller(key, None)
