@@ -167,20 +167,23 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
     if not edits:
         return
     async with if_free():
-        ended = await store(call.db, call.instance.id, edits)
+        stored = await store(call.db, call.instance.id, edits)
+    having_password = {row["user_id"] for row in stored if row["had_password"]}
     pace = Pace()
     for edit in edits:
-        _record(call, edit)
+        _record(call, edit, had_password=edit.before["id"] in having_password)
         await pace.rest()
     moved = {edit.before["id"]: edit for edit in edits if edit.group_ids is not None}
     if moved:
         await replace_groups(call, {user_id: edit.group_ids or () for user_id, edit in moved.items()})
         await record_groups(call, {user_id: list(edit.groups) for user_id, edit in moved.items()})
-    for row in ended:
-        call.emit("session.revoked", row["user_id"], before={"sessions": row["ended"]}, after={"sessions": 0})
+    for row in stored:
+        if row["ended"]:
+            before = {"sessions": row["ended"]}
+            call.emit("session.revoked", row["user_id"], before=before, after={"sessions": 0})
 
 
-def _record(call: Call, edit: Edit) -> None:
+def _record(call: Call, edit: Edit, *, had_password: bool) -> None:
     user_id, before, after = edit.before["id"], state(edit.before), state(edit.after)
     if edit.is_deletion:
         closed = {"accountClosed": True} if edit.closes_account else None
@@ -190,8 +193,8 @@ def _record(call: Call, edit: Edit) -> None:
     else:
         call.emit_user_changes(user_id, before, after)
     if edit.password_hash is not None:
-        had = {"password": HIDDEN if edit.before["has_password"] else None}
-        call.emit("user.password_changed", user_id, before=had, after={"password": HIDDEN})
+        replaced_password = {"password": HIDDEN if had_password else None}
+        call.emit("user.password_changed", user_id, before=replaced_password, after={"password": HIDDEN})
 
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:

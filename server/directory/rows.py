@@ -13,7 +13,7 @@ from server.directory.users import email_key
 from server.postgres.db import Connection
 
 Row: TypeAlias = dict[str, Any]
-"""A user as hold gives it: every column that can change, has_password, and the database's time as moment."""
+"""A user as hold returns it: every column that can change, and the database's time as moment."""
 
 
 async def hold(
@@ -180,7 +180,8 @@ async def store(db: Connection, instance_id: int, edits: Sequence[Edit]) -> list
         edits: of users who are held by a statement before; for names that change, the counters are held too.
 
     Returns:
-        user_id and ended, the number of living sessions, of whose sessions ended.
+        of each user: user_id; ended, the number of living sessions that ended; and had_password, whether the
+        new password replaced another one.
     """
     rows: list[Any] = await db.all(
         "write_users",
