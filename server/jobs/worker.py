@@ -36,7 +36,7 @@ GATHER = 0.005
 LOOKS = 500
 """Lanes with waiting rows that one look steps over."""
 SETTLE_AT_END = 2.0
-"""Seconds to settle what has ended once the worker is told to stop."""
+"""Seconds to finish a claim, and again to settle the tries that have ended, when the worker is to stop."""
 
 
 class Hopeless(Exception):
@@ -188,10 +188,7 @@ class Worker(ABC):
                     if await self.look():
                         look_at = loop.time() + POLL / 10
                     self._is_away = False
-                for row in await self._claim():
-                    task = asyncio.create_task(self._try(row))
-                    self._running[task] = row, loop.time()
-                    task.add_done_callback(self._running.pop)
+                await self._begin()
             except Exception as error:  # whatever it was, the next look may go better
                 pass_on_cancelling(error)
                 self._say_away(error)
@@ -199,6 +196,25 @@ class Worker(ABC):
                 async with asyncio.timeout(max(look_at - loop.time(), 0)):
                     await self._wake.wait()
             await asyncio.sleep(GATHER)
+
+    async def _begin(self) -> None:
+        """Claim rows and start their tries."""
+
+        async def begin() -> None:
+            for row in await self._claim():
+                task = asyncio.create_task(self._try(row))
+                self._running[task] = row, asyncio.get_running_loop().time()
+                task.add_done_callback(self._running.pop)
+
+        beginning = asyncio.create_task(begin())
+        try:
+            await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # A cancelled claim may have been committed: its rows would wait for the end of their lease.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_AT_END):
+                    await asyncio.gather(beginning, return_exceptions=True)
+            raise
 
     def _say_away(self, error: Exception) -> None:
         if not self._is_away:
