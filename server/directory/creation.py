@@ -17,6 +17,7 @@ from server.directory import office365
 from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
 from server.directory.names import has_email
 from server.directory.rules import full_name, names_of, password_failures
+from server.directory.store import assign_plans
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
@@ -214,7 +215,13 @@ async def create(
         if not call.single:
             call.emit("user.created", created[index]["id"], after=event)
         await pace.rest()
-    await _assign_plans(call, batch, created, looked=looked)
+    plans = {
+        created[index]["id"]: (batch.items[index].planId, batch.items[index].planValidTo)
+        for index in wanted
+        if batch.items[index].planId is not None
+    }
+    if plans:
+        await assign_plans(call, plans)
     for index in wanted:
         if batch.items[index].createInOffice365:
             await office365.begin(call, created[index]["id"])
@@ -307,25 +314,3 @@ def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
 def _array_text(numbers: Sequence[int]) -> str:
     """The text form of a Postgres array."""
     return "{" + ",".join(map(str, numbers)) + "}"
-
-
-async def _assign_plans(
-    call: Call, batch: Batch[Any], created: Mapping[int, Mapping[str, Any]], *, looked: bool
-) -> None:
-    """Give those of the new users a plan who are to have one."""
-    wanted = {index: batch.items[index] for index in created if batch.items[index].planId is not None}
-    if not wanted:
-        return
-    if not looked:
-        await refuse_plans(call, batch, list(wanted))
-        batch.settle()
-    days = [item.planValidTo for item in wanted.values()]
-    assigned = await call.db.all(
-        "assign_plans",
-        instance_id=call.instance.id,
-        user_ids=[created[index]["id"] for index in wanted],
-        plan_ids=[item.planId for item in wanted.values()],
-        last_days=[day and date.fromisoformat(day) for day in days],
-    )
-    for row in assigned:
-        call.emit("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})

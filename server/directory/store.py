@@ -57,46 +57,46 @@ def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
     return day
 
 
-async def assign_plan(
+async def assign_plans(
     call: Call,
-    instance_id: int,
-    user_id: int,
-    plan_id: int,
-    last_day: str | None,
-    name: str | None = None,
+    plans: Mapping[int, tuple[int, str | None]],
     *,
+    name: str | None = None,
     keeps_end: bool = False,
-) -> int:
-    """Give a user a plan from today on, by the database's clock and in UTC.
+) -> dict[int, int]:
+    """Give users, who are held or new, a plan each from today on, by the database's clock and in UTC.
 
     Args:
-        last_day: YYYY-MM-DD; None for the plan's own duration.
-        name: what the plan is called for this user; None for its own name.
-        keeps_end: whether the end of one that the user has, and that has not ended, stays unless there is a
-            last_day.
+        plans: by the id of the user: the id of the plan, and its last day, YYYY-MM-DD; None for the plan's
+            own duration.
+        name: what the plan is called for these users; None for its own name.
+        keeps_end: without a last day, a plan that the user has and that has not ended keeps its end.
 
     Returns:
-        the id of the assignment; that of a user who has the plan already is kept, with its new end.
+        by the id of the user: the id of the assignment. A user who has the plan keeps the assignment.
 
     Raises:
-        Invalid: there is no such plan in the instance, or the day is over.
+        Invalid: a plan does not exist in the instance, or a last day is over.
     """
-    assigned = await call.db.one(
-        "assign_plan",
-        instance_id=instance_id,
-        user_id=user_id,
-        plan_id=plan_id,
-        valid_to=date.fromisoformat(last_day) if last_day else None,
+    assigned = await call.db.all(
+        "assign_plans",
+        instance_id=call.instance.id,
+        user_ids=list(plans),
+        plan_ids=[plan_id for plan_id, _ in plans.values()],
+        last_days=[last_day and date.fromisoformat(last_day) for _, last_day in plans.values()],
         name=name,
         keeps_end=keeps_end,
     )
-    if assigned is None:
-        raise Invalid.of([await _why_not(call.db, instance_id, plan_id)])
-    if assigned["before"] != assigned["after"]:
-        call.emit(
-            "user.updated", user_id, before={"plan": assigned["before"]}, after={"plan": assigned["after"]}
-        )
-    return int(assigned["id"])
+    ids = {row["user_id"]: row["id"] for row in assigned}
+    for user_id, (plan_id, _) in plans.items():
+        if user_id not in ids:
+            raise Invalid.of([await _why_not(call.db, call.instance.id, plan_id)])
+    for row in assigned:
+        if row["before"] != row["after"]:
+            call.emit(
+                "user.updated", row["user_id"], before={"plan": row["before"]}, after={"plan": row["after"]}
+            )
+    return ids
 
 
 async def _why_not(db: Connection, instance_id: int, plan_id: int) -> FieldError:
