@@ -1,8 +1,7 @@
-"""The one way to change users, 1 to 1,000 of them, whatever the method.
+"""The one way to change users, 1 to 1,000 of them, for every method.
 
-Users are found and held (hold_user, rows.hold). A pure function makes of each what it is to be. refusals says
-what stands against that: access, and names that others have. write stores all of it in one statement and
-records the events.
+hold_user or rows.hold locks the users. A pure function computes each new row. refusals checks access and
+taken names. write stores all rows in one statement and emits the events.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from server.directory.groups import (
 )  # fmt: skip
 from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free
 from server.directory.names import Names, renamed
-from server.directory.rows import Edit, Row, hold, state, store, with_fields, with_names
+from server.directory.rows import COLUMNS, Edit, Row, hold, state, store, with_fields, with_names
 from server.directory.rules import names_of
 from server.directory.users import NewUser, ReplaceUser, UserChanges, email_key
 from server.events.changes import identity
@@ -30,10 +29,10 @@ from server.tenants.call import Call
 
 
 async def hold_user(call: Call, *, user_id: int | None = None, email: str | None = None) -> Row:
-    """A living user by its id or e-mail, whom nobody else can change until the transaction ends.
+    """A user that is not deleted, by id or e-mail; locked until the transaction ends.
 
     Args:
-        email: of the user, or the login of one without an e-mail.
+        email: of the user, or the login of a user without an e-mail.
 
     Raises:
         NotFound: there is no such user.
@@ -47,7 +46,7 @@ async def hold_user(call: Call, *, user_id: int | None = None, email: str | None
 
 
 async def hold_named(call: Call, name: str) -> Row:
-    """The user, deleted or not, who has an e-mail or login, kept from others.
+    """A user, deleted or not, by e-mail or login; locked until the transaction ends.
 
     Raises:
         NotFound: there is no such user.
@@ -59,38 +58,19 @@ async def hold_named(call: Call, name: str) -> Row:
     raise NotFound
 
 
-# --- what users become ------------------------------------------------------------------------------------
+# --- computing the new row --------------------------------------------------------------------------------
 
-_COLUMNS = {
-    "displayName": "display_name",
-    "isActive": "is_active",
-    "isAdmin": "is_admin",
-    "profile": "profile",
-    "values": "app_values",
-    "settings": "settings",
-    "apps": "apps",
-    "avatar": "avatar",
-    "externalId": "external_id",
-    "sessionsLimit": "sessions_limit",
-    "isPlanAdmin": "is_plan_admin",
-    "onlySeesReadable": "only_sees_readable",
-}
-"""Member of the models -> the column that holds it."""
 _MERGED = {"profile", "values"}
 
 
 def changed(row: Row, given: Mapping[str, Any]) -> Row:
-    """The user with these members.
-
-    Args:
-        given: members of UserChanges or NewUser that were sent; others are left alone.
-    """
+    """The user with the members of UserChanges or NewUser that were sent."""
     after = dict(row)
     for member, value in given.items():
         if member == "quotas":
             after |= {f"{kind}_quota": quota for kind, quota in value.items()}
-        elif member in _COLUMNS:
-            column = _COLUMNS[member]
+        elif member in COLUMNS:
+            column = COLUMNS[member]
             after[column] = row[column] | value if member in _MERGED else value
     return after
 
@@ -102,7 +82,7 @@ def updated(row: Row, item: UserChanges) -> Row:
 
 
 def ensured(row: Row, item: NewUser) -> Row:
-    """The user after ensureUser; an e-mail in another spelling stays as it is."""
+    """The user after ensureUser. The stored spelling of an equal e-mail is kept."""
     if names := names_of(item):
         row = with_fields(row, names)
     if item.email is not None and email_key(item.email) != row["email_key"]:
@@ -120,25 +100,25 @@ def replaced(row: Row, params: ReplaceUser) -> Row:
 
 
 def with_email(row: Row, email: str) -> Row:
-    """The user under another e-mail; a login that is an e-mail goes with the old one, another one stays."""
+    """The user with another e-mail; see renamed for the login."""
     return with_names(row, renamed(Names(row["email"], row["login"]), email))
 
 
-# --- making it so -----------------------------------------------------------------------------------------
+# --- checking and storing ---------------------------------------------------------------------------------
 
 
 async def refusals(
     call: Call, edits: Mapping[int, Edit], *, held: Sequence[Row] | None = None, member: str = "email"
 ) -> dict[int, ServiceError]:
-    """Why edits cannot be made, by their keys. Names that are free stay so until the transaction ends.
+    """The errors of edits that are refused, by their keys. Free names stay free until the transaction ends.
 
     Args:
-        held: users, among them all who have an externalId of the edits; None to look those up.
-        member: of the params, that holds the e-mail.
+        held: users, with all that have an externalId of the edits; None: look them up.
+        member: the param with the e-mail.
 
     Returns:
-        MemberForbidden for a change that the caller may not make (tenants/access.py); Conflict for an e-mail
-        or externalId that another user has, and for an edit of a user who has one already.
+        MemberForbidden: the caller may not make the change (tenants/access.py). Conflict: another user has
+        the e-mail or externalId, or an edit before changes the same user.
     """
     keys = [edit.after["email_key"] for edit in edits.values() if edit.renames]
     external_ids = [
@@ -162,7 +142,7 @@ async def refusals(
 
 
 async def write(call: Call, edits: Sequence[Edit]) -> None:
-    """Store what refusals let through, and record what changed. Who stays the same is left alone."""
+    """Store edits that refusals accepted, and emit their events. Edits without effect are skipped."""
     edits = [edit for edit in edits if edit.has_effect]
     if not edits:
         return
@@ -198,14 +178,7 @@ def _record(call: Call, edit: Edit, *, had_password: bool) -> None:
 
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
-    """Change one user.
-
-    Args:
-        member: of the params, that holds the e-mail.
-
-    Raises:
-        ServiceError: see refusals.
-    """
+    """Check and write one edit; see refusals for the param and the errors."""
     call.subject = edit.before["id"]
     if refused := await refusals(call, {0: edit}, member=member):
         raise refused[0]
@@ -213,11 +186,7 @@ async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
 
 
 async def update(call: Call, batch: Batch[UserChanges]) -> None:
-    """Change users, found by their e-mails, as updateUserByEmail and updateUsers have it.
-
-    Raises:
-        ServiceError: see Batch.settle.
-    """
+    """updateUserByEmail and updateUsers; see Batch.settle for the errors."""
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
     external_ids = external_ids_of(batch.items.values())
     held = await hold(call.db, call.instance.id, keys=keys.values(), external_ids=external_ids)
@@ -244,16 +213,11 @@ async def update(call: Call, batch: Batch[UserChanges]) -> None:
         except ServiceError as error:
             batch.fail(index, error)
         await pace.rest()
-    await _settle(call, batch, edits, held)
-    await write(call, [edits[index] for index in batch.items])
+    await _write_batch(call, batch, edits, held)
 
 
 async def delete(call: Call, batch: Batch[Any]) -> None:
-    """Delete users, found by their e-mails, as deleteUserByEmail and deleteUsers have it.
-
-    Raises:
-        ServiceError: see Batch.settle.
-    """
+    """deleteUserByEmail and deleteUsers; see Batch.settle for the errors."""
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
     held = await hold(call.db, call.instance.id, keys=keys.values())
     users = _living(held)
@@ -263,12 +227,11 @@ async def delete(call: Call, batch: Batch[Any]) -> None:
             edits[index] = deletion(row)
         else:
             batch.fail(index, NotFound())
-    await _settle(call, batch, edits, held)
-    await write(call, [edits[index] for index in batch.items])
+    await _write_batch(call, batch, edits, held)
 
 
 def deletion(row: Row, *, closes_account: bool = False) -> Edit:
-    """The edit that deletes a user, so that it can be restored."""
+    """The edit that deletes a user. A deleted user can be restored."""
     return Edit(row, row | {"deleted_at": row["moment"]}, closes_account=closes_account)
 
 
@@ -276,8 +239,9 @@ def _living(held: Iterable[Row]) -> dict[str, Row]:
     return {row["email_key"]: row for row in held if row["deleted_at"] is None}
 
 
-async def _settle(call: Call, batch: Batch[Any], edits: Mapping[int, Edit], held: Sequence[Row]) -> None:
-    """Leave out what is refused."""
+async def _write_batch(call: Call, batch: Batch[Any], edits: Mapping[int, Edit], held: Sequence[Row]) -> None:
+    """Fail the items whose edits are refused, and write the others."""
     for index, refusal in (await refusals(call, edits, held=held)).items():
         batch.fail(index, refusal)
     batch.settle()
+    await write(call, [edits[index] for index in batch.items])

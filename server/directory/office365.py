@@ -1,4 +1,4 @@
-"""The queue's work of creating users in an instance's Microsoft directory, and how it is asked for."""
+"""Creating users in the Microsoft directory of an instance: the request and the job."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentia
 
 
 def credentials_of(settings: InstanceSettings) -> Office365 | None:
-    """An instance's credentials, where it has all of them."""
+    """The credentials of an instance; None without a client secret."""
     found = settings.office365
     return found if found is not None and found.clientSecret is not None else None
 
 
 async def begin(call: Call, user_id: int) -> bool:
-    """Have a user created there once this transaction commits; False where that is under way or done."""
+    """Enqueue the creation of a user there; False: it is pending or done already."""
     user = {"instance_id": call.instance.id, "user_id": user_id}
     begun = await call.db.one("begin_office365", **user)
     if begun is not None:
@@ -38,7 +38,7 @@ async def _note(
     object_id: str | None = None,
     error: str | None = None,
 ) -> None:
-    """What a try came to; an end is written down for the request that had asked for it."""
+    """Store the outcome of a try; a changed state is in the audit under the id of the first request."""
     user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
     async with services.database.transaction() as db:
         noted = await db.one("note_office365", **user, state=state, object_id=object_id, error=error)
@@ -57,7 +57,7 @@ async def _give_up(services: Services, payload: dict[str, Any]) -> None:
 
 @job("office365", parked=_give_up)
 async def create_in_office365(services: Services, payload: dict[str, Any]) -> None:
-    """One try. A user that is there since an earlier one counts as created, and no other of its name."""
+    """One try. A user that an earlier try created counts as created; another user of its name does not."""
     async with services.database.connection() as db:
         user = await db.one(
             "get_office365_user", instance_id=payload["instance_id"], user_id=payload["user_id"]
@@ -68,7 +68,7 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
         await _note(services, payload, "failed", error="deleted")
         return
     if user["is_suspended"]:
-        # Noted each time: what is pending and was not touched for six hours could be asked for again.
+        # Stored each time: a pending creation that was not touched for six hours can be requested again.
         await _note(services, payload, "pending", error="instance_suspended")
         raise Suspended
     credentials = credentials_of(InstanceSettings.model_validate(user["settings"]))

@@ -1,4 +1,4 @@
-"""What the store (seeds/003) adds to a user: another id, a limit of sessions, flags, and plans."""
+"""Members of a user for the store (seeds/003): an external id, a session limit, flags, and plans."""
 
 import re
 import unicodedata
@@ -35,13 +35,13 @@ ExternalId = Annotated[
     Field(
         min_length=1,
         max_length=64,
-        description="What another system calls the user; unique in the instance.",
+        description="The id of the user in another system; unique in the instance.",
         json_schema_extra=NO_CONTROLS,
     ),
     AfterValidator(_external_id),
 ]
 SessionsLimit = Annotated[
-    int, Field(ge=1, le=999_999, description="Sessions at a time; a login beyond it ends the oldest one.")
+    int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
 ]
 PlanId = Annotated[int, Field(ge=1, lt=2**63)]
 LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
@@ -51,7 +51,7 @@ PlanName = Annotated[
 
 
 def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
-    """A validator of planValidTo: it says something only beside a planId."""
+    """A validator of planValidTo, which needs a planId."""
     if day is not None and info.data.get("planId", day) is None:
         raise ValueError("needs a plan that it is the last day of")
     return day
@@ -108,10 +108,10 @@ async def _why_not(db: Connection, instance_id: int, plan_id: int) -> FieldError
 async def store_failures(
     db: Connection, instance_id: int, params: Mapping[str, Any], bad: set[str]
 ) -> list[FieldError]:
-    """What the database would refuse of a new user's members of the store.
+    """What the database would refuse of a new user's members for the store.
 
     Args:
-        bad: members that are known to be bad, and are not looked at.
+        bad: members that are known to be bad, and are skipped.
     """
     failures = []
     external_id, plan_id, day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
