@@ -14,11 +14,11 @@ from typing import Any
 from server.base.errors import Contention, FieldError, Invalid, NotFound, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
-from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
+from server.directory.many import Batch, Claims, find_same, find_taken, if_free
 from server.directory.names import has_email
 from server.directory.rows import COLUMNS
 from server.directory.rules import full_name, names_of, password_failures
-from server.directory.store import assign_plans
+from server.directory.store import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
@@ -143,9 +143,9 @@ async def refuse_plans(call: Call, batch: Batch[Any], wanted: Iterable[int]) -> 
     days = {row["id"]: row["today"] for row in rows}
     for index, item in with_plan.items():
         if item.planId not in days:
-            batch.fail(index, bad("planId", "is no plan of this instance"))
+            batch.fail(index, Invalid.of([NO_PLAN]))
         elif item.planValidTo is not None and date.fromisoformat(item.planValidTo) < days[item.planId]:
-            batch.fail(index, bad("planValidTo", "must not lie in the past"))
+            batch.fail(index, Invalid.of([PLAN_IS_OVER]))
 
 
 # --- creating -----------------------------------------------------------------------------------------

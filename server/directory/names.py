@@ -11,16 +11,14 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
 
+from server.directory.groups import trimmed
 from server.directory.many import find_taken
 from server.directory.users import address, email_key, taken
 from server.tenants.call import Call
 
 
 def _login(text: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in text):
-        raise ValueError("holds control characters")
-    if text != text.strip():
-        raise ValueError("must not begin or end with a space")
+    trimmed(text)
     return address(text) if "@" in text else unicodedata.normalize("NFC", text)
 
 

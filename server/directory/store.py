@@ -1,7 +1,5 @@
 """Members of a user for the store (seeds/003): an external id, a session limit, flags, and plans."""
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any
@@ -9,24 +7,22 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.base.errors import CONSTRAINTS, FieldError, Invalid, UserDeleted
-from server.base.models import NO_CONTROLS
+from server.base.models import NO_CONTROLS, without_controls
 from server.postgres.db import Connection
 from server.tenants.call import Call
 
 
-def _external_id(text: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in text):
-        raise ValueError("holds control characters")
-    return text
+def is_date(text: str) -> bool:
+    """Whether a text is a date, YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _day(text: str) -> str:
-    try:
-        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-            raise ValueError
-        date.fromisoformat(text)
-    except ValueError:
-        raise ValueError("must be a date such as 2024-02-29") from None
+    if not is_date(text):
+        raise ValueError("must be a date such as 2024-02-29")
     return text
 
 
@@ -38,7 +34,7 @@ ExternalId = Annotated[
         description="The id of the user in another system; unique in the instance.",
         json_schema_extra=NO_CONTROLS,
     ),
-    AfterValidator(_external_id),
+    AfterValidator(without_controls),
 ]
 SessionsLimit = Annotated[
     int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
@@ -46,8 +42,12 @@ SessionsLimit = Annotated[
 PlanId = Annotated[int, Field(ge=1, lt=2**63)]
 LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
 PlanName = Annotated[
-    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_external_id)
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)
 ]
+
+
+NO_PLAN = FieldError("planId", "is no plan of this instance")
+PLAN_IS_OVER = FieldError("planValidTo", "must not lie in the past")
 
 
 def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
@@ -90,19 +90,14 @@ async def assign_plans(
     ids = {row["user_id"]: row["id"] for row in assigned}
     for user_id, (plan_id, _) in plans.items():
         if user_id not in ids:
-            raise Invalid.of([await _why_not(call.db, call.instance.id, plan_id)])
+            exists = await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id)
+            raise Invalid.of([PLAN_IS_OVER if exists else NO_PLAN])
     for row in assigned:
         if row["before"] != row["after"]:
             call.emit(
                 "user.updated", row["user_id"], before={"plan": row["before"]}, after={"plan": row["after"]}
             )
     return ids
-
-
-async def _why_not(db: Connection, instance_id: int, plan_id: int) -> FieldError:
-    if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
-        return FieldError("planId", "is no plan of this instance")
-    return FieldError("planValidTo", "must not lie in the past")
 
 
 async def store_failures(
@@ -125,9 +120,9 @@ async def store_failures(
             failures.append(FieldError("externalId", message or ""))
     if plan_id is not None and "planId" not in bad:
         if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
-            failures.append(FieldError("planId", "is no plan of this instance"))
+            failures.append(NO_PLAN)
         if day is not None and "planValidTo" not in bad:
             last_day = date.fromisoformat(day)
             if await db.value("is_over", last_day=last_day):
-                failures.append(FieldError("planValidTo", "must not lie in the past"))
+                failures.append(PLAN_IS_OVER)
     return failures

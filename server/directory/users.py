@@ -10,7 +10,7 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from server.base.errors import CONSTRAINTS, Conflict, FieldError, NotFound, ServiceError, UserDeleted
-from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams
+from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams, without_controls
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
@@ -63,12 +63,6 @@ def email_key(email: str) -> str:
     return unicodedata.normalize("NFC", key)
 
 
-def _line(text: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in text):
-        raise ValueError("holds control characters")
-    return text
-
-
 def _small_json(value: Any) -> Any:
     if len(orjson.dumps(value)) > 65536:
         raise ValueError("is larger than 64 KiB")
@@ -96,11 +90,11 @@ NewEmail = Annotated[
 Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
 
 
-Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)]
+Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)]
 
 
 DisplayName = Annotated[
-    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)
 ]
 
 
