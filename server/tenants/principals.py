@@ -23,7 +23,7 @@ SCOPES: dict[str, str] = {
     "sessions:read": "list login sessions",
     "sessions:write": "log users in and out",
     "keys:read": "list API keys",
-    "keys:write": "create, change, rotate and revoke API keys without further scopes",
+    "keys:write": "create, change, rotate and revoke API keys without scopes that this key lacks",
     "instances:read": "look at instances",
     "instances:write": "create and change instances (operator keys)",
     "jobs:read": "look at the queue (operator keys)",
