@@ -60,8 +60,6 @@ async def hold_named(call: Call, name: str) -> Row:
 
 # --- computing the new row --------------------------------------------------------------------------------
 
-_MERGED = {"profile", "values"}
-
 
 def changed(row: Row, given: Mapping[str, Any]) -> Row:
     """The user with the members of UserChanges or NewUser that were sent."""
@@ -71,7 +69,7 @@ def changed(row: Row, given: Mapping[str, Any]) -> Row:
             after |= {f"{kind}_quota": quota for kind, quota in value.items()}
         elif member in COLUMNS:
             column = COLUMNS[member]
-            after[column] = row[column] | value if member in _MERGED else value
+            after[column] = row[column] | value if member in ("profile", "values") else value
     return after
 
 

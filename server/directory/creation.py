@@ -202,7 +202,7 @@ async def create(
             users=rows,
             login_count=sum(row["login"] is not None for row in rows),
             layout=LAYOUT,
-            **call.actor().columns(),
+            **call.actor()._asdict(),
         )
     if last is None:
         raise await _why_none(call, [row["email_key"] for row in rows])

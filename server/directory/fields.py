@@ -82,8 +82,6 @@ _MANDATORY = {
 ALIAS = r"^[a-z][a-z0-9_]{0,39}$"
 """The pattern of aliases of custom fields."""
 _ALIASES = f"{ALIAS}|^({'|'.join(field.alias for field in SYSTEM_FIELDS)})$"
-OWN_VALUE = {"type": ["string", "number", "null"]}
-"""The JSON Schema of a custom field of any type."""
 
 
 def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +101,8 @@ def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any
     schema: dict[str, Any] = {
         "title": "NewMemberProfile" if complete else "MemberProfileChange",
         "type": "object", "properties": properties | others, "patternProperties": patterns,
-        "additionalProperties": OWN_VALUE, "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
+        "additionalProperties": {"type": ["string", "number", "null"]},
+        "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
     }  # fmt: skip
     if complete:
         return schema | {"required": [field.alias for field in SYSTEM_FIELDS if field.mandatory]}

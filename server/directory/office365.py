@@ -1,5 +1,6 @@
 """Creating users in the Microsoft directory of an instance: the request and the job."""
 
+from functools import partial
 from typing import Any
 
 from server.events.changes import Change
@@ -33,8 +34,8 @@ async def begin(call: Call, user_id: int) -> bool:
 async def _note(
     services: Services,
     payload: dict[str, Any],
-    state: str,
     *,
+    state: str,
     object_id: str | None = None,
     error: str | None = None,
 ) -> None:
@@ -51,11 +52,7 @@ async def _note(
         await emit(db, user["instance_id"], actor, [Change("", user["user_id"], before, after)])
 
 
-async def _give_up(services: Services, payload: dict[str, Any]) -> None:
-    await _note(services, payload, "failed")
-
-
-@job("office365", parked=_give_up)
+@job("office365", parked=partial(_note, state="failed"))
 async def create_in_office365(services: Services, payload: dict[str, Any]) -> None:
     """One try. A user that an earlier try created counts as created; another user of its name does not."""
     async with services.database.connection() as db:
@@ -65,15 +62,15 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
     if user is None or user["is_done"]:
         return
     if user["is_gone"]:
-        await _note(services, payload, "failed", error="deleted")
+        await _note(services, payload, state="failed", error="deleted")
         return
     if user["is_suspended"]:
         # Stored each time: a pending creation that was not touched for six hours can be requested again.
-        await _note(services, payload, "pending", error="instance_suspended")
+        await _note(services, payload, state="pending", error="instance_suspended")
         raise Suspended
     credentials = credentials_of(InstanceSettings.model_validate(user["settings"]))
     if credentials is None:
-        await _note(services, payload, "failed", error="no_credentials")
+        await _note(services, payload, state="failed", error="no_credentials")
         raise Hopeless
     try:
         object_id = await services.graph.create_user(
@@ -87,9 +84,9 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
             mark=f"officerpc:{user['uuid']}",
         )
     except graph.Busy as error:
-        await _note(services, payload, "pending", error=error.told)
+        await _note(services, payload, state="pending", error=error.told)
         raise Later(error.seconds) from error
     except graph.Refused as error:
-        await _note(services, payload, "failed", error=error.told)
+        await _note(services, payload, state="failed", error=error.told)
         raise Hopeless from error
-    await _note(services, payload, "done", object_id=object_id)
+    await _note(services, payload, state="done", object_id=object_id)

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import orjson
-
 from server.directory.names import Names, has_email
 from server.directory.rules import full_name
 from server.directory.users import email_key
+from server.events.changes import same_json
 from server.postgres.db import Connection
 
 Row: TypeAlias = dict[str, Any]
@@ -126,8 +125,8 @@ class Edit:
 
     @cached_property
     def differs(self) -> bool:
-        """Whether a column changes. JSON is compared as text, because 1 == True in Python."""
-        return self.before != self.after or _json(self.before) != _json(self.after)
+        """Whether a column changes."""
+        return not same_json(self.before, self.after)
 
     @property
     def has_effect(self) -> bool:
@@ -175,10 +174,6 @@ class Edit:
             "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
             "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
         }
-
-
-def _json(row: Row) -> bytes:
-    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
 
 
 def _may_log_in(row: Row) -> bool:

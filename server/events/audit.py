@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.base.pages import moment, number_below, page, parts_of, to_cursor
-from server.events.pages import PAGE_BYTES, is_full
+from server.events.feed import PAGE_BYTES, is_full
 from server.postgres.db import Connection, Row
 
 LOOKS = 10_000

@@ -72,7 +72,7 @@ def _difference(
     new: dict[str, Any] = {}
     for name in before.keys() | after.keys():
         was, is_now = before.get(name), after.get(name)
-        if _same(was, is_now):
+        if same_json(was, is_now):
             continue
         if within and isinstance(was, Mapping) and isinstance(is_now, Mapping):
             was, is_now = _difference(was, is_now, within=False)
@@ -80,8 +80,8 @@ def _difference(
     return old, new
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON: 1 == True in Python."""
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON. In Python 1 == True."""
     if one != other or one is None or isinstance(one, str):
         return bool(one == other)
     return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)

@@ -14,31 +14,24 @@ ActorKind: TypeAlias = Literal["key", "person", "system"]
 
 
 class Actor(NamedTuple):
-    """The author columns of an event."""
+    """The author of an event, as columns of the table events."""
 
-    kind: ActorKind
+    actor_kind: ActorKind
     # Of the key or person; 0: the system.
-    id: int
-    name: str
+    key_id: int
+    key_name: str
     method: str
     request_id: str
     address: str | None = None
     # X-Origin: the caller's name for itself.
     origin: str | None = None
 
-    def columns(self) -> dict[str, Any]:
-        """The columns of the table events; key_id and key_name are for every kind."""
-        return {
-            "actor_kind": self.kind, "key_id": self.id, "key_name": self.name, "method": self.method,
-            "request_id": self.request_id, "address": self.address, "origin": self.origin,
-        }  # fmt: skip
-
     @classmethod
     def of(cls, columns: Mapping[str, Any], method: str) -> "Actor":
         """The actor of stored columns, such as those of a queued document.
 
         Args:
-            columns: of columns(), some may be missing.
+            columns: of an actor; some may be missing.
             method: if the columns have none.
         """
         actor_id = columns.get("key_id", 0)
@@ -73,5 +66,5 @@ async def emit(
             user_ids=[change.user_id for change in changes],
             befores=[change.before for change in changes],
             afters=[change.after for change in changes],
-            **actor.columns(),
+            **actor._asdict(),
         )

@@ -6,8 +6,10 @@ from typing import Any
 import orjson
 
 from server.events.changes import EVENTS
-from server.events.pages import PAGE_BYTES
 from server.postgres.db import Connection, Row
+
+PAGE_BYTES = 1024 * 1024
+"""Bytes of before and after in one page of events, as stored. The event that reaches this is the last."""
 
 
 async def read(
@@ -28,6 +30,16 @@ async def read(
         row_limit=limit,
         byte_limit=PAGE_BYTES,
     )
+
+
+def is_full(rows: Sequence[Mapping[str, Any]], limit: int) -> bool:
+    """Whether a page of events was cut, and more may follow.
+
+    Args:
+        rows: of a query with row_limit and byte_limit (PAGE_BYTES).
+        limit: the row_limit.
+    """
+    return len(rows) == limit or (bool(rows) and rows[-1]["page_bytes"] >= PAGE_BYTES)
 
 
 def place(event: Mapping[str, Any]) -> str:

@@ -17,7 +17,6 @@ from server.base.metrics import Metrics
 from server.base.settings import Settings
 from server.events import feed
 from server.events.deliveries import Deliveries
-from server.events.pages import is_full
 from server.jobs import worker
 from server.jobs.windows import Lane
 from server.outside.outbound import Sender
@@ -86,7 +85,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Lane],
         failures = 0
         if chosen:
             made.append((webhook["instance_id"], webhook["id"]))
-        more = more or (page is not None and is_full(page.events, _BATCH))
+        more = more or (page is not None and feed.is_full(page.events, _BATCH))
     return made, more
 
 
