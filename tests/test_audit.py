@@ -1,6 +1,7 @@
 """The audit: what each method says was before and after, and who may read it."""
 
 import asyncio
+import json
 from typing import Any
 
 import asyncpg
@@ -139,6 +140,25 @@ async def test_before_and_after(what: str, world: Client) -> None:
             assert event["after"]["plan"]["validTo"] == "2999-12-31"
         else:
             assert event["after"] == after
+
+
+async def test_two_first_passwords_at_the_same_time(client: Client, db: asyncpg.Connection) -> None:
+    """The second one replaces the first one, which was set while it waited for the user."""
+    async with db.transaction():
+        await db.execute("SELECT FROM users WHERE id = 1 FOR NO KEY UPDATE")
+        calls = [
+            asyncio.create_task(
+                client.call("resetPasswordByEmail", {"email": ADMIN, "password": f"demo{one}"})
+            )
+            for one in range(2)
+        ]
+        waiting = "datname = current_database() AND wait_event_type = 'Lock'"
+        await until(lambda: db.fetchval(f"SELECT count(*) = 2 FROM pg_stat_activity WHERE {waiting}"))
+    await asyncio.gather(*calls)
+    told = await db.fetch(
+        "SELECT before FROM events WHERE type = 'user.password_changed' ORDER BY xid, place"
+    )
+    assert [json.loads(row["before"] or "null") for row in told] == [{"password": None}, {"password": "***"}]
 
 
 async def test_who_what_when_and_from_where(client: Client, db: asyncpg.Connection) -> None:

@@ -243,8 +243,7 @@ BY_NAME: dict[str, Any] = {name: value for name, value in USER.items() if name !
 BY_STATEMENT: dict[str, dict[str, Any]] = {
     "add_position": {"tree_id": 1, "parent_id": None},
     "analyze_table": {"name": "users"},
-    "assign_plan": {"user_id": 1},
-    "assign_plans": {"user_ids": [4]},
+    "assign_plans": {"user_ids": [1]},
     "begin_office365": {"user_id": 4},
     "claim_deliveries": {"lanes": [4]},
     "claim_jobs": {"lanes": ["mail-code"]},

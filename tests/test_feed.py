@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from server.base.models import HIDDEN, IN_EVENTS
 from server.base.settings import Settings
 from server.events import webhooks
-from server.events.pages import PAGE_BYTES
+from server.events.feed import PAGE_BYTES
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN

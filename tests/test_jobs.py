@@ -434,6 +434,27 @@ async def test_a_stopped_worker_lets_its_job_finish(
     assert await empty(db) and counted(services, "done") == 1
 
 
+async def test_a_worker_that_is_stopped_while_it_claims_leaves_no_lease(
+    services: Services, note: Note, db: asyncpg.Connection
+) -> None:
+    claimed = asyncio.Event()
+
+    class SlowToHear(Jobs):
+        async def _claim(self) -> Any:
+            rows = await super()._claim()
+            if rows:
+                claimed.set()
+                await asyncio.sleep(0.1)
+            return rows
+
+    await add(services)
+    stopped = asyncio.create_task(SlowToHear(services).run())
+    await claimed.wait()
+    stopped.cancel()
+    await asyncio.gather(stopped, return_exceptions=True)
+    assert await empty(db) and len(note.seen) == 1
+
+
 async def test_a_stopped_worker_keeps_the_leases_of_what_it_finishes(
     services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """What every model of params and results is, and how params are validated."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -47,7 +48,19 @@ class Params(Strict):
 
 
 NO_CONTROLS: dict[str, JsonValue] = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$"}
-"""For a type that a validator of ours keeps free of control characters: the same in JSON Schema."""
+"""What without_controls checks, in JSON Schema."""
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds control characters."""
+    return any(unicodedata.category(char) == "Cc" for char in text)
+
+
+def without_controls(text: str) -> str:
+    """A validator of text without control characters."""
+    if has_controls(text):
+        raise ValueError("holds control characters")
+    return text
 
 
 class TenantParams(Params):

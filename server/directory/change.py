@@ -1,8 +1,7 @@
-"""The one way to change users, 1 to 1,000 of them, whatever the method.
+"""The one way to change users, 1 to 1,000 of them, for every method.
 
-Users are found and held (hold_user, rows.hold). A pure function makes of each what it is to be. refusals says
-what stands against that: access, and names that others have. write stores all of it in one statement and
-records the events.
+hold_user or rows.hold locks the users. A pure function computes each new row. refusals checks access and
+taken names. write stores all rows in one statement and emits the events.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,10 +29,10 @@ from server.tenants.call import Call
 
 
 async def hold_user(call: Call, *, user_id: int | None = None, email: str | None = None) -> Row:
-    """A living user by its id or e-mail, whom nobody else can change until the transaction ends.
+    """A user that is not deleted, by id or e-mail; locked until the transaction ends.
 
     Args:
-        email: of the user, or the login of one without an e-mail.
+        email: of the user, or the login of a user without an e-mail.
 
     Raises:
         NotFound: there is no such user.
@@ -47,7 +46,7 @@ async def hold_user(call: Call, *, user_id: int | None = None, email: str | None
 
 
 async def hold_named(call: Call, name: str) -> Row:
-    """The user, deleted or not, who has an e-mail or login, kept from others.
+    """A user, deleted or not, by e-mail or login; locked until the transaction ends.
 
     Raises:
         NotFound: there is no such user.
@@ -59,23 +58,17 @@ async def hold_named(call: Call, name: str) -> Row:
     raise NotFound
 
 
-# --- what users become ------------------------------------------------------------------------------------
-
-_MERGED = {"profile", "values"}
+# --- computing the new row --------------------------------------------------------------------------------
 
 
 def changed(row: Row, given: Mapping[str, Any]) -> Row:
-    """The user with these members.
-
-    Args:
-        given: members of UserChanges or NewUser that were sent; others are left alone.
-    """
+    """The user with the members of UserChanges or NewUser that were sent."""
     after = dict(row)
     for member, value in given.items():
         if member == "quotas":
             after |= {f"{kind}_quota": quota for kind, quota in value.items()}
         elif column := members().get(member):
-            after[column] = row[column] | value if member in _MERGED else value
+            after[column] = row[column] | value if member in ("profile", "values") else value
     return after
 
 
@@ -86,7 +79,7 @@ def updated(row: Row, item: UserChanges) -> Row:
 
 
 def ensured(row: Row, item: NewUser) -> Row:
-    """The user after ensureUser; an e-mail in another spelling stays as it is."""
+    """The user after ensureUser. The stored spelling of an equal e-mail is kept."""
     if names := names_of(item):
         row = with_fields(row, names)
     if item.email is not None and email_key(item.email) != row["email_key"]:
@@ -104,25 +97,25 @@ def replaced(row: Row, params: ReplaceUser) -> Row:
 
 
 def with_email(row: Row, email: str) -> Row:
-    """The user under another e-mail; a login that is an e-mail goes with the old one, another one stays."""
+    """The user with another e-mail; see renamed for the login."""
     return with_names(row, renamed(Names(row["email"], row["login"]), email))
 
 
-# --- making it so -----------------------------------------------------------------------------------------
+# --- checking and storing ---------------------------------------------------------------------------------
 
 
 async def refusals(
     call: Call, edits: Mapping[int, Edit], *, held: Sequence[Row] | None = None, member: str = "email"
 ) -> dict[int, ServiceError]:
-    """Why edits cannot be made, by their keys. Names that are free stay so until the transaction ends.
+    """The errors of edits that are refused, by their keys. Free names stay free until the transaction ends.
 
     Args:
-        held: users, among them all who have an externalId of the edits; None to look those up.
-        member: of the params, that holds the e-mail.
+        held: users, with all that have an externalId of the edits; None: look them up.
+        member: the param with the e-mail.
 
     Returns:
-        MemberForbidden for a change that the caller may not make (tenants/access.py); Conflict for an e-mail
-        or externalId that another user has, and for an edit of a user who has one already.
+        MemberForbidden: the caller may not make the change (tenants/access.py). Conflict: another user has
+        the e-mail or externalId, or an edit before changes the same user.
     """
     keys = [edit.after["email_key"] for edit in edits.values() if edit.renames]
     external_ids = [
@@ -146,25 +139,28 @@ async def refusals(
 
 
 async def write(call: Call, edits: Sequence[Edit]) -> None:
-    """Store what refusals let through, and record what changed. Who stays the same is left alone."""
+    """Store edits that refusals accepted, and emit their events. Edits without effect are skipped."""
     edits = [edit for edit in edits if edit.has_effect]
     if not edits:
         return
     async with if_free():
-        ended = await store(call.db, call.instance.id, edits)
+        stored = await store(call.db, call.instance.id, edits)
+    having_password = {row["user_id"] for row in stored if row["had_password"]}
     pace = Pace()
     for edit in edits:
-        _record(call, edit)
+        _record(call, edit, had_password=edit.before["id"] in having_password)
         await pace.rest()
     moved = {edit.before["id"]: edit for edit in edits if edit.group_ids is not None}
     if moved:
         await replace_groups(call, {user_id: edit.group_ids or () for user_id, edit in moved.items()})
         await record_groups(call, {user_id: list(edit.groups) for user_id, edit in moved.items()})
-    for row in ended:
-        call.emit("session.revoked", row["user_id"], before={"sessions": row["ended"]}, after={"sessions": 0})
+    for row in stored:
+        if row["ended"]:
+            before = {"sessions": row["ended"]}
+            call.emit("session.revoked", row["user_id"], before=before, after={"sessions": 0})
 
 
-def _record(call: Call, edit: Edit) -> None:
+def _record(call: Call, edit: Edit, *, had_password: bool) -> None:
     user_id, before, after = edit.before["id"], state(edit.before), state(edit.after)
     if edit.is_deletion:
         closed = {"accountClosed": True} if edit.closes_account else None
@@ -174,19 +170,12 @@ def _record(call: Call, edit: Edit) -> None:
     else:
         call.emit_user_changes(user_id, before, after)
     if edit.password_hash is not None:
-        had = {"password": HIDDEN if edit.before["has_password"] else None}
-        call.emit("user.password_changed", user_id, before=had, after={"password": HIDDEN})
+        replaced_password = {"password": HIDDEN if had_password else None}
+        call.emit("user.password_changed", user_id, before=replaced_password, after={"password": HIDDEN})
 
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
-    """Change one user.
-
-    Args:
-        member: of the params, that holds the e-mail.
-
-    Raises:
-        ServiceError: see refusals.
-    """
+    """Check and write one edit; see refusals for the param and the errors."""
     call.subject = edit.before["id"]
     if refused := await refusals(call, {0: edit}, member=member):
         raise refused[0]
@@ -194,11 +183,7 @@ async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
 
 
 async def update(call: Call, batch: Batch[UserChanges]) -> None:
-    """Change users, found by their e-mails, as updateUserByEmail and updateUsers have it.
-
-    Raises:
-        ServiceError: see Batch.settle.
-    """
+    """updateUserByEmail and updateUsers; see Batch.settle for the errors."""
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
     external_ids = external_ids_of(batch.items.values())
     held = await hold(call.db, call.instance.id, keys=keys.values(), external_ids=external_ids)
@@ -225,16 +210,11 @@ async def update(call: Call, batch: Batch[UserChanges]) -> None:
         except ServiceError as error:
             batch.fail(index, error)
         await pace.rest()
-    await _settle(call, batch, edits, held)
-    await write(call, [edits[index] for index in batch.items])
+    await _write_batch(call, batch, edits, held)
 
 
 async def delete(call: Call, batch: Batch[Any]) -> None:
-    """Delete users, found by their e-mails, as deleteUserByEmail and deleteUsers have it.
-
-    Raises:
-        ServiceError: see Batch.settle.
-    """
+    """deleteUserByEmail and deleteUsers; see Batch.settle for the errors."""
     keys = {index: email_key(item.email) for index, item in batch.items.items()}
     held = await hold(call.db, call.instance.id, keys=keys.values())
     users = _living(held)
@@ -244,12 +224,11 @@ async def delete(call: Call, batch: Batch[Any]) -> None:
             edits[index] = deletion(row)
         else:
             batch.fail(index, NotFound())
-    await _settle(call, batch, edits, held)
-    await write(call, [edits[index] for index in batch.items])
+    await _write_batch(call, batch, edits, held)
 
 
 def deletion(row: Row, *, closes_account: bool = False) -> Edit:
-    """The edit that deletes a user, so that it can be restored."""
+    """The edit that deletes a user. A deleted user can be restored."""
     return Edit(row, row | {"deleted_at": row["moment"]}, closes_account=closes_account)
 
 
@@ -257,8 +236,9 @@ def _living(held: Iterable[Row]) -> dict[str, Row]:
     return {row["email_key"]: row for row in held if row["deleted_at"] is None}
 
 
-async def _settle(call: Call, batch: Batch[Any], edits: Mapping[int, Edit], held: Sequence[Row]) -> None:
-    """Leave out what is refused."""
+async def _write_batch(call: Call, batch: Batch[Any], edits: Mapping[int, Edit], held: Sequence[Row]) -> None:
+    """Fail the items whose edits are refused, and write the others."""
     for index, refusal in (await refusals(call, edits, held=held)).items():
         batch.fail(index, refusal)
     batch.settle()
+    await write(call, [edits[index] for index in batch.items])

@@ -1,8 +1,8 @@
-"""Creating users: one function and one statement for 1 to 1,000, whichever method or wire asks.
+"""Creating users: one function and one statement for 1 to 1,000, for every method and wire.
 
-The methods differ in what they know before. A call for one user leaves it to the statement to refuse what is
-taken, which takes one round trip. A call for many has to say which of its items are refused: it holds the
-counters, looks who is there (refuse_taken, refuse_plans, refuse_seats), and creates the others.
+For one user the statement itself refuses taken names, which takes one round trip. A call for many must name
+the refused items: it holds the counters, looks for conflicts (refuse_taken, refuse_plans, refuse_seats), and
+creates the other items.
 """
 
 import contextlib
@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from server.base.errors import Contention, FieldError, Invalid, NotFound, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
-from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
+from server.directory.many import Batch, Claims, find_same, find_taken, if_free
 from server.directory.names import has_email
 from server.directory.rows import members
 from server.directory.rules import full_name, names_of, password_failures
+from server.directory.store import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
@@ -29,7 +30,7 @@ LAYOUT = {
     "calendars": ("main",),
     "folders": ("root", "trash"),
 }
-"""What every user is given: the roles of each kind, in the order of their ids."""
+"""The roles of each kind that every user gets, in the order of their ids."""
 _SHOWN = {
     "mainCalendar": ("calendars", "main"),
     "inbox": ("mailboxes", "inbox"),
@@ -40,24 +41,20 @@ _SHOWN = {
     "rootFiles": ("folders", "root"),
     "trashFiles": ("folders", "trash"),
 }
-"""Members of CreatedUser, and what of the layout they are the ids of."""
-_NUMBERS = {
-    member: (kind, len(LAYOUT[kind]), LAYOUT[kind].index(role) + 1) for member, (kind, role) in _SHOWN.items()
-}
-"""By the member: the kind, how many of it a user has, and which of them it is, from 1."""
+"""Member of CreatedUser with an id of the layout -> kind and role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What createMember knows of a new user beside the members of NewUser."""
+    """What createMember sets in addition to the members of NewUser."""
 
-    # Profile fields by alias; the names of NewUser stand there too.
+    # Profile fields by alias, with the names of NewUser.
     fields: Mapping[str, Any] = field(default_factory=dict)
     # ISO 639-1.
     language: str = "en"
-    # False until the code of its mail is redeemed.
+    # False until the mailed code is redeemed.
     is_confirmed: bool = True
-    # Another name to log in with than the e-mail, found free by hold_free_names.
+    # A login other than the e-mail; free, see hold_free_names.
     login: str | None = None
 
 
@@ -68,7 +65,7 @@ _NO_MEMBERSHIP = Membership()
 
 
 def early_failures(call: Call, password: str | None, in_office365: bool) -> list[FieldError]:
-    """What is refused of a new user without a look at the database."""
+    """What is wrong with a new user, as far as it can be checked without the database."""
     settings = call.instance.settings
     failures = password_failures("password", password, settings.passwordPolicy)
     if in_office365 and office365.credentials_of(settings) is None:
@@ -77,10 +74,10 @@ def early_failures(call: Call, password: str | None, in_office365: bool) -> list
 
 
 async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Batch[Any]:
-    """Leave out who is refused whatever the database holds, and hash the passwords of the others.
+    """Fail items that can be refused without the database, and hash the passwords of the others.
 
     Args:
-        all_new: whether every item must be a new user; otherwise who is there already keeps its password.
+        all_new: whether every item must be a new user; if not, existing users keep their passwords.
 
     Raises:
         ServiceError: see Batch.settle.
@@ -99,7 +96,7 @@ async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Bat
     if batch.mode == "one" and all_new:
         batch.hashes = {0: await call.hasher.hash(passwords[0])}
         return batch
-    # Hashing takes a while: not for those who are there already. What decides is looked up later.
+    # Hashing is slow, so existing users are left out. The transaction looks again.
     async with call.database.connection() as db:
         claims = Claims(await find_same(db, call, batch.items.values()))
     new = [i for i in passwords if claims.holder(batch.items[i]) is None and batch.items[i].email is not None]
@@ -112,11 +109,11 @@ async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Bat
     return batch
 
 
-# --- who is refused, where the call looks before it writes ------------------------------------------------
+# --- refusing before the write ----------------------------------------------------------------------------
 
 
 async def hold_counters(call: Call) -> int | None:
-    """Keep others from creating users in the instance; the seats that are left, None for any number."""
+    """Lock the creation of users in the instance, and return the free seats; None: unlimited."""
     held = await call.db.one("hold_counters", instance_id=call.instance.id)
     if held is None:
         raise NotFound
@@ -125,21 +122,21 @@ async def hold_counters(call: Call) -> int | None:
 
 
 def refuse_taken(batch: Batch[NewUser], claims: Claims) -> None:
-    """Leave out whose e-mail or external id is taken, by somebody or by an item before it."""
+    """Fail items whose e-mail or external id is taken by a user or by an earlier item."""
     for index, item in list(batch.items.items()):
         if refusal := claims.new(item):
             batch.fail(index, refusal)
 
 
 def refuse_seats(batch: Batch[Any], wanted: Iterable[int], seats: int | None) -> None:
-    """Leave out whom there is no seat for."""
+    """Fail items for which no seat is left."""
     if seats is not None:
         for index in [index for index in wanted if index in batch.items][max(seats, 0) :]:
             batch.fail(index, taken("instance_counters_seats"))
 
 
 async def refuse_plans(call: Call, batch: Batch[Any], wanted: Iterable[int]) -> None:
-    """Leave out who is to have a plan that there is not, or one that ended."""
+    """Fail items whose plan does not exist or whose planValidTo is over."""
     with_plan = {index: batch.items[index] for index in wanted if batch.items[index].planId is not None}
     if not with_plan:
         return
@@ -148,9 +145,9 @@ async def refuse_plans(call: Call, batch: Batch[Any], wanted: Iterable[int]) -> 
     days = {row["id"]: row["today"] for row in rows}
     for index, item in with_plan.items():
         if item.planId not in days:
-            batch.fail(index, bad("planId", "is no plan of this instance"))
+            batch.fail(index, Invalid.of([NO_PLAN]))
         elif item.planValidTo is not None and date.fromisoformat(item.planValidTo) < days[item.planId]:
-            batch.fail(index, bad("planValidTo", "must not lie in the past"))
+            batch.fail(index, Invalid.of([PLAN_IS_OVER]))
 
 
 # --- creating -----------------------------------------------------------------------------------------
@@ -164,22 +161,22 @@ async def create(
     looked: bool = False,
     membership: Membership = _NO_MEMBERSHIP,
 ) -> dict[int, dict[str, Any]]:
-    """Create and provision users in one statement, give them their plans, and note what happened.
+    """Create and provision users in one statement, assign their plans, and emit the events.
 
     Args:
-        batch: prepared. An email that is none is the login of a user without an e-mail.
+        batch: prepared. An email without @ is the login of a user without an e-mail.
         wanted: indexes of the items to create; all by default.
-        looked: whether the caller holds the counters and found that nobody has the names. Somebody who took
-            one since makes the transaction begin again; otherwise that is the caller's error.
+        looked: the caller holds the counters and found the names free. A name that is taken all the same
+            makes the transaction begin again; otherwise it is the caller's error.
         membership: the same for all.
 
     Returns:
-        by the index of the item, what createUser answers.
+        by the index of the item: the answer of createUser.
 
     Raises:
-        Conflict: a name is taken, or there is no seat.
-        Invalid: there is no such plan, or it ended.
-        Contention: the transaction has to begin again.
+        Conflict: a name is taken, or no seat is left.
+        Invalid: the plan does not exist, or its last day is over.
+        Contention: the transaction must begin again.
     """
     wanted = list(batch.items) if wanted is None else wanted
     if not wanted:
@@ -190,7 +187,7 @@ async def create(
         row = _row(item, membership) | {"number": number}
         row["password_hash"] = batch.hashes.get(index) or item.passwordHash
         if item.password is not None and row["password_hash"] is None:
-            # It was taken when the passwords were hashed, and no longer is.
+            # prepare did not hash it, because the name was taken then.
             raise Contention(retry_after=1)
         events.append(_event(item, row, membership))
         if call.single:
@@ -207,7 +204,7 @@ async def create(
             users=rows,
             login_count=sum(row["login"] is not None for row in rows),
             layout=LAYOUT,
-            **call.actor().columns(),
+            **call.actor()._asdict(),
         )
     if last is None:
         raise await _why_none(call, [row["email_key"] for row in rows])
@@ -217,7 +214,13 @@ async def create(
         if not call.single:
             call.emit("user.created", created[index]["id"], after=event)
         await pace.rest()
-    await _assign_plans(call, batch, created, looked=looked)
+    plans = {
+        created[index]["id"]: (batch.items[index].planId, batch.items[index].planValidTo)
+        for index in wanted
+        if batch.items[index].planId is not None
+    }
+    if plans:
+        await assign_plans(call, plans)
     for index in wanted:
         if batch.items[index].createInOffice365:
             await office365.begin(call, created[index]["id"])
@@ -225,7 +228,7 @@ async def create(
 
 
 def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
-    """A user as create_users takes it."""
+    """A row for create_users."""
     names = {alias: name for alias, name in names_of(item).items() if name is not None}
     stored = {column: _plain(getattr(item, member, None)) for member, column in members().items()}
     return stored | {
@@ -247,14 +250,14 @@ def _plain(value: Any) -> Any:
 
 
 _NOT_IN_EVENTS = {
-    # Secrets, what other events tell, and what the event of a creation always tells.
+    # Secrets, members of other events, and members that are always in this event.
     "instance", "password", "passwordHash", "planId", "planValidTo", "firstName", "lastName", "email",
     "displayName", "isActive", "isAdmin",
 }  # fmt: skip
 
 
 def _event(item: NewUser, row: Mapping[str, Any], membership: Membership) -> dict[str, Any]:
-    """What is told of a new user: what was given, and these members always, whatever their defaults are."""
+    """The event of a new user: the members that were given, and some members always."""
     always = {
         "email": item.email, "displayName": row["display_name"], "isActive": item.isActive,
         "isAdmin": item.isAdmin, "isConfirmed": membership.is_confirmed, "language": membership.language,
@@ -269,7 +272,7 @@ def _event(item: NewUser, row: Mapping[str, Any], membership: Membership) -> dic
 
 
 async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
-    """Why create_users made nobody: an e-mail is somebody's login, or logins were written meanwhile."""
+    """Why create_users returned no row: an e-mail is a user's login, or logins were written meanwhile."""
     holders = await find_taken(call.db, call, email_keys)
     if holders:
         return taken("users_email", is_deleted=holders[0]["deleted_at"] is not None)
@@ -277,13 +280,16 @@ async def _why_none(call: Call, email_keys: Sequence[str]) -> ServiceError:
 
 
 def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
-    """A new user as CreatedUser has it.
+    """The members of CreatedUser.
 
     Args:
-        row: as create_users took it.
-        last: the row that create_users gave.
+        row: of the user, given to create_users.
+        last: the row that create_users returned, with the last ids.
     """
-    before = row["number"] - 1
+    ids = {}
+    for member, (kind, role) in _SHOWN.items():
+        roles = LAYOUT[kind]
+        ids[member] = last[kind] + (row["number"] - 1) * len(roles) + roles.index(role) + 1
     return {
         "email": row["email"],
         "displayName": row["display_name"],
@@ -294,35 +300,10 @@ def _shown(row: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
         "settings": _array_text(row["settings"]),
         "values": row["app_values"],
         "id": last["users"] + row["number"],
-        **{
-            member: last[kind] + before * of_each + place
-            for member, (kind, of_each, place) in _NUMBERS.items()
-        },
+        **ids,
     }
 
 
 def _array_text(numbers: Sequence[int]) -> str:
     """The text form of a Postgres array."""
     return "{" + ",".join(map(str, numbers)) + "}"
-
-
-async def _assign_plans(
-    call: Call, batch: Batch[Any], created: Mapping[int, Mapping[str, Any]], *, looked: bool
-) -> None:
-    """Give those of the new users a plan who are to have one."""
-    wanted = {index: batch.items[index] for index in created if batch.items[index].planId is not None}
-    if not wanted:
-        return
-    if not looked:
-        await refuse_plans(call, batch, list(wanted))
-        batch.settle()
-    days = [item.planValidTo for item in wanted.values()]
-    assigned = await call.db.all(
-        "assign_plans",
-        instance_id=call.instance.id,
-        user_ids=[created[index]["id"] for index in wanted],
-        plan_ids=[item.planId for item in wanted.values()],
-        last_days=[day and date.fromisoformat(day) for day in days],
-    )
-    for row in assigned:
-        call.emit("user.updated", row["user_id"], before={"plan": None}, after={"plan": row["plan"]})

@@ -1,21 +1,20 @@
-"""Profile fields of the member platform: which there are, and what may stand in them."""
+"""Profile fields of the member platform, and the check of their values."""
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import phonenumbers
 
 from server.base.errors import FieldError
-from server.base.models import NO_CONTROLS
+from server.base.models import NO_CONTROLS, has_controls
 from server.base.strict import whole
+from server.directory.store import is_date
 from server.directory.users import address
 from server.postgres.db import Connection
 
 TYPES = ("string", "text", "date", "number", "choice")
-"""What a custom field can be; the system fields also have a phone."""
+"""Types of custom fields. System fields have others, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +47,22 @@ SYSTEM_FIELDS = (
     ProfileField("address", "Address", "text"),
 )
 EMAIL = "email"
-"""The field that is no part of what is stored as profile: it is the user's e-mail."""
+"""This field is the user's e-mail, and not stored with the profile."""
 PHONE_E164 = "phone_e164"
-"""Kept beside a phone as it was given; nobody sends it."""
+"""Stored in addition to the phone as it was given. Clients do not send it."""
 
-# What `checked` keeps, in the words of JSON Schema.
-_NO_VALUE = {"anyOf": [{"type": "string", "pattern": r"^[ \t]*$"}, {"type": "null"}]}
+
+def _or_empty(**schema: Any) -> dict[str, Any]:
+    """The JSON Schema of such a string, a blank string or null."""
+    blank = {"type": "string", "pattern": r"^[ \t]*$"}
+    return {"anyOf": [{"type": "string", **schema}, blank, {"type": "null"}]}
+
+
+# The rules of `checked` in JSON Schema.
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "string": {"type": ["string", "null"], "maxLength": 200, **NO_CONTROLS},
     "text": {"type": ["string", "null"], "maxLength": 4000},
-    "date": {"anyOf": [{"type": "string", "format": "date"}, *_NO_VALUE["anyOf"]]},
+    "date": _or_empty(format="date"),
     "id": {
         "anyOf": [
             {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
@@ -65,18 +70,8 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
             {"type": "null"},
         ]
     },
-    "email": {
-        "anyOf": [
-            {"type": "string", "maxLength": 254, "format": "email", "description": "Where mails go."},
-            *_NO_VALUE["anyOf"],
-        ]
-    },
-    "phone": {
-        "anyOf": [
-            {"type": "string", "maxLength": 40, "format": "phone", "description": "With its country code."},
-            *_NO_VALUE["anyOf"],
-        ]
-    },
+    "email": _or_empty(maxLength=254, format="email", description="Where mails go."),
+    "phone": _or_empty(maxLength=40, format="phone", description="With its country code."),
 }
 _MANDATORY = {
     "type": "string",
@@ -85,32 +80,29 @@ _MANDATORY = {
     r"[^\u0000-\u001f\u007f-\u009f]*$",
 }
 ALIAS = r"^[a-z][a-z0-9_]{0,39}$"
-"""What fields are called."""
+"""The pattern of aliases of custom fields."""
 _ALIASES = f"{ALIAS}|^({'|'.join(field.alias for field in SYSTEM_FIELDS)})$"
-OWN_VALUE = {"type": ["string", "number", "null"]}
-"""What a field of an instance's own can hold at all."""
 
 
 def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a profile that is sent.
+    """The JSON Schema of a profile in params.
 
     Args:
-        complete: whether every mandatory field must be there.
-        others: what else it may hold.
+        complete: whether every mandatory field is required.
+        others: further properties and their schemas.
     """
     properties: dict[str, Any] = {}
     for field in SYSTEM_FIELDS:
         properties[field.alias] = _MANDATORY if field.mandatory else _SCHEMAS.get(field.type)
         if field.type == "choice":
-            properties[field.alias] = {
-                "anyOf": [{"type": "string", "enum": list(field.choices)}, *_NO_VALUE["anyOf"]]
-            }
-    # A member whose name is no identifier breaks the TypeScript that generators make of properties.
+            properties[field.alias] = _or_empty(enum=list(field.choices))
+    # In properties, a name that is no identifier breaks generated TypeScript.
     patterns = {f"^{name}$": properties.pop(name) for name in list(properties) if not name.isidentifier()}
     schema: dict[str, Any] = {
         "title": "NewMemberProfile" if complete else "MemberProfileChange",
         "type": "object", "properties": properties | others, "patternProperties": patterns,
-        "additionalProperties": OWN_VALUE, "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
+        "additionalProperties": {"type": ["string", "number", "null"]},
+        "propertyNames": {"pattern": _ALIASES}, "maxProperties": 100,
     }  # fmt: skip
     if complete:
         return schema | {"required": [field.alias for field in SYSTEM_FIELDS if field.mandatory]}
@@ -118,14 +110,14 @@ def profile_schema(*, complete: bool, **others: dict[str, Any]) -> dict[str, Any
 
 
 async def fields_of(db: Connection, instance_id: int) -> dict[str, ProfileField]:
-    """Every field of an instance by its alias: the system's first, then its own."""
+    """Every field of an instance by its alias: the system fields, then the custom ones."""
     rows = await db.all("list_fields", instance_id=instance_id)
     own = (
         ProfileField(row["alias"], row["title"], row["type"], row["mandatory"], tuple(row["choices"]), False)
         for row in rows
     )
     fields = {field.alias: field for field in SYSTEM_FIELDS}
-    for field in own:  # one that was defined before the system had its name gives way
+    for field in own:  # a system field replaces a custom field of its name that is older
         fields.setdefault(field.alias, field)
     return fields
 
@@ -133,12 +125,12 @@ async def fields_of(db: Connection, instance_id: int) -> dict[str, ProfileField]
 def checked(
     fields: Mapping[str, ProfileField], profile: Mapping[str, Any], *, complete: bool
 ) -> tuple[dict[str, Any], list[FieldError]]:
-    """What is to be stored of a profile, and everything that is wrong with it.
+    """The values to store of a profile, and all that is wrong with it.
 
     Args:
-        fields: those of the instance.
-        profile: alias -> value; null or an empty text takes a value away.
-        complete: whether every mandatory field must be there.
+        fields: of the instance.
+        profile: alias -> value; null or a blank text removes a value.
+        complete: whether every mandatory field is required.
     """
     values: dict[str, Any] = {}
     failures: list[FieldError] = []
@@ -149,10 +141,11 @@ def checked(
         elif given is None or (isinstance(given, str) and not given.strip()):
             values[alias] = None
         else:
-            value, problem = _value(field, given)
-            if problem:
-                failures.append(FieldError(f"profile.{alias}", problem))
-            values[alias] = value
+            try:
+                values[alias] = _value(field, given)
+            except ValueError as error:
+                values[alias] = None
+                failures.append(FieldError(f"profile.{alias}", str(error)))
     if "phone" in values:
         number = values["phone"] and phonenumbers.parse(_international(values["phone"]))
         values[PHONE_E164] = number and phonenumbers.format_number(
@@ -170,47 +163,50 @@ def checked(
     return values, failures
 
 
-def _value(field: ProfileField, given: Any) -> tuple[Any, str | None]:
-    problem: str | None = None
+def _value(field: ProfileField, given: Any) -> Any:
+    """A value as it is stored.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
     if field.type == "id":
         given = whole(given)
+        if isinstance(given, int) and not isinstance(given, bool):
+            return given
+    if field.type == "number":
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            raise ValueError("must be a number")
+        return given
     match field.type:
-        case "number":
-            if isinstance(given, bool) or not isinstance(given, (int, float)):
-                problem = "must be a number"
-        case "id" if isinstance(given, int) and not isinstance(given, bool):
-            pass
         case _ if not isinstance(given, str):
-            problem = "must be a string"
-        case "id" if len(given) > 40 or any(unicodedata.category(char) == "Cc" for char in given):
-            problem = "must be a number, or one line of at most 40 characters"
+            raise ValueError("must be a string")
+        case "id" if len(given) > 40 or has_controls(given):
+            raise ValueError("must be a number, or one line of at most 40 characters")
+        case "email" if len(given) > 254:
+            raise ValueError("is not a valid e-mail address")
         case "email":
             try:
-                given = address(given) if len(given) <= 254 else ""
+                return address(given)
             except ValueError:
-                given = ""
-            problem = None if given else "is not a valid e-mail address"
-        case "string" if len(given) > 200 or any(unicodedata.category(char) == "Cc" for char in given):
-            problem = "must be one line of at most 200 characters"
+                raise ValueError("is not a valid e-mail address") from None
+        case "string" if len(given) > 200 or has_controls(given):
+            raise ValueError("must be one line of at most 200 characters")
         case "text" if len(given) > 4000:
-            problem = "must have at most 4000 characters"
-        case "date":
-            try:
-                if date.fromisoformat(given).isoformat() != given:
-                    problem = "must be a date such as 1984-02-29"
-            except ValueError:
-                problem = "must be a date such as 1984-02-29"
+            raise ValueError("must have at most 4000 characters")
+        case "date" if not is_date(given):
+            raise ValueError("must be a date such as 1984-02-29")
         case "choice" if given not in field.choices:
-            problem = f"must be one of {', '.join(field.choices)}"
-        case "phone":
-            try:
-                good = len(given) <= 40 and phonenumbers.is_valid_number(
-                    phonenumbers.parse(_international(given))
-                )
-            except phonenumbers.NumberParseException:
-                good = False
-            problem = None if good else "must be a phone number with its country code"
-    return (None, problem) if problem else (given, None)
+            raise ValueError(f"must be one of {', '.join(field.choices)}")
+        case "phone" if len(given) > 40 or not _is_phone(given):
+            raise ValueError("must be a phone number with its country code")
+    return given
+
+
+def _is_phone(text: str) -> bool:
+    try:
+        return bool(phonenumbers.is_valid_number(phonenumbers.parse(_international(text))))
+    except phonenumbers.NumberParseException:
+        return False
 
 
 def _international(phone: str) -> str:

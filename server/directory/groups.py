@@ -1,4 +1,4 @@
-"""Groups of users, as the methods about users and those about groups share them."""
+"""Groups of users, for the methods about users and about groups."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from server.base.errors import FieldError, Invalid
+from server.base.models import without_controls
 from server.tenants import access
 from server.tenants.call import Call
 
 ADMINS = "Admins"
-"""The reserved group, whose members are those with isAdmin."""
+"""The reserved group. Its members are the users with isAdmin."""
 
 
-def _plain(name: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in name):
-        raise ValueError("holds control characters")
-    if name != name.strip():
+def trimmed(name: str) -> str:
+    """A validator of one line without spaces around it."""
+    if without_controls(name) != name.strip():
         raise ValueError("must not begin or end with a space")
     return name
 
@@ -25,13 +25,13 @@ def _plain(name: str) -> str:
 GroupName = Annotated[
     str,
     Field(min_length=1, max_length=200, description="The group's name, in any case."),
-    AfterValidator(_plain),
+    AfterValidator(trimmed),
 ]
 GroupNames = Annotated[list[GroupName], Field(max_length=1000)]
 
 
 def group_key(name: str) -> str:
-    """What a group's identity is decided by."""
+    """The key of a group: equal for names that differ in case or Unicode form."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
@@ -39,42 +39,42 @@ ADMINS_KEY = group_key(ADMINS)
 
 
 def is_admins(name: str) -> bool:
-    """Whether a name is that of the reserved group."""
+    """Whether this is a name of the reserved group."""
     return group_key(name) == ADMINS_KEY
 
 
 async def find_group_ids(call: Call, names: Iterable[str]) -> dict[str, int]:
-    """By their keys the ids of those groups that exist; they stay until the transaction ends."""
+    """Existing groups: key -> id. They cannot be deleted until the transaction ends."""
     keys = sorted({group_key(name) for name in names} - {ADMINS_KEY})
     rows = await call.db.all("find_groups", instance_id=call.instance.id, name_keys=keys)
     return {row["name_key"]: row["id"] for row in rows}
 
 
 def chosen_groups(names: Sequence[str], ids: Mapping[str, int]) -> list[int]:
-    """The ids of groups other than Admins.
+    """The ids of groups, without Admins.
 
     Raises:
-        Invalid: naming those that do not exist.
+        Invalid: naming the groups that do not exist.
     """
-    keys = {group_key(name): place for place, name in enumerate(names)}
+    keys = {group_key(name): index for index, name in enumerate(names)}
     keys.pop(ADMINS_KEY, None)
-    missing = sorted(place for key, place in keys.items() if key not in ids)
+    missing = sorted(index for key, index in keys.items() if key not in ids)
     if missing:
-        raise Invalid.of([FieldError(f"groups.{place}", "is no group of this instance") for place in missing])
+        raise Invalid.of([FieldError(f"groups.{index}", "is no group of this instance") for index in missing])
     return [ids[key] for key in keys]
 
 
 async def groups_of(call: Call, user_ids: Sequence[int]) -> dict[int, list[str]]:
-    """The groups of held users, as getUserByEmail shows them."""
+    """The groups of locked users, as getUserByEmail shows them."""
     rows = await call.db.all("groups_of", instance_id=call.instance.id, user_ids=user_ids)
     return {row["id"]: row["names"] for row in rows}
 
 
 async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> None:
-    """Have held users in these groups and no others, Admins aside, which isAdmin decides.
+    """Set the groups of locked users, without Admins, which follows isAdmin.
 
     Args:
-        wanted: ids of groups that stay, by that of the user.
+        wanted: user id -> group ids.
     """
     pairs = [(user_id, group_id) for user_id, ids in wanted.items() for group_id in ids]
     await call.db.run(
@@ -87,10 +87,10 @@ async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> Non
 
 
 async def record_groups(call: Call, before: Mapping[int, list[str]]) -> None:
-    """Note the changes of held users' groups, if there are any.
+    """Emit the changes of locked users' groups.
 
     Raises:
-        MemberForbidden: they are those of an administrator, and the key may not change one.
+        MemberForbidden: an administrator's groups changed, and the key may not change administrators.
     """
     if not before:
         return

@@ -1,4 +1,4 @@
-"""Look-ups of users, as each wire shows them (sql/queries/lookups.sql)."""
+"""Look-ups of users (sql/queries/lookups.sql), in the form of each wire."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,14 @@ from server.tenants.call import Call
 def named(
     user_id: int | None = None, login: str | None = None, external_id: str | None = None
 ) -> dict[str, Any]:
-    """The parameters of a statement about one user, by whichever is given.
-
-    Args:
-        login: an e-mail or a login, in any case.
-    """
+    """The parameters of a statement that finds one user; login: an e-mail or login, in any case."""
     return {
         "user_id": user_id, "key": None if login is None else email_key(login), "external_id": external_id
     }  # fmt: skip
 
 
 async def read_user(call: Call, key: str) -> dict[str, Any] | None:
-    """A living user as getUserByEmail shows it, by the key of its e-mail."""
+    """A user that is not deleted, as getUserByEmail shows it, by the key of its e-mail."""
     row = await call.db.one(
         "get_user", instance_id=call.instance.id, instance_name=call.instance.name, email_key=key
     )
@@ -34,7 +30,7 @@ async def read_user(call: Call, key: str) -> dict[str, Any] | None:
 
 
 async def read_users(call: Call, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Living users as getUserByEmail shows them, by their ids."""
+    """Users that are not deleted, as getUserByEmail shows them, by their ids."""
     rows = await call.db.all(
         "read_users", instance_id=call.instance.id, instance_name=call.instance.name, ids=ids
     )
@@ -51,7 +47,7 @@ def _documented(row: Any, settings: Settings) -> dict[str, Any]:
 async def read_member(
     db: Connection, settings: Settings, instance_id: int, user_id: int | None = None, login: str | None = None
 ) -> dict[str, Any] | None:
-    """A living user as the member platform knows it, by id, or by e-mail or login."""
+    """A user that is not deleted, as the member platform shows it, by id, or by e-mail or login."""
     row = await db.one("get_member", instance_id=instance_id, **named(user_id, login))
     if row is None:
         return None

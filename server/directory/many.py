@@ -1,4 +1,4 @@
-"""What calls about many users share: items one by one, who is held, what is written at once."""
+"""Calls about many users: their items, the errors of each, and the check of taken names."""
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -24,25 +24,25 @@ from server.postgres.db import Connection, translated
 from server.tenants.call import Call
 
 MOST = 1000
-"""Items of one call."""
+"""Most items of one call."""
 M = TypeVar("M", bound=BaseModel)
 Item = TypeVar("Item")
 Items = Annotated[list[SkipValidation[Item]], Field(min_length=1, max_length=MOST)]
-# Items are validated one by one in the course of the call, each by the rules of the method for one.
+# Each item is validated during the call, by the rules of the method for one user.
 
 
 class ManyParams(TenantParams):
-    """What calls with many items have in common."""
+    """Params of every call with many items."""
 
     mode: Literal["atomic", "each"] = Field(
         "atomic",
-        description="atomic: all of it or nothing, and the error names every bad item. each: what is good is "
+        description="atomic: all items or none, and the error names every bad item. each: good items are "
         "done, and each item has its own result or error.",
     )
 
 
 class ItemError(Result):
-    """Why an item was refused: what the method for one would have answered."""
+    """The error of an item, as the method for one user would answer it."""
 
     code: str
     message: str
@@ -50,14 +50,14 @@ class ItemError(Result):
 
 
 class ItemResult(Result):
-    """What came of the item at this place."""
+    """The result of one item."""
 
     index: int = Field(description="From 0.")
     error: ItemError | None
 
 
 class ManyResult(Result):
-    """What came of all items."""
+    """The results of all items."""
 
     succeeded: int
     failed: int
@@ -65,9 +65,9 @@ class ManyResult(Result):
 
 @dataclass(slots=True)
 class Batch(Generic[M]):
-    """The items of a call on their way, and what is wrong with them."""
+    """The items of a call that have not failed, and the errors of the others."""
 
-    # one: the only item of a method for one, whose error is that of the call.
+    # one: the item of a method for one user; its error is the error of the call.
     mode: Literal["atomic", "each", "one"]
     items: dict[int, M]
     errors: dict[int, ServiceError]
@@ -77,24 +77,23 @@ class Batch(Generic[M]):
 
     @classmethod
     def one(cls, item: M, password_hash: str | None = None) -> "Batch[M]":
-        """The item of a method for one."""
+        """The item of a method for one user."""
         return cls("one", {0: item}, {}, 1, {} if password_hash is None else {0: password_hash})
 
     def again(self) -> "Batch[M]":
-        """The same as before the transaction, which may run more than once."""
+        """A copy for one run of the transaction, which may run more than once."""
         return Batch(self.mode, dict(self.items), dict(self.errors), self.size, self.hashes)
 
     def fail(self, index: int, error: ServiceError) -> None:
-        """Leave an item out."""
+        """Move an item to the errors."""
         del self.items[index]
         self.errors[index] = error
 
     def settle(self) -> None:
-        """Go on only with what may go on.
+        """Raise the errors unless the mode is each.
 
         Raises:
-            ServiceError: the mode is atomic and an item is bad; all bad ones are named, unless the key
-                lacks a scope for one.
+            ServiceError: naming all bad items; or Forbidden for the first item that the key may not change.
         """
         if not self.errors or self.mode == "each":
             return
@@ -113,7 +112,7 @@ class Batch(Generic[M]):
         raise kind(Invalid.of(fields).message, code=code, fields=fields)
 
     def answer(self, results: Mapping[int, Any]) -> dict[str, Any]:
-        """The items' results and errors in their order."""
+        """The results and errors in the order of the items."""
         return {
             "succeeded": len(results),
             "failed": len(self.errors),
@@ -128,13 +127,13 @@ class Batch(Generic[M]):
         }
 
     def note_nothing(self, call: Call, name: str) -> None:
-        """Where nothing changed, write down that it was asked; otherwise all of the params would be kept."""
+        """Audit a call that changed nothing by its counts; otherwise the audit would keep all its params."""
         if not call.changes:
             call.changes.append(Change(name, None, None, {"users": self.size, "failed": len(self.errors)}))
 
 
 _FIELDS = 10
-"""Bad members of one item that are named in atomic mode."""
+"""Most bad members of one item that are named in atomic mode."""
 
 
 def _described(error: ServiceError) -> dict[str, Any]:
@@ -148,7 +147,7 @@ def _described(error: ServiceError) -> dict[str, Any]:
 async def checked(
     model: type[M], mode: Literal["atomic", "each"], given: Sequence[Any], settings: Settings
 ) -> Batch[M]:
-    """The items, validated without keeping others from the event loop; see models.validated."""
+    """Validate items (models.validated), and let other tasks run in between."""
     batch: Batch[M] = Batch(mode, {}, {}, len(given))
     pace = Pace()
     for index, item in enumerate(given):
@@ -168,7 +167,7 @@ def bad(member: str, message: str) -> Invalid:
 
 @contextlib.asynccontextmanager
 async def if_free() -> AsyncIterator[None]:
-    """Map a unique violation to Contention: the names were found free, so the transaction begins again."""
+    """Map a late unique violation to Contention: the names were free, so the transaction begins again."""
     try:
         yield
     except Exception as error:
@@ -178,13 +177,13 @@ async def if_free() -> AsyncIterator[None]:
         raise
 
 
-# --- who is there -------------------------------------------------------------------------------------
+# --- taken names ----------------------------------------------------------------------------------------
 
 
 async def find_taken(
     db: Connection, call: Call, email_keys: Sequence[str], external_ids: Sequence[str] = ()
 ) -> list[Any]:
-    """Whoever has one of these e-mails or external ids, deleted or not."""
+    """Existing users, deleted or not, with one of these e-mails or external ids."""
     found: list[Any] = await db.all(
         "find_taken", instance_id=call.instance.id, email_keys=email_keys, external_ids=external_ids
     )
@@ -192,19 +191,19 @@ async def find_taken(
 
 
 async def find_same(db: Connection, call: Call, items: Iterable[NewUser]) -> list[Any]:
-    """Whoever has an e-mail or external id of these, deleted or not."""
+    """Existing users, deleted or not, with the e-mail or external id of an item."""
     items = list(items)
     email_keys = [email_key(item.email) for item in items if item.email is not None]
     return await find_taken(db, call, email_keys, external_ids_of(items))
 
 
 def external_ids_of(items: Iterable[Any]) -> list[str]:
-    """Those that are given."""
+    """The external ids of items."""
     return [item.externalId for item in items if item.externalId is not None]
 
 
 class Claims:
-    """Which e-mails and external ids are spoken for, so that no two users, or items, get the same."""
+    """Taken e-mails and external ids: of existing users, and of earlier items of the call."""
 
     def __init__(self, users: Iterable[Mapping[str, Any]]) -> None:
         """
@@ -221,18 +220,18 @@ class Claims:
         self.names: set[str] = set()
 
     def holder(self, item: Any) -> int | None:
-        """Whose an item's external id is, or else its e-mail."""
+        """The id of the user with an item's external id, or else with its e-mail."""
         user_id = None if item.externalId is None else self.external_ids.get(item.externalId)
         if user_id is None and item.email is not None:
             user_id = self.emails.get(email_key(item.email))
         return user_id
 
     def taken(self, constraint: str, holder: int | None, member: str | None = None) -> Conflict:
-        """The error for what a user has, or another item of the call (None); see users.taken."""
+        """The error for a name of a user, or of another item (holder None); see users.taken."""
         return taken(constraint, member, is_deleted=holder in self.deleted)
 
     def new(self, item: Any) -> ServiceError | None:
-        """Why a user cannot be created, or None; then it is noted."""
+        """Why a user cannot be created; None: it can, and its names are taken from now on."""
         key = email_key(item.email)
         if key in self.emails:
             return self.taken("users_email", self.emails[key])
@@ -249,10 +248,10 @@ class Claims:
     def refusal(
         self, row: Mapping[str, Any], after: Mapping[str, Any], member: str | None = None
     ) -> ServiceError | None:
-        """Why a user cannot become this, or None; then it is noted.
+        """Why a user cannot be changed; None: it can, and its names are taken from now on.
 
         Args:
-            member: of the params, that holds the e-mail.
+            member: the param with the e-mail.
         """
         key, name = after["email_key"], after["external_id"]
         if row["id"] in self.users:

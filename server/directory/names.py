@@ -1,10 +1,9 @@
-"""What users are called by: an e-mail, and a login, which may be the e-mail or a name of its own.
+"""The names of a user: an e-mail, and a login, which may be the e-mail or another name.
 
-No two users of an instance share a name, whichever of the two it is to either. users.email holds the e-mail
-or, for a user who has none, the login; a login of its own beside an e-mail stands in the table logins. Each
-of the two has a unique constraint. What would be in one and in the other is refused to whoever comes
-second: whoever writes into logins, or gives a user another e-mail, holds the row of instance_counters and
-looks then. Creating a user holds that row too, and looks in its one statement (create_users).
+No two users of an instance share a name: an e-mail of one user cannot be the login of another. users.email
+holds the e-mail, or the login of a user without an e-mail. The table logins holds a login that differs from
+the e-mail. Each has a unique constraint. For a name in both tables, every statement that writes a login or
+changes an e-mail first locks the row of instance_counters and then looks. create_users does both itself.
 """
 
 import unicodedata
@@ -12,15 +11,14 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, JsonValue
 
+from server.directory.groups import trimmed
+from server.directory.many import find_taken
 from server.directory.users import address, email_key, taken
 from server.tenants.call import Call
 
 
 def _login(text: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in text):
-        raise ValueError("holds control characters")
-    if text != text.strip():
-        raise ValueError("must not begin or end with a space")
+    trimmed(text)
     return address(text) if "@" in text else unicodedata.normalize("NFC", text)
 
 
@@ -36,29 +34,29 @@ _SCHEMA: dict[str, JsonValue] = {
 NewLogin = Annotated[
     str, Field(min_length=1, max_length=100, json_schema_extra=_SCHEMA), AfterValidator(_login)
 ]
-"""A name to log in with. One that holds an @ has to be an e-mail address."""
+"""A login. One with an @ must be an e-mail address."""
 
 
 class Names(NamedTuple):
-    """The names of a user as they are stored."""
+    """The stored names of a user."""
 
-    # The e-mail; the login of a user who has none.
+    # The e-mail, or the login of a user without an e-mail.
     email: str
-    # Another name to log in with than that.
+    # A login other than email.
     login: str | None = None
 
     @property
     def keys(self) -> list[str]:
-        """What identity is decided by."""
+        """See email_key."""
         return [email_key(name) for name in self if name is not None]
 
 
 def names_of_user(login: str, email: str | None) -> Names:
-    """The names to store of a user.
+    """The names to store.
 
     Args:
-        login: as NewLogin validates it.
-        email: None for none; a login that is an e-mail is then the e-mail too.
+        login: a NewLogin.
+        email: None: a login that is an e-mail is also the e-mail; another login stands alone.
     """
     if email is None or email_key(email) == email_key(login):
         return Names(email or login)
@@ -66,23 +64,21 @@ def names_of_user(login: str, email: str | None) -> Names:
 
 
 def has_email(name: str) -> bool:
-    """Whether what stands as e-mail of a user is one, and not the login of a user without."""
+    """Whether a stored e-mail is one, and not the login of a user without an e-mail."""
     return "@" in name
 
 
 async def hold_free_names(call: Call, names: Names, *, login_member: str, email_member: str) -> None:
-    """Keep others from taking names, which must be free for a new user, until the transaction ends.
+    """Reserve names for a new user until the transaction ends.
 
     Args:
-        login_member, email_member: what the params call the two.
+        login_member, email_member: the params with the names.
 
     Raises:
-        Conflict: somebody has one of them.
+        Conflict: a name is taken.
     """
     await call.db.one("hold_counters", instance_id=call.instance.id)
-    rows = await call.db.all(
-        "find_taken", instance_id=call.instance.id, email_keys=names.keys, external_ids=[]
-    )
+    rows = await find_taken(call.db, call, names.keys)
     if not rows:
         return
     of_login = email_key(names.login or names.email)
@@ -92,7 +88,7 @@ async def hold_free_names(call: Call, names: Names, *, login_member: str, email_
 
 
 def renamed(names: Names, email: str) -> Names:
-    """The names under another e-mail: a login that is an e-mail goes with the old one, another one stays."""
+    """The names with another e-mail. A login that is an e-mail is dropped; another login is kept."""
     if email_key(email) == email_key(names.email):
         return Names(email, names.login)
     own = names.login or names.email

@@ -1,5 +1,6 @@
-"""The queue's work of creating users in an instance's Microsoft directory, and how it is asked for."""
+"""Creating users in the Microsoft directory of an instance: the request and the job."""
 
+from functools import partial
 from typing import Any
 
 from server.events.changes import Change
@@ -15,13 +16,13 @@ NO_CREDENTIALS = "is not possible: the instance has no Microsoft Graph credentia
 
 
 def credentials_of(settings: InstanceSettings) -> Office365 | None:
-    """An instance's credentials, where it has all of them."""
+    """The credentials of an instance; None without a client secret."""
     found = settings.office365
     return found if found is not None and found.clientSecret is not None else None
 
 
 async def begin(call: Call, user_id: int) -> bool:
-    """Have a user created there once this transaction commits; False where that is under way or done."""
+    """Enqueue the creation of a user there; False: it is pending or done already."""
     user = {"instance_id": call.instance.id, "user_id": user_id}
     begun = await call.db.one("begin_office365", **user)
     if begun is not None:
@@ -33,12 +34,12 @@ async def begin(call: Call, user_id: int) -> bool:
 async def _note(
     services: Services,
     payload: dict[str, Any],
-    state: str,
     *,
+    state: str,
     object_id: str | None = None,
     error: str | None = None,
 ) -> None:
-    """What a try came to; an end is written down for the request that had asked for it."""
+    """Store the outcome of a try; a changed state is in the audit under the id of the first request."""
     user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
     async with services.database.transaction() as db:
         noted = await db.one("note_office365", **user, state=state, object_id=object_id, error=error)
@@ -51,13 +52,9 @@ async def _note(
         await emit(db, user["instance_id"], actor, [Change("", user["user_id"], before, after)])
 
 
-async def _give_up(services: Services, payload: dict[str, Any]) -> None:
-    await _note(services, payload, "failed")
-
-
-@job("office365", parked=_give_up)
+@job("office365", parked=partial(_note, state="failed"))
 async def create_in_office365(services: Services, payload: dict[str, Any]) -> None:
-    """One try. A user that is there since an earlier one counts as created, and no other of its name."""
+    """One try. A user that an earlier try created counts as created; another user of its name does not."""
     async with services.database.connection() as db:
         user = await db.one(
             "get_office365_user", instance_id=payload["instance_id"], user_id=payload["user_id"]
@@ -65,15 +62,15 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
     if user is None or user["is_done"]:
         return
     if user["is_gone"]:
-        await _note(services, payload, "failed", error="deleted")
+        await _note(services, payload, state="failed", error="deleted")
         return
     if user["is_suspended"]:
-        # Noted each time: what is pending and was not touched for six hours could be asked for again.
-        await _note(services, payload, "pending", error="instance_suspended")
+        # Stored each time: a pending creation that was not touched for six hours can be requested again.
+        await _note(services, payload, state="pending", error="instance_suspended")
         raise Suspended
     credentials = credentials_of(InstanceSettings.model_validate(user["settings"]))
     if credentials is None:
-        await _note(services, payload, "failed", error="no_credentials")
+        await _note(services, payload, state="failed", error="no_credentials")
         raise Hopeless
     try:
         object_id = await services.graph.create_user(
@@ -87,9 +84,9 @@ async def create_in_office365(services: Services, payload: dict[str, Any]) -> No
             mark=f"officerpc:{user['uuid']}",
         )
     except graph.Busy as error:
-        await _note(services, payload, "pending", error=error.told)
+        await _note(services, payload, state="pending", error=error.told)
         raise Later(error.seconds) from error
     except graph.Refused as error:
-        await _note(services, payload, "failed", error=error.told)
+        await _note(services, payload, state="failed", error=error.told)
         raise Hopeless from error
-    await _note(services, payload, "done", object_id=object_id)
+    await _note(services, payload, state="done", object_id=object_id)

@@ -1,4 +1,4 @@
-"""Rows of users: held, changed by pure functions, and stored by the one statement that changes users."""
+"""Rows of users: locked, changed by pure functions, and stored by the one statement that changes users."""
 
 import functools
 import re
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-import orjson
-
 from server.directory.names import Names, has_email
 from server.directory.rules import full_name
 from server.directory.users import email_key
+from server.events.changes import same_json
 from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
 Row: TypeAlias = dict[str, Any]
-"""A user as hold gives it: every column that can change, has_password, and the database's time as moment."""
+"""A user as hold returns it: every column that can change, and the database's time as moment."""
 
 
 async def hold(
@@ -27,9 +26,9 @@ async def hold(
     keys: Iterable[str] = (),
     external_ids: Iterable[str] = (),
 ) -> list[Row]:
-    """Users, deleted or not, whom nobody else can change or log in as until the transaction ends.
+    """Lock users, deleted or not, against changes and logins until the transaction ends.
 
-    A user who was renamed while this waited is among them with the new names: compare the row.
+    A user who was renamed while this waited is returned with the new names: compare the row.
 
     Args:
         keys: of e-mails or logins; see users.email_key.
@@ -45,7 +44,7 @@ async def hold(
 
 
 def told_names(row: Mapping[str, Any]) -> dict[str, Any]:
-    """E-mail and login as events have them: a user without an e-mail has its login in the column email."""
+    """E-mail and login as in events; the column email holds the login of a user without an e-mail."""
     with_email = has_email(row["email"])
     return {
         "email": row["email"] if with_email else None,
@@ -69,7 +68,7 @@ _APART = {"email", "email_key", "login", "mail_quota", "files_quota"}
 
 
 def state(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What events tell of a user."""
+    """A user as in events."""
     return {
         **told_names(row),
         **{member: row[column] for member, column in members().items()},
@@ -87,15 +86,15 @@ def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def with_names(row: Row, names: Names) -> Row:
-    """The user under other names."""
+    """The user with other names."""
     return row | {"email": names.email, "email_key": email_key(names.email), "login": names.login}
 
 
 def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
-    """The user with other values of profile fields; the display name follows the names.
+    """The user with other values of profile fields, and the display name that follows from them.
 
     Args:
-        fields: alias -> value; None takes a value away.
+        fields: alias -> value; None removes a value.
     """
     merged = {alias: value for alias, value in (row["fields"] | fields).items() if value is not None}
     return row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
@@ -106,24 +105,23 @@ def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
 
 @dataclass(frozen=True)
 class Edit:
-    """What a user, who is held, was and is to be."""
+    """A change of a locked user: its row before and after."""
 
     before: Row
     after: Row
     password_hash: str | None = None
-    # Ends every session, whatever else changes.
+    # Ends every session in any case.
     logs_out: bool = False
-    # The account of a user who is deleted goes too.
+    # The deletion also deletes the account.
     closes_account: bool = False
-    # The groups, Admins aside, that the user is in from now on, and the names of those before with Admins;
-    # None where they stay.
+    # The ids of all groups after the change, without Admins; None: unchanged. groups: the names before it.
     group_ids: Sequence[int] | None = None
     groups: Sequence[str] = ()
 
     @cached_property
     def differs(self) -> bool:
-        """Whether a column changes. JSON is compared as it is written, as 1 == True in Python."""
-        return self.before != self.after or _json(self.before) != _json(self.after)
+        """Whether a column changes."""
+        return not same_json(self.before, self.after)
 
     @property
     def has_effect(self) -> bool:
@@ -143,12 +141,12 @@ class Edit:
 
     @property
     def renames(self) -> bool:
-        """Whether the user is known by another e-mail, or by another login in its place."""
+        """Whether the e-mail changes, or the login of a user without an e-mail."""
         return bool(self.before["email_key"] != self.after["email_key"])
 
     @property
     def has_new_login(self) -> bool:
-        """Whether the login beside the e-mail changes."""
+        """Whether the login other than the e-mail changes."""
         return bool(self.before["login"] != self.after["login"])
 
     def stored(self) -> Row:
@@ -173,25 +171,20 @@ class Edit:
         }
 
 
-def _json(row: Row) -> bytes:
-    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
-
-
 def _may_log_in(row: Row) -> bool:
     return row["is_active"] and row["deleted_at"] is None
 
 
 async def store(db: Connection, instance_id: int, edits: Sequence[Edit]) -> list[Any]:
-    """Store users in one statement, with all that follows from their changes.
-
-    That is: the password, the login, the counters, the account, the stored picture that another avatar
-    replaces, sessions and codes that end.
+    """Store edits in one statement, with all their effects: passwords, logins, counters, accounts, replaced
+    pictures, ended sessions and codes.
 
     Args:
-        edits: of users who are held by a statement before; for names that change, the counters are held too.
+        edits: of users that an earlier statement locked. If names change, the counters are locked too.
 
     Returns:
-        user_id and ended, the number of living sessions, of whose sessions ended.
+        of each user: user_id; ended, the number of living sessions that ended; and had_password, whether the
+        new password replaced another one.
     """
     rows: list[Any] = await db.all(
         "write_users",

@@ -1,4 +1,4 @@
-"""Rules about the members of a user that more than one method keeps: passwords and names."""
+"""Rules of passwords and names that several methods apply."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from server.tenants.instances import PasswordPolicy
 
 
 def password_failures(member: str, password: str | None, policy: PasswordPolicy) -> list[FieldError]:
-    """What an instance's policy has against a password; nothing where there is no password.
+    """Why an instance's policy refuses a password; empty for None.
 
     Args:
-        member: of the params, that holds the password.
+        member: the param with the password.
     """
     if password is None:
         return []
@@ -35,10 +35,10 @@ def password_failures(member: str, password: str | None, policy: PasswordPolicy)
 
 
 async def hash_password(call: Call, member: str, password: str | None, policy: PasswordPolicy) -> str | None:
-    """The hash of a new password; None where there is no password.
+    """The hash of a new password; None for None.
 
     Args:
-        member: of the params, that holds the password.
+        member: the param with the password.
 
     Raises:
         Invalid: the policy refuses it.
@@ -49,7 +49,7 @@ async def hash_password(call: Call, member: str, password: str | None, policy: P
 
 
 def hashed(member: str) -> Callable[[Call, Any], Awaitable[str | None]]:
-    """For `prepare` of a method: hash_password of this member of its params, by the instance's policy."""
+    """A `prepare` of a method: hash_password of this param, with the policy of the instance."""
 
     async def prepare(call: Call, params: Any) -> str | None:
         policy = call.instance.settings.passwordPolicy
@@ -59,11 +59,11 @@ def hashed(member: str) -> Callable[[Call, Any], Awaitable[str | None]]:
 
 
 def names_of(params: NewUser | ReplaceUser) -> dict[str, str | None]:
-    """The profile fields of the names that were given; null takes one away."""
+    """The profile fields of the given names; an empty name becomes None, which removes the field."""
     given = {"firstname": params.firstName, "lastname": params.lastName}
     return {alias: name if name.strip() else None for alias, name in given.items() if name is not None}
 
 
 def full_name(fields: Mapping[str, Any]) -> str:
-    """First and last name of these profile fields, as long as a display name may be; empty for neither."""
+    """First and last name of these profile fields, cut to the length of a display name; may be empty."""
     return f"{fields.get('firstname') or ''} {fields.get('lastname') or ''}".strip()[:200]

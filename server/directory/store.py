@@ -1,7 +1,5 @@
-"""What the store (seeds/003) adds to a user: another id, a limit of sessions, flags, and plans."""
+"""Members of a user for the store (seeds/003): an external id, a session limit, flags, and plans."""
 
-import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any
@@ -9,24 +7,22 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.base.errors import CONSTRAINTS, FieldError, Invalid, UserDeleted
-from server.base.models import NO_CONTROLS
+from server.base.models import NO_CONTROLS, without_controls
 from server.postgres.db import Connection
 from server.tenants.call import Call
 
 
-def _external_id(text: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in text):
-        raise ValueError("holds control characters")
-    return text
+def is_date(text: str) -> bool:
+    """Whether a text is a date, YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _day(text: str) -> str:
-    try:
-        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-            raise ValueError
-        date.fromisoformat(text)
-    except ValueError:
-        raise ValueError("must be a date such as 2024-02-29") from None
+    if not is_date(text):
+        raise ValueError("must be a date such as 2024-02-29")
     return text
 
 
@@ -35,83 +31,82 @@ ExternalId = Annotated[
     Field(
         min_length=1,
         max_length=64,
-        description="What another system calls the user; unique in the instance.",
+        description="The id of the user in another system; unique in the instance.",
         json_schema_extra=NO_CONTROLS,
     ),
-    AfterValidator(_external_id),
+    AfterValidator(without_controls),
 ]
 SessionsLimit = Annotated[
-    int, Field(ge=1, le=999_999, description="Sessions at a time; a login beyond it ends the oldest one.")
+    int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
 ]
 PlanId = Annotated[int, Field(ge=1, lt=2**63)]
 LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
 PlanName = Annotated[
-    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_external_id)
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)
 ]
 
 
+NO_PLAN = FieldError("planId", "is no plan of this instance")
+PLAN_IS_OVER = FieldError("planValidTo", "must not lie in the past")
+
+
 def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
-    """A validator of planValidTo: it says something only beside a planId."""
+    """A validator of planValidTo, which needs a planId."""
     if day is not None and info.data.get("planId", day) is None:
         raise ValueError("needs a plan that it is the last day of")
     return day
 
 
-async def assign_plan(
+async def assign_plans(
     call: Call,
-    instance_id: int,
-    user_id: int,
-    plan_id: int,
-    last_day: str | None,
-    name: str | None = None,
+    plans: Mapping[int, tuple[int, str | None]],
     *,
+    name: str | None = None,
     keeps_end: bool = False,
-) -> int:
-    """Give a user a plan from today on, by the database's clock and in UTC.
+) -> dict[int, int]:
+    """Give users, who are held or new, a plan each from today on, by the database's clock and in UTC.
 
     Args:
-        last_day: YYYY-MM-DD; None for the plan's own duration.
-        name: what the plan is called for this user; None for its own name.
-        keeps_end: whether the end of one that the user has, and that has not ended, stays unless there is a
-            last_day.
+        plans: by the id of the user: the id of the plan, and its last day, YYYY-MM-DD; None for the plan's
+            own duration.
+        name: what the plan is called for these users; None for its own name.
+        keeps_end: without a last day, a plan that the user has and that has not ended keeps its end.
 
     Returns:
-        the id of the assignment; that of a user who has the plan already is kept, with its new end.
+        by the id of the user: the id of the assignment. A user who has the plan keeps the assignment.
 
     Raises:
-        Invalid: there is no such plan in the instance, or the day is over.
+        Invalid: a plan does not exist in the instance, or a last day is over.
     """
-    assigned = await call.db.one(
-        "assign_plan",
-        instance_id=instance_id,
-        user_id=user_id,
-        plan_id=plan_id,
-        valid_to=date.fromisoformat(last_day) if last_day else None,
+    assigned = await call.db.all(
+        "assign_plans",
+        instance_id=call.instance.id,
+        user_ids=list(plans),
+        plan_ids=[plan_id for plan_id, _ in plans.values()],
+        last_days=[last_day and date.fromisoformat(last_day) for _, last_day in plans.values()],
         name=name,
         keeps_end=keeps_end,
     )
-    if assigned is None:
-        raise Invalid.of([await _why_not(call.db, instance_id, plan_id)])
-    if assigned["before"] != assigned["after"]:
-        call.emit(
-            "user.updated", user_id, before={"plan": assigned["before"]}, after={"plan": assigned["after"]}
-        )
-    return int(assigned["id"])
-
-
-async def _why_not(db: Connection, instance_id: int, plan_id: int) -> FieldError:
-    if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
-        return FieldError("planId", "is no plan of this instance")
-    return FieldError("planValidTo", "must not lie in the past")
+    ids = {row["user_id"]: row["id"] for row in assigned}
+    for user_id, (plan_id, _) in plans.items():
+        if user_id not in ids:
+            exists = await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id)
+            raise Invalid.of([PLAN_IS_OVER if exists else NO_PLAN])
+    for row in assigned:
+        if row["before"] != row["after"]:
+            call.emit(
+                "user.updated", row["user_id"], before={"plan": row["before"]}, after={"plan": row["after"]}
+            )
+    return ids
 
 
 async def store_failures(
     db: Connection, instance_id: int, params: Mapping[str, Any], bad: set[str]
 ) -> list[FieldError]:
-    """What the database would refuse of a new user's members of the store.
+    """What the database would refuse of a new user's members for the store.
 
     Args:
-        bad: members that are known to be bad, and are not looked at.
+        bad: members that are known to be bad, and are skipped.
     """
     failures = []
     external_id, plan_id, day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
@@ -125,9 +120,9 @@ async def store_failures(
             failures.append(FieldError("externalId", message or ""))
     if plan_id is not None and "planId" not in bad:
         if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
-            failures.append(FieldError("planId", "is no plan of this instance"))
+            failures.append(NO_PLAN)
         if day is not None and "planValidTo" not in bad:
             last_day = date.fromisoformat(day)
             if await db.value("is_over", last_day=last_day):
-                failures.append(FieldError("planValidTo", "must not lie in the past"))
+                failures.append(PLAN_IS_OVER)
     return failures

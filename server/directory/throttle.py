@@ -1,12 +1,12 @@
-"""Failed logins: counted by account and by address, and answered with a delay that grows with each.
+"""Failed logins are counted by account and by address, and each failure makes the next delay longer.
 
-An attacker cannot lock an account: the delay is per account and address, at most 15 minutes, and at most
-4 seconds per account. An account that does not exist is counted like one that does.
+An attacker cannot lock an account: the delay is at most 15 minutes per account and address, and at most
+4 seconds per account. Accounts that do not exist are counted too.
 """
 
 import ipaddress
 from collections.abc import Awaitable, Callable
-from typing import Annotated, NamedTuple, NoReturn, TypeAlias
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeAlias
 
 from pydantic import AfterValidator, Field
 
@@ -15,39 +15,39 @@ from server.base.tokens import digest
 from server.postgres.db import Row
 
 Ask: TypeAlias = Callable[..., Awaitable[Row | None]]
-"""Runs a named query and answers its first row."""
+"""Runs a named query and returns its first row."""
 
 
 class Rule(NamedTuple):
     """When delays begin, and how long they become."""
 
-    # The failure that begins a delay of a second; each after it doubles the delay.
+    # The failure that starts a delay of one second. Each further failure doubles the delay.
     allowed: int
     # Seconds after which one failure is forgiven.
     forgiven_every: int
-    # Seconds of the longest delay.
+    # Longest delay in seconds.
     longest: int
 
 
 ACCOUNT = Rule(allowed=5, forgiven_every=900, longest=4)
-"""From anywhere."""
+"""For an account, from all addresses."""
 ACCOUNT_THERE = Rule(allowed=5, forgiven_every=900, longest=900)
-"""From one end user's address."""
+"""For an account, from one end user's address."""
 CLIENT = Rule(allowed=20, forgiven_every=60, longest=900)
-"""Of any account, from one end user's address."""
+"""For all accounts, from one end user's address."""
 
 
 class Subject(NamedTuple):
-    """Whom failures are counted for."""
+    """An account or address that failures are counted for."""
 
     digest: bytes
     rule: Rule
 
 
 def _ip_address(text: str) -> str:
-    if len(text) > 50 or "%" in text:  # a zone, which means something on the machine alone that has it
-        raise ValueError("is not an IP address")
     try:
+        if len(text) > 50 or "%" in text:  # a zone (RFC 4007) has a meaning on one machine only
+            raise ValueError
         ipaddress.ip_address(text)
     except ValueError as error:
         raise ValueError("is not an IP address") from error
@@ -57,7 +57,7 @@ def _ip_address(text: str) -> str:
 ClientAddress = Annotated[
     str,
     Field(
-        description="The end user's IP address, which failed logins are limited by; null: it is not known.",
+        description="The end user's IP address, for the limit of failed logins; null: unknown.",
         json_schema_extra={"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]},
     ),
     AfterValidator(_ip_address),
@@ -65,12 +65,12 @@ ClientAddress = Annotated[
 
 
 def of_account(key: str, client_address: str | None) -> list[Subject]:
-    """What a login by an account counts for; the failures that a right password forgives.
+    """The subjects of a login to an account. A right password forgives their failures.
 
     Args:
-        key: the account's e-mail, existing or not, as users.email_key makes it.
-        client_address: the end user's. The caller's own would not do in its place: behind it are all the
-            users of a server, whom a long delay would keep out for what one of them does.
+        key: of the account's e-mail, existing or not; see users.email_key.
+        client_address: of the end user. The caller's own address does not serve: it is shared by all users
+            of the caller's server, and a long delay would affect all of them.
     """
     subjects = [Subject(digest(f"account {key}"), ACCOUNT)]
     if client_address is not None:
@@ -79,7 +79,7 @@ def of_account(key: str, client_address: str | None) -> list[Subject]:
 
 
 def of_address(client_address: str | None) -> list[Subject]:
-    """What a login from an address counts for, whatever the account is."""
+    """The subjects of a login from an address, for all accounts."""
     if client_address is None:
         return []
     return [Subject(digest(f"client {_network(client_address)}"), CLIENT)]
@@ -88,7 +88,7 @@ def of_address(client_address: str | None) -> list[Subject]:
 def _network(address: str) -> str:
     ip = ipaddress.ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    # Whoever has one address of IPv6 has at least as many as a /64.
+    # An end user with one IPv6 address usually has a whole /64.
     return str(ipaddress.ip_network((ip, 32 if ip.version == 4 else 64), strict=False))
 
 
@@ -99,17 +99,20 @@ def _refuse(seconds: int) -> NoReturn:
 
 
 async def check(ask: Ask, instance_id: int, subjects: list[Subject]) -> None:
-    """Let a login be tried.
+    """Allow a login, before its password is checked.
 
     Args:
-        ask: Connection.one, or Database.look_up where no connection is held: it may ask twice, which harms
-            none of these queries.
+        ask: Connection.one, or Database.look_up without a connection. The queries may run twice without harm.
 
     Raises:
-        TooMany: not yet, be the password right or wrong; retry_after says when.
+        TooMany: a delay has not ended; see retry_after.
     """
+    await _ask_delay(ask, "get_login_delay", instance_id, subjects)
+
+
+async def _ask_delay(ask: Ask, query: str, instance_id: int, subjects: list[Subject], **values: Any) -> None:
     digests = [subject.digest for subject in subjects]
-    delay = await ask("get_login_delay", instance_id=instance_id, subjects=digests)
+    delay = await ask(query, instance_id=instance_id, subjects=digests, **values)
     if delay is not None and delay["seconds"] is not None:
         _refuse(delay["seconds"])
 
@@ -118,11 +121,11 @@ async def note_failure(ask: Ask, instance_id: int, subjects: list[Subject]) -> N
     """Count a failed login.
 
     Raises:
-        TooMany: a delay has begun since it was let through, so that nothing may be told of it.
+        TooMany: a delay has begun since check, so the answer must not tell whether the password was right.
     """
     for subject in subjects:
         values = {"instance_id": instance_id, "subject": subject.digest, **subject.rule._asdict()}
-        for _ in range(2):  # where another one was the first to fail, the second time finds its row
+        for _ in range(2):  # the second time finds the row if another login inserted it first
             if await ask("note_failed_login", **values) is not None:
                 break
             await check(ask, instance_id, subjects)
@@ -131,16 +134,10 @@ async def note_failure(ask: Ask, instance_id: int, subjects: list[Subject]) -> N
 
 
 async def note_success(ask: Ask, instance_id: int, forgiven: list[Subject], subjects: list[Subject]) -> None:
-    """Forget the failures of the account, as of_account gives them; those of the address stay.
+    """Forget the failures of the account (of_account). The failures of the address are kept.
 
     Raises:
-        TooMany: as note_failure does, so that of many guesses sent at once no more count than one by one.
+        TooMany: see note_failure. So parallel guesses are limited like guesses one by one.
     """
-    delay = await ask(
-        "forget_failed_logins",
-        instance_id=instance_id,
-        forgiven=[subject.digest for subject in forgiven],
-        subjects=[subject.digest for subject in subjects],
-    )
-    if delay is not None and delay["seconds"] is not None:
-        _refuse(delay["seconds"])
+    digests = [subject.digest for subject in forgiven]
+    await _ask_delay(ask, "forget_failed_logins", instance_id, subjects, forgiven=digests)

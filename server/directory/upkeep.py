@@ -1,9 +1,9 @@
-"""Upkeep: what has expired is removed, batch by batch, and plans that are over are ended."""
+"""Upkeep: remove expired rows batch by batch, and end plans after their last day."""
 
 import asyncio
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -18,16 +18,8 @@ from server.postgres.db import Database, Row
 log = structlog.get_logger()
 
 PURGE_EVERY = 600.0
-"""Seconds between two looks for what has expired, by each worker, with a fifth of jitter."""
+"""Seconds between two runs of each worker, with a fifth of jitter."""
 _BATCH = 500
-
-
-class _Told(NamedTuple):
-    """What is emitted of each row that a statement returns."""
-
-    # By which method the server does it.
-    method: str
-    change: Callable[[Row], Change]
 
 
 def _purged(row: Row) -> Change:
@@ -43,26 +35,23 @@ def _ended(row: Row) -> Change:
     return Change("user.updated", row["user_id"], {"plan": plan}, {"plan": None})
 
 
-_TOLD = {
-    "purge_retained_users": _Told("retention", _purged),
-    "end_expired_plans": _Told("planEnd", _ended),
+_EMITTED: dict[str, tuple[str, Callable[[Row], Change]]] = {
+    "purge_retained_users": ("retention", _purged),
+    "end_expired_plans": ("planEnd", _ended),
 }
+"""Statement -> the method name in its events, and the change of each row."""
 
 
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
-    """Remove users whose retention is over, sessions and codes that have expired, answers kept for retries,
-    failed logins that are forgiven, old documents, jobs that were parked long ago,
-    events after a year, deliveries of webhooks after a month and their old secrets, webhooks that were
-    deleted; and end plans of users.
+    """Run the statements below; each has its rule in sql/queries/upkeep.sql.
 
-    Users are removed instance by instance. Where two workers find the same rows, the second one finds none
-    left.
+    Users are removed instance by instance. Two workers at the same time do not remove a row twice.
 
     Returns:
-        how many of each.
+        the number of rows of each kind.
 
     Raises:
-        Unavailable: a batch took longer than one round of a background task may.
+        Unavailable: a batch exceeded the time limit of a background round.
     """
     kept = {"default_days": settings.retention_days}
     async with database.round(), database.connection() as db:
@@ -89,7 +78,7 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
 
 
 async def _purge(database: Database, query: str, **values: Any) -> int:
-    """Run one of the purges batch by batch; how many rows it took."""
+    """Run one statement batch by batch, and return the number of rows."""
     gone, taken = 0, _BATCH
     while taken == _BATCH:
         taken = await _purge_batch(database, query, values)
@@ -98,26 +87,26 @@ async def _purge(database: Database, query: str, **values: Any) -> int:
 
 
 async def _purge_batch(database: Database, query: str, values: dict[str, Any]) -> int:
-    told = _TOLD.get(query)
-    if told is None:
+    if query not in _EMITTED:
         async with database.round(), database.connection() as db:
             return len(await db.all(query, row_limit=_BATCH, **values))
+    method, change_of = _EMITTED[query]
     async with database.round(), database.transaction() as db:
         rows = [values | dict(row) for row in await db.all(query, row_limit=_BATCH, **values)]
         rows.sort(key=lambda row: (row["instance_id"], row["user_id"]))
-        actor = system_actor(told.method, told.method)
+        actor = system_actor(method, method)
         for instance_id, group in groupby(rows, key=lambda row: row["instance_id"]):
-            await emit(db, instance_id, actor, [told.change(row) for row in group])
+            await emit(db, instance_id, actor, [change_of(row) for row in group])
         return len(rows)
 
 
 async def keep_purging(database: Database, settings: Settings) -> None:
-    """purge_expired now and then, until cancelled."""
+    """Run purge_expired regularly until cancelled."""
     while True:
         await asyncio.sleep(jittered(PURGE_EVERY, 0.2))
         try:
             gone = await purge_expired(database, settings)
-        except Exception as error:  # the next look may go better
+        except Exception as error:  # the next run may succeed
             log.warning("purge_postponed", cause=cause_of(error))
         else:
             if any(gone.values()):

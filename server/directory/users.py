@@ -1,16 +1,16 @@
-"""What a user is: the types and models of its members, and what methods about users share."""
+"""The types and models of a user's members, and functions that methods about users share."""
 
 import contextlib
 import re
 import unicodedata
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from server.base.errors import CONSTRAINTS, Conflict, FieldError, NotFound, ServiceError, UserDeleted
-from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams
+from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams, without_controls
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
@@ -20,23 +20,24 @@ from server.tenants.call import Call
 from server.tenants.instances import Mebibytes
 
 ABSENT: Any = None
-"""Default of a member that may be left out but, when given, is not null."""
+"""Default of an optional member that takes no null."""
 
 
+M = TypeVar("M", bound=Params)
 Purpose: TypeAlias = Literal["confirm", "reset"]
-"""What a code is good for; also the name of its mail's templates."""
+"""The purpose of a code, and the name of the templates of its mail."""
 
 
 OF_ADMINISTRATOR = "of an administrator needs the scope users:admin"
 
 
 def address(email: str) -> str:
-    """The stored spelling of a new address (RFC 5321, 5322, 6531), as email-validator normalises it.
+    """The stored spelling of a new address (RFC 5321, 5322, 6531), normalised by email-validator.
 
-    An encoded word (RFC 2047) has no place in an address, but mail software decodes it there all the same.
+    An encoded word (RFC 2047) is refused: mail software decodes it in an address, although it is not allowed.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an address.
     """
     try:
         found = validate_email(email, check_deliverability=False, globally_deliverable=False)
@@ -50,9 +51,9 @@ def address(email: str) -> str:
 
 
 def email_key(email: str) -> str:
-    """What identity is decided by: the address or login in lower case and NFC, the domain in Unicode.
+    """The key that identifies a user: the address or login in lower case and NFC, the domain in Unicode.
 
-    Every key that is stored or compared comes from here.
+    Every stored or compared key is made here.
     """
     key = email.lower()
     if email.isascii() and "xn--" not in key:
@@ -61,12 +62,6 @@ def email_key(email: str) -> str:
         key = address(email).lower()
     # Lower case can have a composed form where upper case has none.
     return unicodedata.normalize("NFC", key)
-
-
-def _line(text: str) -> str:
-    if any(unicodedata.category(char) == "Cc" for char in text):
-        raise ValueError("holds control characters")
-    return text
 
 
 def _small_json(value: Any) -> Any:
@@ -96,11 +91,11 @@ NewEmail = Annotated[
 Email = Annotated[str, Field(min_length=1, max_length=254, description="The user's e-mail, in any case.")]
 
 
-Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)]
+Line = Annotated[str, Field(max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)]
 
 
 DisplayName = Annotated[
-    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(_line)
+    str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)
 ]
 
 
@@ -138,14 +133,14 @@ class Values(Params):
 
 
 class Quotas(Params):
-    """What a user may store. What is left out stays as it is; null is the instance's default."""
+    """Quotas of a user. Left out: unchanged. Null: the instance's default."""
 
     mail: Mebibytes | None = Field(None, description="MiB of mail.")
     files: Mebibytes | None = Field(None, description="MiB of files.")
 
 
 class NewUser(Params):
-    """A new user, wherever it is made: alone, or as one of many."""
+    """A new user, in every method that creates users."""
 
     email: NewEmail = Field(description="Unique in the instance, in any case.")
     # The document's order, for those who send params by position.
@@ -153,11 +148,11 @@ class NewUser(Params):
         ABSENT, description="Left out: first and last name, or else the local part of the e-mail."
     )
     password: Password = Field(
-        ABSENT, description="Left out, with passwordHash too: the user cannot log in until one is set."
+        ABSENT, description="Without password and passwordHash, the user cannot log in until one is set."
     )
     passwordHash: PasswordHash = Field(
         ABSENT,
-        description="Instead of password: an argon2id hash in PHC form, or a bcrypt hash, from elsewhere.",
+        description="Instead of password: an argon2id hash in PHC form, or a bcrypt hash, of another system.",
     )
     isActive: bool = Field(True, description="Whether the user may log in.")
     isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
@@ -174,8 +169,8 @@ class NewUser(Params):
     externalId: ExternalId | None = None
     sessionsLimit: SessionsLimit | None = None
     isPlanAdmin: bool = Field(False, description="Whether the user may manage plans in the store.")
-    onlySeesReadable: bool = Field(False, description="Whether the store shows it only what it may read.")
-    planId: PlanId | None = Field(None, description="A plan that it is assigned.")
+    onlySeesReadable: bool = Field(False, description="Whether the store shows only what it may read.")
+    planId: PlanId | None = Field(None, description="A plan to assign.")
     planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
     quotas: Quotas = ABSENT
 
@@ -193,7 +188,7 @@ class CreateUser(NewUser, TenantParams):
 
 
 class CreatedUser(Result):
-    """A new user; apps and settings come as Postgres array text."""
+    """A new user; apps and settings are Postgres array text."""
 
     email: str
     displayName: str
@@ -215,7 +210,7 @@ class CreatedUser(Result):
 
 
 class User(Result):
-    """A user as looked up; apps and settings come as lists."""
+    """A user; apps and settings are lists."""
 
     id: int
     instance: str
@@ -238,7 +233,7 @@ class User(Result):
     trashEmail: int
     drafts: int
     mainCalendar: int
-    token: str = Field(description="Filled by login and loginWithToken alone.")
+    token: str = Field(description="Empty, except from login and loginWithToken.")
     tokenExpiresAt: int = Field(description="Unix seconds; 0 without token.")
 
 
@@ -272,12 +267,12 @@ USER = {
 
 
 def taken(constraint: str, member: str | None = None, *, is_deleted: bool = False) -> Conflict:
-    """The error for what another user has.
+    """The error for a taken name.
 
     Args:
-        constraint: users_email, also for a login, or another one of CONSTRAINTS.
-        member: of the params, that holds it; None for its usual name.
-        is_deleted: whether that user is deleted, and has it until it is purged.
+        constraint: one of CONSTRAINTS; users_email also for a login.
+        member: the param with the name; None: the usual one.
+        is_deleted: whether the user with the name is deleted, and keeps the name until it is purged.
     """
     kind, code, message, usual = CONSTRAINTS[constraint]
     if is_deleted:
@@ -286,11 +281,7 @@ def taken(constraint: str, member: str | None = None, *, is_deleted: bool = Fals
 
 
 def explain_taken(call: Call, email: str | None, external_id: str | None) -> None:
-    """Have a conflict about an e-mail or externalId tell whether a deleted user has it.
-
-    Args:
-        email, external_id: what is about to be written.
-    """
+    """Set call.explain: a conflict about this e-mail or externalId tells if a deleted user has it."""
     instance_id = call.instance.id
 
     async def explain(conflict: Conflict) -> ServiceError | None:
@@ -309,10 +300,10 @@ def explain_taken(call: Call, email: str | None, external_id: str | None) -> Non
 
 
 def found(result: Any) -> Any:
-    """The result of a query about one user, which a missing user leaves empty.
+    """The result of a query about one user.
 
     Raises:
-        NotFound: the same for a user of another instance as for none at all.
+        NotFound: it is None: the user does not exist, or is in another instance.
     """
     if result is None:
         raise NotFound
@@ -331,6 +322,13 @@ class UserId(TenantParams):
     id: Annotated[int, Field(ge=1, lt=2**63)]
 
 
+def changes_something(params: M) -> M:
+    """A validator of changes of a user found by e-mail."""
+    if not params.model_fields_set - {"instance", "email"}:
+        raise ValueError("name at least one member to change")
+    return params
+
+
 class UserChanges(Params):
     """What to change of a user; at least one member beside the e-mail."""
 
@@ -343,22 +341,18 @@ class UserChanges(Params):
     settings: Numbers = ABSENT
     apps: Numbers = ABSENT
     avatar: AvatarUrl = Field(ABSENT, description="An https address, or empty for none.")
-    externalId: ExternalId | None = Field(None, description="Null takes it away.")
+    externalId: ExternalId | None = Field(None, description="Null removes it.")
     sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit.")
     isPlanAdmin: bool = ABSENT
     onlySeesReadable: bool = ABSENT
     quotas: Quotas = ABSENT
     groups: GroupNames = Field(
         ABSENT,
-        description="All its groups, by name: it leaves every other one. Needs the scope groups:write, and "
-        "users:admin where it enters or leaves Admins.",
+        description="The complete list of its groups, by name. Needs the scope groups:write, and users:admin "
+        "to join or leave Admins.",
     )
 
-    @model_validator(mode="after")
-    def _something(self) -> "UserChanges":
-        if not self.model_fields_set - {"instance", "email"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _some = model_validator(mode="after")(changes_something)
 
     @model_validator(mode="after")
     def _agree(self) -> "UserChanges":
@@ -367,7 +361,7 @@ class UserChanges(Params):
         return self
 
     def in_admins(self) -> bool:
-        """Whether the reserved group is among the groups."""
+        """Whether the groups include Admins."""
         return any(is_admins(name) for name in self.groups)
 
 
@@ -386,8 +380,4 @@ class ReplaceUser(UserRef):
     isAdmin: bool = Field(ABSENT, description="Another value than before needs the scope users:admin.")
     password: Password = Field(ABSENT, description="Ends the user's sessions.")
 
-    @model_validator(mode="after")
-    def _something(self) -> "ReplaceUser":
-        if not self.model_fields_set - {"instance", "email"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _some = model_validator(mode="after")(changes_something)

@@ -1,1 +1,1 @@
-"""What changed: the one writer of events, their two readings (audit and feed), and webhooks."""
+"""Events: their writer, their two readers (audit and feed), and webhooks."""

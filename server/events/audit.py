@@ -1,4 +1,4 @@
-"""The audit: who changed what, the newest first. Long values are cut; secrets are not stored at all."""
+"""The audit: events, the newest first, with long values cut. Secrets are not stored."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.base.pages import moment, number_below, page, parts_of, to_cursor
-from server.events.pages import PAGE_BYTES, is_full
+from server.events.feed import PAGE_BYTES, is_full
 from server.postgres.db import Connection, Row
 
 LOOKS = 10_000
-"""Events that one page looks at: it may be short where few of them are of the type or method asked for."""
+"""Most events that one page examines: a page may be short if few of them have the type or method."""
 _LONGEST = 1000
-"""Characters shown of a text."""
+"""Most characters of a text; the rest is cut."""
 _LARGEST = 8192
-"""Bytes of JSON shown of one object or list: "..." stands for more."""
+"""Most bytes of an object or list as JSON; a larger one is replaced by "..."."""
 
 
 class Position(NamedTuple):
-    """Where an event stands in the audit."""
+    """The position of an event in the audit."""
 
     moment: datetime
     xid: int = 2**64 - 1
@@ -30,7 +30,7 @@ class Position(NamedTuple):
         """The position of a cursor.
 
         Raises:
-            Invalid: it is none.
+            Invalid: it is no cursor of the audit.
         """
         return cls(*parts_of(cursor, moment, number_below(2**64), number_below(2**31)))
 
@@ -50,14 +50,14 @@ async def read(
     """A page of events.
 
     Args:
-        instance_id: 0 for what belongs to no instance.
-        since, until: times of the events; until itself is excluded.
-        before: where the page before ended.
-        type, method: of the events; None for any.
-        user_ids: whom the events are about; None for all events.
+        instance_id: 0: events without an instance.
+        since, until: times of the events; until is excluded.
+        before: the end of the previous page.
+        type, method: of the events; None: any.
+        user_ids: of the changed users; None: all events.
 
     Returns:
-        the events as listAuditEvents shows them, and the cursor of the next page; None on the last.
+        the events as listAuditEvents shows them, and the cursor of the next page or None.
     """
     which = {
         "instance_id": instance_id, "since": since, "until": until, "before_time": before.moment,
@@ -90,7 +90,7 @@ def _shown(row: Row) -> dict[str, Any]:
 
 
 def shortened(value: Any) -> Any:
-    """The same with long texts cut and large members left out."""
+    """A value with long texts cut and large members replaced."""
     if isinstance(value, Mapping):
         return {name: _bounded(shortened(item)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What can change, and what an event tells of a change."""
+"""Types of events, and the changes in them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,27 +12,27 @@ EVENTS: dict[str, str] = {
     "user.reactivated": "a suspended user may log in again",
     "user.deleted": "a user was deleted and can still be restored",
     "user.restored": "a deleted user is back",
-    "user.purged": "a deleted user was removed for good",
+    "user.purged": "a deleted user was removed permanently",
     "user.confirmed": "a user's e-mail was confirmed",
-    "user.password_changed": "a user has another password",
-    "group.created": "a group was made",
-    "group.updated": "a group has another name or description; its members have it in their groups",
-    "group.deleted": "a group is gone, and with it every membership in it",
+    "user.password_changed": "a user has a new password",
+    "group.created": "a group was created",
+    "group.updated": "a group has a new name or description; it shows in the groups of its members",
+    "group.deleted": "a group was deleted, with all its memberships",
     "session.created": "a user logged in",
     "session.revoked": "sessions of a user were ended",
     "instance.suspended": "the instance was suspended by its operator, and all its sessions ended",
     "instance.reactivated": "a suspended instance can be used again",
 }
-"""What webhooks and listChanges tell of. Any other change is in the audit alone, by its method's name."""
+"""Events of webhooks and listChanges. Other changes are only in the audit, under the name of the method."""
 
 IDENTITY = ("email", "login", "displayName", "externalId")
-"""What is kept of a user who goes or comes back."""
+"""Members in the events of a user's deletion, restoration and purge."""
 
 
 class Change(NamedTuple):
-    """One thing that a call changed."""
+    """One change by a call."""
 
-    # One of EVENTS; empty for what is in the audit alone, by its method's name.
+    # One of EVENTS; empty: only in the audit, under the name of the method.
     type: str
     user_id: int | None
     before: dict[str, Any] | None
@@ -40,9 +40,9 @@ class Change(NamedTuple):
 
 
 def user_changes(user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """What happened to a user, from what it was and is (directory/rows.state).
+    """The changes of a user between two states (directory/rows.state).
 
-    Suspending, reactivating and confirming are events of their own; the rest is one user.updated.
+    Suspension, reactivation and confirmation are separate events; the rest is one user.updated.
     """
     old, new = _difference(before, after)
     changes = []
@@ -62,17 +62,17 @@ def user_changes(user_id: int, before: Mapping[str, Any], after: Mapping[str, An
 def _difference(
     before: Mapping[str, Any], after: Mapping[str, Any], *, within: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The members that differ, as they were and are; null where one of the two lacks a member.
+    """The members that differ, before and after; None for a missing member.
 
     Args:
-        within: of objects (profile, values, fields, quotas) give the members that differ. The values of those
-            members are given whole.
+        within: of objects (profile, values, fields, quotas) return only the members that differ, each with
+            its whole value.
     """
     old: dict[str, Any] = {}
     new: dict[str, Any] = {}
     for name in before.keys() | after.keys():
         was, is_now = before.get(name), after.get(name)
-        if _same(was, is_now):
+        if same_json(was, is_now):
             continue
         if within and isinstance(was, Mapping) and isinstance(is_now, Mapping):
             was, is_now = _difference(was, is_now, within=False)
@@ -80,13 +80,13 @@ def _difference(
     return old, new
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON: 1 == True in Python."""
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON. In Python 1 == True."""
     if one != other or one is None or isinstance(one, str):
         return bool(one == other)
     return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
 
 
 def identity(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Who a user is, of its state."""
+    """The members of IDENTITY in a user's state."""
     return {name: state[name] for name in IDENTITY if state[name] is not None}

@@ -1,7 +1,7 @@
-"""Deliveries of webhooks: sent until somebody has taken them.
+"""Deliveries of webhooks: sent again until the receiver accepts them.
 
-A delivery that its worker died with is taken by another one: none is lost, and some come twice, with the same
-webhook-id.
+Another worker takes over the deliveries of a worker that died. None is lost; some are sent twice, with the
+same webhook-id.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from server.postgres.db import Connection, Database, Row
 PAUSES = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Seconds between two tries: three days in all."""
 JITTER = 0.1
-"""By what part of it each of them is longer or shorter."""
+"""The part by which a pause is longer or shorter."""
 PER_INSTANCE = 8
-"""Of the AT_ONCE that are sent together, those of one instance at first; see windows."""
+"""Parallel deliveries of one instance at first, of AT_ONCE in all; see windows."""
 EACH = 4
-"""Of these again, those to one webhook at first."""
+"""Parallel deliveries to one webhook at first."""
 
 
 class NotTaken(Exception):
-    """the receiver did not take the delivery"""
+    """the receiver did not accept the delivery"""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -34,11 +34,11 @@ class NotTaken(Exception):
 
 
 class Gone(NotTaken, Hopeless):
-    """the receiver says that it is there no more (410)"""
+    """the receiver answered 410 Gone"""
 
 
 def _outcome(one: Tried) -> Outcome:
-    """The answer that a try got, or why there was none."""
+    """The answer to a try, or why there was none."""
     match one.result:
         case Outcome():
             return one.result
@@ -56,7 +56,7 @@ def _webhook(one: Tried) -> Lane:
 
 
 def _disabling(one: Tried) -> tuple[str, float] | None:
-    """Why the webhook is to be switched off, if it has taken nothing for so many seconds; or None."""
+    """The reason to disable the webhook, if it accepted nothing for this number of seconds; or None."""
     if isinstance(one.result, Gone):
         return "410 Gone", 0.0
     if one.outcome == "parked" and one.tries == len(PAUSES) + 1:
@@ -65,19 +65,19 @@ def _disabling(one: Tried) -> tuple[str, float] | None:
 
 
 async def settle(database: Database, tried: list[Tried]) -> None:
-    """Note what tries came to, in one transaction.
+    """Store the outcomes of tries in one transaction.
 
     Args:
         tried: in the order in which they ended.
     """
-    # By webhook: whether any was taken, and whether the last one failed.
+    # Webhook -> whether it accepted any, and whether the last one failed.
     told: dict[Lane, tuple[bool, bool]] = {}
     for one in tried:
         if one.outcome != "stopped":
             taken, _ = told.get(_webhook(one), (False, False))
             told[_webhook(one)] = taken or one.outcome == "done", one.outcome != "done"
     async with database.transaction() as db:
-        # The webhooks before their deliveries, in the order in which redeliverWebhook holds them.
+        # The webhooks before their deliveries: redeliverWebhook locks them in this order.
         await db.run(
             "note_outcomes",
             instance_ids=[instance_id for instance_id, _ in told],
@@ -113,7 +113,7 @@ async def _disable(db: Connection, one: Tried, because: str, failing_for: float)
 
 
 class Deliveries(Worker):
-    """Sends what is due, as one worker."""
+    """Sends due deliveries, as one worker."""
 
     away = "deliveries_wait_for_database"
     unsettled = "delivery_not_noted"
@@ -124,8 +124,8 @@ class Deliveries(Worker):
     def __init__(self, database: Database, metrics: Metrics, most: int, sender: Sender) -> None:
         """
         Args:
-            most: deliveries to one webhook at the same time, at most.
-            sender: open for as long as this runs.
+            most: most parallel deliveries to one webhook.
+            sender: stays open while this runs.
         """
         per_instance = Limits(PER_INSTANCE, PER_INSTANCE, max(PER_INSTANCE, 2 * most))
         each = Limits(1, min(EACH, most), most)

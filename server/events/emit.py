@@ -1,6 +1,6 @@
-"""The writer of events: every change is written down here, in the transaction that makes it.
+"""The writer of events, which stores every change in the transaction that makes it.
 
-createUser writes its own event, as it is one statement: see create_users in sql/queries/creation.sql.
+createUser is one statement, and writes its own event: see create_users in sql/queries/creation.sql.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,36 +10,29 @@ from server.events.changes import Change
 from server.postgres.db import Connection
 
 ActorKind: TypeAlias = Literal["key", "person", "system"]
-"""What an actor is: an API key, a person who signed in, or the server itself and its command line."""
+"""An API key, a signed-in person, or the server with its command line."""
 
 
 class Actor(NamedTuple):
-    """Who makes a change, by which method, and from where."""
+    """The author of an event, as columns of the table events."""
 
-    kind: ActorKind
-    # Of the key or the person; 0: the system.
-    id: int
-    name: str
+    actor_kind: ActorKind
+    # Of the key or person; 0: the system.
+    key_id: int
+    key_name: str
     method: str
     request_id: str
     address: str | None = None
-    # What the caller calls itself (X-Origin).
+    # X-Origin: the caller's name for itself.
     origin: str | None = None
-
-    def columns(self) -> dict[str, Any]:
-        """Its columns of the table events; key_id and key_name hold the id and name of any kind."""
-        return {
-            "actor_kind": self.kind, "key_id": self.id, "key_name": self.name, "method": self.method,
-            "request_id": self.request_id, "address": self.address, "origin": self.origin,
-        }  # fmt: skip
 
     @classmethod
     def of(cls, columns: Mapping[str, Any], method: str) -> "Actor":
-        """The actor of stored columns, such as a queued document keeps of who asked for it.
+        """The actor of stored columns, such as those of a queued document.
 
         Args:
-            columns: some or all of those of columns().
-            method: where they have none.
+            columns: of an actor; some may be missing.
+            method: if the columns have none.
         """
         actor_id = columns.get("key_id", 0)
         return cls(
@@ -50,24 +43,19 @@ class Actor(NamedTuple):
 
 
 def system_actor(method: str, request_id: str) -> Actor:
-    """The server itself as actor.
-
-    Args:
-        method: what was done.
-        request_id: what it was done for, or else again what was done.
-    """
+    """The server as actor; request_id: of the cause, or again the method."""
     return Actor("system", 0, "officerpc", method, request_id)
 
 
 async def emit(
     db: Connection, instance_id: int, actor: Actor, changes: Sequence[Change], *, after: int = 0
 ) -> None:
-    """Write events down, in their order.
+    """Store events in their order.
 
     Args:
         db: in the transaction that makes the changes.
-        instance_id: 0 for what belongs to no instance.
-        after: how many events of the instance this transaction has written already.
+        instance_id: 0: events without an instance.
+        after: the number of events of the instance that this transaction has stored already.
     """
     if changes:
         await db.run(
@@ -78,5 +66,5 @@ async def emit(
             user_ids=[change.user_id for change in changes],
             befores=[change.before for change in changes],
             afters=[change.after for change in changes],
-            **actor.columns(),
+            **actor._asdict(),
         )

@@ -1,6 +1,6 @@
-"""Webhooks: events become deliveries, each in the transaction that notes how far was read.
+"""Webhooks: events become deliveries, in the transaction that stores the read position.
 
-Events are read in the order in which their transactions can be seen, so none is skipped.
+Events are read in the order in which their transactions become visible, so none is skipped.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from server.base.metrics import Metrics
 from server.base.settings import Settings
 from server.events import feed
 from server.events.deliveries import Deliveries
-from server.events.pages import is_full
 from server.jobs import worker
 from server.jobs.windows import Lane
 from server.outside.outbound import Sender
@@ -26,43 +25,43 @@ from server.postgres.db import Connection, Database, pass_on_cancelling
 log = structlog.get_logger()
 
 METER_EVERY = 15.0
-"""Seconds between two looks at what holds the feed back."""
+"""Seconds between two checks for a transaction that holds the feed back."""
 HALTED_AFTER = 60.0
-"""Seconds after which a transaction that holds the feed back is named, in the log at most as often."""
+"""Seconds after which such a transaction is logged, and between two such log lines."""
 LOOK_PAUSE = 5.0
-"""The pause after a look at all webhooks, in times of what it took: many thousands of them do not keep the
-database busy with looks."""
-# Events read at once: what the loop decodes and encodes without giving way.
+"""The pause after find_waiting_webhooks, as a multiple of its duration: it takes at most a sixth of the time
+of a connection, however many webhooks there are."""
+# Events read at once: the event loop decodes and encodes them in one go.
 _BATCH = 100
-# Webhooks in a row for which the database is not there: the others need not be tried.
+# After so many webhooks in a row without the database the others are not tried.
 _FAILURES = 3
 
 
 class _Page(NamedTuple):
-    """Events read for a webhook, kept for the next one of its instance."""
+    """Events that were read for a webhook, for reuse by the next webhook of its instance."""
 
     instance_id: int
     xid: str
     seq: int
     events: list[Any]
-    # Of those events that a webhook wanted so far, by their id.
+    # Event id -> body, of the events that a webhook wanted so far.
     bodies: dict[str, bytes]
 
 
 async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Lane], bool]:
-    """Make deliveries of what webhooks have not read, _BATCH events of each at most.
+    """Create deliveries of unread events, at most _BATCH of each webhook.
 
-    What has been read is noted in the transaction that makes the deliveries. A webhook that another worker
-    is at is left to it, and one that fails keeps no other one waiting.
+    The transaction that creates deliveries also stores the read position. Webhooks that another worker has
+    locked are skipped. A webhook that fails does not delay the others.
 
     Args:
         waiting: rows of find_waiting_webhooks, in their order.
 
     Returns:
-        the webhooks that deliveries were made for, and whether there may be more to read.
+        the webhooks with new deliveries, and whether there may be more to read.
 
     Raises:
-        Unavailable: the database was not there for several in a row.
+        Unavailable: the database was unavailable for several webhooks in a row.
     """
     made: list[Lane] = []
     more, failures = False, 0
@@ -86,7 +85,7 @@ async def relay(database: Database, waiting: Iterable[Any]) -> tuple[list[Lane],
         failures = 0
         if chosen:
             made.append((webhook["instance_id"], webhook["id"]))
-        more = more or (page is not None and is_full(page.events, _BATCH))
+        more = more or (page is not None and feed.is_full(page.events, _BATCH))
     return made, more
 
 
@@ -98,7 +97,7 @@ async def _read_on(db: Connection, waiting: Any, page: _Page | None) -> tuple[_P
         return None, 0
     start = instance_id, webhook["xid"], webhook["seq"]
     if page is None or page[:3] != start:
-        # After the row is held: what was read before that might be what somebody else has just delivered.
+        # After the row is locked: events read before that may have been delivered by another worker.
         events = await feed.read(
             db, instance_id, webhook["xid"], webhook["seq"], _BATCH, horizon=waiting["horizon"]
         )
@@ -124,7 +123,7 @@ async def _read_on(db: Connection, waiting: Any, page: _Page | None) -> tuple[_P
 
 
 async def keep_delivering(settings: Settings, database: Database, metrics: Metrics) -> None:
-    """Relay and deliver until cancelled. What is under way then is cut off, and is sent again."""
+    """Relay and deliver until cancelled. Running deliveries are then cut off, and sent again later."""
     async with Sender(settings) as sender:
         delivering = Deliveries(database, metrics, settings.webhook_concurrency, sender)
         beside = [
@@ -150,13 +149,13 @@ async def _keep_relaying(database: Database, metrics: Metrics, delivering: Deliv
             took = time.monotonic() - began
             metrics.webhooks_unread(max((webhook["age"] for webhook in waiting), default=0.0))
             ready = [webhook for webhook in waiting if webhook["ready"]]
-            # Each worker begins somewhere else, so that they do not follow one another.
+            # Each worker begins at a random webhook, so that workers do not wait for one another.
             start = random.randrange(len(ready)) if ready else 0  # noqa: S311
             made, more = await relay(database, ready[start:] + ready[:start])
             if made:
                 delivering.tell(made)
             away = False
-        except Exception as error:  # whatever it was, the next look may go better
+        except Exception as error:  # the next try may succeed
             pass_on_cancelling(error)
             if not away:
                 log.warning("webhooks_wait_for_database", cause=type(error).__name__)
@@ -170,13 +169,13 @@ async def _keep_metering(database: Database, metrics: Metrics) -> None:
         try:
             async with database.round(), database.connection() as db:
                 halt.observe(await db.one("find_feed_halt"))
-        except Exception as error:  # those who need the database more say that it is away
+        except Exception as error:  # other tasks log that the database is away
             pass_on_cancelling(error)
         await asyncio.sleep(METER_EVERY)
 
 
 class FeedHalt:
-    """Names the transaction that has held the feed of changes and webhooks back for HALTED_AFTER."""
+    """Logs the transaction that has held the feed back for HALTED_AFTER."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -185,21 +184,18 @@ class FeedHalt:
         self._told_at = float("-inf")
 
     def observe(self, row: Any) -> None:
-        """What was found now.
+        """Check a row of find_feed_halt.
 
         Args:
-            row: of find_feed_halt; None: no transaction is open. Where this role may not see its age, it is
-                counted from the first look that found it.
+            row: None: no transaction is open. If this role may not see the age of the transaction, it is
+                counted from the first row with it.
         """
         now = time.monotonic()
         found = None if row is None else (row["pid"], row["application"])
         if found != self._seen:
             self._seen, self._since = found, now
-        if row is None:
-            self._metrics.feed_halted(None)
-            return
-        age = now - self._since if row["age"] is None else row["age"]
-        if age < HALTED_AFTER:
+        age = now - self._since if row is None or row["age"] is None else row["age"]
+        if row is None or age < HALTED_AFTER:
             self._metrics.feed_halted(None)
             return
         self._metrics.feed_halted((str(row["pid"]), row["application"]), age)

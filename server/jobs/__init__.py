@@ -1,1 +1,1 @@
-"""Work that waits in tables and is done after a call: claim, lease, retry, park; and upkeep."""
+"""Work that waits in tables and is done after a call: claim, lease, retry, park."""

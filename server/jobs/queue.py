@@ -1,8 +1,8 @@
-"""Jobs: work that a call leaves behind, done once its transaction has committed.
+"""Jobs: work that a call enqueues, done after the commit of its transaction.
 
-A job is a row that is written in the caller's transaction. It is done at least once: again after a failure,
-with growing pauses, and again by another worker when its own dies with it. After TRIES it is parked: kept,
-logged and counted, until an operator has it tried again.
+A job is a row, written in the caller's transaction. It is done at least once: it is retried after a failure,
+with growing pauses, and by another worker after its worker died. After TRIES it is parked: stored, logged and
+counted, until an operator retries it.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from server.postgres.db import Connection, Database, Row
 from server.postgres.listening import listen
 
 TRIES = 15
-"""How often a job is begun before it is parked; the pauses between add up to five hours and a half."""
+"""Tries before a job is parked. The pauses between add up to five and a half hours."""
 FIRST_PAUSE = 5.0
-"""Seconds between the first two tries: doubled each time, with a fifth of jitter."""
+"""Seconds between the first two tries; doubled each time, with a fifth of jitter."""
 TIME_LIMIT = 120.0
-"""Seconds that one try may take."""
+"""Seconds of one try at most."""
 AT_ONCE, IN_ALL = 10, 20
-"""Jobs that one worker does at the same time: of one instance, and of all."""
+"""Parallel jobs of one worker: of one instance, and in all."""
 CHANNEL = "officerpc_jobs"
-"""Where enqueue_job notifies the workers. It is a hint, which may get lost: they also look every second."""
+"""The channel on which enqueue_job notifies the workers. NOTIFY can get lost: they also poll every second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a job has to work with."""
+    """What jobs use."""
 
     settings: Settings
     database: Database
@@ -47,22 +47,22 @@ class Services:
 Handler: TypeAlias = Callable[[Services, dict[str, Any]], Awaitable[None]]
 
 JOBS: dict[str, Handler] = {}
-"""Kind -> what does it."""
+"""Kind -> handler."""
 PARKED: dict[str, Handler] = {}
-"""Kind -> what notes that it has been parked."""
+"""Kind -> handler that runs before the job is parked."""
 
 
 def job(kind: str, *, parked: Handler | None = None) -> Callable[[Handler], Handler]:
     """Register `async def handler(services, payload)` for a kind of job.
 
-    It may run more than once for one job, so what it does twice must come to the same.
+    It may run more than once for one job, so it must be idempotent.
 
     Args:
-        kind: what enqueue calls it; jobs in the queue keep it across releases.
-        parked: run once it is parked, for whoever waits for its outcome. It may fail to run.
+        kind: for enqueue; stored with queued jobs across releases.
+        parked: run before the job is parked, to store the failure. It may fail.
 
     Raises:
-        ValueError: at import, for a kind that is taken.
+        ValueError: at import: the kind is taken.
     """
     if kind in JOBS:
         raise ValueError(f"there is a job {kind} already")
@@ -77,13 +77,13 @@ def job(kind: str, *, parked: Handler | None = None) -> Callable[[Handler], Hand
 
 
 async def enqueue(db: Connection, kind: str, payload: dict[str, Any], *, after: float = 0) -> None:
-    """Leave a job behind: done if the caller's transaction commits, never if it does not.
+    """Enqueue a job. It is done only if the caller's transaction commits.
 
     Args:
         db: the caller's connection, within its transaction.
         kind: a registered one.
-        payload: JSON; with instance_id where it concerns a tenant. It is kept in clear until the job is
-            done, so it holds no secrets.
+        payload: JSON, with the instance_id of a tenant's job. It is stored in clear until the job is done,
+            so it must hold no secrets.
         after: seconds to wait at least.
     """
     if kind not in JOBS:
@@ -95,7 +95,7 @@ async def enqueue(db: Connection, kind: str, payload: dict[str, Any], *, after: 
 
 
 async def work(services: Services) -> None:
-    """Do jobs until cancelled; those that run then get the settings' shutdown_timeout to finish."""
+    """Do jobs until cancelled. Running jobs then have shutdown_timeout (settings) to finish."""
     jobs = Jobs(services)
     listening = asyncio.create_task(listen(services.database, CHANNEL, jobs.hear))
     try:
@@ -111,7 +111,7 @@ def pause_after(tries: int) -> float:
 
 
 class Jobs(worker.Worker):
-    """Does jobs, as one worker. Those of kinds of another release are left alone."""
+    """Does jobs, as one worker. Jobs of kinds of another release are skipped."""
 
     away = "queue_waits_for_database"
     unsettled = "job_not_noted"
@@ -120,7 +120,7 @@ class Jobs(worker.Worker):
     start = (-1, "")
 
     def __init__(self, services: Services) -> None:
-        # Kinds that fail leave room for others of their instance.
+        # A kind that fails leaves room for other kinds of its instance.
         windows = Windows(IN_ALL, Limits(AT_ONCE, AT_ONCE, AT_ONCE), Limits(1, AT_ONCE, AT_ONCE))
         super().__init__(services.database, services.metrics, windows, services.settings.shutdown_timeout)
         self._services = services
@@ -147,7 +147,7 @@ class Jobs(worker.Worker):
 
     async def note_parked(self, row: Row) -> None:
         if row["kind"] in PARKED:
-            with contextlib.suppress(Exception):  # it is parked and logged all the same
+            with contextlib.suppress(Exception):  # the job is parked and logged anyway
                 async with asyncio.timeout(TIME_LIMIT):
                     await PARKED[row["kind"]](self._services, orjson.loads(row["payload"]))
 
@@ -163,6 +163,6 @@ class Jobs(worker.Worker):
 
 
 def _keys(rows: Iterable[Row]) -> dict[str, list[Any]]:
-    """Which tries of which jobs, for the statements about several."""
+    """The keys of tries, for statements about several."""
     keys = [(row["instance_id"], row["id"], row["attempts"]) for row in rows]
     return dict(zip(("instance_ids", "job_ids", "attempts"), map(list, zip(*keys, strict=True)), strict=True))

@@ -1,8 +1,8 @@
-"""How many tries run at the same time: for each lane, for each instance, and in all.
+"""Limits of parallel tries: of each lane, of each instance, and in all.
 
-A lane is a part of an instance's work: the deliveries to one webhook, or the jobs of one kind. It begins with
-few. Each try that succeeds allows one more, up to a limit, and each that fails halves the number, as TCP does
-with its window: a fast receiver is kept busy, and one that hangs or fails has few places.
+A lane is a part of an instance's work: the deliveries to one webhook, or the jobs of one kind. As in TCP's
+congestion control, its window begins small, each success adds one, up to a limit, and each failure halves it.
+So a fast receiver is kept busy, and one that hangs or fails gets few tries.
 """
 
 from collections import Counter
@@ -11,13 +11,13 @@ from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
 Lane: TypeAlias = tuple[int, Any]
-"""The instance's id, and what tells the lane from the others of the instance."""
+"""The instance's id, and the key of the lane in the instance."""
 _KEPT = 10_000
-"""Windows that are remembered; beyond that, those with nothing under way are forgotten."""
+"""Most windows in memory; beyond that, windows without running tries are dropped."""
 
 
 class Limits(NamedTuple):
-    """Bounds of a window."""
+    """Sizes of a window."""
 
     least: int
     first: int
@@ -33,7 +33,7 @@ class _Window:
 
 
 class Windows:
-    """Those of one worker."""
+    """The windows of one worker."""
 
     def __init__(self, at_once: int, per_instance: Limits, each: Limits) -> None:
         """
@@ -44,7 +44,7 @@ class Windows:
         """
         self.at_once = at_once
         self._per_instance, self._each = per_instance, each
-        # Of instances, by their ids, and of lanes.
+        # By instance id, and by lane.
         self._windows: dict[int | Lane, _Window] = {}
         self._under_way = 0
 
@@ -55,7 +55,7 @@ class Windows:
         return self._windows.get(of) or _Window(self._limits(of).first)
 
     def begin(self, lane: Lane) -> None:
-        """One more try is under way."""
+        """Count a try that begins."""
         self._under_way += 1
         if len(self._windows) > _KEPT:
             self._windows = {of: window for of, window in self._windows.items() if window.under_way}
@@ -64,7 +64,7 @@ class Windows:
             window.under_way += 1
 
     def end(self, lane: Lane, succeeded: bool) -> None:
-        """A try has ended."""
+        """Count a try that ended, and resize its windows."""
         self._under_way -= 1
         for of in (lane[0], lane):
             window, limits = self._windows[of], self._limits(of)
@@ -74,18 +74,18 @@ class Windows:
             )
 
     def has_room(self, instance_id: int) -> bool:
-        """Whether another try of an instance may begin, as far as its own window goes."""
+        """Whether the window of an instance allows another try."""
         window = self._window(instance_id)
         return window.under_way < window.size
 
     def share_out(self, waiting: Iterable[Lane]) -> Counter[Lane]:
         """How many tries of each lane may begin.
 
-        One at a time goes to the instance with the fewest under way, and there to the lane with the fewest;
-        among equals, to the one that stands first.
+        Each goes to the instance with the fewest running tries, and there to the lane with the fewest; the
+        first one among equals.
 
         Args:
-            waiting: lanes with something to do.
+            waiting: lanes with waiting rows.
         """
         shares: Counter[Lane] = Counter()
         lanes: dict[int, list[tuple[int, int, Lane]]] = {}
@@ -113,7 +113,7 @@ class Windows:
 
 
 class Due:
-    """Lanes with something to do, by instance; what was served last stands last."""
+    """Lanes with waiting rows, by instance; the last served is the last in order."""
 
     def __init__(self) -> None:
         self._instances: dict[int, dict[Lane, None]] = {}
@@ -122,12 +122,12 @@ class Due:
         return bool(self._instances)
 
     def add(self, lanes: Iterable[Lane]) -> None:
-        """Lanes stand last, but for those that stand there already."""
+        """Append lanes; those that are here already keep their position."""
         for lane in lanes:
             self._instances.setdefault(lane[0], {})[lane] = None
 
     def take(self, lanes: Iterable[Lane]) -> None:
-        """Lanes are served: they stand there no more, and others of their instances stand last."""
+        """Remove served lanes, and move the other lanes of their instances to the end."""
         for lane in lanes:
             rest = self._instances.pop(lane[0])
             del rest[lane]
@@ -135,10 +135,10 @@ class Due:
                 self._instances[lane[0]] = rest
 
     def of(self, windows: Windows) -> Iterator[Lane]:
-        """Those of instances that have room, in their order.
+        """The lanes of instances with room, in order.
 
-        Whoever takes a bounded number of them sees all tenants in turn: lanes of an instance without room are
-        not among them. Few instances are passed over, as each has some under way.
+        Without the lanes of full instances, a bounded number of lanes reaches all tenants in turn. Few
+        instances are skipped, because each of them has running tries.
         """
         for instance_id, lanes in self._instances.items():
             if windows.has_room(instance_id):

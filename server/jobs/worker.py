@@ -1,8 +1,7 @@
-"""What waits in a table: claimed with a lease, tried, and then done, retried or parked.
+"""Rows that wait in a table: claimed with a lease, tried, and then done, retried or parked.
 
-A row that is claimed is left alone by all other workers until its lease ends, so that a row whose worker died
-is claimed again: it is tried at least once, and sometimes twice. Instances share the places of a worker; see
-windows.
+Other workers skip a claimed row until its lease ends. The row of a worker that died is then claimed again, so
+a row is tried at least once, and sometimes twice. Instances share the capacity of a worker; see windows.
 """
 
 import asyncio
@@ -26,29 +25,29 @@ from server.postgres.db import Database, Row, pass_on_cancelling
 log = structlog.get_logger()
 
 LEASE = 60.0
-"""Seconds after which another worker takes a row over from one that died."""
+"""Seconds after which another worker takes over the row of a worker that died."""
 LONGEST_PAUSE = 3600.0
-"""Seconds between two tries at most, whatever the other side asked for; those of a suspended instance's."""
+"""Most seconds between two tries, also if the receiver asks for more; the pause of a suspended instance."""
 POLL = 1.0
-"""Seconds between two looks at what is due."""
+"""Seconds between two looks for due rows."""
 GATHER = 0.005
-"""Seconds in which several that have come to an end make room for one claim."""
+"""Seconds between two claims, so that one claim serves several tries that ended."""
 LOOKS = 500
-"""Lanes with waiting rows that one look steps over."""
+"""Lanes with waiting rows that one look examines."""
 SETTLE_AT_END = 2.0
-"""Seconds to settle what has ended once the worker is told to stop."""
+"""Seconds to finish a claim, and again to settle the tries that have ended, when the worker is to stop."""
 
 
 class Hopeless(Exception):
-    """no further try will help: the row is parked at once"""
+    """a retry would not help: the row is parked at once"""
 
 
 class GivenUp(Hopeless):
-    """the workers of all tries died, so that nobody has parked the row"""
+    """the workers of all tries died, and none of them parked the row"""
 
 
 class Later(Exception):
-    """another try may help, but no sooner than the other side said"""
+    """a retry may help, after the time that the other side asked for"""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -56,101 +55,99 @@ class Later(Exception):
 
 
 class Suspended(Exception):
-    """the instance is suspended: the row is tried again hourly, without an end, until that is over"""
+    """the instance is suspended: the row is retried every hour until it is reactivated"""
 
 
 class Tried(NamedTuple):
-    """One try and what it came to."""
+    """One try and its outcome."""
 
     row: Row
-    # done, retried (later, that is), parked, suspended, or stopped with its worker.
+    # done, retried, parked, suspended, or stopped with its worker.
     outcome: str
     # Seconds until the next try.
     pause: float
-    # What do() returned or raised.
+    # Returned or raised by do().
     result: Any
     seconds: float = 0.0
 
     @property
     def tries(self) -> int:
-        """How often the row was tried since its tries began to be counted."""
+        """The number of tries since the count began anew."""
         return 0 if self.outcome == "suspended" else self.row["attempts"] - self.row["first_attempt"]
 
 
 class Worker(ABC):
-    """Does what waits in one table; a subclass knows how. Rows have instance_id, the lane, attempts,
-    first_attempt and kind."""
+    """Does the rows of one table. They have instance_id, the lane, attempts, first_attempt and kind."""
 
     away: str
-    """What the log calls it if the database is away."""
+    """The log event when the database is away."""
     unsettled: str
-    """What the log calls a row whose outcome could not be noted."""
+    """The log event for a row whose outcome could not be stored."""
     find: str
-    """The statement that finds the next lanes in which rows wait."""
+    """The statement that finds the next lanes with waiting rows."""
     claim: str
     """The statement that claims rows of lanes."""
     lane: str
-    """The column that makes a lane of an instance: rows that are claimed one after another."""
+    """The column with the key of the lane."""
     start: Lane
     """A lane before all others."""
 
     def __init__(self, database: Database, metrics: Metrics, windows: Windows, grace: float = 0.0) -> None:
         """
         Args:
-            windows: how many tries run at the same time.
-            grace: seconds that running tries get to finish once the worker is told to stop.
+            windows: limits of parallel tries.
+            grace: seconds that running tries have to finish when the worker is to stop.
         """
         self.database = database
         self.metrics = metrics
         self._windows = windows
         self._grace = grace
-        # As far as is known here.
+        # The lanes that are known to be due.
         self._due = Due()
         self._wake = asyncio.Event()
-        # With what they try, and when its lease was last known to be a whole one.
+        # Task -> row, and the time when its lease was last renewed.
         self._running: dict[asyncio.Task[None], tuple[Row, float]] = {}
         self._tried: asyncio.Queue[Tried | None] = asyncio.Queue(windows.at_once)
-        # The lane after which the next look goes on, and the longest wait that this round of looks has seen.
+        # The lane after which the next look continues, and the longest wait in this round of looks.
         self._looked, self._waited = self.start, 0.0
         self._is_away = False
 
     @abstractmethod
     async def do(self, row: Row) -> Any:
-        """One try, which limits its own time. Whatever it raises, the row is tried again after a pause, but
-        for Hopeless."""
+        """One try, with its own time limit. After an error, except Hopeless, the row is retried."""
 
     @abstractmethod
     async def settle(self, tried: list[Tried]) -> None:
-        """Note what tries came to, in the order in which they ended, all of them or none."""
+        """Store the outcomes of all tries or none, in the order in which they ended."""
 
     @abstractmethod
     def pause(self, tries: int) -> float | None:
-        """Seconds before the next try after so many; None: it is parked instead."""
+        """Seconds before the next try after this number of tries; None: park the row."""
 
     def knows(self, lane: Lane) -> bool:
-        """Whether a lane is one of those that this version can do."""
+        """Whether this version can do the rows of a lane."""
         return True
 
     def cause(self, result: Any) -> str | None:
-        """What went wrong, for the log."""
+        """The cause of a failure, for the log."""
         return cause_of(result) if isinstance(result, Exception) else None
 
     async def renew(self, rows: list[Row]) -> None:  # noqa: B027
-        """Make the leases of rows whose tries take long whole again."""
+        """Renew the leases of rows whose tries take long."""
 
     async def note_parked(self, row: Row) -> None:  # noqa: B027
         """Called before a row is parked."""
 
     def waited(self, seconds: float) -> None:  # noqa: B027
-        """For how long the row that waits longest has been due, once all lanes have been seen."""
+        """Called after all lanes were examined, with the time that the oldest due row has waited."""
 
     def tell(self, lanes: Iterable[Lane]) -> None:
-        """Lanes have something to do."""
+        """Rows of these lanes are due."""
         self._due.add(filter(self.knows, lanes))
         self._wake.set()
 
     async def run(self) -> None:
-        """Work until cancelled. What does not finish in its time then is cut off, and is due at once."""
+        """Work until cancelled. Tries that do not finish in their time then are cut off, and due at once."""
         settling = asyncio.create_task(self._keep_settling())
         try:
             await self._keep_claiming()
@@ -167,12 +164,12 @@ class Worker(ABC):
                     await settling
 
     async def _finish(self) -> None:
-        """Wait for running tries, whose leases do not end meanwhile."""
+        """Wait for running tries, and renew their leases."""
         while self._running:
             await asyncio.wait(self._running, timeout=LEASE / 3)
             try:
                 await self._renew_old()
-            except Exception as error:  # another worker may take them over
+            except Exception as error:  # another worker may take the rows over
                 pass_on_cancelling(error)
                 self._say_away(error)
 
@@ -188,17 +185,33 @@ class Worker(ABC):
                     if await self.look():
                         look_at = loop.time() + POLL / 10
                     self._is_away = False
-                for row in await self._claim():
-                    task = asyncio.create_task(self._try(row))
-                    self._running[task] = row, loop.time()
-                    task.add_done_callback(self._running.pop)
-            except Exception as error:  # whatever it was, the next look may go better
+                await self._begin()
+            except Exception as error:  # the next look may succeed
                 pass_on_cancelling(error)
                 self._say_away(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(look_at - loop.time(), 0)):
                     await self._wake.wait()
             await asyncio.sleep(GATHER)
+
+    async def _begin(self) -> None:
+        """Claim rows and start their tries."""
+
+        async def begin() -> None:
+            for row in await self._claim():
+                task = asyncio.create_task(self._try(row))
+                self._running[task] = row, asyncio.get_running_loop().time()
+                task.add_done_callback(self._running.pop)
+
+        beginning = asyncio.create_task(begin())
+        try:
+            await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # A cancelled claim may have been committed: its rows would wait for the end of their lease.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_AT_END):
+                    await asyncio.gather(beginning, return_exceptions=True)
+            raise
 
     def _say_away(self, error: Exception) -> None:
         if not self._is_away:
@@ -214,10 +227,10 @@ class Worker(ABC):
             self._running |= {task: (row, now) for task, row in old.items() if task in self._running}
 
     async def look(self) -> bool:
-        """Find lanes in which something is due, among the next LOOKS in which anything waits.
+        """Find lanes with due rows among the next LOOKS lanes with waiting rows.
 
         Returns:
-            whether there are more to look at.
+            whether there are more lanes.
         """
         async with self.database.round(), self.database.connection() as db:
             rows = await db.all(
@@ -237,16 +250,16 @@ class Worker(ABC):
         return row["instance_id"], row[self.lane]
 
     async def _claim(self) -> list[Row]:
-        # No more lanes have something under way than there are places, so as many others are among these.
+        # At most at_once lanes have running tries, so at least as many of these have none.
         shares = self._windows.share_out(islice(self._due.of(self._windows), 2 * self._windows.at_once))
         if not shares:
             return []
         left: Counter[Lane] = shares.copy()
-        self._due.take(shares)  # each stands there again if it is told of meanwhile
+        self._due.take(shares)  # tell may add them again during the claim
         try:
-            # As a write: nothing is claimed while writes are in doubt. The claim itself could go through, as
-            # it may wait for no standby, but what came of the tries could not be noted: each would be made
-            # again when its lease ends, until it counts as one whose workers died.
+            # A statement that writes, so nothing is claimed while writes are in doubt. The claim itself might
+            # succeed then, as it need not wait for a standby. But the outcomes of the tries could not be
+            # stored: each would be repeated when its lease ends, until the row counts as given up.
             async with self.database.round(), self.database.statement() as db:
                 rows = await db.all(
                     self.claim,
@@ -262,7 +275,7 @@ class Worker(ABC):
             left.clear()
             raise
         finally:
-            # A lane of which less came than it might have had has no more.
+            # A lane with fewer rows than its share has no more.
             self._due.add(lane for lane in shares if left[lane] == 0)
         return rows
 
@@ -293,7 +306,7 @@ class Worker(ABC):
                 self._wake.set()
 
     async def _keep_settling(self) -> None:
-        """Settle tries as they end, until None comes."""
+        """Settle tries as they end; None is the end."""
         ending = False
         while not ending:
             waiting = [await self._tried.get()]
@@ -301,7 +314,7 @@ class Worker(ABC):
                 waiting.append(self._tried.get_nowait())
             ending = None in waiting
             ended = [one for one in waiting if one is not None]
-            # One that is parked may change what becomes of the next: it is settled alone, in its turn.
+            # A parked try may affect the following ones: it is settled alone, in its turn.
             for parked, several in groupby(ended, key=lambda one: one.outcome == "parked"):
                 tried = list(several)
                 for together in [[one] for one in tried] if parked else [tried]:
@@ -310,12 +323,12 @@ class Worker(ABC):
     async def _settle(self, tried: list[Tried]) -> None:
         try:
             await self._settle_again(tried)
-        except Unavailable as error:  # what is not noted is tried again once its lease ends
+        except Unavailable as error:  # the rows are retried when their leases end
             pass_on_cancelling(error)
             self._say_away(error)
         except Exception as error:
             pass_on_cancelling(error)
-            if len(tried) > 1:  # whichever it was, not the others
+            if len(tried) > 1:  # one outcome may be the cause: settle the others
                 for one in tried:
                     await self._settle([one])
                 return
@@ -339,12 +352,12 @@ class Worker(ABC):
             try:
                 async with self.database.round():
                     return await self.settle(tried)
-            except (Contention, NotBegun):  # nothing of it was done
+            except (Contention, NotBegun):  # nothing was stored
                 await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
         async with self.database.round():
             return await self.settle(tried)
 
 
 def jittered(seconds: float, part: float) -> float:
-    """A pause that is longer or shorter by up to a part of it, so that many do not end together."""
+    """A pause that is longer or shorter by up to this part, so that many do not end together."""
     return seconds * random.uniform(1 - part, 1 + part)  # noqa: S311

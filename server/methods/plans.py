@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
 from server.base.models import Params, Result, TenantParams
 from server.directory import change
-from server.directory.store import LastDay, PlanId, PlanName, assign_plan
+from server.directory.store import LastDay, PlanId, PlanName, assign_plans
 from server.directory.users import ABSENT, Line, found
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
@@ -283,9 +283,8 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     """
     ref = {"instance_id": call.instance.id, "user_id": params.userId}
     access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
-    assigned = await assign_plan(
-        call, call.instance.id, params.userId, params.planId, params.planValidTo, params.planName
-    )
+    plan = {params.userId: (params.planId, params.planValidTo)}
+    assigned = (await assign_plans(call, plan, name=params.planName))[params.userId]
     held = await call.db.all("list_active_plans", **ref)
     others = [{"id": row["id"], "planId": row["plan_id"]} for row in held if row["id"] != assigned]
     return {"id": assigned, "others": others}

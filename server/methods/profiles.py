@@ -131,7 +131,7 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         action="profile-update",
         user_id=params.id,
         fields=prepared.fields,
-        asked_by=call.actor().columns() | access.kept(call.caller),
+        asked_by=call.actor()._asdict() | access.kept(call.caller),
     )
     if prepared.picture is not None:
         await store_picture(call, user, prepared.picture)

@@ -18,7 +18,7 @@ from server.directory.store import (
     PlanId,
     PlanName,
     SessionsLimit,
-    assign_plan,
+    assign_plans,
     needs_plan,
 )
 from server.directory.users import (
@@ -302,9 +302,7 @@ async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: 
     after = change.changed(user, params.model_dump(exclude_unset=True))
     await change.change(call, Edit(user, change.with_email(after, params.email), password_hash))
     if params.planId is not None:
-        await assign_plan(
-            call, call.instance.id, params.id, params.planId, params.planValidTo, keeps_end=True
-        )
+        await assign_plans(call, {params.id: (params.planId, params.planValidTo)}, keeps_end=True)
     if params.planName is not None:
         named = await call.db.one(
             "name_newest_plan", instance_id=call.instance.id, user_id=params.id, name=params.planName

@@ -13,7 +13,6 @@ from server.base.pages import Limit, number_below, page, parts_of, to_cursor
 from server.directory.users import ABSENT, Line, found
 from server.events import feed
 from server.events.changes import EVENTS
-from server.events.pages import is_full
 from server.methods.registry import Example, method
 from server.outside import outbound
 from server.tenants.call import Call
@@ -435,7 +434,7 @@ async def list_changes(call: Call, params: ListChanges) -> Any:
         xid, seq = int(horizon) if params.begin == "now" else 0, 0
     most = params.limit + 1
     rows = await feed.read(call.db, call.instance.id, str(xid), seq, most, horizon=horizon)
-    shown, after = page(rows, params.limit, feed.place, is_cut=is_full(rows, most))
+    shown, after = page(rows, params.limit, feed.place, is_cut=feed.is_full(rows, most))
     last = feed.place(shown[-1]) if shown else f"{xid}.{seq}"
     events = [feed.payload(row, call.instance.name) for row in shown if feed.wants(params.types, None, row)]
     return {"events": events, "cursor": to_cursor(last), "more": after is not None}

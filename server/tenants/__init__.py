@@ -1,1 +1,1 @@
-"""Instances and their settings, principals and API keys, access, limits; the call that is being run."""
+"""Instances and their settings, principals and API keys, access, rate limits, and the current call."""

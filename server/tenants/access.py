@@ -1,11 +1,10 @@
-"""Who may do what: the rules, and the only place that applies them.
+"""Authorization: the rules, and the only functions that apply them.
 
-RULES is printed in server/methods/README.md. Each function below applies some of them, and returns or raises
-the error that the rule names.
+RULES is printed in server/methods/README.md. The functions below return or raise the error of a rule.
 
-Whoever sets an administrator's password or e-mail can become it, and whoever suspends, deletes or logs it
-out can lock it out. So one rule holds for every member of an administrator. Users themselves prove who they
-are by password, token or code: login, logout, confirmEmail and resetPasswordWithCode ask for those instead.
+One rule protects every member of an administrator: a new password or e-mail takes the account over, and a
+suspension, deletion or logout locks the administrator out. login, logout, confirmEmail and
+resetPasswordWithCode have other proofs: the password, token or code of the user.
 """
 
 import ipaddress
@@ -28,56 +27,56 @@ from server.tenants.principals import Principal
 ADMINISTRATE = "users:admin"
 """The scope for changing administrators."""
 MEMBER_SCOPES = {"isAdmin": ADMINISTRATE, "groups": "groups:write"}
-"""Members of a user that need a scope of their own where they are given another value than their default."""
+"""Members of a user that need their own scope, unless they have the default value."""
 
 
 class Rule(NamedTuple):
-    """What is asked, what it needs, and the error without it."""
+    """What a call asks for, what it needs, and the error without it."""
 
     asked: str
     needs: str
     error: Forbidden
 
     def refusal(self, scope: str | None = None) -> Forbidden:
-        """A new error, naming the scope that is missing where there is one."""
+        """A new error, with the missing scope if there is one."""
         return type(self.error)(code=self.error.code, scope=scope)
 
 
 METHOD = Rule("Call a method", "the scope of the method", MissingScope())
 OPERATORS = Rule(
-    "Call an operator's method; make an operator's key, or a key for several instances",
+    "Call an operator's method; create an operator's key, or a key for several instances",
     "an operator's key", OperatorsOnly(),
 )  # fmt: skip
 INSTANCE = Rule("Name an instance", "a key that holds it; an operator's key holds all", NotHeld())
 SUSPENDED = Rule(
-    "Anything about a suspended instance", "an operator's key, and a method that reads or manages",
+    "Call a method about a suspended instance", "an operator's key, and a method that reads or manages",
     InstanceSuspended(),
 )  # fmt: skip
 MEMBER = Rule(
-    "Give a member of a user that needs a scope of its own",
+    "Set a member of a user that needs its own scope",
     ", ".join(f"`{scope}` for {member}" for member, scope in MEMBER_SCOPES.items()), MemberForbidden(),
 )  # fmt: skip
 ADMINISTRATOR = Rule(
-    "Change an administrator, or make one, in whatever: members, e-mail, password, avatar, groups, plans, "
-    "sessions, suspension, deletion, restoration, purge. A call that changes nothing is allowed",
+    "Create or change an administrator: members, e-mail, password, avatar, groups, plans, sessions, "
+    "suspension, deletion, restoration, purge. A call that changes nothing is allowed",
     f"`{ADMINISTRATE}`", MemberForbidden(),
 )  # fmt: skip
 KEY_SCOPES = Rule(
-    "Make, change, rotate or end an API key; give it a scope", "every scope that the key has or gets",
+    "Create, change, rotate or revoke an API key; give it a scope", "every scope that the key has or gets",
     Forbidden(code="scope_not_held"),
 )  # fmt: skip
-OPERATORS_KEY = Rule("Change, rotate or end an operator's key", "an operator's key", Forbidden())
+OPERATORS_KEY = Rule("Change, rotate or revoke an operator's key", "an operator's key", Forbidden())
 KEY_NETWORKS = Rule(
-    "Make or rotate a key, or give it a scope that it lacks",
-    "a key that is valid in all networks of that key; rotating: or an operator's key",
+    "Create or rotate a key, or give it a scope that it lacks",
+    "a key that is valid in all networks of that key; to rotate: or an operator's key",
     Forbidden(code="network_not_held"),
 )  # fmt: skip
 KEY_LIFETIME = Rule(
     "Rotate a key, or give it a scope that it lacks",
-    "a key that lives at least as long, or an operator's key", Forbidden(code="lifetime_not_held"),
+    "a key that expires no earlier, or an operator's key", Forbidden(code="lifetime_not_held"),
 )  # fmt: skip
 KEY_RATE = Rule(
-    "Make or rotate a key, raise its calls a minute, or give it a scope that it lacks",
+    "Create or rotate a key, raise its calls a minute, or give it a scope that it lacks",
     "a key that may make as many calls a minute, or an operator's key", Forbidden(code="rate_not_held"),
 )  # fmt: skip
 RULES = (
@@ -90,7 +89,7 @@ RULES = (
 
 
 class Scoped(Protocol):
-    """What access needs to know of a method."""
+    """The access attributes of a method."""
 
     @property
     def scope(self) -> str: ...
@@ -111,10 +110,10 @@ def method_refusal(principal: Principal, method: Scoped) -> Forbidden | None:
 def member_refusal(
     principal: Principal, params: BaseModel, scopes: Mapping[str, str] = MEMBER_SCOPES
 ) -> Forbidden | None:
-    """Why a principal may not give the members that it gave, or None.
+    """Why a principal may not set the members in its params, or None.
 
     Args:
-        scopes: by member, those that have one.
+        scopes: member -> the scope that it needs.
     """
     fields = type(params).model_fields
     for member, scope in scopes.items():
@@ -128,24 +127,21 @@ def member_refusal(
 
 
 def may_send_pictures(principal: Principal) -> bool:
-    """Whether a principal may send bodies that are long enough for a picture."""
+    """Whether a principal may send bodies of the size of a picture."""
     return "users:write" in principal.scopes
 
 
 def require_operator(principal: Principal) -> None:
-    """Raises OperatorsOnly for a principal that is no operator."""
+    """Raise OperatorsOnly for a principal that is no operator."""
     if not principal.is_operator:
         raise OPERATORS.refusal()
 
 
 def require_active(principal: Principal, instance: Instance, *, while_suspended: bool) -> None:
-    """Refuse a call about a suspended instance.
+    """Raise InstanceSuspended for a suspended instance.
 
     Args:
-        while_suspended: whether operators may make the call all the same.
-
-    Raises:
-        InstanceSuspended: the instance is suspended.
+        while_suspended: operators may make the call anyway.
     """
     if not instance.is_active and not (principal.is_operator and while_suspended):
         raise SUSPENDED.refusal()
@@ -155,7 +151,7 @@ def require_active(principal: Principal, instance: Instance, *, while_suspended:
 
 
 def may_administrate(principal: Principal) -> bool:
-    """Whether a principal may change administrators, and make some."""
+    """Whether a principal may create and change administrators."""
     return ADMINISTRATE in principal.scopes
 
 
@@ -163,7 +159,7 @@ def may_change_user(principal: Principal, *users: Mapping[str, Any]) -> bool:
     """Whether a principal may change a user.
 
     Args:
-        users: what it was and is to be: rows with is_admin.
+        users: the row before, and after; with is_admin.
     """
     return may_administrate(principal) or not any(user["is_admin"] for user in users)
 
@@ -174,13 +170,10 @@ def user_refusal(principal: Principal, *users: Mapping[str, Any]) -> Forbidden |
 
 
 def require_user(principal: Principal, row: Mapping[str, Any]) -> None:
-    """Refuse a change of a user that the principal may not make. A call that changes nothing is allowed.
+    """Raise MemberForbidden for an administrator if the key lacks users:admin.
 
     Args:
-        row: of the user, who is held, with is_admin.
-
-    Raises:
-        MemberForbidden: it is an administrator, and the key lacks users:admin.
+        row: of the locked user, with is_admin.
     """
     if refusal := user_refusal(principal, row):
         raise refusal
@@ -190,15 +183,15 @@ _KEPT = "may_administrate"
 
 
 def kept(principal: Principal) -> dict[str, bool]:
-    """What the queue keeps of a principal's rights, for may_still_change_user."""
+    """The rights of a principal that a job stores, for may_still_change_user."""
     return {_KEPT: may_administrate(principal)}
 
 
 def may_still_change_user(asked_by: Mapping[str, Any], user: Mapping[str, Any]) -> bool:
-    """may_change_user when the queue makes the change. The user may have become an administrator meanwhile.
+    """may_change_user for a job. The user may have become an administrator since the request.
 
     Args:
-        asked_by: with what kept() gave when the change was asked for.
+        asked_by: the stored caller, with the result of kept().
     """
     return bool(asked_by.get(_KEPT)) or not user["is_admin"]
 
@@ -207,19 +200,16 @@ def may_still_change_user(asked_by: Mapping[str, Any], user: Mapping[str, Any]) 
 
 
 def require_scopes(principal: Principal, scopes: Sequence[str]) -> None:
-    """Raises Forbidden where one of the scopes is not the principal's own."""
+    """Raise Forbidden if the principal lacks one of the scopes."""
     if not set(scopes) <= principal.scopes:
         raise KEY_SCOPES.refusal()
 
 
 def require_key(principal: Principal, row: Mapping[str, Any]) -> None:
-    """Refuse to change or end a key that is stronger than the principal.
+    """Raise Forbidden for a key with a scope that the principal lacks, or an operator's key.
 
     Args:
-        row: of lock_key, which gives a key that is not an operator's only those of its own instance.
-
-    Raises:
-        Forbidden: it has a scope that the principal lacks, or is an operator's.
+        row: of lock_key, which returns to tenants only keys of their own instance.
     """
     require_scopes(principal, row["scopes"])
     if row["is_operator"] and not principal.is_operator:
@@ -227,7 +217,7 @@ def require_key(principal: Principal, row: Mapping[str, Any]) -> None:
 
 
 def require_networks(principal: Principal, networks: Sequence[str]) -> None:
-    """Raises Forbidden where one of them is not within those that the principal is bound to."""
+    """Raise Forbidden if a network is outside the networks of the principal's key."""
     bound = [ipaddress.ip_network(network) for network in principal.networks]
     for network in map(ipaddress.ip_network, networks) if bound else ():
         if not any(network.version == own.version and network.subnet_of(own) for own in bound):  # type: ignore[arg-type]
@@ -238,13 +228,12 @@ def permitted_rate(principal: Principal, default: int, rate: int | None, *others
     """The rate that a principal may give a key.
 
     Args:
-        default: calls a minute of a key without a rate of its own (the server's setting); 0: any.
-        rate: the one asked for; None for the principal's own.
-        others: more rates that it must not exceed.
+        default: calls a minute of a key without its own rate (the server's setting); 0: unlimited.
+        rate: the requested one; None for the principal's own.
+        others: further upper bounds.
 
     Raises:
-        Forbidden: it would be higher than the principal's own, or than one of the others, and the principal
-            is no operator.
+        Forbidden: the principal is no operator, and the rate is above its own or above one of the others.
     """
     if principal.is_operator:
         return rate
@@ -256,20 +245,17 @@ def permitted_rate(principal: Principal, default: int, rate: int | None, *others
 
 
 def _calls(rate: int | None, default: int) -> float:
-    """Calls a minute, as a number that compares."""
+    """Calls a minute; infinite if unlimited."""
     return (default if rate is None else rate) or float("inf")
 
 
 def require_whole_key(principal: Principal, default_rate: int, row: Mapping[str, Any]) -> None:
-    """Refuse to hand out a key that holds more than the principal.
+    """Raise Forbidden for a key with more rights than the principal: see require_key; and, unless the
+    principal is an operator, for one with other networks, a later expiry or a higher rate.
 
     Args:
         default_rate: see permitted_rate.
         row: of lock_key.
-
-    Raises:
-        Forbidden: it has a scope that the principal lacks or is an operator's; or, for a principal that is no
-            operator, works from other networks, lives longer or may make more calls a minute.
     """
     require_key(principal, row)
     if principal.is_operator:

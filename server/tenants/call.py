@@ -1,4 +1,4 @@
-"""One call: who makes it, for which instance, in which transaction, and what it changed."""
+"""One call: its caller, instance, transaction and changes."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,21 +17,21 @@ from server.tenants.principals import Principal
 
 
 class RequestContext(NamedTuple):
-    """What is known of a call beside who calls and what for."""
+    """A call's request: ids, address and options."""
 
     request_id: str
     address: str | None = None
-    # Makes a call that is sent twice one call.
+    # Calls with the same key are done once.
     idempotency_key: str | None = None
-    # What the caller calls itself, to know its own changes again.
+    # X-Origin: the caller's name for itself, to recognize its own changes.
     origin: str | None = None
-    # Check everything and answer, and write nothing.
+    # Check and answer, but write nothing.
     dry_run: bool = False
 
 
 @dataclass(slots=True)
 class Call:
-    """One call on its way through its method."""
+    """One call, passed to its method."""
 
     caller: Principal
     settings: Settings
@@ -43,45 +43,40 @@ class Call:
     methods: Mapping[str, Any]
     # The name of its method.
     method: str
-    # Set by dispatch as the call proceeds. instance: for methods with TenantParams.
-    # db: within the method alone, a transaction where the method writes.
+    # Set by dispatch. instance: for methods with TenantParams.
+    # db: within the method; a transaction if the method writes.
     instance: Instance = field(init=False)
     db: Connection = field(init=False)
-    # Run after a commit, never after a rollback.
+    # Run after a commit, not after a rollback.
     after_commit: list[Callable[[], None]] = field(default_factory=list)
-    # What was changed, which dispatch writes down in the same transaction.
+    # Dispatch stores these in the same transaction.
     changes: list[Change] = field(default_factory=list)
-    # Whom the call is about, for the audit of one that changed nothing.
+    # The id of the user, for the audit of a call that changed nothing.
     subject: int | None = None
-    # The handler's one statement writes its event itself; see Method.single.
+    # The statement of the method writes the event itself; see Method.single.
     single: bool = False
-    # Looks at what is stored once a conflict has ended the transaction; a more telling error, or None.
+    # Run after a conflict has ended the transaction; returns a more precise error, or None.
     explain: Callable[[Conflict], Awaitable[ServiceError | None]] | None = None
 
     async def find_instance(self, name: str | int | None) -> Instance:
-        """The instance that the call names, or the key's default; see KeyCache.instance for the errors."""
+        """The named instance, or the key's default; see KeyCache.instance for the errors."""
         allowed = self.methods[self.method].while_suspended
         return await self.keys.instance(self.caller, name, while_suspended=allowed)
 
     async def find_instance_or_all(self, name: str | int | None) -> int | None:
-        """The id of the instance that the call is about; None, all of them, where an operator names none."""
+        """The id of find_instance; None, for all instances, if an operator names none."""
         if name is None and self.caller.is_operator:
             return None
         self.instance = await self.find_instance(name)
         return self.instance.id
 
     def actor(self) -> Actor:
-        """Who makes the call's changes, for its events."""
+        """The actor of the call's events."""
         caller, context = self.caller, self.context
         return Actor(
-            caller.kind,
-            caller.id,
-            caller.name,
-            self.method,
-            context.request_id,
-            context.address,
+            caller.kind, caller.id, caller.name, self.method, context.request_id, context.address,
             context.origin,
-        )
+        )  # fmt: skip
 
     def emit(
         self,
@@ -91,21 +86,21 @@ class Call:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Tell a change to the audit, the feed and webhooks; dispatch stores it in the same transaction.
+        """Emit a change to the audit, the feed and webhooks; dispatch stores it in the same transaction.
 
-        A call that tells no change is in the audit by its method's name and params.
+        A call without changes is in the audit with its method and params.
 
         Args:
             event: one of EVENTS.
-            user_id: whom it is about.
-            before, after: the members that changed, whole and without secrets; models are dumped with
+            user_id: of the changed user.
+            before, after: the members that changed, whole and without secrets; dump models with
                 context=IN_EVENTS.
         """
         assert event in EVENTS, event
         self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
 
     def emit_user_changes(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Tell what differs between two states of a user, as directory/rows.state gives them."""
+        """Emit the difference of two states of a user; see directory/rows.state."""
         self.subject = user_id
         self.changes += user_changes(user_id, before, after)
 
@@ -116,5 +111,5 @@ class Call:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Tell a change to the audit alone, by the name of the method; see emit."""
+        """Store a change in the audit only, under the name of the method; see emit."""
         self.changes.append(Change("", user_id, dict(before or {}) or None, dict(after or {}) or None))

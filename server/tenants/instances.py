@@ -1,4 +1,4 @@
-"""An instance (tenant) and what can be set for it."""
+"""An instance (tenant) and its settings."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,37 +11,35 @@ from server.outside.graph import Office365
 
 
 class PasswordPolicy(Strict):
-    """What an instance asks of passwords, beyond 1 to 1,024 characters."""
+    """The rules of an instance for passwords. All have 1 to 1,024 characters."""
 
     minLength: int = Field(1, ge=1, le=128, description="Fewest characters.")
     minClasses: int = Field(
-        1, ge=1, le=4, description="How many of lower case, upper case, digits and others must occur."
+        1, ge=1, le=4, description="How many of lower case, upper case, digits and others are required."
     )
-    refuseCommon: bool = Field(
-        False, description="True refuses the 10,000 most common passwords, in any case."
-    )
+    refuseCommon: bool = Field(False, description="Refuse the 10,000 most common passwords, in any case.")
 
 
 Mebibytes = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class GeneratedPasswords(Strict):
-    """How passwords are made for users who are given none."""
+    """The form of passwords that the server generates for new users."""
 
     length: int = Field(12, ge=8, le=128, description="Characters.")
-    specialSymbols: bool = Field(False, description="Whether there is one of !#$%&*+-=?@ in each.")
-    mixedCase: bool = Field(True, description="Whether there are small and capital letters in each.")
+    specialSymbols: bool = Field(False, description="Whether each has one of !#$%&*+-=?@.")
+    mixedCase: bool = Field(True, description="Whether each has lower and upper case letters.")
 
 
 class DefaultQuotas(Strict):
-    """What users may store who have no quota of their own."""
+    """Quotas of users without their own."""
 
-    mail: Mebibytes | None = Field(None, description="MiB of mail; null: any.")
-    files: Mebibytes | None = Field(None, description="MiB of files; null: any.")
+    mail: Mebibytes | None = Field(None, description="MiB of mail; null: unlimited.")
+    files: Mebibytes | None = Field(None, description="MiB of files; null: unlimited.")
 
 
 class InstanceSettings(Strict):
-    """What can be set for each instance."""
+    """The settings of an instance."""
 
     passwordPolicy: PasswordPolicy = Field(default_factory=PasswordPolicy)
     retentionDays: int | None = Field(
@@ -49,37 +47,36 @@ class InstanceSettings(Strict):
     )
     generatedPasswords: GeneratedPasswords = Field(default_factory=GeneratedPasswords)
     confirmationHosts: list[Host] = Field(
-        default_factory=list, max_length=100, description="Hosts that links in mails may lead to."
+        default_factory=list, max_length=100, description="Hosts allowed in links in mails."
     )
     httpConfirmationHosts: list[Host] = Field(
         default_factory=list,
         max_length=100,
-        description="Hosts that links in mails may lead to by http, too. Codes in such links can be read "
-        "on their way.",
+        description="Hosts allowed in links in mails with http, too. Codes in such links are not encrypted.",
     )
     positionsByHand: bool = Field(
-        False, description="True: a new account gets no place in tree 0 until addToTree gives it one."
+        False, description="True: a new account has no place in tree 0 until addToTree is called."
     )
     provisioningEnabled: bool = Field(
-        True, description="False refuses every request about its users in Workspace 365's format."
+        True, description="False: refuse every request about its users in Workspace 365's format."
     )
     office365: Office365 | None = Field(None, description="For createInOffice365; null: not possible.")
     maxUsers: int | None = Field(
-        None, ge=1, lt=2**53, description="Seats: users that are not deleted, suspended ones too; null: any."
+        None, ge=1, lt=2**53, description="Most users, without deleted and with suspended; null: unlimited."
     )
     defaultQuotas: DefaultQuotas = Field(default_factory=DefaultQuotas)
     ratePerMinute: int | None = Field(
         None,
         ge=0,
         lt=2**31,
-        description="Calls a minute of all its keys together, in each worker; 0: any, null: the server's "
-        "setting.",
+        description="Calls a minute of all its keys together, in each worker; 0: unlimited, null: the "
+        "server's setting.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A tenant, as a call sees it."""
+    """The instance of a call."""
 
     id: int
     name: str

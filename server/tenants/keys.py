@@ -1,4 +1,4 @@
-"""API keys: their format, and the look-up of the principal behind one."""
+"""API keys: their format, and the look-up of their principals."""
 
 import ipaddress
 import time
@@ -22,12 +22,12 @@ log = structlog.get_logger()
 
 KEY_PREFIX = "orpc_"
 CHANNEL = "officerpc_keys"
-# NOTIFY is a hint (on a sharded cluster it reaches one node), so a remembered key is read again after this.
 TRUSTED_SECONDS = 5.0
+"""After this a cached key is read again: NOTIFY can get lost (on a sharded cluster it reaches one node)."""
 
 
 def checksum(text: str) -> str:
-    """CRC32 as six base62 digits: secret scanners find keys by it, and typing errors are noticed."""
+    """CRC32 as six base62 digits, for secret scanners and against typing errors."""
     value, digits = zlib.crc32(text.encode()), ""
     for _ in range(6):
         value, place = divmod(value, 62)
@@ -36,34 +36,34 @@ def checksum(text: str) -> str:
 
 
 def caller_secret(api_key: str) -> bytes:
-    """The secret that seals a caller's answers. It cannot be derived from the stored digest of the key."""
+    """The secret that encrypts a caller's stored answers. The stored digest of the key does not reveal it."""
     return keyed(api_key.encode(), b"officerpc", b"answers")
 
 
 def new_key() -> str:
-    """A fresh API key: prefix, 32 random base62 characters, checksum."""
+    """A new API key: prefix, 32 random base62 characters, checksum."""
     body = KEY_PREFIX + new_secret(32)
     return body + checksum(body)
 
 
 def looks_like_key(key: str) -> bool:
-    """False for a mistyped key of ours. Keys that operators chose carry no checksum and pass."""
+    """False for a mistyped key. Keys chosen by operators have no checksum and pass."""
     return not key.startswith(KEY_PREFIX) or checksum(key[:-6]) == key[-6:]
 
 
 class KeyCache:
-    """Looks keys up by their digest, and caches them while it is notified of changes.
+    """Looks keys up by their digest, and caches them.
 
-    A worker listens on Postgres for changes of keys and instances, and drops its whole cache on each. While
-    the listening connection is down nothing is cached, and no entry is older than TRUSTED_SECONDS, so that a
-    revoked key fails on its next request.
+    A worker listens on Postgres for changes of keys and instances, and drops its whole cache on each, so that
+    a revoked key fails on its next request. Nothing is cached while the listening connection is down, and no
+    entry is older than TRUSTED_SECONDS.
     """
 
     def __init__(self, database: Database, size: int) -> None:
         """
         Args:
-            database: where the keys are.
-            size: how many keys, and how many instances, are cached at most.
+            database: with the keys.
+            size: most keys, and most instances, in the cache.
         """
         self._database = database
         self._size = size
@@ -73,22 +73,22 @@ class KeyCache:
         self._listening = False
 
     def forget(self) -> None:
-        """Drop the cache; look-ups under way are not cached either."""
+        """Drop the cache. Running look-ups are not cached either."""
         self._generation += 1
         self._callers.clear()
         self._instances.clear()
 
     async def caller(self, key: str, address: str | None) -> Principal:
-        """Who a key belongs to.
+        """The principal of a key.
 
         Args:
-            key: in clear, as it came.
-            address: where the call came from.
+            key: in clear.
+            address: of the client.
 
         Raises:
-            Unauthenticated: unknown, revoked, expired, or used from a network it is not meant for.
+            Unauthenticated: unknown, revoked, expired, or used from a network that it does not allow.
         """
-        if not key.isascii():  # no key is; other bytes of a header come as surrogates, which have no digest
+        if not key.isascii():  # all keys are ASCII; other bytes of a header are surrogates, without a digest
             raise Unauthenticated
         key_digest = digest(key)
         known = self._callers.get(key_digest)
@@ -104,26 +104,26 @@ class KeyCache:
     async def instance(
         self, caller: Principal, name: str | int | None, *, while_suspended: bool = False
     ) -> Instance:
-        """The instance a call is about.
+        """The instance of a call.
 
         Args:
-            caller: as caller() gave it.
-            name: as the call named it, a number meaning its digits; None for the key's default.
-            while_suspended: whether operators may do this with a suspended instance (Method.while_suspended).
-                Its own keys may do nothing.
+            caller: see caller().
+            name: from the call; a number means its digits; None: the key's default.
+            while_suspended: whether operators may call the method about a suspended instance
+                (Method.while_suspended).
 
         Raises:
-            NotHeld: there is none of this name, or the key does not hold it; or the call names none, and the
-                key's default was deleted.
+            NotHeld: the instance does not exist, or the key has no access to it, or the key's default was
+                deleted.
             InstanceSuspended: it is suspended.
-            Invalid: the call names none, and the key is an operator's, which has no default.
+            Invalid: no name, and an operator's key, which has no default.
         """
         default = caller.default_instance
         name = None if name is None else str(name)
         if default is not None and (name is None or name == default.name):
             instance = default
         elif name is None and not caller.is_operator:
-            raise access.INSTANCE.refusal()  # every tenant's key has a default; it was deleted
+            raise access.INSTANCE.refusal()  # the default was deleted: every tenant's key has one
         elif name is None:
             raise Invalid.of([FieldError("instance", "is required: this key has no default")])
         else:
@@ -151,10 +151,10 @@ class KeyCache:
             tuple(row["networks"]), row["seconds_left"], caller_secret(key), row["rate_per_minute"],
         )  # fmt: skip
         networks = [ipaddress.ip_network(network) for network in row["networks"]]
-        # The database said how long the key has to live; only differences of our clock are used.
+        # Relative to the database's clock; of this clock only differences are used.
         left = TRUSTED_SECONDS if row["seconds_left"] is None else min(TRUSTED_SECONDS, row["seconds_left"])
         known = (now + left, caller, networks)
-        self._remember(self._callers, key_digest, known, generation)
+        self._cache(self._callers, key_digest, known, generation)
         return known
 
     async def _look_up_instance(self, caller: Principal, name: str) -> tuple[float, Instance]:
@@ -168,17 +168,17 @@ class KeyCache:
             row["id"], row["name"], row["is_active"], InstanceSettings.model_validate(row["settings"])
         )
         known = (now + TRUSTED_SECONDS, instance)
-        self._remember(self._instances, (caller.id, name), known, generation)
+        self._cache(self._instances, (caller.id, name), known, generation)
         return known
 
-    def _remember(self, memory: OrderedDict[Any, Any], key: Any, value: Any, generation: int) -> None:
+    def _cache(self, memory: OrderedDict[Any, Any], key: Any, value: Any, generation: int) -> None:
         if self._listening and generation == self._generation:
             memory[key] = value
             if len(memory) > self._size:
                 memory.popitem(last=False)
 
     async def listen(self) -> None:
-        """Hear of changes until cancelled."""
+        """Listen for changes until cancelled."""
 
         def begun() -> None:
             self.forget()

@@ -1,7 +1,7 @@
-"""How many calls a key or an instance may make: a fixed window for each, counted in this process's memory.
+"""Rate limits of keys and instances: a fixed window for each, counted in memory.
 
-Each worker counts for itself, so a key gets up to the limit from each of them. The wires decide what is
-counted, and what an answer says about it.
+Each worker counts its own calls, so a key gets up to the limit from each worker. The wires decide which
+calls count, and the headers of the answers.
 """
 
 import math
@@ -13,30 +13,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What is left to a key, or an instance, after a call."""
+    """The state of a window after a call."""
 
     granted: bool
     limit: int
     remaining: int
-    # Seconds until the window ends and the limit holds anew.
+    # Seconds until the window ends.
     resets_in: int
-    # Seconds of a whole window.
+    # Length of the window in seconds.
     window: int
 
 
 class RateLimiter:
-    """Counts the calls of each key, or instance, in windows that begin with its first call."""
+    """Counts the calls of each key, or instance, in windows that begin with a call."""
 
     def __init__(
         self, limit: int, *, window: float = 60.0, keys: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """
         Args:
-            limit: calls in a window; 0 for no limit.
+            limit: calls in a window; 0: unlimited.
             window: seconds.
-            keys: how many are remembered at most. One that has to make room begins anew, so that a
-                flood of keys costs accuracy and not memory.
-            clock: seconds from anywhere.
+            keys: most windows in memory. Beyond it the oldest is dropped, and its key begins a new one.
+            clock: seconds.
         """
         self._limit = limit
         self._window = window
@@ -46,13 +45,10 @@ class RateLimiter:
         self._counts: OrderedDict[int, list[float]] = OrderedDict()
 
     def spend(self, key_id: int, own_limit: int | None = None) -> Allowance | None:
-        """Count a call of a key, or an instance, by its id.
+        """Count a call of a key, or an instance, by its id; None: unlimited.
 
         Args:
-            own_limit: its own, instead of everybody's; 0 for no limit.
-
-        Returns:
-            whether it is granted and what is left; None where there is no limit.
+            own_limit: instead of the common limit; 0: unlimited.
         """
         limit = self._limit if own_limit is None else own_limit
         if not limit:
@@ -67,5 +63,5 @@ class RateLimiter:
             count = self._counts[key_id] = [now + self._window, 0]
         granted = count[1] < limit
         count[1] += granted
-        left = max(0, int(limit - count[1]))  # a limit may have been lowered in its window
+        left = max(0, int(limit - count[1]))  # the limit may have been lowered during the window
         return Allowance(granted, limit, left, math.ceil(count[0] - now), math.ceil(self._window))

@@ -99,30 +99,3 @@ SELECT id, (now() AT TIME ZONE 'UTC')::date AS today
 FROM plans
 WHERE instance_id = :instance_id AND id = any(:plan_ids::bigint [])
 FOR KEY SHARE;
-
--- name: assign_plans(instance_id, user_ids, plan_ids, last_days)
--- A plan each for users who have just been created, as assign_plan gives one.
-WITH counter AS (
-    UPDATE instance_counters
-    SET user_plans = user_plans + cardinality(:user_ids::bigint [])
-    WHERE instance_id = :instance_id
-    RETURNING user_plans - cardinality(:user_ids::bigint []) AS user_plans
-),
-
-assigned AS (
-    INSERT INTO user_plans (instance_id, id, user_id, plan_id, valid_from, valid_to)
-    SELECT
-        :instance_id, counter.user_plans + given.place, given.user_id, plans.id, clock.today,
-        coalesce(given.last_day, (clock.today + make_interval(months => plans.duration, days => -1))::date)
-    FROM unnest(:user_ids::bigint [], :plan_ids::bigint [], :last_days::date [])
-    WITH ORDINALITY AS given (user_id, plan_id, last_day, place)
-    INNER JOIN plans ON plans.instance_id = :instance_id AND plans.id = given.plan_id
-    CROSS JOIN counter
-    CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock
-    RETURNING user_id, plan_id, name, valid_from, valid_to
-)
-
-SELECT
-    user_id,
-    jsonb_build_object('planId', plan_id, 'name', name, 'validFrom', valid_from, 'validTo', valid_to) AS plan
-FROM assigned;

@@ -54,65 +54,68 @@ SELECT count(*) AS total
 FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0;
 
--- name: assign_plan(instance_id, user_id, plan_id, valid_to, name, keeps_end)^
--- From today until the given day, or for the plan's duration, or without an end: a month from 1 January ends on the
--- 31st. A user who has the plan keeps it with the new end; with the end that it has where keeps_end says so, no day is
--- given and it has not ended. No row where there is no such plan, or the day is over.
-WITH plan AS (
-    SELECT id, duration, (now() AT TIME ZONE 'UTC')::date AS today
-    FROM plans
-    WHERE instance_id = :instance_id AND id = :plan_id
-),
-
+-- name: assign_plans(instance_id, user_ids, plan_ids, last_days, name, keeps_end)
+-- A plan each for users, who are held or new: from today until the given day, or for the plan's duration, or without an
+-- end. A month from 1 January ends on the 31st. A user who has the plan keeps it with the new end; keeps_end: with its
+-- present end, if no day is given and it has not ended. No row for a user if there is no such plan, or the day is over.
 -- MATERIALIZED: Citus reads it before it writes.
-before AS MATERIALIZED (
+WITH given AS MATERIALIZED (
     SELECT
-        jsonb_build_object(
-            'planId', plan_id, 'name', name, 'validFrom', valid_from, 'validTo', valid_to
-        ) AS held
-    FROM user_plans
-    WHERE instance_id = :instance_id AND user_id = :user_id AND plan_id = :plan_id AND ended_at IS NULL
+        wanted.place, wanted.user_id, plans.id AS plan_id, coalesce(:name, held.name) AS name,
+        CASE
+            WHEN held.valid_to < clock.today THEN clock.today
+            ELSE least(held.valid_from, clock.today)
+        END AS valid_from,
+        CASE
+            WHEN
+                :keeps_end::boolean AND wanted.last_day IS NULL AND held.id IS NOT NULL
+                AND coalesce(held.valid_to >= clock.today, true) THEN held.valid_to
+            ELSE coalesce(wanted.last_day, (clock.today + make_interval(months => plans.duration, days => -1))::date)
+        END AS valid_to,
+        CASE
+            WHEN held.id IS NOT NULL THEN jsonb_build_object(
+                'planId', held.plan_id, 'name', held.name, 'validFrom', held.valid_from, 'validTo', held.valid_to
+            )
+        END AS before
+    FROM unnest(:user_ids::bigint [], :plan_ids::bigint [], :last_days::date [])
+    WITH ORDINALITY AS wanted (user_id, plan_id, last_day, place)
+    INNER JOIN plans ON plans.instance_id = :instance_id AND plans.id = wanted.plan_id
+    CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock
+    LEFT JOIN user_plans AS held
+        ON
+            held.instance_id = :instance_id AND held.user_id = wanted.user_id AND held.plan_id = wanted.plan_id
+            AND held.ended_at IS NULL
+    WHERE coalesce(wanted.last_day >= clock.today, true)
 ),
 
 counter AS (
     UPDATE instance_counters
-    SET user_plans = user_plans + 1
-    WHERE instance_id = :instance_id AND EXISTS (SELECT FROM plan)
-    RETURNING user_plans AS id
+    SET user_plans = user_plans + cardinality(:user_ids::bigint [])
+    WHERE instance_id = :instance_id
+    RETURNING user_plans - cardinality(:user_ids::bigint []) AS user_plans
 ),
 
 assigned AS (
-    INSERT INTO user_plans AS held (instance_id, id, user_id, plan_id, name, valid_from, valid_to)
+    INSERT INTO user_plans (instance_id, id, user_id, plan_id, name, valid_from, valid_to)
     SELECT
-        :instance_id, counter.id, :user_id, plan.id, :name, plan.today,
-        coalesce(:valid_to::date, (plan.today + make_interval(months => plan.duration, days => -1))::date)
-    FROM plan
+        :instance_id, counter.user_plans + given.place, given.user_id, given.plan_id, given.name, given.valid_from,
+        given.valid_to
+    FROM given
     CROSS JOIN counter
-    WHERE coalesce(:valid_to::date >= plan.today, true)
     ON CONFLICT (instance_id, user_id, plan_id) WHERE ended_at IS NULL DO UPDATE
-    SET
-        valid_from = CASE
-            WHEN held.valid_to < excluded.valid_from THEN excluded.valid_from
-            ELSE least(held.valid_from, excluded.valid_from)
-        END,
-        valid_to = CASE
-            WHEN
-                :keeps_end::boolean AND :valid_to::date IS NULL
-                AND coalesce(held.valid_to >= excluded.valid_from, true) THEN held.valid_to
-            ELSE excluded.valid_to
-        END,
-        name = coalesce(excluded.name, held.name)
-    RETURNING held.id, held.plan_id, held.name, held.valid_from, held.valid_to
+    SET valid_from = excluded.valid_from, valid_to = excluded.valid_to, name = excluded.name
+    RETURNING id, user_id, plan_id, name, valid_from, valid_to
 )
 
 SELECT
-    assigned.id, before.held AS before,
+    assigned.id, assigned.user_id, given.before,
     jsonb_build_object(
         'planId', assigned.plan_id, 'name', assigned.name, 'validFrom', assigned.valid_from,
         'validTo', assigned.valid_to
     ) AS after
 FROM assigned
-LEFT JOIN before ON true;
+INNER JOIN given ON assigned.user_id = given.user_id
+ORDER BY given.place;
 
 -- name: name_newest_plan(instance_id, user_id, name)^
 -- What the newest of a user's plans that last is called for it, and was before.

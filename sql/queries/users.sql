@@ -8,12 +8,7 @@ WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NU
 -- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
 -- them or log in as them until the transaction ends.
 SELECT
-    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
-    (
-        SELECT c.user_id
-        FROM credentials AS c
-        WHERE c.instance_id = :instance_id AND c.user_id = u.id
-    ) IS NOT NULL AS has_password
+    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment
 FROM (
     SELECT unnest(:ids::bigint []) AS id
     UNION
@@ -35,8 +30,8 @@ FOR NO KEY UPDATE OF u;
 
 -- name: write_users(instance_id, users, logins, living)
 -- Users who are held, with all that follows from their changes; directory.rows makes the rows and the two differences of
--- counters. A stored picture goes with its avatar, unless the new avatar is the address of that picture. Whose living
--- sessions ended, and how many.
+-- counters. A stored picture goes with its avatar, unless the new avatar is the address of that picture. Of each user:
+-- how many living sessions ended, and whether a password was replaced.
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
@@ -56,6 +51,14 @@ changed AS (
         updated_at = now()
     FROM given
     WHERE users.instance_id = :instance_id AND users.id = given.id AND given.differs
+),
+
+-- Here and not in hold_users, whose snapshot is older than its locks. MATERIALIZED: Citus reads it before it writes.
+known AS MATERIALIZED (
+    SELECT c.user_id
+    FROM credentials AS c
+    INNER JOIN given ON c.user_id = given.id
+    WHERE c.instance_id = :instance_id AND given.password_hash IS NOT NULL
 ),
 
 stored AS (
@@ -125,11 +128,13 @@ ended AS (
     RETURNING sessions.user_id, sessions.expires_at > given.moment AS lived
 )
 
-SELECT user_id, count(*) AS ended
-FROM ended
-WHERE lived
-GROUP BY user_id
-ORDER BY user_id;
+SELECT
+    given.id AS user_id, count(*) FILTER (WHERE ended.lived) AS ended, count(known.user_id) > 0 AS had_password
+FROM given
+LEFT JOIN known ON given.id = known.user_id
+LEFT JOIN ended ON given.id = ended.user_id
+GROUP BY given.id
+ORDER BY given.id;
 
 -- name: purge_users(instance_id, ids, moment)!
 -- Takes users, who are held, for good, with all that was provisioned for them. An account keeps its place for those
