@@ -114,35 +114,43 @@ async def test_what_is_so_already_is_not_written_again(client: Client, db: async
 
 NAMES = ["hold_counters", "find_taken"]
 """Looked at where an e-mail changes."""
+USERS, EFFECTS = "write_users", "write_effects"
 
 
 @pytest.mark.parametrize(
-    ("method", "params", "looked"),
+    ("method", "params", "statements"),
     [
-        ("updateUserByEmail", ONE | {"displayName": "x"}, []),
-        ("updateUserByEmail", ONE | {"isActive": False}, []),
-        ("updateUserByEmail", ONE | {"externalId": "shop-1"}, []),
-        ("updateUsers", {"users": [ONE | {"isActive": False}, MANY | {"displayName": "x"}]}, []),
-        ("resetPasswordByEmail", ONE | {"password": "onemoretime"}, []),
-        ("renameUserByEmail", ONE | {"newEmail": "another@example.com"}, NAMES),
-        ("replaceUserByEmail", ONE | {"newEmail": "another@example.com", "password": "onemoretime"}, NAMES),
-        ("changeLanguage", {"id": 2, "language": "ru"}, []),
-        ("deactivateUserById", {"id": 2}, []),
-        ("forceLogoutByEmail", ONE, []),
-        ("removeAvatarByEmail", ONE, []),
-        ("deleteUserByEmail", ONE, []),
-        ("deleteUsers", {"users": [ONE, MANY]}, []),
+        ("updateUserByEmail", ONE | {"displayName": "x"}, [USERS]),
+        ("updateUserByEmail", ONE | {"isActive": False}, [USERS, EFFECTS]),
+        ("updateUserByEmail", ONE | {"externalId": "shop-1"}, [USERS]),
+        (
+            "updateUsers",
+            {"users": [ONE | {"isActive": False}, MANY | {"displayName": "x"}]},
+            [USERS, EFFECTS],
+        ),
+        ("resetPasswordByEmail", ONE | {"password": "onemoretime"}, [EFFECTS]),
+        ("renameUserByEmail", ONE | {"newEmail": "another@example.com"}, [*NAMES, USERS, EFFECTS]),
+        (
+            "replaceUserByEmail",
+            ONE | {"newEmail": "another@example.com", "password": "onemoretime"},
+            [*NAMES, USERS, EFFECTS],
+        ),
+        ("changeLanguage", {"id": 2, "language": "ru"}, [USERS]),
+        ("deactivateUserById", {"id": 2}, [USERS, EFFECTS]),
+        ("forceLogoutByEmail", ONE, [EFFECTS]),
+        ("removeAvatarByEmail", ONE, [USERS, EFFECTS]),
+        ("deleteUserByEmail", ONE, [USERS, EFFECTS]),
+        ("deleteUsers", {"users": [ONE, MANY]}, [USERS, EFFECTS]),
     ],
 )
-async def test_a_change_is_two_statements(
-    method: str, params: dict[str, Any], looked: list[str], client: Client, database_url: str
+async def test_statements_of_a_change(
+    method: str, params: dict[str, Any], statements: list[str], client: Client, database_url: str
 ) -> None:
-    """One that finds and holds, and one that writes, with sessions, codes, password and counters."""
+    """One locks the users, one writes their columns, and one all effects on other tables, where there are any."""
     for user in (ONE, MANY):
         await client.call("createUser", user | {"avatar": "https://example.com/1.png"})
-    statements = await asyncio.to_thread(recorded, database_url, method, params | {"instance": "MYINSTANCE"})
-    names = [statement.query.name for statement in statements]
-    assert names == ["hold_users", *looked, "write_users", "insert_events"]
+    made = await asyncio.to_thread(recorded, database_url, method, params | {"instance": "MYINSTANCE"})
+    assert [statement.query.name for statement in made] == ["hold_users", *statements, "insert_events"]
 
 
 def test_few_statements_write_users() -> None:

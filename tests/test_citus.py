@@ -210,7 +210,7 @@ USER = {
 LOGIN = {"login": "newbie", "login_key": "newbie"}
 NEW_USER = USER | LOGIN | {"number": 0, "event": {"email": "new@example.com"}}
 CHANGED_USER = USER | LOGIN | {
-    "id": 2, "confirmed_at": NOW, "suspended_at": None, "deleted_at": None, "moment": NOW, "differs": True,
+    "id": 2, "confirmed_at": NOW, "suspended_at": None, "deleted_at": None, "moment": NOW,
     "has_new_login": True, "has_new_avatar": True, "moves_account": True, "ends_sessions": True,
     "ended_codes": ["reset"],
 }  # fmt: skip
@@ -283,7 +283,8 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "repair_user": {"user_id": 5, "mailboxes": ["drafts"], "calendars": ["main"], "folders": ["trash"]},
     "skip_events": {"look": 1},
     "switch_plan": {"user_id": 1},
-    "write_users": {"users": [CHANGED_USER], "logins": 1, "living": 0},
+    "write_users": {"users": [CHANGED_USER]},
+    "write_effects": {"users": [CHANGED_USER], "logins": 1, "living": 0},
 }
 VARYING = {
     "create_instance", "create_key", "enqueue_job", "find_feed_end", "find_feed_halt", "find_grown_table", "find_server_facts",

@@ -149,25 +149,37 @@ class Edit:
         """Whether the login other than the e-mail changes."""
         return bool(self.before["login"] != self.after["login"])
 
-    def stored(self) -> Row:
+    def columns(self) -> Row:
         """The row for the statement write_users."""
+        suspended_at = (
+            None if self.after["is_active"] else self.before["suspended_at"] or self.before["moment"]
+        )
+        return self.after | {"suspended_at": suspended_at}
+
+    def effects(self) -> Row | None:
+        """The row for the statement write_effects; None: the change has no effect on other tables."""
         before, after = self.before, self.after
         loses_access = _may_log_in(before) and not _may_log_in(after)
         ended_codes = {
             "confirm": loses_access or self.renames or before["confirmed_at"] != after["confirmed_at"],
             "reset": loses_access or self.renames or self.password_hash is not None,
         }
-        suspended_at = None if after["is_active"] else before["suspended_at"] or before["moment"]
-        return after | {
-            "suspended_at": suspended_at,
-            "login_key": after["login"] and email_key(after["login"]),
+        row = {
             "password_hash": self.password_hash,
-            "differs": self.differs,
             "has_new_login": self.has_new_login,
             "has_new_avatar": before["avatar"] != after["avatar"],
             "moves_account": self.closes_account or self.is_return,
             "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
             "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
+        }
+        if not (any(row.values()) or self.is_deletion):
+            return None
+        return row | {
+            "id": after["id"],
+            "login_key": after["login"] and email_key(after["login"]),
+            "avatar": after["avatar"],
+            "deleted_at": after["deleted_at"],
+            "moment": before["moment"],
         }
 
 
@@ -176,20 +188,26 @@ def _may_log_in(row: Row) -> bool:
 
 
 async def store(db: Connection, instance_id: int, edits: Sequence[Edit]) -> list[Any]:
-    """Store edits in one statement, with all their effects: passwords, logins, counters, accounts, replaced
-    pictures, ended sessions and codes.
+    """Store edits in at most two statements: the columns of the users, and the effects on other tables.
+
+    Most changes have no such effects, and a statement for ten tables takes more time than the change itself.
 
     Args:
         edits: of users that an earlier statement locked. If names change, the counters are locked too.
 
     Returns:
-        of each user: user_id; ended, the number of living sessions that ended; and had_password, whether the
-        new password replaced another one.
+        of each user with effects: user_id; ended, the number of living sessions that ended; and had_password,
+        whether the new password replaced another one.
     """
+    if columns := [edit.columns() for edit in edits if edit.differs]:
+        await db.run("write_users", instance_id=instance_id, users=columns)
+    effects = [row for edit in edits if (row := edit.effects())]
+    if not effects:
+        return []
     rows: list[Any] = await db.all(
-        "write_users",
+        "write_effects",
         instance_id=instance_id,
-        users=[edit.stored() for edit in edits],
+        users=effects,
         logins=sum(edit.has_new_login and edit.after["login"] is not None for edit in edits),
         living=sum(edit.is_return - edit.is_deletion for edit in edits),
     )

@@ -7,50 +7,48 @@ WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NU
 -- name: hold_users(instance_id, ids, keys, external_ids)
 -- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
 -- them or log in as them until the transaction ends.
-SELECT
-    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment
-FROM (
-    SELECT unnest(:ids::bigint []) AS id
-    UNION
-    SELECT named.id
-    FROM unnest(:keys::text []) AS given (key)
-    INNER JOIN users AS named ON named.instance_id = :instance_id AND named.email_key = given.key
-    UNION
-    SELECT l.user_id
-    FROM unnest(:keys::text []) AS given (key)
-    INNER JOIN logins AS l ON l.instance_id = :instance_id AND l.login_key = given.key
-    UNION
-    SELECT named.id
-    FROM unnest(:external_ids::text []) AS given (external_id)
-    INNER JOIN users AS named ON named.instance_id = :instance_id AND named.external_id = given.external_id
-) AS wanted
-INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = wanted.id
+SELECT u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment
+FROM users AS u
+WHERE
+    u.instance_id = :instance_id
+    AND (
+        u.id = any(:ids::bigint [])
+        OR u.email_key = any(:keys::text [])
+        OR u.external_id = any(:external_ids::text [])
+        OR u.id = any(
+            array(
+                SELECT l.user_id FROM logins AS l
+                WHERE l.instance_id = :instance_id AND l.login_key = any(:keys::text [])
+            )
+        )
+    )
 ORDER BY u.id
 FOR NO KEY UPDATE OF u;
 
--- name: write_users(instance_id, users, logins, living)
--- Users who are held, with all that follows from their changes; directory.rows makes the rows and the two differences of
--- counters. A stored picture goes with its avatar, unless the new avatar is the address of that picture. Of each user:
--- how many living sessions ended, and whether a password was replaced.
+-- name: write_users(instance_id, users)!
+-- The columns of users who are held (directory.rows makes the rows).
+UPDATE users
+SET
+    user_columns = given.user_columns,
+    confirmed_at = given.confirmed_at,
+    suspended_at = given.suspended_at,
+    deleted_at = given.deleted_at,
+    updated_at = now()
+FROM jsonb_to_recordset(:users::jsonb) AS given (
+    id bigint, user_columns text, confirmed_at timestamptz, suspended_at timestamptz, deleted_at timestamptz
+)
+WHERE users.instance_id = :instance_id AND users.id = given.id;
+
+-- name: write_effects(instance_id, users, logins, living)
+-- What follows in other tables from changes of users who are held: the password, the login, the counters (directory.rows
+-- makes the two differences), the account, the stored picture that another avatar replaces, codes and sessions that end.
+-- Of each user: how many living sessions ended, and whether a password was replaced.
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
-        id bigint, user_columns text, login_key text, confirmed_at timestamptz, suspended_at timestamptz,
-        deleted_at timestamptz, moment timestamptz, password_hash text, differs boolean, has_new_login boolean,
-        has_new_avatar boolean, moves_account boolean, ends_sessions boolean, ended_codes text []
+        id bigint, login_key text, avatar text, deleted_at timestamptz, moment timestamptz, password_hash text,
+        has_new_login boolean, has_new_avatar boolean, moves_account boolean, ends_sessions boolean, ended_codes text []
     )
-),
-
-changed AS (
-    UPDATE users
-    SET
-        user_columns = given.user_columns,
-        confirmed_at = given.confirmed_at,
-        suspended_at = given.suspended_at,
-        deleted_at = given.deleted_at,
-        updated_at = now()
-    FROM given
-    WHERE users.instance_id = :instance_id AND users.id = given.id AND given.differs
 ),
 
 -- Here and not in hold_users, whose snapshot is older than its locks. MATERIALIZED: Citus reads it before it writes.
