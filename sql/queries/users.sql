@@ -11,15 +11,15 @@ SELECT u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now()
 FROM users AS u
 WHERE
     u.instance_id = :instance_id
-    AND (
-        u.id = any(:ids::bigint [])
-        OR u.email_key = any(:keys::text [])
-        OR u.external_id = any(:external_ids::text [])
-        OR u.id = any(
-            array(
-                SELECT l.user_id FROM logins AS l
-                WHERE l.instance_id = :instance_id AND l.login_key = any(:keys::text [])
-            )
+    AND u.id = any(
+        array(
+            SELECT unnest(:ids::bigint [])
+            UNION ALL
+            SELECT id FROM users WHERE instance_id = :instance_id AND email_key = any(:keys::text [])
+            UNION ALL
+            SELECT user_id FROM logins WHERE instance_id = :instance_id AND login_key = any(:keys::text [])
+            UNION ALL
+            SELECT id FROM users WHERE instance_id = :instance_id AND external_id = any(:external_ids::text [])
         )
     )
 ORDER BY u.id
