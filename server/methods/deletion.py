@@ -1,6 +1,6 @@
 """Deleted, restored, purged: how a user goes and comes back."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from server.base.errors import Conflict, MemberForbidden, NotFound
 from server.directory import change
@@ -15,13 +15,12 @@ from server.tenants.call import Call
 
 @method(
     "deleteUserByEmail",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Delete", {"email": "jane@example.com"}, True),),
 )
-async def delete_user_by_email(call: Call, params: UserRef) -> Any:
+async def delete_user_by_email(call: Call, params: UserRef) -> Literal[True]:
     """Delete a user, so that it can be restored for as long as the retention lasts.
 
     It is found by nothing but listUsers with status deleted, its sessions end, its e-mail stays taken. When
@@ -34,13 +33,12 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
 
 @method(
     "restoreUserByEmail",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden, "seats_exhausted"),
     examples=(Example("Restore", {"email": "gone@example.com"}, True),),
 )
-async def restore_user_by_email(call: Call, params: UserRef) -> Any:
+async def restore_user_by_email(call: Call, params: UserRef) -> Literal[True]:
     """Bring a deleted user back with everything it had but its sessions.
 
     email is its e-mail or its login, as both stay taken.
@@ -55,13 +53,12 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
 
 @method(
     "purgeUserByEmail",
-    result=Literal[True],
     scope="users:purge",
     writes=True,
     errors=(NotFound, MemberForbidden, "not_deleted"),
     examples=(Example("Purge", {"email": "gone@example.com"}, True),),
 )
-async def purge_user_by_email(call: Call, params: UserRef) -> Any:
+async def purge_user_by_email(call: Call, params: UserRef) -> Literal[True]:
     """Remove a deleted user for good, with all that was provisioned for it.
 
     email is its e-mail or its login, as both stay taken. Only a deleted user can be purged; a living one is

@@ -294,14 +294,13 @@ class SetPassword(UserId):
 
 @method(
     "setPassword",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
 )
-async def set_password(call: Call, params: SetPassword, password_hash: str) -> Any:
+async def set_password(call: Call, params: SetPassword, password_hash: str) -> Literal[True]:
     """Set a user's password by id and end its sessions (user/set-password).
 
     An administrator's needs the scope users:admin.
@@ -321,13 +320,12 @@ class DeleteUser(UserId):
 
 @method(
     "deleteUserById",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("With the account", {"id": 2, "withAccount": True}, True),),
 )
-async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
+async def delete_user_by_id(call: Call, params: DeleteUser) -> Literal[True]:
     """Delete a user by id, as deleteUserByEmail does, with or without its account (user/delete)."""
     user = await change.hold_user(call, user_id=params.id)
     await change.change(call, change.deletion(user, closes_account=params.withAccount))
@@ -342,13 +340,12 @@ class ChangeLanguage(UserId):
 
 @method(
     "changeLanguage",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Russian", {"id": 2, "language": "ru"}, True),),
 )
-async def change_language(call: Call, params: ChangeLanguage) -> Any:
+async def change_language(call: Call, params: ChangeLanguage) -> Literal[True]:
     """Change the language that a user gets its mails in (user/change-language)."""
     user = await change.hold_user(call, user_id=params.id)
     await change.change(call, Edit(user, user | {"language": params.language}))

@@ -52,13 +52,12 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
 
 @method(
     "createInOffice365",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden, "no_credentials", "already_asked"),
     examples=(Example("Once more, after a failure", {"email": "one@example.com"}, True),),
 )
-async def create_in_office365(call: Call, params: UserRef) -> Any:
+async def create_in_office365(call: Call, params: UserRef) -> Literal[True]:
     """Have an existing user created in the Microsoft directory, for the first time or after a failure.
 
     The user gets a random password there, which nobody knows: an administrator of the directory, or its

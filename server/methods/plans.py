@@ -217,13 +217,12 @@ class UpdatePlan(PlanRef):
 
 @method(
     "updatePlan",
-    result=Literal[True],
     scope="plans:write",
     writes=True,
     errors=(NotFound,),
     examples=(Example("Another name", {"id": 1, "name": "Twelve months"}, True),),
 )
-async def update_plan(call: Call, params: UpdatePlan) -> Any:
+async def update_plan(call: Call, params: UpdatePlan) -> Literal[True]:
     """Change a plan. Those who have it keep the days that they were given."""
     ref = {"instance_id": call.instance.id, "plan_id": params.id}
     stored = dict(found(await call.db.one("hold_plan", **ref)))
@@ -379,7 +378,6 @@ class UnassignPlan(TenantParams):
 
 @method(
     "unassignPlan",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
@@ -388,7 +386,7 @@ class UnassignPlan(TenantParams):
         Example("With a day", {"userId": 1, "planId": 1, "lastDay": "2099-12-31"}, True),
     ),
 )
-async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
+async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
     """End a plan that a user has, at once or with a day. One that has not begun by then is taken away.
 
     A lastDay after the plan's own last day is refused: assignPlan gives a plan a later end. An

@@ -283,7 +283,6 @@ class DefineProfileField(TenantParams):
 
 @method(
     "defineProfileField",
-    result=Literal[True],
     scope="fields:write",
     writes=True,
     examples=(
@@ -294,7 +293,7 @@ class DefineProfileField(TenantParams):
         ),
     ),
 )  # fmt: skip
-async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
+async def define_profile_field(call: Call, params: DefineProfileField) -> Literal[True]:
     """Give the profiles of the instance a field of its own, or change one.
 
     Values that users have already are not checked again until they are changed.
@@ -321,13 +320,12 @@ class FieldAlias(TenantParams):
 
 @method(
     "removeProfileField",
-    result=Literal[True],
     scope="fields:write",
     writes=True,
     errors=(NotFound,),
     examples=(Example("A field", {"alias": "shoe_size"}, True),),
 )
-async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
+async def remove_profile_field(call: Call, params: FieldAlias) -> Literal[True]:
     """Take a field of the instance's own away. The values that users have of it stay, unseen, and come back
     with the field."""
     before = found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))

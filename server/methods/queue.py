@@ -58,14 +58,13 @@ class JobId(Params):
 
 @method(
     "retryJob",
-    result=Literal[True],
     scope="jobs:write",
     writes=True,
     operator=True,
     errors=(NotFound,),
     examples=(Example("Once more", {"id": 1000}, True),),
 )
-async def retry_job(call: Call, params: JobId) -> Any:
+async def retry_job(call: Call, params: JobId) -> Literal[True]:
     """Put a job that was given up back into the queue, to be tried as often as a new one."""
     found(await call.db.value("retry_job", job_id=params.id))
     call.audit_only(before={"id": params.id, "state": "parked"}, after={"id": params.id, "state": "waiting"})

@@ -198,13 +198,12 @@ async def login_with_token(call: Call, params: LoginWithToken) -> Any:
 
 @method(
     "logout",
-    result=Literal[True],
     scope="sessions:write",
     writes=True,
     errors=(NotFound,),
     examples=(Example("End a session", {"token": EXAMPLE_TOKEN}, True),),
 )
-async def logout(call: Call, params: TokenRef) -> Any:
+async def logout(call: Call, params: TokenRef) -> Literal[True]:
     """End one session."""
     session = found(
         await call.db.one("end_session", instance_id=call.instance.id, token_digest=digest(params.token))
@@ -256,13 +255,12 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
 
 @method(
     "forceLogoutByEmail",
-    result=Literal[True],
     scope="sessions:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("End all sessions", {"email": "jane@example.com"}, True),),
 )
-async def force_logout_by_email(call: Call, params: UserRef) -> Any:
+async def force_logout_by_email(call: Call, params: UserRef) -> Literal[True]:
     """End every session of a user, whether or not there is any.
 
     An administrator's needs the scope users:admin.

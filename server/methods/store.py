@@ -278,7 +278,6 @@ class UpdateStoreUser(StoreUserMembers):
 
 @method(
     "updateStoreUser",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     prepare=hashed("newPassword"),
@@ -291,7 +290,7 @@ class UpdateStoreUser(StoreUserMembers):
         ),
     ),
 )
-async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Any:
+async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Literal[True]:
     """Change a user, deactivated or not.
 
     A new password ends its sessions. A lower sessionsLimit shows at its next login. The planId of a plan that
@@ -330,13 +329,12 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
 
 @method(
     "deactivateUserById",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Deactivate", {"id": 2}, True),),
 )
-async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
+async def deactivate_user_by_id(call: Call, params: UserId) -> Literal[True]:
     """Suspend a user, as isActive false does: it cannot log in and its sessions end.
 
     An administrator's suspension needs the scope users:admin, and so does its end.
@@ -346,26 +344,24 @@ async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
 
 @method(
     "reactivateUserById",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Re-activate", {"id": 2}, True),),
 )
-async def reactivate_user_by_id(call: Call, params: UserId) -> Any:
+async def reactivate_user_by_id(call: Call, params: UserId) -> Literal[True]:
     """Let a suspended user log in again."""
     return await _set_active(call, params.id, True)
 
 
 @method(
     "forceLogoutById",
-    result=Literal[True],
     scope="sessions:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("End all sessions", {"id": 2}, True),),
 )
-async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
+async def force_logout_by_id(call: Call, params: StoreUserRef) -> Literal[True]:
     """End every session of a user, whether or not there is any.
 
     An administrator's needs the scope users:admin.
@@ -445,13 +441,12 @@ class SessionId(TenantParams):
 
 @method(
     "endSession",
-    result=Literal[True],
     scope="sessions:write",
     writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("End a session", {"id": 1}, True),),
 )
-async def end_session(call: Call, params: SessionId) -> Any:
+async def end_session(call: Call, params: SessionId) -> Literal[True]:
     """End one session by its id; an administrator's needs the scope users:admin."""
     session = found(
         await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)

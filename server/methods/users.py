@@ -94,7 +94,6 @@ class UpdateUser(UserChanges, TenantParams):
 
 @method(
     "updateUserByEmail",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     extension=False,
@@ -106,7 +105,7 @@ class UpdateUser(UserChanges, TenantParams):
         Example("Move", {"email": "jane@example.com", "profile": {"location": "Manama"}}, True),
     ),
 )
-async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
+async def update_user_by_email(call: Call, params: UpdateUser) -> Literal[True]:
     """Change any part of a user but its e-mail and password.
 
     profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
@@ -119,7 +118,6 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
 
 @method(
     "resetPasswordByEmail",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     extension=False,
@@ -127,7 +125,7 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
     errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
 )
-async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
+async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Literal[True]:
     """Set a user's password and end its sessions; an administrator's needs the scope users:admin."""
     user = await change.hold_user(call, email=params.email)
     await change.change(call, Edit(user, user, password_hash))
@@ -142,13 +140,12 @@ class RenameUser(UserRef):
 
 @method(
     "renameUserByEmail",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
     examples=(Example("Marriage", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
 )
-async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
+async def rename_user_by_email(call: Call, params: RenameUser) -> Literal[True]:
     """Give a user another e-mail; its sessions and everything it holds stay.
 
     A login that is an e-mail goes with the old e-mail, and the user logs in with the new one. Another login
@@ -163,7 +160,6 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 
 @method(
     "replaceUserByEmail",
-    result=Literal[True],
     scope="users:write",
     writes=True,
     prepare=hashed("password"),
@@ -177,7 +173,7 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
         ),
     ),
 )  # fmt: skip
-async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
+async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Literal[True]:
     """Change a user's e-mail, names, password and administration at once, all of it or nothing.
 
     What is left out stays as it is. The display name follows the names. An administrator's replacement needs

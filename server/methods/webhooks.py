@@ -177,13 +177,12 @@ class UpdateWebhook(WebhookRef):
 
 @method(
     "updateWebhook",
-    result=Literal[True],
     scope="webhooks:write",
     writes=True,
     errors=(NotFound,),
     examples=(Example("Switch it off", {"id": 1, "isActive": False}, True),),
 )
-async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
+async def update_webhook(call: Call, params: UpdateWebhook) -> Literal[True]:
     """Change a webhook, or switch it off or on.
 
     While it is off nothing is sent to it; switched on, it gets what it missed, but not what had been waiting
@@ -211,13 +210,12 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
 
 @method(
     "deleteWebhook",
-    result=Literal[True],
     scope="webhooks:write",
     writes=True,
     errors=(NotFound,),
     examples=(Example("Away with it", {"id": 1}, True),),
 )
-async def delete_webhook(call: Call, params: WebhookRef) -> Any:
+async def delete_webhook(call: Call, params: WebhookRef) -> Literal[True]:
     """Delete a webhook with its secrets and the log of its deliveries; what waits is not sent any more."""
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     call.audit_only(before=dict(found(await call.db.one("hold_webhook", **ref))))
@@ -339,13 +337,12 @@ class DeliveryRef(WebhookRef):
 
 @method(
     "redeliverWebhook",
-    result=Literal[True],
     scope="webhooks:write",
     writes=True,
     errors=(NotFound, "webhook_off"),
     examples=(Example("Once more", {"id": 1, "eventId": EXAMPLE_EVENT}, True),),
 )
-async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
+async def redeliver_webhook(call: Call, params: DeliveryRef) -> Literal[True]:
     """Send an event to a webhook again, whatever came of it before, with the same webhook-id.
 
     Any event of the instance can be sent, of whatever type, for as long as events are kept. It is sent even
