@@ -23,8 +23,8 @@ from server.tenants.call import Call
 async def delete_user_by_email(call: Call, params: UserRef) -> Literal[True]:
     """Delete a user. It can be restored until its retention ends; then it is purged.
 
-    Only getUser and listUsers with status deleted still show it. Its sessions end. Its e-mail stays taken. The
-    retention is that of the instance, or else of the server. For an administrator, needs the scope
+    Only getUser and listUsers with status deleted still show it. Its sessions end. Its e-mail stays taken.
+    The retention is that of the instance, or else of the server. For an administrator, needs the scope
     users:admin.
     """
     await change.delete(call, Batch.one(params))
@@ -60,8 +60,8 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Literal[True]:
 async def purge_user_by_email(call: Call, params: UserRef) -> Literal[True]:
     """Remove a deleted user and all its data permanently.
 
-    email is its e-mail or its login. A user that is not deleted is a conflict. For an administrator, needs the
-    scope users:admin.
+    email is its e-mail or its login. A user that is not deleted is a conflict. For an administrator, needs
+    the scope users:admin.
     """
     user = await change.hold_named(call, params.email)
     if user["deleted_at"] is None:

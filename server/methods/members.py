@@ -168,8 +168,8 @@ class CreateMember(TenantParams):
     )
     sponsorId: Id = Field(description="Account of the sponsor.")
     profile: ProfileValues = Field(
-        description="Alias -> value, including every mandatory field. Mails go to email, or else to the login "
-        "if it is an e-mail.",
+        description="Alias -> value, including every mandatory field. Mails go to email, or else to the "
+        "login if it is an e-mail.",
         json_schema_extra=profile_schema(complete=True),
     )
     password: Annotated[str, Field(max_length=1024), SECRET] | None = Field(

@@ -19,7 +19,7 @@ class Office365State(Result):
 
     state: Literal["pending", "done", "failed"]
     objectId: str | None = Field(description="Id in the Microsoft directory, if done.")
-    error: str | None = Field(description="Error code of the last attempt.")
+    error: str | None = Field(description="Error of the last attempt: a code, and Microsoft's message.")
     updatedAt: int = Field(description="Unix seconds.")
 
 
@@ -42,7 +42,7 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
     """State of creating a user in the Microsoft directory (createUser with createInOffice365).
 
     pending: retried for up to five hours; then done or failed. Error instance_suspended: it continues within
-    an hour after the instance is reactivated. Error name_taken: the directory has another user with this name;
+    an hour after the instance is reactivated. Error name_taken: the directory has another user of this name;
     if the settings name a domain, this can be our user with the same local part. A user without a request to
     create it there is not found.
     """
@@ -60,8 +60,8 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
 async def create_in_office365(call: Call, params: UserRef) -> Literal[True]:
     """Create an existing user in the Microsoft directory, for the first time or after a failure.
 
-    The user gets a random password there, which is not shown: reset it in the directory. For an administrator,
-    needs the scope users:admin.
+    The user gets a random password there, which is not shown: reset it in the directory. For an
+    administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
     access.require_user(call.caller, user)

@@ -1,4 +1,4 @@
-"""Quotas of storage. The mail and file servers read and enforce them."""
+"""Quotas of storage, for the mail and file servers, which know the space used."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ class UserQuotas(Result):
     ),
 )  # fmt: skip
 async def get_quotas_by_email(call: Call, params: UserRef) -> Any:
-    """Look up the quotas of a user, in MiB. The space used is not known here.
+    """Look up the quotas of a user, in MiB, not the space used.
 
     createUser and updateUserByEmail set them (`quotas`); updateInstance sets the defaults (`defaultQuotas`).
     """

@@ -59,8 +59,8 @@ async def verify_password(call: Call, login: str, password: str, client_address:
         client_address: of the end user, or None.
 
     Raises:
-        WrongLogin: wrong password, or the user is unknown, suspended, deleted or has no password. All take the
-            time to verify a hash made by this server; imported hashes may differ.
+        WrongLogin: wrong password, or the user is unknown, suspended, deleted or has no password. All
+            take the time to verify a hash made by this server; imported hashes may differ.
         TooMany: too many failed logins of this account or client address; also for the correct password.
     """
     forgiven = throttle.of_account(email_key(login), client_address)
