@@ -16,7 +16,6 @@ from server.tenants.call import Call
 @method(
     "deleteUserByEmail",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Delete", {"email": "jane@example.com"}, True),),
 )
@@ -34,7 +33,6 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Literal[True]:
 @method(
     "restoreUserByEmail",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "seats_exhausted"),
     examples=(Example("Restore", {"email": "gone@example.com"}, True),),
 )
@@ -53,7 +51,6 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Literal[True]:
 @method(
     "purgeUserByEmail",
     scope="users:purge",
-    writes=True,
     errors=(NotFound, MemberForbidden, "not_deleted"),
     examples=(Example("Purge", {"email": "gone@example.com"}, True),),
 )

@@ -83,7 +83,6 @@ async def _read_member(call: Call, user_id: int | None = None, login: str | None
     "getUserById",
     result=Member,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(Example("A member", {"id": 2}, MEMBER),),
 )
@@ -112,7 +111,6 @@ class Existence(Result):
     "userExists",
     result=Existence,
     scope="users:read",
-    writes=False,
     examples=(
         Example("Yes", {"login": "jane@example.com"}, {"exists": True, "member": MEMBER}),
         Example("No", {"login": "nobody@example.com"}, {"exists": False, "member": None}),
@@ -233,7 +231,6 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
     "createMember",
     result=CreatedMember,
     scope="users:write",
-    writes=True,
     prepare=_prepare_member,
     errors=(*DUPLICATES, "seats_exhausted", "too_deep"),
     examples=(
@@ -284,7 +281,6 @@ class SetPassword(UserId):
 @method(
     "setPassword",
     scope="users:write",
-    writes=True,
     prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
@@ -308,7 +304,6 @@ class DeleteUser(UserId):
 @method(
     "deleteUserById",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("With the account", {"id": 2, "withAccount": True}, True),),
 )
@@ -328,7 +323,6 @@ class ChangeLanguage(UserId):
 @method(
     "changeLanguage",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Russian", {"id": 2, "language": "ru"}, True),),
 )

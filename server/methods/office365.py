@@ -27,7 +27,6 @@ class Office365State(Result):
     "getOffice365State",
     result=Office365State,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
@@ -53,7 +52,6 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
 @method(
     "createInOffice365",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "no_credentials", "already_asked"),
     examples=(Example("After a failure", {"email": "one@example.com"}, True),),
 )

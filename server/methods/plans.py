@@ -123,7 +123,6 @@ def _checked(plan: BaseModel) -> dict[str, Any]:
     "createPlan",
     result=Plan,
     scope="plans:write",
-    writes=True,
     examples=(
         Example(
             "A year, paid in advance",
@@ -150,7 +149,6 @@ class PlanRef(TenantParams):
     "getPlan",
     result=Plan,
     scope="plans:read",
-    writes=False,
     errors=(NotFound,),
     examples=(Example("A plan", {"id": 1}, _PLAN),),
 )
@@ -180,7 +178,6 @@ class PlanPage(Result):
     "listPlans",
     result=PlanPage,
     scope="plans:read",
-    writes=False,
     examples=(
         Example(
             "Part of a name", {"query": "year"}, {"plans": [_PLAN], "page": 1, "perPage": 10, "total": 1}
@@ -219,7 +216,6 @@ class UpdatePlan(PlanRef):
 @method(
     "updatePlan",
     scope="plans:write",
-    writes=True,
     errors=(NotFound,),
     examples=(Example("Another name", {"id": 1, "name": "Twelve months"}, True),),
 )
@@ -265,7 +261,6 @@ class AssignedPlan(Result):
     "assignPlan",
     result=AssignedPlan,
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(
         Example(
@@ -306,7 +301,6 @@ class ChangedPlan(Result):
     "changePlan",
     result=ChangedPlan,
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "plan_overlaps"),
     examples=(
         Example("At once", {"userId": 2, "planId": 1}, {"id": 1, "ended": []}),
@@ -383,7 +377,6 @@ class UnassignPlan(TenantParams):
 @method(
     "unassignPlan",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(
         Example("At once", {"userId": 1, "planId": 1}, True),

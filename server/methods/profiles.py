@@ -88,7 +88,6 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     "updateProfile",
     result=Queued,
     scope="users:write",
-    writes=True,
     prepare=_prepare_profile,
     with_picture=True,
     errors=(NotFound, MemberForbidden, *DUPLICATES),
@@ -209,7 +208,6 @@ class Document(Result):
     "getDocument",
     result=Document,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
@@ -242,7 +240,6 @@ class FieldInfo(Result):
     "listProfileFields",
     result=list[FieldInfo],
     scope="users:read",
-    writes=False,
     examples=(Example("All", {}, [asdict(field) for field in SYSTEM_FIELDS]),),
 )
 async def list_profile_fields(call: Call, params: TenantParams) -> Any:
@@ -268,7 +265,6 @@ class DefineProfileField(TenantParams):
 @method(
     "defineProfileField",
     scope="fields:write",
-    writes=True,
     examples=(
         Example(
             "A choice",
@@ -305,7 +301,6 @@ class FieldAlias(TenantParams):
 @method(
     "removeProfileField",
     scope="fields:write",
-    writes=True,
     errors=(NotFound,),
     examples=(Example("A field", {"alias": "shoe_size"}, True),),
 )

@@ -7,6 +7,7 @@ from pydantic import Field
 from server.base.errors import NotFound
 from server.base.models import Params, Result
 from server.directory.users import found
+from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -33,7 +34,6 @@ class QueuedJob(Result):
     "listJobs",
     result=list[QueuedJob],
     scope="jobs:read",
-    writes=False,
     operator=True,
     examples=(
         Example(
@@ -53,13 +53,12 @@ async def list_jobs(call: Call, params: ListJobs) -> Any:
 class JobId(Params):
     """A job by its id."""
 
-    id: Annotated[int, Field(ge=1, lt=2**63)]
+    id: Id
 
 
 @method(
     "retryJob",
     scope="jobs:write",
-    writes=True,
     operator=True,
     errors=(NotFound,),
     examples=(Example("Retry", {"id": 1000}, True),),

@@ -29,7 +29,6 @@ class UserQuotas(Result):
     "getQuotasByEmail",
     result=UserQuotas,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(

@@ -57,7 +57,7 @@ def method(
     *,
     result: Any = Literal[True],
     scope: str,
-    writes: bool,
+    writes: bool | None = None,
     examples: tuple[Example, ...],
     errors: tuple[type[ServiceError] | str, ...] = (),
     prepare: Handler | None = None,
@@ -77,7 +77,8 @@ def method(
         name: in requests.
         result: type of the result.
         scope: required scope, one of SCOPES.
-        writes: runs in a transaction (true) or as single statements (false).
+        writes: runs in a transaction (true) or as single statements (false); default: false if the scope
+            ends in :read.
         examples: at least one.
         errors: codes beyond those that every call can get, or kinds of errors, for their own codes.
         prepare: `async def prepare(call, params)` for slow work such as hashing, run before a connection is
@@ -101,6 +102,8 @@ def method(
     for needed in (scope, *(member_scopes or {}).values()):
         if needed not in SCOPES:
             raise ValueError(f"{name}: unknown scope {needed}")
+    reads = scope.endswith(":read")
+    writes = not reads if writes is None else writes
     if name in registry or not examples:
         raise ValueError(f"{name} is taken or has no example")
     own = {error if isinstance(error, str) else error.code for error in errors}
@@ -124,7 +127,7 @@ def method(
             scope,
             writes,
             operator,
-            not writes and scope.endswith(":read") if while_suspended is None else while_suspended,
+            reads and not writes if while_suspended is None else while_suspended,
             prepare,
             single,
             keeps_answer,

@@ -79,7 +79,6 @@ class FoundUsers(Result):
     "searchUsers",
     result=FoundUsers,
     scope="users:read",
-    writes=False,
     errors=("no_position",),
     examples=(
         Example(

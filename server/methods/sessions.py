@@ -91,7 +91,6 @@ async def _prepare_login(call: Call, params: Login) -> Verified:
     "login",
     result=User,
     scope="sessions:write",
-    writes=True,
     prepare=_prepare_login,
     keeps_answer=False,
     errors=(WrongLogin, "login_delayed"),
@@ -197,7 +196,6 @@ async def login_with_token(call: Call, params: LoginWithToken) -> Any:
 @method(
     "logout",
     scope="sessions:write",
-    writes=True,
     errors=(NotFound,),
     examples=(Example("End a session", {"token": EXAMPLE_TOKEN}, True),),
 )
@@ -232,7 +230,6 @@ class Session(Result):
     "listSessions",
     result=list[Session],
     scope="sessions:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
@@ -260,7 +257,6 @@ async def _log_out(call: Call, *, user_id: int | None = None, email: str | None 
 @method(
     "forceLogoutByEmail",
     scope="sessions:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("End all sessions", {"email": "jane@example.com"}, True),),
 )
@@ -272,7 +268,6 @@ async def force_logout_by_email(call: Call, params: UserRef) -> Literal[True]:
 @method(
     "forceLogoutById",
     scope="sessions:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("End all sessions", {"id": 2}, True),),
 )
@@ -308,7 +303,6 @@ class AuthSessionPage(Result):
     "listAuthSessions",
     result=AuthSessionPage,
     scope="sessions:read",
-    writes=False,
     examples=(
         Example(
             "One session", {"userId": 2},
@@ -347,7 +341,6 @@ class SessionId(TenantParams):
 @method(
     "endSession",
     scope="sessions:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("End a session", {"id": 1}, True),),
 )

@@ -136,7 +136,6 @@ class StoreUserRef(TenantParams):
     "getStoreUser",
     result=StoreUser,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example("By id", {"id": 2}, _USER),
@@ -188,7 +187,6 @@ class StoreUserPage(Result):
     "listStoreUsers",
     result=StoreUserPage,
     scope="users:read",
-    writes=False,
     examples=(
         Example(
             "No deactivated users",
@@ -248,7 +246,6 @@ class CreateStoreUser(StoreUserMembers):
     "createStoreUser",
     result=StoreUser,
     scope="users:write",
-    writes=True,
     prepare=hashed("newPassword"),
     member_scopes={"isAdmin": "users:admin"},
     errors=(*DUPLICATES, "seats_exhausted"),
@@ -283,7 +280,6 @@ class UpdateStoreUser(StoreUserMembers):
 @method(
     "updateStoreUser",
     scope="users:write",
-    writes=True,
     prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden, *DUPLICATES),
     examples=(
@@ -334,7 +330,6 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
 @method(
     "deactivateUserById",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Deactivate", {"id": 2}, True),),
 )
@@ -349,7 +344,6 @@ async def deactivate_user_by_id(call: Call, params: UserId) -> Literal[True]:
 @method(
     "reactivateUserById",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Reactivate", {"id": 2}, True),),
 )

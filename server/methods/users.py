@@ -44,7 +44,6 @@ async def _prepare_creation(call: Call, params: CreateUser) -> Batch[CreateUser]
     "createUser",
     result=CreatedUser,
     scope="users:write",
-    writes=True,
     extension=False,
     prepare=_prepare_creation,
     single=is_one_statement,
@@ -64,9 +63,8 @@ async def create_user(call: Call, params: CreateUser, prepared: Batch[CreateUser
 
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
     and two file folders (root, trash) are created in one transaction. For a taken e-mail the error is
-    `duplicate key value violates unique constraint "users_email"`. The e-mail and externalId of a deleted user
-    stay taken until it is purged: code user_deleted. If the instance has no seat left (maxUsers), no user is
-    created.
+    `duplicate key value violates unique constraint "users_email"`. The e-mail and externalId of a deleted
+    user stay taken until it is purged (code user_deleted). The instance needs a free seat (maxUsers).
     """
     return (await create(call, prepared.again()))[0]
 
@@ -75,7 +73,6 @@ async def create_user(call: Call, params: CreateUser, prepared: Batch[CreateUser
     "getUserByEmail",
     result=User,
     scope="users:read",
-    writes=False,
     extension=False,
     errors=(NotFound,),
     examples=(Example("A user", {"email": "jane@example.com"}, USER),),
@@ -95,7 +92,6 @@ class UpdateUser(UserChanges, TenantParams):
 @method(
     "updateUserByEmail",
     scope="users:write",
-    writes=True,
     extension=False,
     member_scopes={"isAdmin": "users:admin", "groups": "groups:write"},
     errors=(NotFound, "duplicate_external_id", "user_deleted"),
@@ -108,8 +104,8 @@ class UpdateUser(UserChanges, TenantParams):
 async def update_user_by_email(call: Call, params: UpdateUser) -> Literal[True]:
     """Change members of a user, except its e-mail and password.
 
-    profile and values are merged, other members are replaced. Suspending (isActive false) ends all sessions of
-    the user in the same transaction. For an administrator, needs the scope users:admin.
+    profile and values are merged, other members are replaced. Suspending (isActive false) ends all sessions
+    of the user in the same transaction. For an administrator, needs the scope users:admin.
     """
     await change.update(call, Batch.one(params))
     return True
@@ -118,7 +114,6 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Literal[True]:
 @method(
     "resetPasswordByEmail",
     scope="users:write",
-    writes=True,
     extension=False,
     prepare=hashed("password"),
     errors=(NotFound, MemberForbidden),
@@ -140,11 +135,8 @@ class RenameUser(UserRef):
 @method(
     "renameUserByEmail",
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
-    examples=(
-        Example("New e-mail", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),
-    ),
+    examples=(Example("Rename", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
 )
 async def rename_user_by_email(call: Call, params: RenameUser) -> Literal[True]:
     """Change a user's e-mail. Its sessions and data stay.
@@ -160,7 +152,6 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Literal[True]:
 @method(
     "replaceUserByEmail",
     scope="users:write",
-    writes=True,
     prepare=hashed("password"),
     errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
     examples=(
@@ -217,7 +208,6 @@ class UserPage(Result):
     "listUsers",
     result=UserPage,
     scope="users:read",
-    writes=False,
     examples=(
         Example(
             "One user a page",

@@ -32,7 +32,6 @@ class Validation(Result):
     "validateUser",
     result=Validation,
     scope="users:read",
-    writes=False,
     examples=(
         Example(
             "A taken e-mail and an unknown plan",
@@ -114,7 +113,6 @@ class ValidateReplacement(TenantParams, Unchecked):
     "validateReplacement",
     result=Validation,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
