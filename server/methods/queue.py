@@ -15,7 +15,7 @@ from server.tenants.call import Call
 class ListJobs(Params):
     """A state and a page."""
 
-    state: Literal["parked", "waiting", "running"] = Field("parked", description="parked: failed for good.")
+    state: Literal["parked", "waiting", "running"] = Field("parked", description="parked: given up.")
     after: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Last id of the previous page.")
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 

@@ -70,7 +70,7 @@ class FoundUsers(Result):
 
     list: list[FoundUser]
     total: int
-    totalIsExact: bool = Field(description="False: more users match.")
+    totalIsExact: bool = Field(description="False: total is a lower bound.")
     perPage: int
     pageNumber: int
 
@@ -154,13 +154,13 @@ def _effective(sorts: list[str]) -> list[str]:
     return sorts[: unique[0] + 1] if unique else sorts
 
 
-# The fastest plan depends on the number of matches: for a common text, walk all users in the requested order
+# The fastest way depends on the number of matches: for a common text, walk all users in the requested order
 # until a page is full; for a rare one, ask the index for all matches. The planner of Postgres does not know
 # the text. The weights are microseconds per row.
 
 
 def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
-    """The plans to search the instance, probably fastest first. The last one always finishes."""
+    """Ways to search the instance, probably fastest first. The last one always finishes."""
     share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
     index = {"way": "index", "walk_rows": 0}
     walk = _walk(sorts)
@@ -173,11 +173,7 @@ def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
 
 
 def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
-    """The same for users below a position.
-
-    Args:
-        beneath: about how many positions there are.
-    """
+    """The same for users below a position, with about this number of positions beneath it."""
     if beneath <= FEW // 10:
         return [{"way": "all", "walk_rows": 0}]
     share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
@@ -194,7 +190,7 @@ def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> l
 
 
 def _walk(sorts: list[str]) -> dict[str, Any]:
-    """The plan that walks all users in this order."""
+    """The way that walks all users in this order."""
     if sorts[0].lstrip("-") == "id":
         return _walk(sorts[1:] or ["user"]) | {"accounts_first": sorts[0]}
     return _walk_tree(sorts)

@@ -313,7 +313,7 @@ class AuthSessionPage(Result):
     ),
 )  # fmt: skip
 async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
-    """List the sessions of an instance or of one user; an unknown user has none."""
+    """List the sessions of an instance or of one user, without expired ones. An unknown user has none."""
     before = parts_of(params.after, number_below(2**63))[0] if params.after else 2**63 - 1
     user_id = params.userId
     if params.externalId is not None:
