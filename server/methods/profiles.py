@@ -14,6 +14,7 @@ from server.directory.fields import (
     EMAIL,
     SYSTEM_FIELDS,
     TYPES,
+    ProfileField,
     checked,
     fields_of,
     profile_schema,
@@ -236,16 +237,20 @@ class FieldInfo(Result):
     system: bool = Field(description="True: a field of every instance.")
 
 
+def _field_info(field: ProfileField) -> dict[str, Any]:
+    return asdict(field) | {"choices": list(field.choices)}
+
+
 @method(
     "listProfileFields",
     result=list[FieldInfo],
     scope="users:read",
-    examples=(Example("All", {}, [asdict(field) for field in SYSTEM_FIELDS]),),
+    examples=(Example("All", {}, [_field_info(field) for field in SYSTEM_FIELDS]),),
 )
 async def list_profile_fields(call: Call, params: TenantParams) -> Any:
     """List profile fields (profile-field/get-list): system fields, then custom fields of the instance."""
     fields = await fields_of(call.db, call.instance.id)
-    return [asdict(field) for field in fields.values()]
+    return [_field_info(field) for field in fields.values()]
 
 
 Alias = Annotated[str, Field(pattern=ALIAS)]
