@@ -116,7 +116,7 @@ NAMES = {"email", "login", "userId", "user", "users", "externalId", "token", "co
 def named(model: type[BaseModel]) -> bool:
     """Whether params name a user: by a member of these names, or by an id that is a user's."""
     from server.directory.users import UserId
-    from server.methods.store import SessionId
+    from server.methods.sessions import SessionId
 
     return bool(NAMES & model.model_fields.keys()) or issubclass(model, (UserId, SessionId))
 

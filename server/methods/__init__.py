@@ -1,12 +1,13 @@
-"""The methods, one module a subject. Importing this package fills the registry, and that of the jobs."""
+"""The methods, one module a subject. Importing this package registers all methods and jobs."""
 
-from server.methods import (
+from server.methods import (  # noqa: F401
     accounts,
     audit,
     avatars,
     bulk,
     codes,
     confirmation,
+    deletion,
     deliveries,
     ensure,
     groups,
@@ -19,7 +20,6 @@ from server.methods import (
     profiles,
     queue,
     quotas,
-    removal,
     search,
     sessions,
     store,
@@ -27,31 +27,3 @@ from server.methods import (
     validation,
     webhooks,
 )
-
-__all__ = [
-    "accounts",
-    "audit",
-    "avatars",
-    "bulk",
-    "codes",
-    "confirmation",
-    "deliveries",
-    "ensure",
-    "groups",
-    "instances",
-    "keys",
-    "lookup",
-    "members",
-    "office365",
-    "plans",
-    "profiles",
-    "queue",
-    "quotas",
-    "removal",
-    "search",
-    "sessions",
-    "store",
-    "users",
-    "validation",
-    "webhooks",
-]

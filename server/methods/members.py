@@ -1,4 +1,4 @@
-"""The member platform's users (seeds/001): by id, with profile fields, an account and a language."""
+"""Users of the member platform (seeds/001): by id, with profile fields, an account and a language."""
 
 import secrets
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ from server.directory.users import CreateUser, Password, UserId, email_key, foun
 from server.methods.accounts import Id, insert_account
 from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
 from server.methods.registry import Example, method
-from server.methods.sessions import Login, WrongLogin, verify_password
+from server.methods.sessions import WrongLogin, verify_password
 from server.tenants.call import Call
 from server.tenants.instances import GeneratedPasswords
 
@@ -52,11 +52,11 @@ class Account(Result):
     """A member's account."""
 
     id: int
-    title: str = Field(description="The name of its user when it was opened.")
+    title: str = Field(description="Name of its user when it was created.")
 
 
 class Member(Result):
-    """A user as the member platform knows it."""
+    """A user, in the form of the member platform."""
 
     id: int
     login: str
@@ -65,7 +65,7 @@ class Member(Result):
     isConfirmed: bool
     fullname: str
     avatar: str
-    profile: dict[str, Any] = Field(description="Alias -> value; phone_e164 stands beside a phone.")
+    profile: dict[str, Any] = Field(description="Alias -> value; with a phone, also phone_e164.")
     account: Account | None
 
 
@@ -83,28 +83,25 @@ async def _read_member(call: Call, user_id: int | None = None, login: str | None
     "getUserById",
     result=Member,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(Example("A member", {"id": 2}, MEMBER),),
 )
 async def get_user_by_id(call: Call, params: UserId) -> Any:
-    """A user by id, with profile fields and account (user/get)."""
+    """Look up a user by id, with profile fields and account (user/get)."""
     return found(await _read_member(call, params.id))
 
 
-AnyLogin = Annotated[
-    str, Field(min_length=1, max_length=254, description="The user's login or e-mail, in any case.")
-]
+AnyLogin = Annotated[str, Field(min_length=1, max_length=254, description="Login or e-mail, in any case.")]
 
 
 class LoginName(TenantParams):
-    """A user by the name that it logs in with."""
+    """A user by login or e-mail."""
 
     login: AnyLogin
 
 
 class Existence(Result):
-    """Whether there is such a user, and which."""
+    """Whether the user exists, and the user."""
 
     exists: bool
     member: Member | None
@@ -114,23 +111,22 @@ class Existence(Result):
     "userExists",
     result=Existence,
     scope="users:read",
-    writes=False,
     examples=(
         Example("Yes", {"login": "jane@example.com"}, {"exists": True, "member": MEMBER}),
         Example("No", {"login": "nobody@example.com"}, {"exists": False, "member": None}),
     ),
 )
 async def user_exists(call: Call, params: LoginName) -> Any:
-    """Whether there is a living user with this login (user/exists).
+    """Whether a user with this login exists and is not deleted (user/exists).
 
-    The login of a deleted user is not shown, but stays taken until that user is purged: validateUser tells.
+    The login of a deleted user stays taken until that user is purged: see validateUser.
     """
     member = await _read_member(call, login=params.login)
     return {"exists": member is not None, "member": member}
 
 
 class CheckAuth(TenantParams):
-    """What somebody claims to be."""
+    """Credentials of a user."""
 
     login: AnyLogin
     password: Password
@@ -138,15 +134,7 @@ class CheckAuth(TenantParams):
 
 
 async def _verify(call: Call, params: CheckAuth) -> None:
-    await verify_password(
-        call,
-        Login(
-            instance=params.instance,
-            email=params.login,
-            password=params.password,
-            clientAddress=params.clientAddress,
-        ),
-    )
+    await verify_password(call, params.login, params.password, params.clientAddress)
 
 
 @method(
@@ -156,50 +144,50 @@ async def _verify(call: Call, params: CheckAuth) -> None:
     writes=False,
     prepare=_verify,
     errors=(WrongLogin, "login_delayed"),
-    examples=(Example("Right", {"login": "jane@example.com", "password": "demo1234"}, MEMBER),),
+    examples=(Example("Correct password", {"login": "jane@example.com", "password": "demo1234"}, MEMBER),),
 )
 async def check_auth(call: Call, params: CheckAuth, _: None) -> Any:
-    """The user behind a login and password, without a session (user/check-auth).
+    """Check a login and password without starting a session (user/check-auth).
 
-    Failures are limited together with those of login.
+    Failures count as failed logins.
     """
     member = await _read_member(call, login=params.login)
-    if member is None or not member["isActive"]:  # deleted or suspended while we verified
+    if member is None or not member["isActive"]:  # deleted or suspended during the check
         raise WrongLogin
     return member
 
 
 class CreateMember(TenantParams):
-    """A new user with an account under its sponsor's."""
+    """A new user with an account below its sponsor's."""
 
     login: NewLogin = Field(
-        description="What it logs in with: an e-mail, or a name without @. Unique in the instance, together "
-        "with all e-mails, in any case."
+        description="An e-mail, or a name without @. Unique among the logins and e-mails of the instance, in "
+        "any case."
     )
-    sponsorId: Id = Field(description="The account above its own.")
+    sponsorId: Id = Field(description="Account of the sponsor.")
     profile: ProfileValues = Field(
-        description="Alias -> value, every mandatory field among them. Mails go to email; without one, to "
-        "the login, where that is an e-mail.",
+        description="Alias -> value, including every mandatory field. Mails go to email, or else to the "
+        "login if it is an e-mail.",
         json_schema_extra=profile_schema(complete=True),
     )
     password: Annotated[str, Field(max_length=1024), SECRET] | None = Field(
-        None, description="Null or empty: one is made by the instance's settings and returned."
+        None, description="Null or empty: generated by the settings of the instance, and returned."
     )
     confirmationUrl: Annotated[str, Field(max_length=2000, json_schema_extra=LINK_SCHEMA)] | None = Field(
-        None, description="Where the mail's link leads, with one {{code}}; null: nothing is to be confirmed."
+        None, description="URL for the link in the mail, with one {{code}}; null: no confirmation."
     )
     language: Language = "en"
 
 
 class CreatedMember(Result):
-    """The new user and, if it was made for it, its password."""
+    """The new user and its generated password, if any."""
 
     member: Member
     password: str | None
 
 
 class Prepared(NamedTuple):
-    """What createMember worked out before it took a connection."""
+    """Values that createMember prepares before it takes a connection."""
 
     fields: dict[str, Any]
     names: Names
@@ -208,8 +196,8 @@ class Prepared(NamedTuple):
 
 
 def generated_password(rules: GeneratedPasswords) -> str:
-    """A password as an instance wants them made, from the system's generator."""
-    classes = ["abcdefghijkmnopqrstuvwxyz", "23456789"]  # none that look alike
+    """A random password by the settings of an instance."""
+    classes = ["abcdefghijkmnopqrstuvwxyz", "23456789"]  # without similar characters
     classes += ["ABCDEFGHJKLMNPQRSTUVWXYZ"] if rules.mixedCase else []
     classes += ["!#$%&*+-=?@"] if rules.specialSymbols else []
     chars = [secrets.choice(kind) for kind in classes]
@@ -243,7 +231,6 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
     "createMember",
     result=CreatedMember,
     scope="users:write",
-    writes=True,
     prepare=_prepare_member,
     errors=(*DUPLICATES, "seats_exhausted", "too_deep"),
     examples=(
@@ -259,17 +246,16 @@ async def _prepare_member(call: Call, params: CreateMember) -> Prepared:
     ),
 )  # fmt: skip
 async def create_member(call: Call, params: CreateMember, prepared: Prepared) -> Any:
-    """Create a user with mailbox, calendar, files and an account under its sponsor's (user/create).
+    """Create a user with mailbox, calendar, files and an account below its sponsor's (user/create).
 
-    With confirmationUrl the user gets a mail with a code and cannot log in until it is redeemed. A user
-    without an e-mail gets no mails; in calls and answers that know users by e-mail alone, its login stands
-    for it.
+    With confirmationUrl the user gets a mail with a code, and cannot log in until it is confirmed. A user
+    without an e-mail gets no mails; methods that take or return an e-mail use its login instead.
     """
     names = prepared.names
     await hold_free_names(call, names, login_member="login", email_member="profile.email")
     values = {alias: value for alias, value in prepared.fields.items() if value is not None}
     name = f"{values['firstname']} {values['lastname']}"
-    # Not validated again: a login that is no e-mail would not pass as one.
+    # model_construct: validation would refuse a login that is no e-mail.
     user = CreateUser.model_construct(email=names.email, displayName=name[:200])
     membership = Membership(values, params.language, params.confirmationUrl is None, names.login)
     created = (await create(call, Batch.one(user, prepared.password_hash), membership=membership))[0]
@@ -294,17 +280,15 @@ class SetPassword(UserId):
 
 @method(
     "setPassword",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden),
     examples=(Example("A new password", {"id": 2, "newPassword": "onemoretime"}, True),),
 )
-async def set_password(call: Call, params: SetPassword, password_hash: str) -> Any:
-    """Set a user's password by id and end its sessions (user/set-password).
+async def set_password(call: Call, params: SetPassword, password_hash: str) -> Literal[True]:
+    """Set a user's password, by id, and end its sessions (user/set-password).
 
-    An administrator's needs the scope users:admin.
+    For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.id)
     await change.change(call, Edit(user, user, password_hash))
@@ -312,22 +296,18 @@ async def set_password(call: Call, params: SetPassword, password_hash: str) -> A
 
 
 class DeleteUser(UserId):
-    """Who goes, and whether the account goes too."""
+    """A user, with or without its account."""
 
-    withAccount: bool = Field(
-        False, description="Close the account too; those beneath it stay where they are."
-    )
+    withAccount: bool = Field(False, description="Close its account too; the accounts below it stay.")
 
 
 @method(
     "deleteUserById",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("With the account", {"id": 2, "withAccount": True}, True),),
 )
-async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
+async def delete_user_by_id(call: Call, params: DeleteUser) -> Literal[True]:
     """Delete a user by id, as deleteUserByEmail does, with or without its account (user/delete)."""
     user = await change.hold_user(call, user_id=params.id)
     await change.change(call, change.deletion(user, closes_account=params.withAccount))
@@ -335,21 +315,19 @@ async def delete_user_by_id(call: Call, params: DeleteUser) -> Any:
 
 
 class ChangeLanguage(UserId):
-    """Another language for a user."""
+    """A new language for a user."""
 
-    language: Language = Field(description="Two letters, ISO 639-1.")
+    language: Language = Field(description="Code of ISO 639-1.")
 
 
 @method(
     "changeLanguage",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Russian", {"id": 2, "language": "ru"}, True),),
 )
-async def change_language(call: Call, params: ChangeLanguage) -> Any:
-    """Change the language that a user gets its mails in (user/change-language)."""
+async def change_language(call: Call, params: ChangeLanguage) -> Literal[True]:
+    """Change the language of a user's mails (user/change-language)."""
     user = await change.hold_user(call, user_id=params.id)
     await change.change(call, Edit(user, user | {"language": params.language}))
     return True

@@ -1,4 +1,4 @@
-"""Users that are also created in their instance's Microsoft directory (CreateInOffice365 of seeds/002)."""
+"""Creating users in the Microsoft directory of an instance (CreateInOffice365 of seeds/002)."""
 
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ from server.tenants.call import Call
 
 
 class Office365State(Result):
-    """What came of creating a user in the Microsoft directory."""
+    """State of creating a user in the Microsoft directory."""
 
     state: Literal["pending", "done", "failed"]
-    objectId: str | None = Field(description="Microsoft's id, once it is done.")
-    error: str | None = Field(description="What the last try met, in Microsoft's words.")
+    objectId: str | None = Field(description="Id in the Microsoft directory, if done.")
+    error: str | None = Field(description="Error of the last attempt: a code, and Microsoft's message.")
     updatedAt: int = Field(description="Unix seconds.")
 
 
@@ -27,7 +27,6 @@ class Office365State(Result):
     "getOffice365State",
     result=Office365State,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
@@ -39,12 +38,12 @@ class Office365State(Result):
     ),
 )  # fmt: skip
 async def get_office365_state(call: Call, params: UserRef) -> Any:
-    """Look how creating a user in the Microsoft directory went (createUser with createInOffice365).
+    """State of creating a user in the Microsoft directory (createUser with createInOffice365).
 
-    pending while it is tried, again and again for five hours; then done or failed. With the error
-    instance_suspended it waits, and goes on within an hour after the instance is reactivated. With the error
-    name_taken the directory has somebody else of this name, such as another of our users whose address
-    differs in the domain alone where the settings name one. A user for whom it was never asked is not found.
+    pending: retried for up to five hours; then done or failed. Error instance_suspended: it continues within
+    an hour after the instance is reactivated. Error name_taken: the directory has another user of this name;
+    if the settings name a domain, this can be our user with the same local part. A user without a request to
+    create it there is not found.
     """
     key = email_key(params.email)
     return dict(found(await call.db.one("get_office365_state", instance_id=call.instance.id, email_key=key)))
@@ -52,17 +51,15 @@ async def get_office365_state(call: Call, params: UserRef) -> Any:
 
 @method(
     "createInOffice365",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "no_credentials", "already_asked"),
-    examples=(Example("Once more, after a failure", {"email": "one@example.com"}, True),),
+    examples=(Example("After a failure", {"email": "one@example.com"}, True),),
 )
-async def create_in_office365(call: Call, params: UserRef) -> Any:
-    """Have an existing user created in the Microsoft directory, for the first time or after a failure.
+async def create_in_office365(call: Call, params: UserRef) -> Literal[True]:
+    """Create an existing user in the Microsoft directory, for the first time or after a failure.
 
-    The user gets a random password there, which nobody knows: an administrator of the directory, or its
-    self-service, gives it one. An administrator's needs the scope users:admin.
+    The user gets a random password there, which is not shown: reset it in the directory. For an
+    administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
     access.require_user(call.caller, user)

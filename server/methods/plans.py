@@ -1,4 +1,4 @@
-"""Plans of a store (seeds/003) and who has them."""
+"""Plans of a store (seeds/003) and their assignments to users."""
 
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -29,23 +29,24 @@ Prices = Annotated[
     AfterValidator(_currencies),
 ]
 Details = Annotated[str, Field(max_length=20_000)]
+ConcurrencyLimit = Annotated[int, Field(ge=1, le=999_999)]
+Collections = Annotated[list[Line], Field(max_length=1000)]
+TrialDays = Annotated[int, Field(ge=1, le=3650)]
 
 
 class PlanOptions(Params):
-    """What belongs to reading and sales: kept, given back, and acted on by others."""
+    """Options of reading and sales. They are only stored and returned here."""
 
     recommended: bool = False
-    # Not `private`, as the store's wire and the table have it: generated clients have it as a reserved word.
-    isPrivate: bool = Field(False, description="Offered by direct link alone.")
+    # Not `private`, as in the store's wire and the table: a reserved word in generated clients.
+    isPrivate: bool = Field(False, description="Offered by direct link only.")
     assignsCollections: bool = False
-    concurrencyLimit: Annotated[int, Field(ge=1, le=999_999)] | None = None
-    collections: Annotated[list[Line], Field(max_length=1000)] = Field(default_factory=list)
+    concurrencyLimit: ConcurrencyLimit | None = None
+    collections: Collections = Field(default_factory=list)
     downloadFiles: bool = False
     prices: Prices = Field(default_factory=dict, description="Currency -> cents.")
     freeTrial: bool = False
-    freeTrialDays: Annotated[int, Field(ge=1, le=3650)] | None = Field(
-        None, description="Needed where freeTrial is true."
-    )
+    freeTrialDays: TrialDays | None = Field(None, description="Required if freeTrial is true.")
 
 
 class CreatePlan(TenantParams, PlanOptions):
@@ -53,8 +54,8 @@ class CreatePlan(TenantParams, PlanOptions):
 
     type: Literal["recurring", "prepaid"]
     name: PlanName
-    details: Details = Field("", description="HTML, which nothing here renders.")
-    duration: Months | None = Field(None, description="Months: of a prepaid plan, null for a recurring one.")
+    details: Details = Field("", description="HTML, not rendered here.")
+    duration: Months | None = Field(None, description="Months of a prepaid plan; null for a recurring one.")
 
 
 class Plan(Result):
@@ -92,7 +93,7 @@ _STORED = {name: "private" if name == "isPrivate" else name for name in PlanOpti
 
 
 def _shown(row: Any) -> dict[str, Any]:
-    """A row of a plan as its result; options have the document's order whatever order they come in."""
+    """The result for a row of a plan, with the options in the order of the document."""
     plan = dict(row)
     options, times = plan.pop("options"), {name: plan.pop(name) for name in ("createdAt", "updatedAt")}
     return plan | {name: options[stored] for name, stored in _STORED.items()} | times
@@ -102,7 +103,7 @@ def _checked(plan: BaseModel) -> dict[str, Any]:
     """The columns of a plan.
 
     Raises:
-        Invalid: members that do not go with each other.
+        Invalid: members that contradict each other.
     """
     given: dict[str, Any] = plan.model_dump()
     failures = []
@@ -122,7 +123,6 @@ def _checked(plan: BaseModel) -> dict[str, Any]:
     "createPlan",
     result=Plan,
     scope="plans:write",
-    writes=True,
     examples=(
         Example(
             "A year, paid in advance",
@@ -132,7 +132,7 @@ def _checked(plan: BaseModel) -> dict[str, Any]:
     ),
 )
 async def create_plan(call: Call, params: CreatePlan) -> Any:
-    """Create a plan that users can be assigned."""
+    """Create a plan."""
     row = await call.db.one("create_plan", instance_id=call.instance.id, **_checked(params))
     plan = _shown(found(row))
     call.audit_only(after=plan)
@@ -149,17 +149,16 @@ class PlanRef(TenantParams):
     "getPlan",
     result=Plan,
     scope="plans:read",
-    writes=False,
     errors=(NotFound,),
     examples=(Example("A plan", {"id": 1}, _PLAN),),
 )
 async def get_plan(call: Call, params: PlanRef) -> Any:
-    """Look at a plan."""
+    """Look up a plan."""
     return _shown(found(await call.db.one("get_plan", instance_id=call.instance.id, plan_id=params.id)))
 
 
 class ListPlans(TenantParams):
-    """Which plans, and which page of them."""
+    """A filter and a page."""
 
     query: Line = Field("", description="Part of the name, in any case.")
     page: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -167,7 +166,7 @@ class ListPlans(TenantParams):
 
 
 class PlanPage(Result):
-    """A page of plans in the order of their ids."""
+    """A page of plans, by id."""
 
     plans: list[Plan]
     page: int
@@ -179,7 +178,6 @@ class PlanPage(Result):
     "listPlans",
     result=PlanPage,
     scope="plans:read",
-    writes=False,
     examples=(
         Example(
             "Part of a name", {"query": "year"}, {"plans": [_PLAN], "page": 1, "perPage": 10, "total": 1}
@@ -187,7 +185,7 @@ class PlanPage(Result):
     ),
 )
 async def list_plans(call: Call, params: ListPlans) -> Any:
-    """List the plans of an instance, page by page."""
+    """List the plans of an instance, by page number."""
     which = {"instance_id": call.instance.id, "name_part": params.query}
     rows = await call.db.all(
         "list_plans", **which, row_offset=(params.page - 1) * params.perPage, row_limit=params.perPage
@@ -198,7 +196,7 @@ async def list_plans(call: Call, params: ListPlans) -> Any:
 
 
 class UpdatePlan(PlanRef):
-    """What to change of a plan; what is left out stays as it is."""
+    """Changes of a plan. Members left out stay as they are."""
 
     type: Literal["recurring", "prepaid"] = ABSENT
     name: PlanName = ABSENT
@@ -207,24 +205,22 @@ class UpdatePlan(PlanRef):
     recommended: bool = ABSENT
     isPrivate: bool = ABSENT
     assignsCollections: bool = ABSENT
-    concurrencyLimit: Annotated[int, Field(ge=1, le=999_999)] | None = None
-    collections: Annotated[list[Line], Field(max_length=1000)] = ABSENT
+    concurrencyLimit: ConcurrencyLimit | None = None
+    collections: Collections = ABSENT
     downloadFiles: bool = ABSENT
     prices: Prices = ABSENT
     freeTrial: bool = ABSENT
-    freeTrialDays: Annotated[int, Field(ge=1, le=3650)] | None = None
+    freeTrialDays: TrialDays | None = None
 
 
 @method(
     "updatePlan",
-    result=Literal[True],
     scope="plans:write",
-    writes=True,
     errors=(NotFound,),
     examples=(Example("Another name", {"id": 1, "name": "Twelve months"}, True),),
 )
-async def update_plan(call: Call, params: UpdatePlan) -> Any:
-    """Change a plan. Those who have it keep the days that they were given."""
+async def update_plan(call: Call, params: UpdatePlan) -> Literal[True]:
+    """Change a plan. Existing assignments keep their days."""
     ref = {"instance_id": call.instance.id, "plan_id": params.id}
     stored = dict(found(await call.db.one("hold_plan", **ref)))
     options = stored.pop("options")
@@ -237,35 +233,34 @@ async def update_plan(call: Call, params: UpdatePlan) -> Any:
 
 
 class AssignPlan(TenantParams):
-    """Who gets which plan, and for how long."""
+    """A user, a plan and its last day."""
 
     userId: Id
     planId: PlanId
     planValidTo: LastDay | None = Field(
-        None, description="The last day, YYYY-MM-DD in UTC; null: by the plan's duration, if it has one."
+        None, description="Last day, YYYY-MM-DD in UTC; null: by the plan's duration, if it has one."
     )
-    planName: PlanName | None = Field(None, description="What it is called for this user; null: as the plan.")
+    planName: PlanName | None = Field(None, description="Name for this user only; null: that of the plan.")
 
 
 class OtherPlan(Result):
-    """Another plan that a user has."""
+    """Another plan of the user."""
 
-    id: int = Field(description="Of the assignment.")
+    id: int = Field(description="Id of the assignment.")
     planId: int
 
 
 class AssignedPlan(Result):
-    """A user's plan."""
+    """The assignment, and other plans of the user."""
 
-    id: int = Field(description="Of the assignment.")
-    others: list[OtherPlan] = Field(description="Plans that the user has, or will have, beside it.")
+    id: int = Field(description="Id of the assignment.")
+    others: list[OtherPlan] = Field(description="Its other plans, active or scheduled.")
 
 
 @method(
     "assignPlan",
     result=AssignedPlan,
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(
         Example(
@@ -274,15 +269,13 @@ class AssignedPlan(Result):
     ),
 )  # fmt: skip
 async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
-    """Assign a plan to a user, from today on, beside the plans that it has.
+    """Assign a plan to a user from today on, in addition to its other plans.
 
-    A user can have several plans, as the lists of the store show: the others stay, and the answer names them.
-    changePlan puts a plan in their place. A user who has the plan already keeps it, with the new end, so that
-    the same call can be sent again. When its last day is over a plan ends by itself. An administrator's
+    The result lists the other plans; changePlan replaces them. A user that already has the plan keeps it with
+    the new end, so the call can be repeated. A plan ends by itself after its last day. For an administrator,
     needs the scope users:admin.
     """
-    ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
+    ref = await _hold_user(call, params.userId)
     plan = {params.userId: (params.planId, params.planValidTo)}
     assigned = (await assign_plans(call, plan, name=params.planName))[params.userId]
     held = await call.db.all("list_active_plans", **ref)
@@ -291,25 +284,22 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
 
 
 class ChangePlan(AssignPlan):
-    """Who gets which plan instead of the one it has, and from when on."""
+    """A user, its new plan, and the first and last day."""
 
-    validFrom: LastDay | None = Field(
-        None, description="The first day, YYYY-MM-DD in UTC; null: today, at once."
-    )
+    validFrom: LastDay | None = Field(None, description="First day, YYYY-MM-DD in UTC; null: today.")
 
 
 class ChangedPlan(Result):
-    """A user's plan, and those that it replaces."""
+    """The new assignment, and those that it replaces."""
 
-    id: int = Field(description="Of the assignment.")
-    ended: list[int] = Field(description="The assignments that end, or do not begin, for it.")
+    id: int = Field(description="Id of the assignment.")
+    ended: list[int] = Field(description="Ids of the assignments that end or are cancelled.")
 
 
 @method(
     "changePlan",
     result=ChangedPlan,
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "plan_overlaps"),
     examples=(
         Example("At once", {"userId": 2, "planId": 1}, {"id": 1, "ended": []}),
@@ -319,14 +309,13 @@ class ChangedPlan(Result):
     ),
 )  # fmt: skip
 async def change_plan(call: Call, params: ChangePlan) -> Any:
-    """Give a user a plan instead of all others that it has: from now, or from a day.
+    """Replace all plans of a user by one plan, now or from a day on.
 
-    The others end at once, or with the day before; what was to begin later does not begin. Until that day the
-    new plan is scheduled. A user who has the plan already keeps it, with the new end. Each plan that ends and
-    the one that begins is told as user.updated. An administrator's need the scope users:admin.
+    The other plans end at once, or the day before; plans that would begin later are cancelled. Until that day
+    the new plan is scheduled. A user that already has the plan keeps it with the new end. Every plan that
+    ends or begins emits a user.updated event. For an administrator, needs the scope users:admin.
     """
-    ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
+    ref = await _hold_user(call, params.userId)
     first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
         "switch_plan", **ref, plan_id=params.planId, name=params.planName, from_day=first, valid_to=last
@@ -334,14 +323,20 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     if row is None:
         raise await _why_not_changed(call, params.planId, first, last)
     for gone in row["ended"]:
-        _record(call, params.userId, gone)
-    _record(call, params.userId, row)
+        _emit(call, params.userId, gone)
+    _emit(call, params.userId, row)
     return {"id": row["id"], "ended": [gone["id"] for gone in row["ended"]]}
 
 
-def _record(call: Call, user_id: int, change: Any) -> None:
-    """Note what became of a user's plan; null: it had none, or has it no more."""
-    before, after = change["before"], change["after"]
+async def _hold_user(call: Call, user_id: int) -> dict[str, int]:
+    """Lock a user that the caller may change. Returns the parameters that identify it in a query."""
+    access.require_user(call.caller, await change.hold_user(call, user_id=user_id))
+    return {"instance_id": call.instance.id, "user_id": user_id}
+
+
+def _emit(call: Call, user_id: int, row: Any) -> None:
+    """Emit an event if a plan of a user changed from `before` to `after`; null: no plan."""
+    before, after = row["before"], row["after"]
     if before != after:
         call.emit("user.updated", user_id, before={"plan": before}, after={"plan": after})
 
@@ -350,60 +345,59 @@ def _day(text: str | None) -> date | None:
     return None if text is None else date.fromisoformat(text)
 
 
-async def _why_not_changed(
-    call: Call, plan_id: int, from_day: date | None, last_day: date | None
-) -> ServiceError:
+async def _is_over(call: Call, day: date | None) -> bool:
+    return day is not None and bool(await call.db.value("is_over", last_day=day))
+
+
+async def _why_not_changed(call: Call, plan_id: int, first: date | None, last: date | None) -> ServiceError:
     if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id) is None:
         return Invalid.of([FieldError("planId", "is no plan of this instance")])
-    if from_day is not None and await call.db.value("is_over", last_day=from_day):
+    if await _is_over(call, first):
         return Invalid.of([FieldError("validFrom", "must not lie in the past")])
-    if last_day is not None and from_day is not None and last_day < from_day:
+    if last is not None and first is not None and last < first:
         return Invalid.of([FieldError("planValidTo", "must not lie before validFrom")])
-    if last_day is not None and await call.db.value("is_over", last_day=last_day):
+    if await _is_over(call, last):
         return Invalid.of([FieldError("planValidTo", "must not lie in the past")])
     message = "the user has this plan until before that day: change to it again once it has ended"
     return Conflict(message, code="plan_overlaps", fields=[FieldError("planId", message)])
 
 
 class UnassignPlan(TenantParams):
-    """Whose plan ends, and when."""
+    """A user, its plan and the new last day."""
 
     userId: Id
     planId: PlanId
     lastDay: LastDay | None = Field(
         None,
-        description="YYYY-MM-DD in UTC, from today to the plan's last day; null: it ends at once.",
+        description="YYYY-MM-DD in UTC, from today to the plan's last day; null: ends at once.",
     )
 
 
 @method(
     "unassignPlan",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(
         Example("At once", {"userId": 1, "planId": 1}, True),
         Example("With a day", {"userId": 1, "planId": 1, "lastDay": "2099-12-31"}, True),
     ),
 )
-async def unassign_plan(call: Call, params: UnassignPlan) -> Any:
-    """End a plan that a user has, at once or with a day. One that has not begun by then is taken away.
+async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
+    """End a plan of a user, at once or on a day. A plan that begins later is cancelled.
 
-    A lastDay after the plan's own last day is refused: assignPlan gives a plan a later end. An
-    administrator's needs the scope users:admin.
+    A lastDay after the plan's last day is refused; use assignPlan for a later end. For an administrator,
+    needs the scope users:admin.
     """
-    ref = {"instance_id": call.instance.id, "user_id": params.userId}
-    access.require_user(call.caller, await change.hold_user(call, user_id=params.userId))
+    ref = await _hold_user(call, params.userId)
     last_day = _day(params.lastDay)
     ended = await call.db.one("end_plan", **ref, plan_id=params.planId, last_day=last_day)
     if ended is None:
-        if last_day is not None and await call.db.value("is_over", last_day=last_day):
+        if await _is_over(call, last_day):
             raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
         message = "the user does not have this plan"
         raise NotFound(f"not found: {message}", fields=[FieldError("planId", message)])
     if ended["is_later"]:
         problem = f"must not be later than the plan's last day, {ended['before']['validTo']}"
         raise Invalid.of([FieldError("lastDay", problem)])
-    _record(call, params.userId, ended)
+    _emit(call, params.userId, ended)
     return True

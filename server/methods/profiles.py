@@ -1,6 +1,7 @@
-"""Profiles of members (seeds/001): changed through the queue, with fields of an instance's own."""
+"""Profiles of members (seeds/001): changes through the queue, and custom fields of an instance."""
 
 import uuid
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -42,59 +43,52 @@ _AVATARS = [SentPicture.model_json_schema(), {"type": "string", "const": ""}, {"
 
 
 class UpdateProfile(UserId):
-    """What changes of a profile; the rest stays."""
+    """Changes of a profile. Fields left out stay as they are."""
 
     profile: ProfileValues = Field(
-        description="Alias -> value; null takes a value away. avatar: a picture, or null.",
+        description="Alias -> value; null removes a value. avatar: a picture, or null.",
         json_schema_extra=profile_schema(complete=False, avatar={"anyOf": _AVATARS}),
     )
 
 
 class Queued(Result):
-    """Where the outcome will be found."""
+    """A queued change, for getDocument."""
 
     queueRequest: bool
     documentId: str
 
 
 class PreparedProfile(NamedTuple):
-    """Checked values and, if one was sent, the picture."""
+    """Checked values, and the picture if one was sent."""
 
     fields: dict[str, Any]
     picture: PreparedPicture | None
-    without_picture: bool
-    # Whether the e-mail changes, and to which one; None takes it away.
-    with_email: bool
-    email: str | None
+    removes_picture: bool
 
 
 async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile:
     profile = dict(params.profile)
-    without_picture = "avatar" in profile and profile["avatar"] in (None, "")
-    sent = None if without_picture else profile.get("avatar")
-    with_picture = "avatar" in profile and not without_picture
-    profile.pop("avatar", None)
+    has_avatar = "avatar" in profile
+    avatar = profile.pop("avatar", None)
+    removes_picture = has_avatar and avatar in (None, "")
     async with call.database.connection() as db:
         fields = await fields_of(db, call.instance.id)
         found(await read_member(db, call.settings, call.instance.id, params.id))
     values, failures = checked(fields, profile, complete=False)
-    if not values and not with_picture and not without_picture and not failures:
+    if not values and not has_avatar and not failures:
         failures.append(FieldError("profile", "name at least one field to change"))
     if failures:
         raise Invalid.of(failures)
     picture = None
-    if with_picture:
-        picture = await prepared_picture(call, SentPicture.read(sent, "profile.avatar"))
-    with_email = EMAIL in values
-    email = values.pop(EMAIL, None)
-    return PreparedProfile(values, picture, without_picture, with_email, email)
+    if has_avatar and not removes_picture:
+        picture = await prepared_picture(call, SentPicture.read(avatar, "profile.avatar"))
+    return PreparedProfile(values, picture, removes_picture)
 
 
 @method(
     "updateProfile",
     result=Queued,
     scope="users:write",
-    writes=True,
     prepare=_prepare_profile,
     with_picture=True,
     errors=(NotFound, MemberForbidden, *DUPLICATES),
@@ -107,18 +101,18 @@ async def _prepare_profile(call: Call, params: UpdateProfile) -> PreparedProfile
     ),
 )
 async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedProfile) -> Any:
-    """Change profile fields through the queue (user/profile-update); getDocument tells what came of it.
+    """Change profile fields through the queue (user/profile-update); getDocument shows the result.
 
-    Everything is checked at once, so that what is queued can fail only if the user goes meanwhile. What waits
-    when the instance is suspended is done within an hour after that is over. A picture and the e-mail are
-    changed at once too. The login stays as it is; null takes the e-mail away, unless it is
-    the login. An administrator's needs the scope users:admin.
+    The values are checked at once; a queued change fails only if the user was deleted, or became an
+    administrator, in between. Changes of a suspended instance continue within an hour after it is
+    reactivated. A picture and the e-mail change at once. The login stays; null removes the e-mail, unless it
+    is the login. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.id)
     access.require_user(call.caller, user)
     call.subject = user["id"]
-    if prepared.with_email:
-        names = names_of_user(user["login"] or user["email"], prepared.email)
+    if EMAIL in prepared.fields:
+        names = names_of_user(user["login"] or user["email"], prepared.fields[EMAIL])
         renamed = with_names(user, names)
         await change.change(call, Edit(user, renamed), member="profile.email")
         user = renamed
@@ -130,12 +124,12 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         entity="user",
         action="profile-update",
         user_id=params.id,
-        fields=prepared.fields,
+        fields={alias: value for alias, value in prepared.fields.items() if alias != EMAIL},
         asked_by=call.actor()._asdict() | access.kept(call.caller),
     )
     if prepared.picture is not None:
         await store_picture(call, user, prepared.picture)
-    if prepared.without_picture:
+    if prepared.removes_picture:
         await remove_picture(call, user)
     await enqueue(call.db, "profile-update", {"instance_id": call.instance.id, "user_id": params.id})
     return {"queueRequest": True, "documentId": str(document_id)}
@@ -143,14 +137,13 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
 
 @job("profile-update")
 async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
-    """Do all that was asked about a user and is not done yet, in the order in which it was asked.
+    """Apply all queued profile changes of a user, in their order.
 
-    The queue hands jobs out side by side and some of them again: whichever comes first does the work of
-    all that wait, and the others find nothing left. In a suspended instance it waits; in a deleted one it
-    does nothing.
+    Jobs can run in parallel and more than once: the first one applies all waiting changes, and the others
+    find none. In a deleted instance it does nothing.
 
     Raises:
-        Suspended: the instance is.
+        Suspended: the instance is suspended.
     """
     user = {"instance_id": payload["instance_id"], "user_id": payload["user_id"]}
     async with services.database.transaction() as db:
@@ -196,7 +189,7 @@ class DocumentId(TenantParams):
 
 
 class Outcome(Result):
-    """What came of it."""
+    """The result of a change."""
 
     success: bool
     message: str
@@ -204,23 +197,22 @@ class Outcome(Result):
 
 
 class Document(Result):
-    """What was asked of the queue, and what came of it."""
+    """A queued change and its result."""
 
     id: str
     entity: str
     action: str
-    result: Outcome | None = Field(description="Null until it is done.")
+    result: Outcome | None = Field(description="Null: not done yet.")
 
 
 @method(
     "getDocument",
     result=Document,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
-            "A change that waits",
+            "A waiting change",
             {"id": "00000000-0000-4000-8000-000000000001"},
             {"id": "00000000-0000-4000-8000-000000000001", "entity": "user", "action": "profile-update",
              "result": None},
@@ -228,12 +220,10 @@ class Document(Result):
     ),
 )  # fmt: skip
 async def get_document(call: Call, params: DocumentId) -> Any:
-    """What was asked of the queue and what came of it (document/get); kept for seven days."""
-    return dict(
-        found(
-            await call.db.one("get_document", instance_id=call.instance.id, document_id=uuid.UUID(params.id))
-        )
-    )
+    """Look up a queued change and its result (document/get), for seven days."""
+    document_id = uuid.UUID(params.id)
+    row = await call.db.one("get_document", instance_id=call.instance.id, document_id=document_id)
+    return dict(found(row))
 
 
 class FieldInfo(Result):
@@ -244,25 +234,21 @@ class FieldInfo(Result):
     type: Literal["string", "text", "date", "number", "choice", "phone", "email", "id"]
     mandatory: bool
     choices: list[str]
-    system: bool = Field(description="Whether every instance has it.")
+    system: bool = Field(description="True: a field of every instance.")
 
 
 def _field_info(field: ProfileField) -> dict[str, Any]:
-    return {
-        "alias": field.alias, "title": field.title, "type": field.type, "mandatory": field.mandatory,
-        "choices": list(field.choices), "system": field.system,
-    }  # fmt: skip
+    return asdict(field) | {"choices": list(field.choices)}
 
 
 @method(
     "listProfileFields",
     result=list[FieldInfo],
     scope="users:read",
-    writes=False,
-    examples=(Example("All of them", {}, [_field_info(field) for field in SYSTEM_FIELDS]),),
+    examples=(Example("All", {}, [_field_info(field) for field in SYSTEM_FIELDS]),),
 )
 async def list_profile_fields(call: Call, params: TenantParams) -> Any:
-    """The fields of a profile (profile-field/get-list): the system's, then the instance's own."""
+    """List profile fields (profile-field/get-list): system fields, then custom fields of the instance."""
     fields = await fields_of(call.db, call.instance.id)
     return [_field_info(field) for field in fields.values()]
 
@@ -272,7 +258,7 @@ RESERVED = {field.alias for field in SYSTEM_FIELDS} | {"avatar", "phone_e164"}
 
 
 class DefineProfileField(TenantParams):
-    """A field of the instance's own."""
+    """A custom field."""
 
     alias: Alias
     title: Line
@@ -283,9 +269,7 @@ class DefineProfileField(TenantParams):
 
 @method(
     "defineProfileField",
-    result=Literal[True],
     scope="fields:write",
-    writes=True,
     examples=(
         Example(
             "A choice",
@@ -294,10 +278,10 @@ class DefineProfileField(TenantParams):
         ),
     ),
 )  # fmt: skip
-async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
-    """Give the profiles of the instance a field of its own, or change one.
+async def define_profile_field(call: Call, params: DefineProfileField) -> Literal[True]:
+    """Create or change a custom profile field of the instance.
 
-    Values that users have already are not checked again until they are changed.
+    Existing values are checked only when they change.
     """
     if params.alias in RESERVED:
         raise Invalid.of([FieldError("alias", "is a field of every instance")])
@@ -314,22 +298,19 @@ async def define_profile_field(call: Call, params: DefineProfileField) -> Any:
 
 
 class FieldAlias(TenantParams):
-    """A field of the instance's own."""
+    """A custom field by its alias."""
 
     alias: Alias
 
 
 @method(
     "removeProfileField",
-    result=Literal[True],
     scope="fields:write",
-    writes=True,
     errors=(NotFound,),
     examples=(Example("A field", {"alias": "shoe_size"}, True),),
 )
-async def remove_profile_field(call: Call, params: FieldAlias) -> Any:
-    """Take a field of the instance's own away. The values that users have of it stay, unseen, and come back
-    with the field."""
+async def remove_profile_field(call: Call, params: FieldAlias) -> Literal[True]:
+    """Remove a custom field. Existing values stay stored but hidden, and reappear with the field."""
     before = found(await call.db.value("remove_field", instance_id=call.instance.id, alias=params.alias))
     call.audit_only(before={"alias": params.alias} | before)
     return True

@@ -1,4 +1,4 @@
-"""Quotas: what a user may store. They are kept for the mail and file servers, which know what is used."""
+"""Quotas of storage, for the mail and file servers, which know the space used."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from server.tenants.call import Call
 
 
 class Quota(Result):
-    """A limit."""
+    """A limit of storage."""
 
-    limit: int | None = Field(description="MiB; null: any.")
-    isDefault: bool = Field(description="Whether it is the instance's, for who has none of its own.")
+    limit: int | None = Field(description="MiB; null: unlimited.")
+    isDefault: bool = Field(description="Whether it is the default of the instance.")
 
 
 class UserQuotas(Result):
-    """What a user may store."""
+    """Quotas of a user."""
 
     mail: Quota
     files: Quota
@@ -29,7 +29,6 @@ class UserQuotas(Result):
     "getQuotasByEmail",
     result=UserQuotas,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
@@ -39,10 +38,9 @@ class UserQuotas(Result):
     ),
 )  # fmt: skip
 async def get_quotas_by_email(call: Call, params: UserRef) -> Any:
-    """Look up how much mail and how many files a user may store, in MiB.
+    """Look up the quotas of a user, in MiB, not the space used.
 
-    Its own quotas are set by createUser and updateUserByEmail (`quotas`), the instance's by updateInstance
-    (`defaultQuotas`). How much is used is known to the servers that store it, and not here.
+    createUser and updateUserByEmail set them (`quotas`); updateInstance sets the defaults (`defaultQuotas`).
     """
     key = email_key(params.email)
     row = found(await call.db.one("get_quotas", instance_id=call.instance.id, email_key=key))

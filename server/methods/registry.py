@@ -1,9 +1,9 @@
-"""The registry: every method by its name, with its models, scope and documentation."""
+"""The registry: methods by name, with models, scope and documentation."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, TypeAlias, get_type_hints
 
 from pydantic import BaseModel
 
@@ -11,10 +11,12 @@ from server.base.error_codes import ERROR_CODES
 from server.base.errors import MemberForbidden, ServiceError
 from server.tenants.principals import SCOPES
 
+Handler: TypeAlias = Callable[..., Awaitable[Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Params that work and the result they give; tests/test_examples.py runs each."""
+    """Valid params and their result; tests/test_registry.py runs each."""
 
     name: str
     params: dict[str, Any]
@@ -23,35 +25,26 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """A registered method."""
+    """A registered method. See method() for the members that are its arguments."""
 
     name: str
-    handler: Callable[..., Awaitable[Any]]
+    handler: Handler
     params: type[BaseModel]
     result: Any
     scope: str
     writes: bool
     operator: bool
-    # Whether operators may call it about a suspended instance, as they may read and manage it.
     while_suspended: bool
-    # Runs before a connection is taken: hashing, and whatever else is slow. Its result goes to the handler.
-    prepare: Callable[..., Awaitable[Any]] | None
-    # Whether these params are done by one statement, which writes the event too (Call.single). It needs no
-    # transaction around it: one round trip is enough.
+    prepare: Handler | None
     single: Callable[[Any], bool] | None
-    # Whether its answer is kept under an idempotency key, for the retries of the call.
     keeps_answer: bool
-    # Members that need a scope of their own when they are given another value than their default.
     member_scopes: Mapping[str, str]
-    # Not in the OneOffice document.
     extension: bool
-    # Its params may hold a picture, and be as much longer.
     with_picture: bool
-    # It is about many users: few of one instance run at once.
     many: bool
     summary: str
     description: str
-    # All codes that a call of it can be answered with, in the order of ERROR_CODES.
+    # Every error code of the method, in the order of ERROR_CODES.
     errors: tuple[str, ...]
     examples: tuple[Example, ...]
 
@@ -62,12 +55,12 @@ METHODS: dict[str, Method] = {}
 def method(
     name: str,
     *,
-    result: Any,
+    result: Any = Literal[True],
     scope: str,
-    writes: bool,
+    writes: bool | None = None,
     examples: tuple[Example, ...],
     errors: tuple[type[ServiceError] | str, ...] = (),
-    prepare: Callable[..., Awaitable[Any]] | None = None,
+    prepare: Handler | None = None,
     single: Callable[[Any], bool] | None = None,
     keeps_answer: bool = True,
     member_scopes: Mapping[str, str] | None = None,
@@ -77,37 +70,40 @@ def method(
     with_picture: bool = False,
     many: bool = False,
     registry: dict[str, Method] = METHODS,
-) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
+) -> Callable[[Handler], Handler]:
     """Register `async def handler(call, params)`; its docstring is the documentation.
 
     Args:
-        name: as callers write it.
-        result: the type of the answer.
-        scope: what a key needs, one of auth.SCOPES.
-        writes: run in a transaction (true) or as single statements (false).
+        name: in requests.
+        result: type of the result.
+        scope: required scope, one of SCOPES.
+        writes: runs in a transaction (true) or as single statements (false); default: false if the scope
+            ends in :read.
         examples: at least one.
-        errors: what it can answer with beyond what any call can: codes, or kinds for their own codes.
-        prepare: `async def prepare(call, params)`, run before a connection is taken; what it returns
-            is the handler's third argument.
-        single: `def single(params)`: whether the handler makes one statement for these params, which writes
-            the event too.
-        keeps_answer: False where an answer says what holds at this moment, such as that a password is right:
-            sent again under its idempotency key, the call is done again.
-        member_scopes: scopes that single members need.
-        operator: only for operator keys.
-        while_suspended: whether operators may call it about a suspended instance; by default where it writes
-            nothing and its scope is one of reading.
+        errors: codes beyond those that every call can get, or kinds of errors, for their own codes.
+        prepare: `async def prepare(call, params)` for slow work such as hashing, run before a connection is
+            taken. Its result is the handler's third argument.
+        single: `def single(params)`: whether the handler runs only one statement for these params, which
+            also writes the event (Call.single). It then runs without BEGIN and COMMIT: one round trip.
+        keeps_answer: whether retries with the same idempotency key get the stored answer. False if the
+            answer is only true at the moment, such as that of a password check: retries run again.
+        member_scopes: member -> scope required to give it another value than its default.
+        operator: needs an operator's key.
+        while_suspended: whether operators may call it for a suspended instance; default: if it writes
+            nothing and its scope ends in :read.
         extension: not part of the OneOffice document.
-        with_picture: its params may hold a picture.
-        many: about many users, of one instance: few of these run at once for each.
-        registry: where to; tests have their own.
+        with_picture: params may hold a picture, so the body may be longer.
+        many: for many users; only a few such calls of an instance run at once.
+        registry: for tests.
 
     Raises:
-        ValueError: at import, for an unknown scope or error code, a name that is taken, or no example.
+        ValueError: at import: unknown scope or error code, name already registered, no example or docstring.
     """
     for needed in (scope, *(member_scopes or {}).values()):
         if needed not in SCOPES:
             raise ValueError(f"{name}: unknown scope {needed}")
+    reads = scope.endswith(":read")
+    writes = not reads if writes is None else writes
     if name in registry or not examples:
         raise ValueError(f"{name} is taken or has no example")
     own = {error if isinstance(error, str) else error.code for error in errors}
@@ -118,7 +114,7 @@ def method(
     sources = {"call", *(["write"] if writes else []), *(["kept"] if writes and keeps_answer else [])}
     codes = tuple(code for code, entry in ERROR_CODES.items() if entry.source in sources or code in own)
 
-    def register(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def register(handler: Handler) -> Handler:
         params = get_type_hints(handler)["params"]
         summary, _, rest = inspect.cleandoc(handler.__doc__ or "").partition("\n")
         if not summary:
@@ -131,7 +127,7 @@ def method(
             scope,
             writes,
             operator,
-            not writes and scope.endswith(":read") if while_suspended is None else while_suspended,
+            reads and not writes if while_suspended is None else while_suspended,
             prepare,
             single,
             keeps_answer,
@@ -150,11 +146,11 @@ def method(
 
 
 DRY_RUN = "dryRun"
-"""The member of the params that turns a call that writes into a rehearsal."""
+"""The member of the params that asks for a dry run."""
 
 
 def without_dry_run(params: object) -> tuple[object, object]:
-    """The params without the member that asks for a dry run, and its value: False without it."""
+    """The params without dryRun, and its value (default False)."""
     if not isinstance(params, dict) or DRY_RUN not in params:
         return params, False
     return {name: value for name, value in params.items() if name != DRY_RUN}, params[DRY_RUN]

@@ -1,4 +1,4 @@
-"""Searching users by part of name or e-mail, everywhere or beneath an account (seeds/001, user/search)."""
+"""Searching users by part of name or e-mail, in the instance or below an account (seeds/001, user/search)."""
 
 import re
 from typing import Annotated, Any
@@ -13,11 +13,11 @@ from server.tenants.call import Call
 
 MOST_PAGES = 100
 SAMPLE = 300
-"""Users from whom it is guessed how many match."""
+"""Users in the sample from which the number of matches is estimated."""
 FEW = 10_000
-"""Users, or places beneath an account, who are few enough to look through all of them."""
+"""Users, or positions below an account, that are few enough to scan."""
 _LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII | re.IGNORECASE)
-"""What the index of three letters in a row can find, whatever the locale of the database."""
+"""A trigram that the index finds in every locale of the database."""
 SORTS = frozenset({"id", "user", "email", "fullname", "-id", "-user", "-email", "-fullname"})
 _SORTS = {
     "pattern": r"^(?!.*(id|user|email|fullname).*\1) *-?(id|user|email|fullname)"
@@ -33,46 +33,44 @@ def _sorts(given: str) -> str:
 
 
 def like_pattern(text: str) -> str:
-    """A LIKE pattern for texts that hold this one; what is special in LIKE stands for itself."""
+    """A LIKE pattern for texts that contain this one, with special characters escaped."""
     for special in ("\\", "%", "_"):
         text = text.replace(special, "\\" + special)
     return f"%{text}%"
 
 
 class SearchUsers(TenantParams):
-    """What to look for, and where."""
+    """A text, filters and a page."""
 
-    searchText: DisplayName = Field(
-        description="Part of e-mail or full name; a number is also taken for an account's id."
-    )
-    accountId: Id | None = Field(None, description="Only beneath this account.")
-    treeId: TreeId = Field(0, description="In this tree, where accountId is given.")
+    searchText: DisplayName = Field(description="Part of e-mail or full name, or the id of an account.")
+    accountId: Id | None = Field(None, description="Only users below this account.")
+    treeId: TreeId = Field(0, description="Tree of accountId.")
     sortBy: Annotated[str, Field(max_length=100, json_schema_extra=_SORTS), AfterValidator(_sorts)] = Field(
         "id",
-        description="id (of the account), user, email, fullname, with - for the reverse, comma separated.",
+        description="id (of the account), user, email, fullname; - reverses the order; comma separated.",
     )
     perPage: Annotated[int, Field(ge=1, le=100)] = 50
     pageNumber: Annotated[int, Field(ge=1, le=MOST_PAGES)] = Field(
-        1, description="Deeper ones cost as much as all before them: look for something narrower."
+        1, description="A page costs as much as all pages before it: prefer a narrower search."
     )
 
 
 class FoundUser(Result):
-    """One that matches."""
+    """A user that matches."""
 
-    id: int | None = Field(description="The account; null for a user without one.")
+    id: int | None = Field(description="Id of the account; null: none.")
     user: int
     email: str
     fullname: str
-    positionId: int | None = Field(description="Its place in the tree, where a tree was searched.")
+    positionId: int | None = Field(description="Position in the tree, if accountId is given.")
 
 
 class FoundUsers(Result):
-    """A page of those that match."""
+    """A page of matching users."""
 
     list: list[FoundUser]
     total: int
-    totalIsExact: bool = Field(description="False: there are more than total says.")
+    totalIsExact: bool = Field(description="False: total is a lower bound.")
     perPage: int
     pageNumber: int
 
@@ -81,7 +79,6 @@ class FoundUsers(Result):
     "searchUsers",
     result=FoundUsers,
     scope="users:read",
-    writes=False,
     errors=("no_position",),
     examples=(
         Example(
@@ -94,12 +91,11 @@ class FoundUsers(Result):
     ),
 )  # fmt: skip
 async def search_users(call: Call, params: SearchUsers) -> Any:
-    """Find users by part of their e-mail or full name, in any case, or by their account's id.
+    """Find users by part of their e-mail or full name, in any case, or by the id of their account.
 
-    With accountId only those beneath that account in the tree are searched, the account itself not, and
-    each is shown with its position; an account without a position in that tree is an error.
-    A text that very many match is not counted to the end: total is then how many there are at least, one
-    more than was shown so far, and totalIsExact is false.
+    With accountId, only users below that account in the tree are searched, and their positions shown; an
+    account without a position in that tree is an error. If very many users match, they are not all counted:
+    total is then one more than the users shown so far, and totalIsExact is false.
     """
     text, number = params.searchText, None
     if text.isascii() and text.isdigit() and int(text) < 2**63:
@@ -153,23 +149,23 @@ async def search_users(call: Call, params: SearchUsers) -> Any:
 
 
 def _effective(sorts: list[str]) -> list[str]:
-    """The sorts up to the first in which no two users are equal."""
+    """The sort keys up to the first unique one."""
     unique = [place for place, sort in enumerate(sorts) if sort.lstrip("-") in ("user", "email")]
     return sorts[: unique[0] + 1] if unique else sorts
 
 
-# Which way is shortest follows from how many match: for a common text it is to go through everybody in the
-# order asked for, which soon has a page full; for a rare one to ask the index for all that match. The planner
-# of Postgres cannot know, as it plans before it sees the text. The weights are microseconds a row.
+# The fastest way depends on the number of matches: for a common text, walk all users in the requested order
+# until a page is full; for a rare one, ask the index for all matches. The planner of Postgres does not know
+# the text. The weights are microseconds per row.
 
 
 def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
-    """The ways to search everybody, the likely shortest first; the last one always gets to the end."""
+    """Ways to search the instance, probably fastest first. The last one always finishes."""
     share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
     index = {"way": "index", "walk_rows": 0}
     walk = _walk(sorts)
     if max(sample["users"], sample["accounts"]) <= FEW:
-        return [walk | {"walk_rows": 2 * FEW}]  # so many more may have come since they were counted
+        return [walk | {"walk_rows": 2 * FEW}]  # twice, as users may have been added since the count
     rows = int(wanted / share)
     by_walk = rows * (2.5 if "accounts_first" in walk else 0.8)
     by_index = 300 + sample["users"] * share * 2
@@ -177,7 +173,7 @@ def _ways(sample: Any, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
 
 
 def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> list[dict[str, Any]]:
-    """The same for those beneath a place, of whom there are so many."""
+    """The same for users below a position, with about this number of positions beneath it."""
     if beneath <= FEW // 10:
         return [{"way": "all", "walk_rows": 0}]
     share = (sample["matching"] + 0.5) / (sample["sampled"] + 1)
@@ -194,7 +190,7 @@ def _ways_beneath(sample: Any, beneath: int, sorts: list[str], wanted: int) -> l
 
 
 def _walk(sorts: list[str]) -> dict[str, Any]:
-    """How to go through everybody in this order."""
+    """The way that walks all users in this order."""
     if sorts[0].lstrip("-") == "id":
         return _walk(sorts[1:] or ["user"]) | {"accounts_first": sorts[0]}
     return _walk_tree(sorts)
@@ -205,9 +201,9 @@ def _walk_tree(sorts: list[str]) -> dict[str, Any]:
 
 
 async def _page(call: Call, values: dict[str, Any]) -> tuple[list[Any], int]:
-    """The rows of a page, and how many there are on all of them."""
+    """The rows of a page, and the total of all pages."""
     rows = await call.db.all("search_users", **values)
     first = rows[0] if rows else None
-    if first is None and values["row_offset"]:  # past the end there is no row to carry the total
+    if first is None and values["row_offset"]:  # past the end, no row has the total
         first = await call.db.one("search_users", **values | {"row_offset": 0, "row_limit": 1})
     return rows, first["total"] if first else 0

@@ -1,4 +1,4 @@
-"""Users as a store (seeds/003) knows them: by id or external id, in pages, deactivated, logged out."""
+"""Users of a store (seeds/003): look up, list, create, change, deactivate."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,6 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
 from server.base.models import SECRET, Result, TenantParams
-from server.base.pages import After, Next, number_below, page, parts_of
 from server.directory import change
 from server.directory.creation import create
 from server.directory.many import Batch
@@ -37,7 +36,7 @@ from server.tenants import access
 from server.tenants.call import Call
 
 DEEPEST = 1_000_000
-"""How many users a list can be turned over, page by page: a page is counted off from the first user on."""
+"""Highest offset of listStoreUsers: Postgres reads and drops the rows before a page."""
 
 NewPassword = Annotated[str, Field(min_length=8, max_length=255), SECRET]
 
@@ -45,32 +44,32 @@ NewPassword = Annotated[str, Field(min_length=8, max_length=255), SECRET]
 class HeldPlan(Result):
     """A plan that a user has or had."""
 
-    id: int = Field(description="Of the assignment.")
+    id: int = Field(description="Id of the assignment.")
     planId: int
     name: str
     validFrom: str = Field(description="YYYY-MM-DD, UTC.")
-    validTo: str | None = Field(description="The last day; null: no end.")
+    validTo: str | None = Field(description="Last day; null: no end.")
     state: Literal["scheduled", "active", "ended"]
 
 
 class StoreUser(Result):
-    """A user as the store shows it."""
+    """A user, in the store's form."""
 
     id: int
     uuid: str
     email: str
     externalId: str | None
     displayName: str
-    picture: str = Field(description="The address of its avatar; empty for none.")
+    picture: str = Field(description="URL of the avatar, or empty.")
     isAdmin: bool
     isPlanAdmin: bool
     onlySeesReadable: bool
     sessionsLimit: int | None
     createdAt: int = Field(description="Unix seconds.")
     updatedAt: int = Field(description="Unix seconds.")
-    deactivatedAt: int | None = Field(description="Unix seconds; since when isActive is false.")
+    deactivatedAt: int | None = Field(description="Unix seconds; null: active.")
     plansCount: int
-    plans: list[HeldPlan] = Field(description="The newest hundred.")
+    plans: list[HeldPlan] = Field(description="The newest 100.")
 
 
 _USER = {
@@ -79,26 +78,25 @@ _USER = {
     "onlySeesReadable": False, "sessionsLimit": None, "createdAt": 1683471262, "updatedAt": 1683471262,
     "deactivatedAt": None, "plansCount": 0, "plans": [],
 }  # fmt: skip
-_HELD = ("id", "planId", "name", "validFrom", "validTo", "state")
 
 
 async def _read(call: Call, ids: list[int]) -> list[dict[str, Any]]:
-    """Users by their ids, in the order of these; those who are gone are left out."""
+    """Users by their ids, in this order, without deleted ones."""
     rows = await call.db.all("read_store_users", instance_id=call.instance.id, ids=ids)
     return [
         dict(row)
         | {
             "picture": avatar_url(call.settings, row["picture"]),
-            "plans": [{name: plan[name] for name in _HELD} for plan in row["plans"]],
+            "plans": [{name: plan[name] for name in HeldPlan.model_fields} for plan in row["plans"]],
         }
         for row in rows
     ]
 
 
-async def _find(
-    call: Call, user_id: int | None = None, email: str | None = None, external_id: str | None = None
+async def find_id(
+    call: Call, *, user_id: int | None = None, email: str | None = None, external_id: str | None = None
 ) -> int | None:
-    """The id of a living user by whichever is given, or None."""
+    """The id of a user that is not deleted, or None. The id takes precedence, then the e-mail."""
     found_id: int | None = await call.db.value(
         "find_store_user",
         instance_id=call.instance.id,
@@ -110,7 +108,7 @@ async def _find(
 
 
 class StoreUserRef(TenantParams):
-    """A user by whichever is given; the id goes before the e-mail, and that before the external id."""
+    """A user by id, email or externalId. The id takes precedence, then the e-mail."""
 
     id: Id | None = None
     email: Email | None = None
@@ -122,12 +120,22 @@ class StoreUserRef(TenantParams):
             raise ValueError("give id, email or externalId")
         return self
 
+    async def find_id(self, call: Call) -> int:
+        """The id of the user.
+
+        Raises:
+            NotFound: no such user, or it is deleted.
+        """
+        user_id: int = found(
+            await find_id(call, user_id=self.id, email=self.email, external_id=self.externalId)
+        )
+        return user_id
+
 
 @method(
     "getStoreUser",
     result=StoreUser,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example("By id", {"id": 2}, _USER),
@@ -135,9 +143,8 @@ class StoreUserRef(TenantParams):
     ),
 )
 async def get_store_user(call: Call, params: StoreUserRef) -> Any:
-    """A user, deactivated or not, as the store shows it."""
-    user_id = found(await _find(call, params.id, params.email, params.externalId))
-    users = await _read(call, [user_id])
+    """Look up a user, active or deactivated."""
+    users = await _read(call, [await params.find_id(call)])
     return found(users[0] if users else None)
 
 
@@ -145,11 +152,11 @@ _QUERY: dict[str, JsonValue] = {"pattern": r"^(deactivated|admins|[^\u0000]*@[^\
 
 
 class ListStoreUsers(TenantParams):
-    """Which users, and which page of them."""
+    """A filter and a page."""
 
     query: Annotated[str, Field(max_length=254, json_schema_extra=_QUERY)] | None = Field(
         None,
-        description="deactivated, admins, or an e-mail; null: all who are not deactivated.",
+        description="deactivated, admins, or an e-mail; null: all active users.",
         examples=["deactivated"],
     )
     page: Annotated[int, Field(ge=1, le=DEEPEST)] = 1
@@ -164,36 +171,35 @@ class ListStoreUsers(TenantParams):
 
 
 _PAGES = (None, "deactivated", "admins")
-"""What list_store_users has pages of; anything else is an e-mail."""
+"""Filters of list_store_users; anything else is an e-mail."""
 
 
 class StoreUserPage(Result):
-    """A page of users in the order of their ids."""
+    """A page of users, by id."""
 
     users: list[StoreUser]
     page: int
     perPage: int
-    total: int = Field(description="Of all pages.")
+    total: int = Field(description="Users on all pages.")
 
 
 @method(
     "listStoreUsers",
     result=StoreUserPage,
     scope="users:read",
-    writes=False,
     examples=(
         Example(
-            "Nobody is deactivated",
+            "No deactivated users",
             {"query": "deactivated"},
             {"users": [], "page": 1, "perPage": 10, "total": 0},
         ),
     ),
 )
 async def list_store_users(call: Call, params: ListStoreUsers) -> Any:
-    """List users by number of page, in the order of their ids; deactivated ones only if asked for.
+    """List users by page number, in the order of their ids; deactivated users only with that query.
 
-    A page past the end is empty. Pages begin within the first million users: listUsers goes further, and
-    costs the same on every page.
+    A page past the end is empty. Only the first million users can be listed. listUsers has no such limit, and
+    its last page costs as much as its first.
     """
     offset = (params.page - 1) * params.perPage
     if offset >= DEEPEST:
@@ -210,25 +216,25 @@ async def list_store_users(call: Call, params: ListStoreUsers) -> Any:
             )
         )
         return shown | {"users": await _read(call, page["ids"]), "total": page["total"]}
-    user_id = await _find(call, email=params.query)
+    user_id = await find_id(call, email=params.query)
     users = [] if user_id is None else await _read(call, [user_id])
     return shown | {"users": users if offset == 0 else [], "total": len(users)}
 
 
 class StoreUserMembers(TenantParams):
-    """What createStoreUser and updateStoreUser both take."""
+    """Params of both createStoreUser and updateStoreUser."""
 
     email: NewEmail
     externalId: ExternalId
     newPassword: NewPassword = ABSENT
-    planId: PlanId | None = Field(None, description="A plan to assign.")
-    planValidTo: LastDay | None = Field(None, description="Its last day, instead of its duration.")
+    planId: PlanId | None = Field(None, description="Plan to assign.")
+    planValidTo: LastDay | None = Field(None, description="Last day of the plan; null: by its duration.")
 
     _plan_end = field_validator("planValidTo")(needs_plan)
 
 
 class CreateStoreUser(StoreUserMembers):
-    """A new user of a store; without newPassword it cannot log in until it gets one."""
+    """A new user of a store. Without newPassword it cannot log in until a password is set."""
 
     sessionsLimit: SessionsLimit | None = None
     isAdmin: bool = Field(False, description="Administrator; true needs the scope users:admin.")
@@ -240,7 +246,6 @@ class CreateStoreUser(StoreUserMembers):
     "createStoreUser",
     result=StoreUser,
     scope="users:write",
-    writes=True,
     prepare=hashed("newPassword"),
     member_scopes={"isAdmin": "users:admin"},
     errors=(*DUPLICATES, "seats_exhausted"),
@@ -253,50 +258,44 @@ class CreateStoreUser(StoreUserMembers):
     ),
 )
 async def create_store_user(call: Call, params: CreateStoreUser, password_hash: str | None) -> Any:
-    """Create a user, as createUser does, that another system knows by an id of its own."""
-    user = CreateUser(
-        email=params.email, isAdmin=params.isAdmin, externalId=params.externalId,
-        sessionsLimit=params.sessionsLimit, isPlanAdmin=params.isPlanAdmin,
-        onlySeesReadable=params.onlySeesReadable, planId=params.planId, planValidTo=params.planValidTo,
-    )  # fmt: skip
+    """Create a user with the externalId of another system, as createUser does."""
+    user = CreateUser(**params.model_dump(exclude_unset=True, exclude={"instance", "newPassword"}))
     created = (await create(call, Batch.one(user, password_hash)))[0]
     return (await _read(call, [created["id"]]))[0]
 
 
 class UpdateStoreUser(StoreUserMembers):
-    """What a user is to be; of what is not required, the rest stays as it is."""
+    """New values of a user. Optional members left out stay as they are."""
 
     id: Id
     onlySeesReadable: bool
-    sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit; left out: as it is.")
-    isAdmin: bool = Field(ABSENT, description="Another value than before needs the scope users:admin.")
+    sessionsLimit: SessionsLimit | None = Field(None, description="Null: no limit; left out: unchanged.")
+    isAdmin: bool = Field(ABSENT, description="A change needs the scope users:admin.")
     isPlanAdmin: bool = ABSENT
     planName: PlanName | None = Field(
-        None, description="What its newest plan, which may be that of planId, is called for this user."
+        None, description="Name of the user's newest plan (of planId, if given), for this user only."
     )
 
 
 @method(
     "updateStoreUser",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     prepare=hashed("newPassword"),
     errors=(NotFound, MemberForbidden, *DUPLICATES),
     examples=(
         Example(
-            "Another e-mail",
+            "New e-mail",
             {"id": 2, "email": "jane.roe@example.com", "externalId": "shop-2", "onlySeesReadable": True},
             True,
         ),
     ),
 )
-async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Any:
-    """Change a user, deactivated or not.
+async def update_store_user(call: Call, params: UpdateStoreUser, password_hash: str | None) -> Literal[True]:
+    """Change a user, active or deactivated.
 
-    A new password ends its sessions. A lower sessionsLimit shows at its next login. The planId of a plan that
-    it has already changes nothing without planValidTo: the same call can be sent again on another day.
-    To change an administrator needs the scope users:admin.
+    A new password ends its sessions. A lower sessionsLimit takes effect at the next login. The planId of a
+    plan that the user already has changes nothing without planValidTo, so the same call can be repeated on
+    another day. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.id)
     after = change.changed(user, params.model_dump(exclude_unset=True))
@@ -328,132 +327,27 @@ async def _set_active(call: Call, user_id: int, is_active: bool) -> Literal[True
 
 @method(
     "deactivateUserById",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Deactivate", {"id": 2}, True),),
 )
-async def deactivate_user_by_id(call: Call, params: UserId) -> Any:
-    """Suspend a user, as isActive false does: it cannot log in and its sessions end.
+async def deactivate_user_by_id(call: Call, params: UserId) -> Literal[True]:
+    """Suspend a user, as isActive false does: it cannot log in, and its sessions end.
 
-    An administrator's suspension needs the scope users:admin, and so does its end.
+    For an administrator, needs the scope users:admin.
     """
     return await _set_active(call, params.id, False)
 
 
 @method(
     "reactivateUserById",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
-    examples=(Example("Re-activate", {"id": 2}, True),),
+    examples=(Example("Reactivate", {"id": 2}, True),),
 )
-async def reactivate_user_by_id(call: Call, params: UserId) -> Any:
-    """Let a suspended user log in again."""
-    return await _set_active(call, params.id, True)
+async def reactivate_user_by_id(call: Call, params: UserId) -> Literal[True]:
+    """Let a suspended user log in again.
 
-
-@method(
-    "forceLogoutById",
-    result=Literal[True],
-    scope="sessions:write",
-    writes=True,
-    errors=(NotFound, MemberForbidden),
-    examples=(Example("End all sessions", {"id": 2}, True),),
-)
-async def force_logout_by_id(call: Call, params: StoreUserRef) -> Any:
-    """End every session of a user, whether or not there is any.
-
-    An administrator's needs the scope users:admin.
+    For an administrator, needs the scope users:admin.
     """
-    user_id = found(await _find(call, params.id, params.email, params.externalId))
-    user = await change.hold_user(call, user_id=user_id)
-    await change.change(call, Edit(user, user, logs_out=True))
-    return True
-
-
-class ListAuthSessions(TenantParams):
-    """Whose sessions, and from where on."""
-
-    userId: Id | None = Field(None, description="Only this user's.")
-    externalId: ExternalId | None = Field(None, description="Only this user's, by its external id.")
-    after: After = None
-    limit: Annotated[int, Field(ge=1, le=200)] = 100
-
-
-class AuthSession(Result):
-    """A session, and whose it is."""
-
-    id: int
-    userId: int
-    email: str
-    externalId: str | None
-    createdAt: int = Field(description="Unix seconds.")
-    expiresAt: int = Field(description="Unix seconds.")
-
-
-class AuthSessionPage(Result):
-    """A page of sessions, the newest first."""
-
-    sessions: list[AuthSession]
-    next: Next
-
-
-@method(
-    "listAuthSessions",
-    result=AuthSessionPage,
-    scope="sessions:read",
-    writes=False,
-    examples=(
-        Example(
-            "One living session", {"userId": 2},
-            {"sessions": [{"id": 1, "userId": 2, "email": "jane@example.com", "externalId": None,
-                           "createdAt": 1683471262, "expiresAt": 1683557662}],
-             "next": None},
-        ),
-    ),
-)  # fmt: skip
-async def list_auth_sessions(call: Call, params: ListAuthSessions) -> Any:
-    """List the living sessions of an instance, or of one user; of nobody, where there is no such user."""
-    before = parts_of(params.after, number_below(2**63))[0] if params.after else 2**63 - 1
-    user_id = params.userId
-    if params.externalId is not None:
-        by_external_id = await _find(call, external_id=params.externalId)
-        if by_external_id is None or user_id not in (None, by_external_id):
-            return {"sessions": [], "next": None}
-        user_id = by_external_id
-    rows = await call.db.all(
-        "list_auth_sessions",
-        instance_id=call.instance.id,
-        user_id=user_id,
-        before=before,
-        row_limit=params.limit + 1,
-    )
-    shown, after = page(rows, params.limit, lambda row: str(row["id"]))
-    return {"sessions": [dict(row) for row in shown], "next": after}
-
-
-class SessionId(TenantParams):
-    """A session by its id."""
-
-    id: Id
-
-
-@method(
-    "endSession",
-    result=Literal[True],
-    scope="sessions:write",
-    writes=True,
-    errors=(NotFound, MemberForbidden),
-    examples=(Example("End a session", {"id": 1}, True),),
-)
-async def end_session(call: Call, params: SessionId) -> Any:
-    """End one session by its id; an administrator's needs the scope users:admin."""
-    session = found(
-        await call.db.one("end_session_by_id", instance_id=call.instance.id, session_id=params.id)
-    )
-    access.require_user(call.caller, session)
-    call.emit("session.revoked", session["user_id"], before={"sessionId": session["id"]})
-    return True
+    return await _set_active(call, params.id, True)

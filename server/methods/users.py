@@ -1,4 +1,4 @@
-"""Users of an instance: the OneOffice calls (seeds/000) and their neighbours."""
+"""Users of an instance: the OneOffice methods (seeds/000), and rename, replace and list."""
 
 from typing import Annotated, Any, Literal
 
@@ -31,8 +31,8 @@ from server.methods.registry import Example, method
 from server.tenants.call import Call
 
 
-def is_one_statement(params: "CreateUser") -> bool:
-    """Whether a user is created by one statement: without a plan and without Office 365."""
+def is_one_statement(params: CreateUser) -> bool:
+    """Whether one statement creates the user: without a plan and without Office 365."""
     return params.planId is None and not params.createInOffice365
 
 
@@ -44,7 +44,6 @@ async def _prepare_creation(call: Call, params: CreateUser) -> Batch[CreateUser]
     "createUser",
     result=CreatedUser,
     scope="users:write",
-    writes=True,
     extension=False,
     prepare=_prepare_creation,
     single=is_one_statement,
@@ -63,10 +62,9 @@ async def create_user(call: Call, params: CreateUser, prepared: Batch[CreateUser
     """Create a user with mailbox, calendar and files.
 
     The user, its credential, six mailboxes (inbox, spam, sent, trash, archive, drafts), its main calendar
-    and its two file folders (root, trash) are made together or not at all. A taken e-mail answers
-    `duplicate key value violates unique constraint "users_email"`; the e-mail of a deleted user stays
-    taken until that user is purged, and so does its externalId: both are answered with the code user_deleted.
-    Where the instance has no seat left (maxUsers), nobody is created.
+    and two file folders (root, trash) are created in one transaction. For a taken e-mail the error is
+    `duplicate key value violates unique constraint "users_email"`. The e-mail and externalId of a deleted
+    user stay taken until it is purged (code user_deleted). The instance needs a free seat (maxUsers).
     """
     return (await create(call, prepared.again()))[0]
 
@@ -75,43 +73,39 @@ async def create_user(call: Call, params: CreateUser, prepared: Batch[CreateUser
     "getUserByEmail",
     result=User,
     scope="users:read",
-    writes=False,
     extension=False,
     errors=(NotFound,),
     examples=(Example("A user", {"email": "jane@example.com"}, USER),),
 )
 async def get_user_by_email(call: Call, params: UserRef) -> Any:
-    """Look a user up by e-mail.
+    """Look up a user by e-mail, unless it is deleted.
 
-    A stored session is never shown: token is empty and tokenExpiresAt 0 here. A deleted user is not found.
+    Sessions are not shown: token is empty and tokenExpiresAt is 0.
     """
     return found(await read_user(call, email_key(params.email)))
 
 
 class UpdateUser(UserChanges, TenantParams):
-    """What to change; at least one member beside the e-mail."""
+    """Changes of a user: at least one member besides the e-mail."""
 
 
 @method(
     "updateUserByEmail",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     extension=False,
     member_scopes={"isAdmin": "users:admin", "groups": "groups:write"},
     errors=(NotFound, "duplicate_external_id", "user_deleted"),
     examples=(
         Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),
         Example("Reactivate", {"email": "jane@example.com", "isActive": True}, True),
-        Example("Move", {"email": "jane@example.com", "profile": {"location": "Manama"}}, True),
+        Example("New location", {"email": "jane@example.com", "profile": {"location": "Manama"}}, True),
     ),
 )
-async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
-    """Change any part of a user but its e-mail and password.
+async def update_user_by_email(call: Call, params: UpdateUser) -> Literal[True]:
+    """Change members of a user, except its e-mail and password.
 
-    profile and values are merged member by member, everything else is replaced. Suspending (isActive false)
-    ends every session of the user in the same transaction. To change an administrator, in whatever, needs the
-    scope users:admin.
+    profile and values are merged, other members are replaced. Suspending (isActive false) ends all sessions
+    of the user in the same transaction. For an administrator, needs the scope users:admin.
     """
     await change.update(call, Batch.one(params))
     return True
@@ -119,42 +113,36 @@ async def update_user_by_email(call: Call, params: UpdateUser) -> Any:
 
 @method(
     "resetPasswordByEmail",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     extension=False,
     prepare=hashed("password"),
     errors=(NotFound, MemberForbidden),
-    examples=(Example("A new password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
+    examples=(Example("New password", {"email": "jane@example.com", "password": "onemoretime"}, True),),
 )
-async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Any:
-    """Set a user's password and end its sessions; an administrator's needs the scope users:admin."""
+async def reset_password_by_email(call: Call, params: ResetPassword, password_hash: str) -> Literal[True]:
+    """Set a user's password and end its sessions. For an administrator, needs the scope users:admin."""
     user = await change.hold_user(call, email=params.email)
     await change.change(call, Edit(user, user, password_hash))
     return True
 
 
 class RenameUser(UserRef):
-    """Another e-mail for a user."""
+    """A new e-mail for a user."""
 
     newEmail: NewEmail = Field(description="Unique in the instance, in any case.")
 
 
 @method(
     "renameUserByEmail",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
-    examples=(Example("Marriage", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
+    examples=(Example("Rename", {"email": "jane@example.com", "newEmail": "jane.roe@example.com"}, True),),
 )
-async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
-    """Give a user another e-mail; its sessions and everything it holds stay.
+async def rename_user_by_email(call: Call, params: RenameUser) -> Literal[True]:
+    """Change a user's e-mail. Its sessions and data stay.
 
-    A login that is an e-mail goes with the old e-mail, and the user logs in with the new one. Another login
-    stays: a user without an e-mail, who is named by it here, gets one beside it.
-
-    An administrator's needs the scope users:admin.
+    A login that is an e-mail is replaced too. Any other login stays; for a user without an e-mail, give its
+    login as email. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
     await change.change(call, Edit(user, change.with_email(user, params.newEmail)), member="newEmail")
@@ -163,25 +151,23 @@ async def rename_user_by_email(call: Call, params: RenameUser) -> Any:
 
 @method(
     "replaceUserByEmail",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     prepare=hashed("password"),
     errors=(NotFound, MemberForbidden, "duplicate_email", "user_deleted"),
     examples=(
         Example(
-            "Marriage, and another password",
+            "New e-mail, names and password",
             {"email": "jane@example.com", "newEmail": "jane.roe@example.com", "firstName": "Jane",
              "lastName": "Roe", "isAdmin": False, "password": "onemoretime"},
             True,
         ),
     ),
 )  # fmt: skip
-async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Any:
-    """Change a user's e-mail, names, password and administration at once, all of it or nothing.
+async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: str | None) -> Literal[True]:
+    """Change a user's e-mail, names, password and isAdmin in one transaction.
 
-    What is left out stays as it is. The display name follows the names. An administrator's replacement needs
-    the scope users:admin.
+    Members left out stay as they are. The display name follows the names. For an administrator, needs the
+    scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
     await change.change(call, Edit(user, change.replaced(user, params), password_hash), member="newEmail")
@@ -189,10 +175,10 @@ async def replace_user_by_email(call: Call, params: ReplaceUser, password_hash: 
 
 
 class ListUsers(TenantParams):
-    """Which users, and from where on."""
+    """Filters and a page."""
 
     status: Literal["all", "admins", "suspended", "deleted"] = Field(
-        "all", description="all: every user that is not deleted."
+        "all", description="all: all except deleted."
     )
     emailStartsWith: Annotated[str, Field(max_length=254)] = Field("", description="In any case.")
     after: After = None
@@ -208,11 +194,11 @@ class ListedUser(Result):
     isActive: bool
     isAdmin: bool
     createdAt: int = Field(description="Unix seconds.")
-    deletedAt: int | None = Field(description="Unix seconds; null for a living user.")
+    deletedAt: int | None = Field(description="Unix seconds; null: not deleted.")
 
 
 class UserPage(Result):
-    """A page of users in the order of their e-mails."""
+    """A page of users, by e-mail."""
 
     users: list[ListedUser]
     next: Next
@@ -222,7 +208,6 @@ class UserPage(Result):
     "listUsers",
     result=UserPage,
     scope="users:read",
-    writes=False,
     examples=(
         Example(
             "One user a page",
@@ -231,13 +216,13 @@ class UserPage(Result):
                         "isAdmin": True, "createdAt": 1683471262, "deletedAt": None}],
              "next": "YWRtaW5AZXhhbXBsZS5jb20"},
         ),
-        Example("Nobody is suspended", {"status": "suspended"}, {"users": [], "next": None}),
+        Example("No suspended users", {"status": "suspended"}, {"users": [], "next": None}),
     ),
 )  # fmt: skip
 async def list_users(call: Call, params: ListUsers) -> Any:
-    """List the users of an instance, page by page.
+    """List the users of an instance, page by page, in the order of their e-mails.
 
-    Pages follow the e-mails, so that a user created meanwhile neither shifts nor repeats the others.
+    Users created in between do not shift or repeat others.
     """
     rows = await call.db.all(
         "list_users",

@@ -1,4 +1,4 @@
-"""What createUser and replaceUserByEmail would refuse, told without writing anything."""
+"""Validating params of createUser and replaceUserByEmail, without writing."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from server.tenants.call import Call
 
 
 class ValidateUser(TenantParams, Unchecked):
-    """The params of createUser, good or bad."""
+    """Params of createUser, valid or not."""
 
     checked_by = CreateUser
 
 
 class Validation(Result):
-    """Every failure at once."""
+    """All failures."""
 
     valid: bool
     failures: list[Failure]
@@ -32,7 +32,6 @@ class Validation(Result):
     "validateUser",
     result=Validation,
     scope="users:read",
-    writes=False,
     examples=(
         Example(
             "A taken e-mail and an unknown plan",
@@ -42,16 +41,18 @@ class Validation(Result):
                 {"field": "planId", "message": "is no plan of this instance"},
             ]},
         ),
-        Example("Nothing wrong", {"email": "new@example.com"}, {"valid": True, "failures": []}),
+        Example("Valid", {"email": "new@example.com"}, {"valid": True, "failures": []}),
     ),
 )  # fmt: skip
 async def validate_user(call: Call, params: ValidateUser) -> Any:
-    """Say everything that createUser would refuse about its params, and write nothing.
+    """Return every reason why createUser would refuse these params. Writes nothing.
 
-    Takes the params of createUser. What validates is accepted by createUser as long as nobody takes the
-    e-mail in between.
+    createUser accepts valid params unless the e-mail or externalId is taken in between.
     """
-    failures = await creation_failures(call, params.model_extra or {})
+    return _validation(await creation_failures(call, params.model_extra or {}))
+
+
+def _validation(failures: list[FieldError]) -> dict[str, Any]:
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
 
 
@@ -64,8 +65,8 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     except Invalid as error:
         failures += error.fields
         bad = {failure.field.partition(".")[0] for failure in failures}
-        if isinstance(error.__cause__, ValidationError):  # which names those beyond the first hundred too
-            bad |= {str(part) for found in error.__cause__.errors() for part in found["loc"][:1]}
+        if isinstance(error.__cause__, ValidationError):  # it also has the failures after the first 100
+            bad |= {str(part) for detail in error.__cause__.errors() for part in detail["loc"][:1]}
     email = params.get("email")
     in_office365 = params.get("createInOffice365") is True
     failures += early_failures(call, _good_password(params, bad), in_office365)
@@ -79,20 +80,20 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
 
 
 async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
-    """Why an e-mail cannot be given to anybody else."""
+    """The failure of an e-mail that is taken."""
     rows = await call.db.all("find_taken", instance_id=call.instance.id, email_keys=[key], external_ids=[])
     is_deleted = bool(rows) and rows[0]["deleted_at"] is not None
     return list(taken("users_email", member, is_deleted=is_deleted).fields) if rows else []
 
 
 def _good_password(params: dict[str, Any], bad: set[str]) -> str | None:
-    """The password, as far as it is one by its model."""
+    """The password if its type is valid, or None."""
     password = params.get("password")
     return password if "password" not in bad and isinstance(password, str) else None
 
 
 def _differs(user: Any, member: str, given: dict[str, Any]) -> bool:
-    """Whether a good member of ReplaceUser says something else than what is stored."""
+    """Whether a valid member of ReplaceUser would change the user."""
     match member:
         case "newEmail":
             return bool(address(given[member]) != user["email"])
@@ -103,7 +104,7 @@ def _differs(user: Any, member: str, given: dict[str, Any]) -> bool:
 
 
 class ValidateReplacement(TenantParams, Unchecked):
-    """The params of replaceUserByEmail, good or bad."""
+    """Params of replaceUserByEmail, valid or not."""
 
     checked_by = ReplaceUser
 
@@ -112,7 +113,6 @@ class ValidateReplacement(TenantParams, Unchecked):
     "validateReplacement",
     result=Validation,
     scope="users:read",
-    writes=False,
     errors=(NotFound,),
     examples=(
         Example(
@@ -125,7 +125,7 @@ class ValidateReplacement(TenantParams, Unchecked):
     ),
 )  # fmt: skip
 async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
-    """Say everything that replaceUserByEmail would refuse about its params, and write nothing."""
+    """Return every reason why replaceUserByEmail would refuse these params. Writes nothing."""
     given = params.model_extra or {}
     failures: list[FieldError] = []
     try:
@@ -139,11 +139,9 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
     if isinstance(email, str) and "email" not in bad:
         key = email_key(email)
         user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
-        if isinstance(is_admin, bool) and is_admin != user["is_admin"]:
-            may = access.may_administrate(call.caller)
-            failures += (
-                [] if may else [FieldError("isAdmin", f"a change needs the scope {access.ADMINISTRATE}")]
-            )
+        changes_admin = isinstance(is_admin, bool) and is_admin != user["is_admin"]
+        if changes_admin and not access.may_administrate(call.caller):
+            failures.append(FieldError("isAdmin", f"a change needs the scope {access.ADMINISTRATE}"))
         if not access.may_change_user(call.caller, user):
             failures += [
                 FieldError(member, OF_ADMINISTRATOR)
@@ -153,4 +151,4 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = email_key(new_email)
             failures += await _taken(call, "newEmail", new_key) if new_key != key else []
-    return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
+    return _validation(failures)

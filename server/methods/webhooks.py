@@ -1,4 +1,4 @@
-"""Webhooks: who is told of what changes, and what came of telling; and the same events as a feed."""
+"""Webhooks, and the feed of the same events."""
 
 import uuid
 from collections import Counter
@@ -13,6 +13,7 @@ from server.base.pages import Limit, number_below, page, parts_of, to_cursor
 from server.directory.users import ABSENT, Line, found
 from server.events import feed
 from server.events.changes import EVENTS
+from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.outside import outbound
 from server.tenants.call import Call
@@ -20,7 +21,7 @@ from server.tenants.call import Call
 MOST = 50
 """Webhooks of one instance."""
 TESTS = 2
-"""Tests of webhooks that a worker sends for one instance at the same time."""
+"""Concurrent tests of an instance's webhooks in one worker."""
 
 
 def _type(name: str) -> str:
@@ -37,15 +38,15 @@ EventId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{
 
 
 class CreateWebhook(TenantParams):
-    """Where to, and for what."""
+    """A URL and filters of events."""
 
     url: Url = Field(
-        description="An https address, by default of the ports 443 and 8443, that answers a POST with 200 "
-        "to 299 within 15 seconds."
+        description="An https URL, by default on port 443 or 8443, that answers a POST with 200 to 299 "
+        "within 15 seconds."
     )
-    types: EventTypes = Field(default_factory=list, description=f"Of {', '.join(EVENTS)}; empty: all.")
+    types: EventTypes = Field(default_factory=list, description=f"Any of {', '.join(EVENTS)}; empty: all.")
     skipOrigin: Origin | None = Field(
-        None, description="Nothing is sent of calls with this X-Origin: the receiver's own."
+        None, description="Events of calls with this X-Origin, the receiver's own, are not sent."
     )
     description: Line = ""
 
@@ -59,14 +60,14 @@ class Webhook(Result):
     types: list[str] = Field(description="Empty: all.")
     skipOrigin: str | None
     isActive: bool
-    disabledBecause: str | None = Field(description="Why it was switched off by itself.")
+    disabledBecause: str | None = Field(description="Why the server disabled it.")
     createdAt: int = Field(description="Unix seconds.")
 
 
 class CreatedWebhook(Webhook):
     """A new webhook."""
 
-    secret: str = Field(description="What its deliveries are signed with; shown here alone.")
+    secret: str = Field(description="Key of the signatures; shown only here.")
 
 
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="  # noqa: S105
@@ -75,7 +76,7 @@ _WEBHOOK = {
     "isActive": True, "disabledBecause": None, "createdAt": 1683471262,
 }  # fmt: skip
 EXAMPLE_EVENT = "00000000-0000-4000-8000-000000000002"
-"""An event of the examples' world, which tests put there."""
+"""Id of an event in the examples; tests insert it."""
 
 
 def _checked_url(call: Call, url: str) -> str:
@@ -88,27 +89,26 @@ def _checked_url(call: Call, url: str) -> str:
     "createWebhook",
     result=CreatedWebhook,
     scope="webhooks:write",
-    writes=True,
     errors=("too_many_webhooks",),
     examples=(
         Example(
-            "For new users, but not one's own",
+            "New users, without own calls",
             {"url": "https://hooks.example.com/officerpc", "types": ["user.created"], "skipOrigin": "shop"},
             _WEBHOOK | {"id": 2, "types": ["user.created"], "skipOrigin": "shop", "secret": _SECRET},
         ),
     ),
 )
 async def create_webhook(call: Call, params: CreateWebhook) -> Any:
-    """Have an address told of what changes from now on.
+    """Send events from now on to a URL.
 
     Each event is a POST of {type, timestamp, data} with the headers webhook-id, webhook-timestamp and
-    webhook-signature of Standard Webhooks. It is tried ten times within three days until the answer is 200
-    to 299; 410 switches the webhook off, and so does an event that is given up while nothing else was taken
-    either. Redirects are not followed, and names that lead to private addresses are refused. An event may
-    come twice, and one that failed comes after later ones: its webhook-id stays.
+    webhook-signature of Standard Webhooks. A delivery is tried ten times within three days, until the answer
+    is 200 to 299. 410 disables the webhook; it is also disabled when every attempt at an event failed and
+    nothing else was delivered. Redirects are not followed; private addresses are refused. An event may arrive
+    twice, with the same webhook-id, and after newer ones.
     """
     secret = outbound.new_secret()
-    # Held before they are counted, so that of two who come at once the second sees the first.
+    # Locked before the count, so that concurrent calls do not exceed MOST.
     await call.db.one("hold_counters", instance_id=call.instance.id)
     row = await call.db.one(
         "create_webhook",
@@ -131,41 +131,39 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     "listWebhooks",
     result=list[Webhook],
     scope="webhooks:read",
-    writes=False,
-    examples=(Example("All of them", {}, [_WEBHOOK]),),
+    examples=(Example("All", {}, [_WEBHOOK]),),
 )
 async def list_webhooks(call: Call, params: TenantParams) -> Any:
-    """List the webhooks of an instance, at most fifty, without their secrets."""
+    """List the webhooks of an instance, at most 50, without their secrets."""
     return [dict(row) for row in await call.db.all("list_webhooks", instance_id=call.instance.id)]
 
 
 class WebhookRef(TenantParams):
     """A webhook by its id."""
 
-    id: Annotated[int, Field(ge=1, lt=2**63)]
+    id: Id
 
 
 @method(
     "getWebhook",
     result=Webhook,
     scope="webhooks:read",
-    writes=False,
     errors=(NotFound,),
     examples=(Example("One", {"id": 1}, _WEBHOOK),),
 )
 async def get_webhook(call: Call, params: WebhookRef) -> Any:
-    """Look at a webhook."""
+    """Look up a webhook."""
     return dict(found(await call.db.one("get_webhook", instance_id=call.instance.id, webhook_id=params.id)))
 
 
 class UpdateWebhook(WebhookRef):
-    """What to change; at least one member beside the id."""
+    """Changes of a webhook: at least one member besides the id."""
 
     url: Url = ABSENT
     types: EventTypes = Field(ABSENT, description="Empty: all.")
-    skipOrigin: Origin | None = Field(None, description="Null: nothing is skipped.")
+    skipOrigin: Origin | None = Field(None, description="Null: none.")
     description: Line = ABSENT
-    isActive: bool = Field(ABSENT, description="True goes on where it stopped, with all that happened since.")
+    isActive: bool = Field(ABSENT, description="True: events since it was disabled are sent too.")
 
     @model_validator(mode="after")
     def _something(self) -> "UpdateWebhook":
@@ -176,17 +174,15 @@ class UpdateWebhook(WebhookRef):
 
 @method(
     "updateWebhook",
-    result=Literal[True],
     scope="webhooks:write",
-    writes=True,
     errors=(NotFound,),
-    examples=(Example("Switch it off", {"id": 1, "isActive": False}, True),),
+    examples=(Example("Disable", {"id": 1, "isActive": False}, True),),
 )
-async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
-    """Change a webhook, or switch it off or on.
+async def update_webhook(call: Call, params: UpdateWebhook) -> Literal[True]:
+    """Change, disable or enable a webhook.
 
-    While it is off nothing is sent to it; switched on, it gets what it missed, but not what had been waiting
-    for thirty days. Deliveries that wait go to the new address.
+    Nothing is sent while it is disabled. When it is enabled, the missed events are sent, except those that
+    waited for thirty days. Waiting deliveries go to the new URL.
     """
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     stored = dict(found(await call.db.one("hold_webhook", **ref)))
@@ -210,14 +206,12 @@ async def update_webhook(call: Call, params: UpdateWebhook) -> Any:
 
 @method(
     "deleteWebhook",
-    result=Literal[True],
     scope="webhooks:write",
-    writes=True,
     errors=(NotFound,),
-    examples=(Example("Away with it", {"id": 1}, True),),
+    examples=(Example("Delete", {"id": 1}, True),),
 )
-async def delete_webhook(call: Call, params: WebhookRef) -> Any:
-    """Delete a webhook with its secrets and the log of its deliveries; what waits is not sent any more."""
+async def delete_webhook(call: Call, params: WebhookRef) -> Literal[True]:
+    """Delete a webhook, its secrets and its log of deliveries. Waiting deliveries are not sent."""
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     call.audit_only(before=dict(found(await call.db.one("hold_webhook", **ref))))
     await call.db.run("delete_webhook", **ref)
@@ -225,26 +219,25 @@ async def delete_webhook(call: Call, params: WebhookRef) -> Any:
 
 
 class RotateWebhookSecret(WebhookRef):
-    """Whose secret, and for how long both are good."""
+    """A webhook, and how long both secrets are used."""
 
     overlap: Annotated[int, Field(ge=0, le=7 * 86400)] = Field(
-        86400, description="Seconds for which deliveries are signed with the old secret too."
+        86400, description="Seconds during which the old secret signs too."
     )
 
 
 class RotatedSecret(Result):
-    """Another secret."""
+    """A new secret."""
 
     id: int
-    secret: str = Field(description="Shown here alone.")
-    oldSecretUntil: int | None = Field(description="Unix seconds; null: the old one is good no more.")
+    secret: str = Field(description="Shown only here.")
+    oldSecretUntil: int | None = Field(description="Unix seconds; null: not used any more.")
 
 
 @method(
     "rotateWebhookSecret",
     result=RotatedSecret,
     scope="webhooks:write",
-    writes=True,
     errors=(NotFound,),
     examples=(
         Example(
@@ -253,9 +246,9 @@ class RotatedSecret(Result):
     ),
 )  # fmt: skip
 async def rotate_webhook_secret(call: Call, params: RotateWebhookSecret) -> Any:
-    """Give a webhook another secret; during the overlap webhook-signature holds a signature by each.
+    """Replace the secret of a webhook. During the overlap webhook-signature holds a signature of each.
 
-    Rotated again before that, only the two newest sign.
+    If it is rotated again during the overlap, only the two newest secrets sign.
     """
     secret = outbound.new_secret()
     row = await call.db.one(
@@ -271,10 +264,10 @@ async def rotate_webhook_secret(call: Call, params: RotateWebhookSecret) -> Any:
 
 
 class TestedWebhook(Result):
-    """What came of it."""
+    """The result of a test."""
 
     delivered: bool
-    status: int | None = Field(description="Of the answer; null: there was none.")
+    status: int | None = Field(description="Status of the answer; null: no answer.")
     error: str | None
     milliseconds: int
 
@@ -317,38 +310,36 @@ async def _send_test(call: Call, params: WebhookRef) -> dict[str, Any]:
     errors=(NotFound,),
     examples=(
         Example(
-            "It answers", {"id": 1}, {"delivered": True, "status": 204, "error": None, "milliseconds": 12}
+            "Success", {"id": 1}, {"delivered": True, "status": 204, "error": None, "milliseconds": 12}
         ),
     ),
 )  # fmt: skip
 async def test_webhook(call: Call, params: WebhookRef, outcome: dict[str, Any]) -> Any:
-    """Send a webhook an event of the type webhook.test, signed as all are, and say what came of it.
+    """Send a signed event of the type webhook.test to a webhook, and return the outcome.
 
-    It is sent once, whether or not the webhook is switched on, and listDeliveries does not show it. Of an
-    instance two are sent at a time, and more of them refused.
+    It is sent once, also to a disabled webhook. listDeliveries does not show it. An instance can run two
+    tests at a time.
     """
     return outcome
 
 
 class DeliveryRef(WebhookRef):
-    """One event for one webhook."""
+    """An event and a webhook."""
 
-    eventId: EventId = Field(description="The delivery's webhook-id.")
+    eventId: EventId = Field(description="webhook-id of the delivery.")
 
 
 @method(
     "redeliverWebhook",
-    result=Literal[True],
     scope="webhooks:write",
-    writes=True,
     errors=(NotFound, "webhook_off"),
-    examples=(Example("Once more", {"id": 1, "eventId": EXAMPLE_EVENT}, True),),
+    examples=(Example("Repeat", {"id": 1, "eventId": EXAMPLE_EVENT}, True),),
 )
-async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
-    """Send an event to a webhook again, whatever came of it before, with the same webhook-id.
+async def redeliver_webhook(call: Call, params: DeliveryRef) -> Literal[True]:
+    """Send an event to a webhook again, with the same webhook-id, whatever its state.
 
-    Any event of the instance can be sent, of whatever type, for as long as events are kept. It is sent even
-    while a try of it runs, which then does not count. To a webhook that is switched off nothing can be sent.
+    Works for every stored event of the instance, of any type of event. If an attempt is running, it does not
+    count. A disabled webhook is an error.
     """
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     event_id = uuid.UUID(params.eventId)
@@ -368,31 +359,31 @@ async def redeliver_webhook(call: Call, params: DeliveryRef) -> Any:
 
 
 class ListChanges(TenantParams):
-    """From where on."""
+    """A cursor and filters."""
 
     cursor: Annotated[str, Field(max_length=100)] | None = Field(
-        None, description="The cursor of the answer before; null to begin."
+        None, description="cursor of the previous answer; null: the first call."
     )
     begin: Literal["oldest", "now"] = Field(
-        "oldest", description="Without a cursor: with what is still kept, or with what is to come."
+        "oldest", description="Without cursor: start at the oldest stored event, or with future events."
     )
     types: EventTypes = Field(default_factory=list, description="Empty: all.")
     limit: Limit = 100
 
 
 class EventData(Result):
-    """What changed."""
+    """The content of an event."""
 
-    id: str = Field(description="The event's, which is also its webhook-id.")
+    id: str = Field(description="Id of the event, also its webhook-id.")
     instance: str
     userId: int | None
-    before: dict[str, Any] | None = Field(description="The members that changed, as they were.")
-    after: dict[str, Any] | None = Field(description="The members that changed, as they are.")
-    origin: str | None = Field(description="The X-Origin of the call.")
+    before: dict[str, Any] | None = Field(description="Members that changed, before the change.")
+    after: dict[str, Any] | None = Field(description="Members that changed, after the change.")
+    origin: str | None = Field(description="X-Origin of the call.")
 
 
 class Event(Result):
-    """What webhooks are sent, too."""
+    """An event, as webhooks get it."""
 
     type: str
     timestamp: str = Field(description="ISO 8601, UTC.")
@@ -400,31 +391,29 @@ class Event(Result):
 
 
 class ChangePage(Result):
-    """What changed after the cursor that was given."""
+    """Events after the given cursor."""
 
     events: list[Event]
-    cursor: str = Field(description="Pass it the next time.")
-    more: bool = Field(description="Whether to ask again at once.")
+    cursor: str = Field(description="For the next call.")
+    more: bool = Field(description="True: more events follow.")
 
 
 @method(
     "listChanges",
     result=ChangePage,
     scope="webhooks:read",
-    writes=False,
     examples=(
         Example(
-            "What is to come", {"begin": "now"},
+            "Future events", {"begin": "now"},
             {"events": [], "cursor": to_cursor("1000.0"), "more": False},
         ),
     ),
 )  # fmt: skip
 async def list_changes(call: Call, params: ListChanges) -> Any:
-    """Read what webhooks tell, in the order in which it can be read without skipping any: for those who ask.
+    """Read the events of webhooks, for polling, in an order without gaps.
 
-    An event shows once every transaction that began to write before its own has ended, most often at once.
-    A page may hold fewer events than the limit, or none, and still have more behind it: it ends where its
-    events have more than a megabyte.
+    An event appears when every transaction that began to write before its own has ended, usually at once. A
+    page can hold fewer events than the limit, or none, and have more after it: it ends at a megabyte.
     """
     horizon = await call.db.value("find_feed_end")
     if params.cursor is not None:

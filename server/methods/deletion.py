@@ -1,6 +1,6 @@
-"""Deleted, restored, purged: how a user goes and comes back."""
+"""Deleting, restoring and purging users."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from server.base.errors import Conflict, MemberForbidden, NotFound
 from server.directory import change
@@ -15,18 +15,16 @@ from server.tenants.call import Call
 
 @method(
     "deleteUserByEmail",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden),
     examples=(Example("Delete", {"email": "jane@example.com"}, True),),
 )
-async def delete_user_by_email(call: Call, params: UserRef) -> Any:
-    """Delete a user, so that it can be restored for as long as the retention lasts.
+async def delete_user_by_email(call: Call, params: UserRef) -> Literal[True]:
+    """Delete a user. It can be restored until its retention ends; then it is purged.
 
-    It is found by nothing but listUsers with status deleted, its sessions end, its e-mail stays taken. When
-    the retention of the instance (or of the server) is over, it is purged. An administrator's deletion needs
-    the scope users:admin.
+    Only getUser and listUsers with status deleted still show it. Its sessions end. Its e-mail stays taken.
+    The retention is that of the instance, or else of the server. For an administrator, needs the scope
+    users:admin.
     """
     await change.delete(call, Batch.one(params))
     return True
@@ -34,17 +32,14 @@ async def delete_user_by_email(call: Call, params: UserRef) -> Any:
 
 @method(
     "restoreUserByEmail",
-    result=Literal[True],
     scope="users:write",
-    writes=True,
     errors=(NotFound, MemberForbidden, "seats_exhausted"),
     examples=(Example("Restore", {"email": "gone@example.com"}, True),),
 )
-async def restore_user_by_email(call: Call, params: UserRef) -> Any:
-    """Bring a deleted user back with everything it had but its sessions.
+async def restore_user_by_email(call: Call, params: UserRef) -> Literal[True]:
+    """Restore a deleted user with all its data, except its sessions.
 
-    email is its e-mail or its login, as both stay taken.
-    An administrator's return needs the scope users:admin.
+    email is its e-mail or its login. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_named(call, params.email)
     if user["deleted_at"] is None:
@@ -55,17 +50,15 @@ async def restore_user_by_email(call: Call, params: UserRef) -> Any:
 
 @method(
     "purgeUserByEmail",
-    result=Literal[True],
     scope="users:purge",
-    writes=True,
     errors=(NotFound, MemberForbidden, "not_deleted"),
     examples=(Example("Purge", {"email": "gone@example.com"}, True),),
 )
-async def purge_user_by_email(call: Call, params: UserRef) -> Any:
-    """Remove a deleted user for good, with all that was provisioned for it.
+async def purge_user_by_email(call: Call, params: UserRef) -> Literal[True]:
+    """Remove a deleted user and all its data permanently.
 
-    email is its e-mail or its login, as both stay taken. Only a deleted user can be purged; a living one is
-    answered with a conflict. An administrator's purge needs the scope users:admin.
+    email is its e-mail or its login. A user that is not deleted is a conflict. For an administrator, needs
+    the scope users:admin.
     """
     user = await change.hold_named(call, params.email)
     if user["deleted_at"] is None:
