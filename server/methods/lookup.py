@@ -1,4 +1,4 @@
-"""A user with all that is known of it, in one look-up."""
+"""All data of a user in one look-up."""
 
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ class GetUser(TenantParams):
 
     id: Id | None = None
     email: Annotated[str, Field(min_length=1, max_length=254)] | None = Field(
-        None, description="Its e-mail or its login, in any case."
+        None, description="The e-mail or login, in any case."
     )
     externalId: ExternalId | None = None
 
@@ -59,28 +59,28 @@ class Folders(Result):
 
 
 class WholeUser(Result):
-    """A user with all that is known of it."""
+    """All data of a user."""
 
     id: int
     uuid: str
     instance: str
-    email: str | None = Field(description="Null: it has none.")
-    login: str = Field(description="What it logs in with; its e-mail, where it has no other.")
+    email: str | None = Field(description="Null: none.")
+    login: str = Field(description="The login name; by default the e-mail.")
     externalId: str | None
     displayName: str
-    fullName: str = Field(description="First and last name, or else the display name.")
+    fullName: str = Field(description="First and last name, or the display name.")
     isActive: bool = Field(description="False: suspended.")
     isAdmin: bool
-    isConfirmed: bool = Field(description="False while the registration waits for its code.")
-    isDeleted: bool = Field(description="True: it can still be restored, or purged.")
+    isConfirmed: bool = Field(description="False until the registration is confirmed.")
+    isDeleted: bool = Field(description="True: can be restored or purged.")
     createdAt: int = Field(description="Unix seconds.")
     updatedAt: int = Field(description="Unix seconds.")
-    suspendedAt: int | None = Field(description="Unix seconds; null: it is not suspended.")
-    deletedAt: int | None = Field(description="Unix seconds; null: it is not deleted.")
+    suspendedAt: int | None = Field(description="Unix seconds; null: not suspended.")
+    deletedAt: int | None = Field(description="Unix seconds; null: not deleted.")
     lastLoginAt: int | None = Field(
-        description="Unix seconds; when its newest stored session began. Null: no session is stored any more."
+        description="Unix seconds; the start of the newest stored session. Null: no session is stored."
     )
-    sessions: int = Field(description="Living sessions.")
+    sessions: int = Field(description="Number of active sessions.")
     sessionsLimit: int | None
     language: str = Field(description="Two letters, ISO 639-1.")
     avatar: str
@@ -127,7 +127,7 @@ _WHOLE = {
     ),
 )
 async def get_user(call: Call, params: GetUser) -> Any:
-    """Look a user up, with all that is known of it, by id, by e-mail or login, or by externalId.
+    """Look up all data of a user by id, by e-mail or login, or by externalId.
 
     Suspended and deleted users are found too.
     """

@@ -18,7 +18,7 @@ from server.directory.rules import hashed, password_failures
 from server.directory.throttle import ClientAddress
 from server.directory.users import CreateUser, Password, UserId, email_key, found
 from server.methods.accounts import Id, insert_account
-from server.methods.codes import LINK_SCHEMA, checked_link, mail_code
+from server.methods.codes import ConfirmationUrl, checked_link, mail_code
 from server.methods.registry import Example, method
 from server.methods.sessions import Login, WrongLogin, verify_password
 from server.tenants.call import Call
@@ -185,7 +185,7 @@ class CreateMember(TenantParams):
     password: Annotated[str, Field(max_length=1024), SECRET] | None = Field(
         None, description="Null or empty: one is made by the instance's settings and returned."
     )
-    confirmationUrl: Annotated[str, Field(max_length=2000, json_schema_extra=LINK_SCHEMA)] | None = Field(
+    confirmationUrl: ConfirmationUrl | None = Field(
         None, description="Where the mail's link leads, with one {{code}}; null: nothing is to be confirmed."
     )
     language: Language = "en"

@@ -26,15 +26,10 @@ from server.events.changes import user_changes
 from server.events.emit import Actor, emit
 from server.jobs.queue import Services, enqueue, job
 from server.jobs.worker import Suspended
-from server.methods.avatars import (
-    PreparedPicture,
-    SentPicture,
-    prepared_picture,
-    remove_picture,
-    store_picture,
-)  # fmt: skip
+from server.methods.avatars import SentPicture, prepared_picture, remove_picture, store_picture
 from server.methods.members import Member, ProfileValues
 from server.methods.registry import Example, method
+from server.outside.pictures import Picture
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -61,7 +56,7 @@ class PreparedProfile(NamedTuple):
     """Checked values and, if one was sent, the picture."""
 
     fields: dict[str, Any]
-    picture: PreparedPicture | None
+    picture: Picture | None
     without_picture: bool
     # Whether the e-mail changes, and to which one; None takes it away.
     with_email: bool
