@@ -1,7 +1,7 @@
 """What every model of params and results is, and how params are validated."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,7 @@ from pydantic import (
     PlainSerializer,
     SerializationInfo,
     ValidationError,
+    model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
@@ -19,6 +20,8 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from server.base.errors import FieldError, Invalid
 from server.base.settings import Settings
 from server.base.strict import Strict
+
+M = TypeVar("M", bound=BaseModel)
 
 IN_EVENTS = "in events"
 """Context for model_dump of what goes into an event: members that are SECRET become HIDDEN."""
@@ -56,6 +59,17 @@ class TenantParams(Params):
     instance: str | int | None = Field(
         None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
     )
+
+
+def something_besides(*names: str) -> Any:
+    """A validator for params that say what to change: at least one member besides these is given."""
+
+    def check(params: M) -> M:
+        if not params.model_fields_set - set(names):
+            raise ValueError("name at least one member to change")
+        return params
+
+    return model_validator(mode="after")(check)
 
 
 class JsonSchema(GenerateJsonSchema):

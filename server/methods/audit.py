@@ -105,7 +105,9 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
     limit and still have a next page. Texts of more than 1,000 characters are cut, and "..." replaces objects
     and lists of more than 8 KiB; listChanges shows them whole.
     """
-    until = datetime.max.replace(tzinfo=UTC) if params.until is None else _moment(params.until)
+    until = datetime.max.replace(tzinfo=UTC)
+    if params.until is not None:
+        until = datetime.fromtimestamp(params.until, UTC)
     user_ids = None if params.userId is None else {params.userId}
     if params.email is not None:
         key = email_key(params.email)
@@ -115,7 +117,7 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
     events, after = await audit.read(
         call.db,
         instance_id,
-        since=_moment(params.from_ or 0),
+        since=datetime.fromtimestamp(params.from_ or 0, UTC),
         until=until,
         before=audit.Position(until) if params.after is None else audit.Position.read(params.after),
         type=params.type,
@@ -124,7 +126,3 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
         limit=params.limit,
     )
     return {"events": events, "next": after}
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

@@ -73,11 +73,7 @@ async def store_picture(call: Call, user: Row, picture: Picture) -> str:
     avatar = picture_path(call.instance.id, name)
     await change.change(call, Edit(user, user | {"avatar": avatar}))
     await call.db.run(
-        "insert_picture",
-        instance_id=call.instance.id,
-        user_id=user["id"],
-        name=name,
-        **picture._asdict(),
+        "insert_picture", instance_id=call.instance.id, user_id=user["id"], name=name, **picture._asdict()
     )
     return avatar
 

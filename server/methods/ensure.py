@@ -107,7 +107,9 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
             batch.fail(index, refusal)
         await pace.rest()
     if new:
-        seats = await _hold_new(call, [batch.items[index] for index in new])
+        seats = await hold_counters(call)
+        if await find_same(call.db, call, [batch.items[index] for index in new]):
+            raise Contention(retry_after=1)  # created concurrently; the retried transaction finds them
         refuse_seats(batch, new, seats)
     batch.settle()
     if await change.refusals(call, edits, held=held):
@@ -143,18 +145,6 @@ def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError 
     if item.email is None:
         return bad("email", "is required: nobody has this externalId")
     return access.user_refusal(call.caller, {"is_admin": item.isAdmin}) or claims.new(item)
-
-
-async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
-    """Lock the counters for new users, and look again whether the users exist.
-
-    Raises:
-        Contention: a concurrent call created one; the retried transaction finds it.
-    """
-    seats = await hold_counters(call)
-    if await find_same(call.db, call, items):
-        raise Contention(retry_after=1)
-    return seats
 
 
 @method(

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
-from server.base.models import Result, TenantParams
+from server.base.models import Result, TenantParams, something_besides
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
 from server.directory.groups import ADMINS, GroupName, group_key, groups_of, is_admins, record_groups
@@ -83,16 +83,12 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
 
 
 class UpdateGroup(GroupRef):
-    """What to change; at least one member beside the name."""
+    """What to change: at least one member besides the name."""
 
     newName: GroupName = Field(ABSENT, description="Unique in the instance, in any case.")
     description: Line = ABSENT
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateGroup":
-        if not self.model_fields_set - {"instance", "name"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance", "name")
 
 
 @method(

@@ -3,10 +3,19 @@
 import contextlib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid
-from server.base.models import IN_EVENTS, WITH_SECRETS, Params, Result, TenantParams, Unchecked, validated
+from server.base.models import (
+    IN_EVENTS,
+    WITH_SECRETS,
+    Params,
+    Result,
+    TenantParams,
+    Unchecked,
+    something_besides,
+    validated,
+)
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory.creation import create
 from server.directory.many import Batch
@@ -144,20 +153,19 @@ async def validate_instance(call: Call, params: ValidateInstance) -> Any:
     given = params.model_extra or {}
     failures: list[FieldError] = []
     settings = InstanceSettings()
+    with contextlib.suppress(ValidationError):
+        settings = InstanceSettings.model_validate(given.get("settings", {}))
     try:
-        settings = validated(CreateInstance, given).settings
+        validated(CreateInstance, given)
     except Invalid as error:
         failures += error.fields
-        with contextlib.suppress(ValidationError):
-            settings = InstanceSettings.model_validate(given.get("settings", {}))
     bad = {failure.field for failure in failures}
     admin, name = given.get("admin"), given.get("name")
     password = admin.get("password") if isinstance(admin, dict) else None
     if isinstance(password, str) and "admin.password" not in bad:
         failures += password_failures("admin.password", password, settings.passwordPolicy)
-    if isinstance(name, str) and "name" not in bad:
-        taken = await call.db.value("find_instance", name=name)
-        failures += [FieldError("name", CONSTRAINTS["instances_name"][2])] if taken is not None else []
+    if isinstance(name, str) and "name" not in bad and await call.db.value("find_instance", name=name):
+        failures.append(FieldError("name", CONSTRAINTS["instances_name"][2]))
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
 
 
@@ -268,11 +276,7 @@ class UpdateInstance(TenantParams):
     )
     settings: SettingsChange = Field(ABSENT, description="Merged into the stored settings.")
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateInstance":
-        if not self.model_fields_set - {"instance"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance")
 
 
 @method(

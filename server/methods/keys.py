@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from server.base.errors import FieldError, Forbidden, Invalid, NotFound
-from server.base.models import HIDDEN, Params, Result
+from server.base.models import HIDDEN, Params, Result, something_besides
 from server.base.pages import Limit
 from server.base.tokens import digest
 from server.directory.users import ABSENT, DisplayName
@@ -238,6 +238,10 @@ class ApiKeyRef(KeyParams):
     id: Id
 
 
+_NOT_HELD = ("scope_not_held", "network_not_held", "lifetime_not_held", "rate_not_held")
+"""The codes of access.require_whole_key."""
+
+
 class RotateApiKey(ApiKeyRef):
     """A key to replace."""
 
@@ -279,14 +283,7 @@ async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(
-        NotFound,
-        "scope_not_held",
-        "network_not_held",
-        "lifetime_not_held",
-        "rate_not_held",
-        "duplicate_key",
-    ),
+    errors=(NotFound, *_NOT_HELD, "duplicate_key"),
     examples=(Example("With an hour's overlap", {"id": 1}, _CREATED | {"id": 2}),),
 )
 async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | None) -> Any:
@@ -317,11 +314,7 @@ class UpdateApiKey(ApiKeyRef):
     scopes: Scopes = Field(ABSENT, description="The complete list.")
     ratePerMinute: Rate | None = Field(None, description=RATE)
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateApiKey":
-        if not self.model_fields_set - {"instance", "id"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance", "id")
 
 
 @method(
@@ -331,7 +324,7 @@ class UpdateApiKey(ApiKeyRef):
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound, "scope_not_held", "network_not_held", "lifetime_not_held", "rate_not_held"),
+    errors=(NotFound, *_NOT_HELD),
     examples=(
         Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),
         Example("Only reading users", {"id": 1, "scopes": ["users:read"]}, True),
