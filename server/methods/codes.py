@@ -106,11 +106,10 @@ async def mail_code(
         email_key: from directory.users.email_key.
         confirmation_url: from checked_link.
     """
-    payload = {
+    await enqueue(db, "mail-code", {
         "instance_id": instance_id, "email_key": email_key, "purpose": purpose,
         "confirmation_url": confirmation_url,
-    }  # fmt: skip
-    await enqueue(db, "mail-code", payload)
+    })  # fmt: skip
 
 
 @job("mail-code")

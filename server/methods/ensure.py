@@ -95,16 +95,15 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     new: list[int] = []
     pace = Pace()
     for index, item in list(batch.items.items()):
-        user_id = claims.holder(item)
-        if user_id is None:
-            refusal = _refused_new(call, item, claims)
-            new += [] if refusal else [index]
-        else:
-            edit = Edit(users[user_id], change.ensured(users[user_id], item))
-            refusal = _refused_change(call, item, edit) or claims.refusal(edit.before, edit.after)
-            edits |= {} if refusal else {index: edit}
+        row = users.get(claims.holder(item) or -1)
+        edit = Edit(row, change.ensured(row, item)) if row else None
+        refusal = _refused_change(call, item, edit, claims) if edit else _refused_new(call, item, claims)
         if refusal:
             batch.fail(index, refusal)
+        elif edit:
+            edits[index] = edit
+        else:
+            new.append(index)
         await pace.rest()
     if new:
         seats = await hold_counters(call)
@@ -129,15 +128,16 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     }
 
 
-def _refused_change(call: Call, item: EnsuredUser, edit: Edit) -> ServiceError | None:
-    """The error that refuses a change, or None."""
+def _refused_change(call: Call, item: EnsuredUser, edit: Edit, claims: Claims) -> ServiceError | None:
+    """The error that refuses a change, or None; then its names are claimed."""
     row = edit.before
     if row["deleted_at"] is not None:
         return UserDeleted()
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
         # Found by e-mail, but it belongs to another externalId: two of the caller's users share an address.
         return taken("users_email")
-    return access.user_refusal(call.caller, row, edit.after) if edit.differs else None
+    forbidden = access.user_refusal(call.caller, row, edit.after) if edit.differs else None
+    return forbidden or claims.refusal(row, edit.after)
 
 
 def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
@@ -174,8 +174,8 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     Finds the user by externalId, then by e-mail; a user found by e-mail gets the externalId. A new user is
     created as by createUser. Of an existing user the given members are changed, as by updateUserByEmail, also
     firstName, lastName, and the e-mail if the externalId found the user. password, passwordHash, planId and
-    createInOffice365 apply only to new users. Refused are deleted users, and an e-mail whose user has another
-    externalId. Making or changing an administrator needs the scope users:admin.
+    createInOffice365 apply only to new users. A deleted user is refused, and so is an e-mail of a user with
+    another externalId. Making or changing an administrator needs the scope users:admin.
     """
     return (await _ensure(call, prepared.again()))[0]
 

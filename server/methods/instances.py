@@ -49,7 +49,7 @@ class Administrator(Params):
 
     email: NewEmail
     displayName: DisplayName = Field(
-        ABSENT, description="Left out: first and last name, or else the local part of the e-mail."
+        ABSENT, description="Left out: first and last name, or the local part of the e-mail."
     )
     password: Password = Field(ABSENT, description="Left out: no login until one is set.")
     firstName: Line = Field(ABSENT, description="The profile field firstname.")

@@ -131,15 +131,15 @@ async def get_user(call: Call, params: GetUser) -> Any:
 
     Suspended and deleted users are found too.
     """
-    who = named(params.id, params.email, params.externalId)
-    row = dict(found(await call.db.one("get_whole_user", instance_id=call.instance.id, **who)))
+    key = named(params.id, params.email, params.externalId)
+    row = dict(found(await call.db.one("get_whole_user", instance_id=call.instance.id, **key)))
     defaults = call.instance.settings.defaultQuotas
     own = row.pop("quotas")
     return row | {
         "instance": call.instance.name,
         "avatar": avatar_url(call.settings, row["avatar"]),
         "quotas": {
-            what: {"limit": getattr(defaults, what) if limit is None else limit, "isDefault": limit is None}
-            for what, limit in own.items()
+            kind: {"limit": getattr(defaults, kind) if limit is None else limit, "isDefault": limit is None}
+            for kind, limit in own.items()
         },
     }
