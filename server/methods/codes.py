@@ -10,11 +10,14 @@ from pydantic import Field, JsonValue
 
 from server.base.errors import FieldError, Invalid
 from server.base.tokens import digest, new_secret
+from server.directory import change
+from server.directory.rows import Row
 from server.directory.users import Purpose
 from server.jobs.queue import Services, enqueue, job
 from server.jobs.worker import Hopeless
 from server.outside import mail
 from server.postgres.db import Connection
+from server.tenants.call import Call
 from server.tenants.instances import InstanceSettings
 
 CODE_LENGTH = 24
@@ -156,18 +159,17 @@ async def issue_code(
     return None if recipient is None else (code, recipient)
 
 
-async def redeem(db: Connection, instance_id: int, code: str, purpose: Purpose) -> int:
+async def redeem(call: Call, code: str, purpose: Purpose) -> Row:
     """Use up a code.
 
     Returns:
-        the id of its user, who is held.
+        its user, held.
 
     Raises:
         WrongCode: the code is unknown, used, expired, or of another purpose or instance, or its user is
             suspended or deleted.
     """
-    row = await db.one("redeem_code", instance_id=instance_id, digest=digest(code), purpose=purpose)
+    row = await call.db.one("redeem_code", instance_id=call.instance.id, digest=digest(code), purpose=purpose)
     if row is None:
         raise WrongCode(fields=[FieldError("code", WrongCode.__doc__ or "")])
-    user_id: int = row["user_id"]
-    return user_id
+    return await change.hold_user(call, user_id=row["user_id"])

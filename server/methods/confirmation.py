@@ -87,8 +87,7 @@ async def reset_password_with_code(call: Call, params: ResetPasswordWithCode, pa
 
     A code works once. If the instance's policy refuses the password, the code stays valid.
     """
-    user_id = await redeem(call.db, call.instance.id, params.code, "reset")
-    user = await change.hold_user(call, user_id=user_id)
+    user = await redeem(call, params.code, "reset")
     await change.write(call, [Edit(user, user, password_hash)])
     return True
 
@@ -109,8 +108,7 @@ class ConfirmEmail(TenantParams):
 )
 async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
     """Confirm a user's registration with a mailed code."""
-    user_id = await redeem(call.db, call.instance.id, params.code, "confirm")
-    await _confirm(call, await change.hold_user(call, user_id=user_id))
+    await _confirm(call, await redeem(call, params.code, "confirm"))
     return True
 
 

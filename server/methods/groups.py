@@ -76,10 +76,9 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
         name_key=_changeable_key(params.name),
         description=params.description,
     )
-    made = dict(found(row))
-    call.emit("group.created", after={"name": made["name"], "description": made["description"]})
-    return {"id": made["id"], "name": made["name"], "description": made["description"], "isReserved": False,
-            "members": 0, "createdAt": made["createdAt"]}  # fmt: skip
+    group = dict(found(row)) | {"isReserved": False, "members": 0}
+    call.emit("group.created", after={"name": group["name"], "description": group["description"]})
+    return {name: group[name] for name in Group.model_fields}
 
 
 class UpdateGroup(GroupRef):
@@ -142,23 +141,22 @@ def _not_found(member: str, message: str) -> NotFound:
     return NotFound(f"not found: {message}", fields=[FieldError(member, message)])
 
 
-async def _set_membership(call: Call, params: Membership, *, is_in: bool) -> Literal[True]:
+async def _set_membership(call: Call, params: Membership, *, joins: bool) -> Literal[True]:
     try:
         member = await change.hold_user(call, email=params.email)
     except NotFound as error:
         raise _not_found("email", "there is no such user") from error
     before = await groups_of(call, [member["id"]])
     if is_admins(params.name):
-        if member["is_admin"] != is_in:
-            await change.change(call, Edit(member, member | {"is_admin": is_in}))
+        if member["is_admin"] != joins:
+            await change.change(call, Edit(member, member | {"is_admin": joins}))
     else:
-        group_id = await call.db.value(
-            "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
-        )
+        key = group_key(params.name)
+        group_id = await call.db.value("find_group", instance_id=call.instance.id, name_key=key)
         if group_id is None:
             raise _not_found("name", "there is no such group")
         await call.db.run(
-            "join_group" if is_in else "leave_group",
+            "join_group" if joins else "leave_group",
             instance_id=call.instance.id,
             user_id=member["id"],
             group_id=group_id,
@@ -180,7 +178,7 @@ async def add_to_group(call: Call, params: Membership) -> Any:
 
     Adding to Admins makes an administrator and also needs the scope `users:admin`.
     """
-    return await _set_membership(call, params, is_in=True)
+    return await _set_membership(call, params, joins=True)
 
 
 @method(
@@ -196,7 +194,7 @@ async def remove_from_group(call: Call, params: Membership) -> Any:
 
     A user removed from Admins is no longer an administrator; this also needs the scope `users:admin`.
     """
-    return await _set_membership(call, params, is_in=False)
+    return await _set_membership(call, params, joins=False)
 
 
 class ListGroups(TenantParams):

@@ -101,15 +101,12 @@ class WholeUser(Result):
 
 
 _NO_LIMIT = {"limit": None, "isDefault": True}
-_WHOLE = {
-    "id": 2, "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "instance": "MYINSTANCE",
-    "email": "jane@example.com", "login": "jane@example.com", "externalId": None, "displayName": "Jane Doe",
-    "fullName": "Jane Doe", "isActive": True, "isAdmin": False, "isConfirmed": True, "isDeleted": False,
-    "createdAt": 1683471262, "updatedAt": 1683471262, "suspendedAt": None, "deletedAt": None,
-    "lastLoginAt": 1683471262, "sessions": 1, "sessionsLimit": None, "language": "en", "avatar": "",
-    "groups": [], "profile": USER["profile"], "values": USER["values"], "settings": [84, 213, 10, 92],
-    "apps": [0, 0, 0], "fields": {}, "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT}, "isPlanAdmin": False,
-    "onlySeesReadable": False, "plans": [], "account": None,
+_WHOLE = {name: value for name, value in USER.items() if name in WholeUser.model_fields} | {
+    "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "login": "jane@example.com", "externalId": None,
+    "fullName": "Jane Doe", "isConfirmed": True, "isDeleted": False, "createdAt": 1683471262,
+    "updatedAt": 1683471262, "suspendedAt": None, "deletedAt": None, "lastLoginAt": 1683471262, "sessions": 1,
+    "sessionsLimit": None, "language": "en", "fields": {}, "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT},
+    "isPlanAdmin": False, "onlySeesReadable": False, "plans": [], "account": None,
     "mailboxes": {"inbox": 7, "spam": 8, "sent": 9, "trash": 10, "archive": 11, "drafts": 12},
     "calendars": {"main": 2}, "folders": {"root": 3, "trash": 4},
 }  # fmt: skip
