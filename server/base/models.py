@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     PlainSerializer,
     SerializationInfo,
     ValidationError,
+    model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
@@ -20,6 +21,8 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from server.base.errors import FieldError, Invalid
 from server.base.settings import Settings
 from server.base.strict import Strict
+
+M = TypeVar("M", bound=BaseModel)
 
 IN_EVENTS = "in events"
 """Context for model_dump of what goes into an event: members that are SECRET become HIDDEN."""
@@ -69,6 +72,17 @@ class TenantParams(Params):
     instance: str | int | None = Field(
         None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
     )
+
+
+def something_besides(*names: str) -> Any:
+    """A validator for params that say what to change: at least one member besides these is given."""
+
+    def check(params: M) -> M:
+        if not params.model_fields_set - set(names):
+            raise ValueError("name at least one member to change")
+        return params
+
+    return model_validator(mode="after")(check)
 
 
 class JsonSchema(GenerateJsonSchema):

@@ -1,4 +1,4 @@
-"""Accounts in sponsor trees: placing, moving and looking at them (seeds/001 and its neighbours)."""
+"""Accounts in sponsor trees: adding, moving and listing positions (seeds/001)."""
 
 from typing import Annotated, Any
 
@@ -6,6 +6,7 @@ from pydantic import Field
 
 from server.base.errors import FieldError, Invalid, NotFound
 from server.base.models import Result, TenantParams
+from server.base.pages import Limit
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -13,30 +14,28 @@ Id = Annotated[int, Field(ge=1, lt=2**63)]
 TreeId = Annotated[int, Field(ge=0, lt=2**31)]
 
 MAX_DEPTH = 1000
-"""Levels of a tree; the constraint positions_depth keeps it."""
+"""Levels of a tree, as in the constraint positions_depth."""
 
 
 class AddToTree(TenantParams):
-    """Where an account is to stand."""
+    """A new position for an account."""
 
     accountId: Id
-    sponsorPositionId: Id | None = Field(
-        None, description="The position above it; null: the root of a tree that is empty."
-    )
+    sponsorPositionId: Id | None = Field(None, description="The position above. Null: root of an empty tree.")
     treeId: TreeId = 0
 
 
 class Position(Result):
-    """A place in a tree."""
+    """A position in a tree."""
 
     positionId: int
 
 
 async def insert_account(call: Call, user_id: int, sponsor_id: int, title: str) -> dict[str, Any]:
-    """An account for a new user, placed under its sponsor's unless the instance places by hand.
+    """Create an account for a new user, below its sponsor unless the instance has positionsByHand.
 
     Raises:
-        Invalid: there is no such sponsor, it stands nowhere in tree 0, or too deep in it.
+        Invalid: the sponsor does not exist, has no position in tree 0, or is at the deepest level.
     """
     row = await call.db.one(
         "create_account",
@@ -62,11 +61,8 @@ async def insert_account(call: Call, user_id: int, sponsor_id: int, title: str) 
     ),
 )  # fmt: skip
 async def add_to_tree(call: Call, params: AddToTree) -> Any:
-    """Give an account a place in a tree.
-
-    An account stands at most once in a tree, so that a place can never be beneath itself.
-    """
-    # Held first, as by movePosition: a tree that is empty gets one root.
+    """Give an account a position in a tree. An account has at most one position in each tree."""
+    # Lock first: of concurrent calls on an empty tree, one adds the root.
     await call.db.run("lock_trees", instance_id=call.instance.id)
     position_id = await call.db.value(
         "add_position",
@@ -82,16 +78,16 @@ async def add_to_tree(call: Call, params: AddToTree) -> Any:
 
 
 class MovePosition(TenantParams):
-    """Where a place is to go."""
+    """A position and its new sponsor."""
 
     positionId: Id
-    sponsorPositionId: Id = Field(description="The position above it from now on, in the same tree.")
+    sponsorPositionId: Id = Field(description="The new position above, in the same tree.")
 
 
 class Moved(Result):
-    """How much went along."""
+    """How many positions were moved."""
 
-    moved: int = Field(description="The place itself and all beneath it.")
+    moved: int = Field(description="The position and all positions below it.")
 
 
 @method(
@@ -101,15 +97,15 @@ class Moved(Result):
     writes=True,
     errors=(NotFound, "too_deep"),
     examples=(
-        Example("From the root to another", {"positionId": 3, "sponsorPositionId": 2}, {"moved": 1}),
+        Example("Under another sponsor", {"positionId": 3, "sponsorPositionId": 2}, {"moved": 1}),
     ),
 )  # fmt: skip
 async def move_position(call: Call, params: MovePosition) -> Any:
-    """Put a place, with everything beneath it, under another place of its tree.
+    """Move a position, with all positions below it, under another position of the same tree.
 
-    It cannot go beneath itself: a tree has no cycles, under concurrent moves either.
+    A position cannot move below itself. Concurrent moves cannot make a cycle either.
     """
-    # Held first: the statement after it then sees every place that was taken meanwhile.
+    # Lock first: the next statement then sees all committed positions.
     await call.db.run("lock_trees", instance_id=call.instance.id)
     moved = await call.db.all(
         "move_position",
@@ -119,39 +115,38 @@ async def move_position(call: Call, params: MovePosition) -> Any:
     )
     if not moved:
         raise NotFound("there are no such two positions in one tree, or one lies beneath the other")
-    place = {"positionId": params.positionId}
     call.audit_only(
-        before=place | {"sponsorPositionId": moved[0]["old_parent_id"]},
-        after=place | {"sponsorPositionId": params.sponsorPositionId, "moved": len(moved)},
+        before={"positionId": params.positionId, "sponsorPositionId": moved[0]["old_parent_id"]},
+        after=params.model_dump(exclude={"instance"}) | {"moved": len(moved)},
     )
     return {"moved": len(moved)}
 
 
 class GetBranch(TenantParams):
-    """Whose branch, and how much of it."""
+    """An account, and how many levels and positions below it."""
 
     accountId: Id
     treeId: TreeId = 0
-    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = Field(1, description="Levels beneath the account.")
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = Field(1, description="Levels below the account.")
+    limit: Limit = 100
 
 
 class BranchPosition(Result):
-    """A place beneath the account."""
+    """A position below the account."""
 
     positionId: int
     parentPositionId: int
     accountId: int
     title: str
-    userId: int | None = Field(description="null where the account is closed.")
-    level: int = Field(description="1 for those right beneath the account.")
+    userId: int | None = Field(description="Null: the account is closed.")
+    level: int = Field(description="1: directly below the account.")
 
 
 async def find_position(call: Call, account_id: int, tree_id: int) -> Any:
-    """Where an account stands in a tree.
+    """The position of an account in a tree.
 
     Raises:
-        NotFound: nowhere.
+        NotFound: it has none.
     """
     row = await call.db.one(
         "find_position", instance_id=call.instance.id, account_id=account_id, tree_id=tree_id
@@ -177,9 +172,9 @@ async def find_position(call: Call, account_id: int, tree_id: int) -> Any:
     ),
 )  # fmt: skip
 async def get_branch(call: Call, params: GetBranch) -> Any:
-    """The places beneath an account, level by level.
+    """List the positions below an account, level by level.
 
-    A closed account keeps its place, without a user, for those beneath it.
+    A closed account keeps its position, without a user.
     """
     top = await find_position(call, params.accountId, params.treeId)
     rows = await call.db.all(

@@ -14,27 +14,27 @@ from server.methods.registry import Example, method
 from server.tenants.call import Call
 
 NO_INSTANCE = 0
-"""The instance of events that belong to none."""
+"""Instance id of events that belong to no instance."""
 
 UnixSeconds = Annotated[int, Field(ge=0, lt=253_402_300_800)]
 
 
 class ListAuditEvents(Params):
-    """Which events, and from where on. All that is given must hold."""
+    """Filters and page. All given filters apply."""
 
     instance: str | int | None = Field(
-        None, description="Left out: the key's default; for an operator's key what belongs to no instance."
+        None, description="Left out: the key's default; for an operator's key, events of no instance."
     )
-    userId: Id | None = Field(None, description="About this user.")
+    userId: Id | None = Field(None, description="Events about this user.")
     email: Email | None = Field(
-        None, description="About the user who has this e-mail or login, or had it when it was purged."
+        None, description="Events about the user with this e-mail or login; of a purged user, the last one."
     )
-    method: Annotated[str, Field(max_length=64)] | None = Field(None, description="By this method.")
+    method: Annotated[str, Field(max_length=64)] | None = Field(None, description="Events of this method.")
     type: Annotated[str, Field(max_length=64)] | None = Field(
-        None, description="Of this type: user.created and its like, or else the method's name."
+        None, description="An event type, such as user.created, or the name of a method."
     )
-    from_: UnixSeconds | None = Field(None, alias="from", description="Unix seconds; not earlier.")
-    until: UnixSeconds | None = Field(None, description="Unix seconds; earlier.")
+    from_: UnixSeconds | None = Field(None, alias="from", description="Unix seconds, inclusive.")
+    until: UnixSeconds | None = Field(None, description="Unix seconds, exclusive.")
     after: After = None
     limit: Limit = 100
 
@@ -43,9 +43,9 @@ class AuditActor(Result):
     """Who made a change."""
 
     kind: Literal["key", "person", "system"] = Field(
-        description="An API key, a person who signed in, or the server itself with its command line."
+        description="An API key, a person who signed in, or the server (also its command line)."
     )
-    id: int = Field(description="Of the key or the person; 0: the system.")
+    id: int = Field(description="Id of the key or the person; 0: the system.")
     name: str
 
 
@@ -54,17 +54,11 @@ class AuditEvent(Result):
 
     id: str
     type: str
-    userId: int | None = Field(description="Whom it is about.")
-    before: dict[str, Any] | None = Field(
-        description="The members that changed, without secrets; long ones are cut."
-    )
-    after: dict[str, Any] | None = Field(
-        description="The members that changed, without secrets; long ones are cut."
-    )
+    userId: int | None = Field(description="The user that was changed.")
+    before: dict[str, Any] | None = Field(description="Old values, without secrets; long ones are cut.")
+    after: dict[str, Any] | None = Field(description="New values, without secrets; long ones are cut.")
     method: str
-    keyId: int = Field(
-        description="Of the API key that called; 0: a person, the command line or the server itself."
-    )
+    keyId: int = Field(description="Id of the API key; 0: a person, or the server (also its command line).")
     keyName: str
     requestId: str
     address: str | None
@@ -92,7 +86,7 @@ async def _instance_id(call: Call, params: ListAuditEvents) -> int:
     prepare=_instance_id,
     examples=(
         Example(
-            "What was done to a user",
+            "Changes of a user",
             {"email": "jane@example.com", "type": "user.created", "limit": 1},
             {"events": [{"id": "0d4a9a5e-6f0e-4a35-9a46-0c6f5ab3d1d6", "type": "user.created", "userId": 2,
                          "before": None, "after": {"email": "jane@example.com", "displayName": "Jane Doe"},
@@ -105,13 +99,15 @@ async def _instance_id(call: Call, params: ListAuditEvents) -> int:
     ),
 )  # fmt: skip
 async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: int) -> Any:
-    """List what was changed, the newest first: each change was written in the transaction that made it.
+    """List changes, the newest first. Each was recorded in the transaction that made it.
 
-    Kept for 365 days and never altered, without secrets. A page may be shorter than its limit and still have
-    a next one. Texts of more than 1,000 characters are cut here, and "..." stands for objects and lists of
-    more than 8 KiB; listChanges has them whole.
+    Events are kept for 365 days, are never altered and hold no secrets. A page may have fewer events than its
+    limit and still have a next page. Texts of more than 1,000 characters are cut, and "..." replaces objects
+    and lists of more than 8 KiB; listChanges shows them whole.
     """
-    until = datetime.max.replace(tzinfo=UTC) if params.until is None else _moment(params.until)
+    until = datetime.max.replace(tzinfo=UTC)
+    if params.until is not None:
+        until = datetime.fromtimestamp(params.until, UTC)
     user_ids = None if params.userId is None else {params.userId}
     if params.email is not None:
         key = email_key(params.email)
@@ -121,7 +117,7 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
     events, after = await audit.read(
         call.db,
         instance_id,
-        since=_moment(params.from_ or 0),
+        since=datetime.fromtimestamp(params.from_ or 0, UTC),
         until=until,
         before=audit.Position(until) if params.after is None else audit.Position.read(params.after),
         type=params.type,
@@ -130,7 +126,3 @@ async def list_audit_events(call: Call, params: ListAuditEvents, instance_id: in
         limit=params.limit,
     )
     return {"events": events, "next": after}
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

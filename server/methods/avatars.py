@@ -1,7 +1,7 @@
-"""Avatars: pictures sent in by the caller (seeds/001, "Loading avatar"), stored and served by this server."""
+"""Avatars: pictures that callers send (seeds/001, "Loading avatar") and this server stores and serves."""
 
 import base64
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -15,7 +15,7 @@ from server.methods.registry import Example, method
 from server.outside.pictures import Picture, avatar_url, picture_path
 from server.tenants.call import Call
 
-# 142 bits: who knows a name may see the picture, so nobody must be able to guess one.
+# 142 bits: the name is the only protection of a picture, so it must not be guessable.
 _NAME_LENGTH = 24
 
 EXAMPLE_NAME = "ExampleNameExampleName12"
@@ -25,25 +25,23 @@ EXAMPLE_DOT = (
 
 
 class SentPicture(Params):
-    """A picture as the member platform's document has it."""
+    """A picture, in the form of the member platform's document."""
 
-    data: str = Field(description="The PNG, JPEG or GIF in base64.")
-    baseName: Line = Field(description="The file's name without extension; it is not kept.")
-    extension: Literal["png", "jpeg", "jpg", "gif"] = Field(
-        description="What the picture is to be taken for; its content decides."
-    )
+    data: str = Field(description="A PNG, JPEG or GIF in base64.")
+    baseName: Line = Field(description="The file name without extension; not stored.")
+    extension: Literal["png", "jpeg", "jpg", "gif"] = Field(description="Ignored: the content decides.")
     _member: str = PrivateAttr("avatar")
 
     @classmethod
     def read(cls, given: object, member: str) -> "SentPicture":
-        """One that came where another model has no picture, such as among profile fields.
+        """Validate a picture that is a member of untyped JSON, such as a profile field.
 
         Args:
             given: parsed JSON.
-            member: where it stood, for errors.
+            member: the path of the member, for errors.
 
         Raises:
-            Invalid: naming every bad member beneath that one.
+            Invalid: names every bad member, with its path.
         """
         if not isinstance(given, dict):
             raise Invalid.of([FieldError(member, "must be an object with data, baseName and extension")])
@@ -57,42 +55,25 @@ class SentPicture(Params):
         return sent
 
 
-class PreparedPicture(NamedTuple):
-    """A picture that can be stored, and the name that it will have."""
-
-    name: str
-    picture: Picture
+async def prepared_picture(call: Call, sent: SentPicture) -> Picture:
+    """Check and encode a picture. Slow, so only for prepare. See Pictures.reencoded for the errors."""
+    return await call.pictures.reencoded(sent.data, f"{sent._member}.data")
 
 
-async def prepared_picture(call: Call, sent: SentPicture) -> PreparedPicture:
-    """Check, decode and encode a picture; for prepare, as it takes a while.
-
-    Raises:
-        Invalid: too long, too large, or not a picture of a kind that is taken.
-        Unavailable: too many pictures are waiting.
-    """
-    picture = await call.pictures.reencoded(sent.data, f"{sent._member}.data")
-    return PreparedPicture(new_secret(_NAME_LENGTH), picture)
-
-
-async def store_picture(call: Call, user: Row, prepared: PreparedPicture) -> str:
-    """Make a picture the avatar of a user, who is held; the one before is gone, and its address with it.
+async def store_picture(call: Call, user: Row, picture: Picture) -> str:
+    """Replace the avatar of a held user. The old picture and its address are deleted.
 
     Returns:
-        what users.avatar now holds: the path, which pictures.avatar_url turns into the address.
+        the new value of users.avatar: a path; pictures.avatar_url makes the address of it.
 
     Raises:
-        MemberForbidden: it is an administrator, and the key may not change one.
+        MemberForbidden: the user is an administrator, and the key may not change one.
     """
-    name, picture = prepared
+    name = new_secret(_NAME_LENGTH)
     avatar = picture_path(call.instance.id, name)
     await change.change(call, Edit(user, user | {"avatar": avatar}))
     await call.db.run(
-        "insert_picture",
-        instance_id=call.instance.id,
-        user_id=user["id"],
-        name=name,
-        **picture._asdict(),
+        "insert_picture", instance_id=call.instance.id, user_id=user["id"], name=name, **picture._asdict()
     )
     return avatar
 
@@ -104,12 +85,12 @@ class SetAvatar(UserRef):
 
 
 class AvatarAddress(Result):
-    """Where the picture is served."""
+    """The address of a picture."""
 
     avatar: str
 
 
-async def _prepare(call: Call, params: SetAvatar) -> PreparedPicture:
+async def _prepare(call: Call, params: SetAvatar) -> Picture:
     return await prepared_picture(call, params.avatar)
 
 
@@ -130,15 +111,15 @@ async def _prepare(call: Call, params: SetAvatar) -> PreparedPicture:
         ),
     ),
 )  # fmt: skip
-async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedPicture) -> Any:
-    """Give a user a picture as its avatar.
+async def set_avatar_by_email(call: Call, params: SetAvatar, picture: Picture) -> Any:
+    """Set a user's avatar.
 
-    It is encoded anew, upright and without metadata, as PNG where it is transparent and as JPEG elsewhere;
-    of an animation the first frame stays. The answer is the address of the large size (at most 512 pixels
-    either way), which needs no key; with `small` at its end instead of `large` it is that of the small one
-    (128). Each picture has an address of its own: that of the one before is gone.
+    The picture is rotated upright and encoded again without metadata: as PNG if it is transparent, otherwise
+    as JPEG; of an animation only the first frame. The answer is the address of the large size (at most 512
+    by 512 pixels), which needs no key; with `small` instead of `large` at its end, of the small size (128).
+    Each picture has a new address; the old address stops working.
     """
-    stored = await store_picture(call, await change.hold_user(call, email=params.email), prepared)
+    stored = await store_picture(call, await change.hold_user(call, email=params.email), picture)
     return {"avatar": avatar_url(call.settings, stored)}
 
 
@@ -151,7 +132,7 @@ async def set_avatar_by_email(call: Call, params: SetAvatar, prepared: PreparedP
     examples=(Example("Remove", {"email": "jane@example.com"}, True),),
 )
 async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
-    """Take a user's avatar away, and the picture if this server has it."""
+    """Remove a user's avatar, and the picture if it is stored here."""
     await remove_picture(call, await change.hold_user(call, email=params.email))
     return True
 
@@ -165,22 +146,18 @@ async def remove_avatar_by_email(call: Call, params: UserRef) -> Any:
     examples=(Example("Remove", {"id": 2}, True),),
 )
 async def remove_avatar(call: Call, params: UserId) -> Any:
-    """Take a user's avatar away, as removeAvatarByEmail does, by id (user/remove-avatar)."""
+    """Remove a user's avatar by id, as removeAvatarByEmail does (user/remove-avatar)."""
     await remove_picture(call, await change.hold_user(call, user_id=params.id))
     return True
 
 
 async def remove_picture(call: Call, user: Row) -> None:
-    """Take the avatar of a user, who is held, away.
-
-    Raises:
-        MemberForbidden: it is an administrator, and the key may not change one.
-    """
+    """Remove the avatar of a held user. See store_picture for the error."""
     await change.change(call, Edit(user, user | {"avatar": ""}))
 
 
 class PictureName(Params):
-    """One size of a picture, as the end of its address has it."""
+    """The name of one size of a picture: the end of its address."""
 
     name: str = Field(pattern=r"^[1-9]\d{0,17}-[0-9A-Za-z]{24}-(small|large)$")
 
@@ -209,7 +186,7 @@ class StoredPicture(Result):
 async def get_picture(call: Call, params: PictureName) -> Any:
     """Read a stored picture by its name; `/files/` serves the same bytes to everybody.
 
-    The name is the right to see it: no instance is asked for, since the name has its number in it.
+    The name grants access. There is no param instance: the name contains its number.
     """
     instance_id, name, size = params.name.split("-")
     row = found(

@@ -1,4 +1,4 @@
-"""Many users in one call: created, changed or deleted."""
+"""Bulk calls: create, change or delete up to 1,000 users."""
 
 from typing import Any, Literal
 
@@ -7,14 +7,7 @@ from pydantic import Field
 from server.base.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound
 from server.base.models import Params
 from server.directory import change
-from server.directory.creation import (
-    create,
-    hold_counters,
-    prepare,
-    refuse_plans,
-    refuse_seats,
-    refuse_taken,
-)
+from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats, refuse_taken
 from server.directory.many import (
     MOST,
     Batch,
@@ -39,13 +32,13 @@ class CreateUsers(ManyParams):
 
 
 class CreatedItem(ItemResult):
-    """A created user, or why there is none."""
+    """A created user, or the error."""
 
     result: CreatedUser | None
 
 
 class CreatedUsers(ManyResult):
-    """What came of each item, in their order."""
+    """The result of each item, in order."""
 
     results: list[CreatedItem]
 
@@ -71,7 +64,7 @@ _DUPLICATE = {
     errors=(MemberForbidden, *DUPLICATES, "seats_exhausted"),
     examples=(
         Example(
-            "One that is new, and one that is there already",
+            "A new user and an existing one",
             {"users": [{"email": "test1@oneoffice.bh", "displayName": "TestUser", "password": "demo1234"},
                        {"email": "jane@example.com"}], "mode": "each"},
             {"succeeded": 1, "failed": 1, "results": [
@@ -84,9 +77,9 @@ _DUPLICATE = {
 async def create_users(call: Call, params: CreateUsers, prepared: Batch[NewUser]) -> Any:
     """Create up to 1,000 users, each with all its provisioning, in one transaction.
 
-    Each item is what createUser takes, without the instance, and its result what createUser answers. Whoever
-    wants thousands a second sends passwordHash: a password takes some hundredths of a second of a core, and
-    1,000 of them may take longer than a call may. isAdmin true needs the scope users:admin.
+    Items and results are as for createUser, without the instance. For thousands of users a second, send
+    passwordHash: hashing a password takes some hundredths of a second of one core, and 1,000 passwords may
+    exceed the time limit of a call. isAdmin true needs the scope users:admin.
     """
     batch = prepared.again()
     seats = await hold_counters(call)
@@ -103,19 +96,19 @@ async def create_users(call: Call, params: CreateUsers, prepared: Batch[NewUser]
 
 
 class UpdateUsers(ManyParams):
-    """What to change of whom."""
+    """Users to change."""
 
     users: Items[UserChanges] = Field(description=f"1 to {MOST}, each as updateUserByEmail takes one.")
 
 
 class DoneItem(ItemResult):
-    """Done, or why not."""
+    """True, or the error."""
 
     result: Literal[True] | None
 
 
 class DoneUsers(ManyResult):
-    """What came of each item, in their order."""
+    """The result of each item, in order."""
 
     results: list[DoneItem]
 
@@ -139,7 +132,7 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
     errors=(NotFound, MemberForbidden, *DUPLICATES, "named_twice"),
     examples=(
         Example(
-            "Suspend, and move",
+            "Suspend one, change the location of another",
             {"users": [{"email": "jane@example.com", "isActive": False},
                        {"email": "admin@example.com", "profile": {"location": "Manama"}}]},
             {"succeeded": 2, "failed": 0, "results": [
@@ -151,9 +144,9 @@ async def _prepare_changes(call: Call, params: UpdateUsers) -> Batch[UserChanges
 async def update_users(call: Call, params: UpdateUsers, prepared: Batch[UserChanges]) -> Any:
     """Change up to 1,000 users in one transaction.
 
-    Each item is what updateUserByEmail takes, without the instance. An externalId that another user has now
-    is taken, even where the same call takes it away from there. isAdmin needs the scope users:admin, and so
-    does any change of an administrator; groups needs groups:write.
+    Items are as for updateUserByEmail, without the instance. An externalId that another user has is refused,
+    even if the same call removes it from that user. isAdmin and any change of an administrator need the scope
+    users:admin; groups needs groups:write.
     """
     batch = prepared.again()
     await change.update(call, batch)
@@ -171,7 +164,7 @@ class DeletedUser(Params):
 
 
 class DeleteUsers(ManyParams):
-    """Whom to delete."""
+    """Users to delete."""
 
     users: Items[DeletedUser] = Field(description=f"1 to {MOST}, each as deleteUserByEmail takes one.")
 
@@ -192,7 +185,7 @@ async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUs
     errors=(NotFound, MemberForbidden),
     examples=(
         Example(
-            "One that is there, and one that is not",
+            "An existing user and an unknown one",
             {"users": [{"email": "jane@example.com"}, {"email": "nobody@example.com"}], "mode": "each"},
             {"succeeded": 1, "failed": 1, "results": [
                 {"index": 0, "result": True, "error": None},
@@ -205,7 +198,7 @@ async def _prepare_deletions(call: Call, params: DeleteUsers) -> Batch[DeletedUs
 async def delete_users(call: Call, params: DeleteUsers, prepared: Batch[DeletedUser]) -> Any:
     """Delete up to 1,000 users in one transaction, as deleteUserByEmail does one.
 
-    Whom an item before has named is not found any more. Administrators need the scope users:admin.
+    A repeated e-mail is not found. Deleting an administrator needs the scope users:admin.
     """
     batch = prepared.again()
     await change.delete(call, batch)

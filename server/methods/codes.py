@@ -1,42 +1,47 @@
-"""Single-use codes that go out by mail: made when their mail is sent, stored as SHA-256 alone."""
+"""Single-use codes, sent by mail: generated when the mail is sent, stored only as SHA-256."""
 
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from server.base.errors import FieldError, Invalid
 from server.base.tokens import digest, new_secret
+from server.directory import change
+from server.directory.rows import Row
 from server.directory.users import Purpose
 from server.jobs.queue import Services, enqueue, job
 from server.jobs.worker import Hopeless
 from server.outside import mail
 from server.postgres.db import Connection
+from server.tenants.call import Call
 from server.tenants.instances import InstanceSettings
 
 CODE_LENGTH = 24
 """Base62 characters: 142 bits."""
 MAX_URL = 2000
+"""Characters of a confirmationUrl."""
 
 EXAMPLE_CODES: dict[Purpose, str] = {
     "confirm": "ExampleConfirmationCode1",
     "reset": "ExamplePasswordResetCod1",
 }
-"""Those of the examples' world, which tests/conftest.py puts there."""
+"""Codes of the examples; tests/conftest.py stores them."""
 
-# The characters of a URL (RFC 3986) but @, which would make a userinfo. No backslash, no white space, no
-# control characters: browsers and urllib disagree about what they mean.
+# The characters of a URL (RFC 3986) except @, which would start a userinfo. No backslashes, white space or
+# control characters: browsers and urllib parse them differently.
 _URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]*")
-# {{code}}, or {code}} as the document of the member platform (seeds/001) has it once.
+# {{code}}, or {code}}, which the document of the member platform (seeds/001) has in one place.
 _PLACEHOLDER = re.compile(r"\{?\{code\}\}")
-# Of what checked_link takes, as a pattern: whose host it may be is the instance's matter.
-LINK_SCHEMA: dict[str, JsonValue] = {
+# checked_link as a pattern, without the allowed hosts, which the instance's settings list.
+_LINK_SCHEMA: dict[str, JsonValue] = {
     "pattern": r"^https?://[A-Za-z0-9.-]+(:[1-9][0-9]{0,3})?[/?#]"
     r"[A-Za-z0-9._~:/?#\[\]!$&'()*+,;=%-]*\{?\{code\}\}[A-Za-z0-9._~:/?#\[\]!$&'()*+,;=%-]*$"
 }
+ConfirmationUrl = Annotated[str, Field(max_length=MAX_URL, json_schema_extra=_LINK_SCHEMA)]
 
 
 class WrongCode(Invalid):
@@ -46,15 +51,14 @@ class WrongCode(Invalid):
 
 
 def checked_link(confirmation_url: str, settings: InstanceSettings) -> str:
-    """The address that a mail's link is made of, with {{code}} where the code goes.
+    """Check the address for the link in a mail; {{code}} is the placeholder of the code.
 
     Args:
-        confirmation_url: as the caller sent it.
-        settings: the instance's. It may lead to confirmationHosts by https, or by http to this machine in
-            development; and to httpConfirmationHosts by http too.
+        confirmation_url: as the caller sent it. Allowed are https to confirmationHosts, https and http to
+            httpConfirmationHosts, and http to a loopback address of confirmationHosts, for development.
 
     Raises:
-        Invalid: naming confirmationUrl, for anything else.
+        Invalid: names confirmationUrl.
     """
     if problem := _link_problem(confirmation_url, settings.confirmationHosts, settings.httpConfirmationHosts):
         raise Invalid.of([FieldError("confirmationUrl", problem)])
@@ -70,7 +74,7 @@ def _link_problem(url: str, hosts: Sequence[str], http_hosts: Sequence[str]) -> 
     if not _URL.fullmatch(address):
         return "holds characters that do not belong into such an address"
     try:
-        # With its braces: a placeholder within host or port makes them no host and no port of anyone's.
+        # With the placeholder: within host or port it makes them invalid.
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
@@ -96,25 +100,24 @@ def _is_local(host: str) -> bool:
 async def mail_code(
     db: Connection, *, instance_id: int, email_key: str, purpose: Purpose, confirmation_url: str
 ) -> None:
-    """Have a mail with a fresh code sent once this transaction commits.
+    """Queue a mail with a new code. It is sent after this transaction commits.
 
-    Who the user is, if anyone, is looked up when the mail is sent: here a known and an unknown address are
-    the same row in the queue. The code is made then too, so that it is nowhere in clear but in the mail.
+    The job looks up the user, so this call does the same for unknown addresses as for known ones. The job
+    also generates the code, which is in clear only in the mail.
 
     Args:
-        email_key: as directory.users.email_key makes it.
-        confirmation_url: as checked_link returned it.
+        email_key: from directory.users.email_key.
+        confirmation_url: from checked_link.
     """
-    payload = {
+    await enqueue(db, "mail-code", {
         "instance_id": instance_id, "email_key": email_key, "purpose": purpose,
         "confirmation_url": confirmation_url,
-    }  # fmt: skip
-    await enqueue(db, "mail-code", payload)
+    })  # fmt: skip
 
 
 @job("mail-code")
 async def send_code(services: Services, payload: dict[str, Any]) -> None:
-    """Make a code and mail it. Done again, it makes another one, which ends the one before."""
+    """Generate a code and mail it. A retry generates a new code, which replaces the old one."""
     settings, purpose = services.settings, payload["purpose"]
     lifetime = settings.code_hours * 3600
     async with services.database.transaction() as db:
@@ -135,14 +138,14 @@ async def send_code(services: Services, payload: dict[str, Any]) -> None:
 async def issue_code(
     db: Connection, instance_id: int, email_key: str, purpose: Purpose, lifetime: int
 ) -> tuple[str, Any] | None:
-    """A fresh code instead of those the user had for the purpose.
+    """Generate a code, which replaces the user's other codes for this purpose.
 
     Args:
         lifetime: seconds, by the database's clock.
 
     Returns:
-        the code in clear and the row of who is to get it (email, name, language, title); None where there
-        is nobody: no such user, suspended, deleted, or confirmed already, or the instance is suspended.
+        the code in clear and its recipient (email, name, language, title); None if the user does not exist,
+        is suspended, deleted or already confirmed, or if the instance is suspended.
     """
     code = new_secret(CODE_LENGTH)
     recipient = await db.one(
@@ -153,21 +156,20 @@ async def issue_code(
         digest=digest(code),
         lifetime=lifetime,
     )
-    return (code, recipient) if recipient is not None else None
+    return None if recipient is None else (code, recipient)
 
 
-async def redeem(db: Connection, instance_id: int, code: str, purpose: Purpose) -> int:
-    """Take a code, which is then gone.
+async def redeem(call: Call, code: str, purpose: Purpose) -> Row:
+    """Use up a code.
 
     Returns:
-        the id of its user, who is held.
+        its user, held.
 
     Raises:
-        WrongCode: unknown, used, expired, of another purpose or another instance, or its user is suspended or
-            deleted.
+        WrongCode: the code is unknown, used, expired, or of another purpose or instance, or its user is
+            suspended or deleted.
     """
-    row = await db.one("redeem_code", instance_id=instance_id, digest=digest(code), purpose=purpose)
+    row = await call.db.one("redeem_code", instance_id=call.instance.id, digest=digest(code), purpose=purpose)
     if row is None:
         raise WrongCode(fields=[FieldError("code", WrongCode.__doc__ or "")])
-    user_id: int = row["user_id"]
-    return user_id
+    return await change.hold_user(call, user_id=row["user_id"])

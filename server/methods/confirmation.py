@@ -1,4 +1,4 @@
-"""What users prove by a code in their mail: that an address is theirs (seeds/001, 7 and 10)."""
+"""Password resets and confirmations by a code in a mail (seeds/001, 7 and 10)."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,28 +10,20 @@ from server.directory import change
 from server.directory.rows import Edit, Row
 from server.directory.rules import hashed
 from server.directory.users import Password, UserRef, email_key
-from server.methods.codes import (
-    EXAMPLE_CODES,
-    LINK_SCHEMA,
-    MAX_URL,
-    WrongCode,
-    checked_link,
-    mail_code,
-    redeem,
-)
+from server.methods.codes import EXAMPLE_CODES, ConfirmationUrl, WrongCode, checked_link, mail_code, redeem
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
 
-Code = Annotated[str, Field(min_length=1, max_length=200, description="As the mail's link has it."), SECRET]
+Code = Annotated[str, Field(min_length=1, max_length=200, description="From the link in the mail."), SECRET]
 
 
 class RequestPasswordReset(UserRef):
-    """Who has forgotten a password."""
+    """A user who forgot the password."""
 
-    confirmationUrl: Annotated[str, Field(max_length=MAX_URL, json_schema_extra=LINK_SCHEMA)] = Field(
-        description="Where the link in the mail leads, with {{code}} in the code's place: https, and on a "
-        "host of the instance's confirmationHosts."
+    confirmationUrl: ConfirmationUrl = Field(
+        description="Address of the link in the mail, with {{code}} as placeholder: https, to one of the "
+        "instance's confirmationHosts."
     )
 
 
@@ -47,16 +39,16 @@ class RequestPasswordReset(UserRef):
             True,
         ),
         Example(
-            "Nobody, answered the same",
+            "An unknown user: the same answer",
             {"email": "nobody@example.com", "confirmationUrl": "https://example.com/reset?code={{code}}"},
             True,
         ),
     ),
 )
 async def request_password_reset(call: Call, params: RequestPasswordReset) -> Any:
-    """Mail a user a link with a code that lets it set a new password.
+    """Mail a user a link with a code to set a new password.
 
-    The answer is the same, and takes as long, whether or not there is such a user.
+    For an unknown user the answer is the same and takes the same time.
     """
     await mail_code(
         call.db,
@@ -69,7 +61,7 @@ async def request_password_reset(call: Call, params: RequestPasswordReset) -> An
 
 
 class ResetPasswordWithCode(TenantParams):
-    """A code and the password that its user chose."""
+    """A code and the user's new password."""
 
     code: Code
     newPassword: Password
@@ -91,12 +83,11 @@ class ResetPasswordWithCode(TenantParams):
     ),
 )
 async def reset_password_with_code(call: Call, params: ResetPasswordWithCode, password_hash: str) -> Any:
-    """Set the password of the user who was mailed the code, and end its sessions.
+    """Set a user's password with a mailed code, and end the user's sessions.
 
-    A code works once. A password that the instance's policy refuses leaves it as it is.
+    A code works once. If the instance's policy refuses the password, the code stays valid.
     """
-    user_id = await redeem(call.db, call.instance.id, params.code, "reset")
-    user = await change.hold_user(call, user_id=user_id)
+    user = await redeem(call, params.code, "reset")
     await change.write(call, [Edit(user, user, password_hash)])
     return True
 
@@ -116,9 +107,8 @@ class ConfirmEmail(TenantParams):
     examples=(Example("A code of createMember", {"code": EXAMPLE_CODES["confirm"]}, True),),
 )
 async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
-    """Confirm the registration of the user who was mailed the code."""
-    user_id = await redeem(call.db, call.instance.id, params.code, "confirm")
-    await _confirm(call, await change.hold_user(call, user_id=user_id))
+    """Confirm a user's registration with a mailed code."""
+    await _confirm(call, await redeem(call, params.code, "confirm"))
     return True
 
 
@@ -137,9 +127,9 @@ async def _confirm(call: Call, user: Row) -> None:
     examples=(Example("Without a code", {"email": "jane@example.com"}, True),),
 )
 async def force_confirm_email(call: Call, params: UserRef) -> Any:
-    """Confirm a registration without its code, and whether or not the code has expired.
+    """Confirm a user's registration without a code.
 
-    A user who is confirmed already stays so. An administrator's needs the scope users:admin.
+    A confirmed user stays confirmed. Confirming an administrator needs the scope users:admin.
     """
     user = await change.hold_user(call, email=params.email)
     access.require_user(call.caller, user)

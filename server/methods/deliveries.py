@@ -1,9 +1,9 @@
-"""What was and will be sent to a webhook, and what came of it."""
+"""Deliveries of webhooks: past and pending, with their outcome."""
 
 import uuid
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,20 +16,16 @@ from server.methods.webhooks import EXAMPLE_EVENT, WebhookRef
 from server.outside.outbound import TIME_LIMIT
 from server.tenants.call import Call
 
-STATES = ["pending", "delivered", "failed"]
-HAS_FAILED = "has failed"
-"""In place of a state, for the query."""
+State: TypeAlias = Literal["pending", "delivered", "failed"]
 
 
 class ListDeliveries(WebhookRef):
-    """Which deliveries, and from where on."""
+    """A webhook, filters and page."""
 
-    state: Literal["pending", "delivered", "failed"] | None = Field(
-        None, description="pending: to be tried, or tried again; failed: given up; null: any."
+    state: State | None = Field(
+        None, description="pending: to be tried or retried; failed: given up; null: any."
     )
-    hasFailed: bool = Field(
-        False, description="True: those whose last try failed, whether they are tried again or given up."
-    )
+    hasFailed: bool = Field(False, description="True: the last try failed, to be retried or given up.")
     after: After = None
     limit: Limit = 100
 
@@ -43,15 +39,15 @@ class ListDeliveries(WebhookRef):
 class Delivery(Result):
     """One event for one webhook."""
 
-    eventId: str = Field(description="Its webhook-id.")
+    eventId: str = Field(description="The webhook-id.")
     type: str
-    state: Literal["pending", "delivered", "failed"]
-    attempts: int = Field(description="How often it was begun, since it was last asked for.")
-    status: int | None = Field(description="Of the last answer; null: there was none.")
-    error: str | None = Field(description="What the last try met, as a code; null: nothing went wrong.")
-    answer: str | None = Field(description="The last answer, or why there was none, in words.")
+    state: State
+    attempts: int = Field(description="Tries since it was created or last redelivered.")
+    status: int | None = Field(description="HTTP status of the last answer; null: no answer.")
+    error: str | None = Field(description="Error code of the last try; null: no error.")
+    answer: str | None = Field(description="The last answer, or why there is none.")
     createdAt: int = Field(description="Unix seconds.")
-    dueAt: int | None = Field(description="Unix seconds; when it is tried next.")
+    dueAt: int | None = Field(description="Unix seconds; the next try.")
     doneAt: int | None = Field(description="Unix seconds.")
 
 
@@ -64,18 +60,18 @@ class DeliveryPage(Result):
 
 _WITHOUT_ANSWER = {
     "timeout": f"no answer within {TIME_LIMIT:g} seconds",
-    "forbidden_address": "the address is not one that webhooks may go to",
+    "forbidden_address": "this address is not allowed for webhooks",
     "no_connection": "no connection",
-    "unknown_host": "the name of the host is not known",
+    "unknown_host": "unknown host name",
     "bad_certificate": "the certificate is not valid",
     "no_tls": "no TLS connection",
-    "given_up": "given up: its tries did not come to an end",
+    "given_up": "given up: the tries did not finish",
 }
-"""Codes of outbound and webhooks -> what they mean; others say that the connection broke off."""
+"""Error codes -> texts. Any other code is a broken connection."""
 
 
 def _in_words(status: int | None, error: str | None) -> str | None:
-    """The last answer of a receiver, or why there was none."""
+    """The last answer of a receiver, or why there is none."""
     if status is None:
         return None if error is None else _WITHOUT_ANSWER.get(error, "the connection broke off")
     try:
@@ -92,7 +88,7 @@ def _in_words(status: int | None, error: str | None) -> str | None:
     errors=(NotFound,),
     examples=(
         Example(
-            "One that failed", {"id": 1, "hasFailed": True},
+            "A failed one", {"id": 1, "hasFailed": True},
             {"deliveries": [{"eventId": EXAMPLE_EVENT, "type": "user.created", "state": "failed",
                              "attempts": 10, "status": 500, "error": "http_500",
                              "answer": "500 Internal Server Error", "createdAt": 1683471262,
@@ -102,17 +98,17 @@ def _in_words(status: int | None, error: str | None) -> str | None:
     ),
 )  # fmt: skip
 async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
-    """List what was and will be sent to a webhook, without tests; kept for thirty days after it was made."""
+    """List the deliveries of a webhook, past and pending, without tests. Kept for thirty days."""
     before = [datetime.max.replace(tzinfo=UTC), uuid.UUID(int=2**128 - 1)]
     if params.after is not None:
         before = parts_of(params.after, moment, uuid.UUID)
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
     found(await call.db.one("get_webhook", **ref))
-    states = [HAS_FAILED] if params.hasFailed else [params.state] if params.state else STATES
+    states = [params.state] if params.state else list(get_args(State))
     rows = await call.db.all(
         "list_deliveries",
         **ref,
-        states=states,
+        states=["has failed"] if params.hasFailed else states,
         before_time=before[0],
         before_event=before[1],
         row_limit=params.limit + 1,

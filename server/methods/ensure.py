@@ -1,4 +1,4 @@
-"""Users who are to be as they are told: created, or changed where they are there already."""
+"""Create or update users (upsert)."""
 
 from typing import Any
 
@@ -31,45 +31,45 @@ from server.tenants.call import Call
 
 
 class EnsuredUser(NewUser):
-    """What a user is to be."""
+    """The wanted state of a user."""
 
     email: NewEmail = Field(
-        ABSENT, description="Whose user this is, unless externalId says so; for a new user it is needed."
+        ABSENT, description="Finds the user if externalId finds none; required for a new user."
     )
 
     @model_validator(mode="after")
-    def _somebody(self) -> "EnsuredUser":
+    def _identified(self) -> "EnsuredUser":
         if self.email is None and self.externalId is None:
             raise ValueError("give email or externalId")
         return self
 
 
 class EnsureUser(EnsuredUser, TenantParams):
-    """What a user is to be."""
+    """The wanted state of a user."""
 
 
 class Ensured(Result):
-    """A user as it is now, and what was done to it."""
+    """The user after the call, and what was done."""
 
-    created: bool = Field(description="False: it was there already.")
-    changed: bool = Field(description="False: it was there already and as it should be.")
+    created: bool = Field(description="False: the user existed.")
+    changed: bool = Field(description="False: the user existed in the wanted state.")
     user: User
 
 
 class EnsureUsers(ManyParams):
-    """What users are to be."""
+    """The wanted states of users."""
 
     users: Items[EnsuredUser] = Field(description=f"1 to {MOST}, each as ensureUser takes one.")
 
 
 class EnsuredItem(ItemResult):
-    """What a user is now, or why it is not."""
+    """The user, or the error."""
 
     result: Ensured | None
 
 
 class EnsuredUsers(ManyResult):
-    """What came of each item, in their order."""
+    """The result of each item, in order."""
 
     results: list[EnsuredItem]
 
@@ -95,23 +95,24 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     new: list[int] = []
     pace = Pace()
     for index, item in list(batch.items.items()):
-        user_id = claims.holder(item)
-        if user_id is None:
-            refusal = _refused_new(call, item, claims)
-            new += [] if refusal else [index]
-        else:
-            edit = Edit(users[user_id], change.ensured(users[user_id], item))
-            refusal = _refused_change(call, item, edit) or claims.refusal(edit.before, edit.after)
-            edits |= {} if refusal else {index: edit}
+        row = users.get(claims.holder(item) or -1)
+        edit = Edit(row, change.ensured(row, item)) if row else None
+        refusal = _refused_change(call, item, edit, claims) if edit else _refused_new(call, item, claims)
         if refusal:
             batch.fail(index, refusal)
+        elif edit:
+            edits[index] = edit
+        else:
+            new.append(index)
         await pace.rest()
     if new:
-        seats = await _hold_new(call, [batch.items[index] for index in new])
+        seats = await hold_counters(call)
+        if await find_same(call.db, call, [batch.items[index] for index in new]):
+            raise Contention(retry_after=1)  # created concurrently; the retried transaction finds them
         refuse_seats(batch, new, seats)
     batch.settle()
     if await change.refusals(call, edits, held=held):
-        raise Contention(retry_after=1)  # an e-mail was free when we looked
+        raise Contention(retry_after=1)  # names that were free are now taken
     created = await create(call, batch, [index for index in new if index in batch.items], looked=True)
     await change.write(call, list(edits.values()))
     ids = {index: edit.before["id"] for index, edit in edits.items()}
@@ -127,34 +128,23 @@ async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, 
     }
 
 
-def _refused_change(call: Call, item: EnsuredUser, edit: Edit) -> ServiceError | None:
-    """Why a user is not to become this."""
+def _refused_change(call: Call, item: EnsuredUser, edit: Edit, claims: Claims) -> ServiceError | None:
+    """The error that refuses a change, or None; then its names are claimed."""
     row = edit.before
     if row["deleted_at"] is not None:
         return UserDeleted()
     if item.externalId is not None and row["external_id"] not in (None, item.externalId):
-        # Found by its e-mail, but somebody else to the caller's system: two of its users share an address.
+        # Found by e-mail, but it belongs to another externalId: two of the caller's users share an address.
         return taken("users_email")
-    return access.user_refusal(call.caller, row, edit.after) if edit.differs else None
+    forbidden = access.user_refusal(call.caller, row, edit.after) if edit.differs else None
+    return forbidden or claims.refusal(row, edit.after)
 
 
 def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
-    """Why a user cannot be created, or None; then it is noted."""
+    """The error that refuses a new user, or None; then its names are claimed."""
     if item.email is None:
         return bad("email", "is required: nobody has this externalId")
     return access.user_refusal(call.caller, {"is_admin": item.isAdmin}) or claims.new(item)
-
-
-async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
-    """Hold the counters for new users; whoever created one of them since we looked makes us look again.
-
-    Raises:
-        Contention: somebody did; the transaction begins anew, and finds that user.
-    """
-    seats = await hold_counters(call)
-    if await find_same(call.db, call, items):
-        raise Contention(retry_after=1)
-    return seats
 
 
 @method(
@@ -166,12 +156,12 @@ async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
     errors=(MemberForbidden, *DUPLICATES, "seats_exhausted", "user_deleted"),
     examples=(
         Example(
-            "One who is there already and as it should be",
+            "An existing user in the wanted state",
             {"email": "jane@example.com", "displayName": "Jane Doe"},
             {"created": False, "changed": False, "user": USER},
         ),
         Example(
-            "One who is new",
+            "A new user",
             {"email": "ann@example.com", "externalId": "shop-17", "displayName": "Ann"},
             {"created": True, "changed": True,
              "user": USER | {"id": 6, "email": "ann@example.com", "displayName": "Ann"}},
@@ -179,14 +169,13 @@ async def _hold_new(call: Call, items: list[EnsuredUser]) -> int | None:
     ),
 )  # fmt: skip
 async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUser]) -> Any:
-    """Create a user, or change the one who is there so that it is as told: however often it is called.
+    """Create a user, or update an existing one. The call can be repeated.
 
-    Who has the externalId is meant, and if nobody has it, who has the e-mail, whom the externalId is then
-    given. What createUser takes is for new users; of one who is there the members that are given are changed,
-    as updateUserByEmail does, and firstName, lastName, and the e-mail where the externalId says who it is.
-    password, passwordHash, planId and createInOffice365 count for new users alone. A deleted user is refused,
-    and so is an e-mail whose user has another externalId. To make an administrator, or to change one,
-    needs the scope users:admin.
+    Finds the user by externalId, then by e-mail; a user found by e-mail gets the externalId. A new user is
+    created as by createUser. Of an existing user the given members are changed, as by updateUserByEmail, also
+    firstName, lastName, and the e-mail if the externalId found the user. password, passwordHash, planId and
+    createInOffice365 apply only to new users. A deleted user is refused, and so is an e-mail of a user with
+    another externalId. Making or changing an administrator needs the scope users:admin.
     """
     return (await _ensure(call, prepared.again()))[0]
 
@@ -201,7 +190,7 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     errors=(MemberForbidden, *DUPLICATES, "named_twice", "seats_exhausted", "user_deleted"),
     examples=(
         Example(
-            "One who is new, and one who is there already",
+            "A new user and an existing one",
             {"users": [{"email": "ann@example.com", "externalId": "shop-17", "displayName": "Ann"},
                        {"email": "jane@example.com", "displayName": "Jane Roe"}]},
             {"succeeded": 2, "failed": 0, "results": [
@@ -215,7 +204,7 @@ async def ensure_user(call: Call, params: EnsureUser, prepared: Batch[EnsuredUse
     ),
 )  # fmt: skip
 async def ensure_users(call: Call, params: EnsureUsers, prepared: Batch[EnsuredUser]) -> Any:
-    """Create up to 1,000 users, or change those who are there, in one transaction, as ensureUser does one."""
+    """Create or update up to 1,000 users in one transaction, each as ensureUser does."""
     batch = prepared.again()
     ensured = await _ensure(call, batch)
     batch.note_nothing(call, "ensureUsers")

@@ -1,21 +1,14 @@
-"""Groups of users, and who is in them."""
+"""Groups of users and their members."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
-from server.base.models import Result, TenantParams
+from server.base.models import Result, TenantParams, something_besides
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
-from server.directory.groups import (
-    ADMINS,
-    GroupName,
-    group_key,
-    groups_of,
-    is_admins,
-    record_groups,
-)  # fmt: skip
+from server.directory.groups import ADMINS, GroupName, group_key, groups_of, is_admins, record_groups
 from server.directory.rows import Edit
 from server.directory.users import ABSENT, Email, Line, found
 from server.methods.registry import Example, method
@@ -24,11 +17,11 @@ from server.tenants.call import Call
 _RESERVED = "Admins is a group of every instance: it stays as it is"
 
 
-def _own(name: str) -> str:
-    """The key of a group that may be changed.
+def _changeable_key(name: str) -> str:
+    """The key of a group.
 
     Raises:
-        Conflict: it is the reserved one.
+        Conflict: it is the reserved group.
     """
     if is_admins(name):
         raise Conflict(_RESERVED, code="reserved_group", fields=[FieldError("name", _RESERVED)])
@@ -75,31 +68,26 @@ _ADMINS = _SALES | {
     examples=(Example("A group", {"name": "Support"}, _SALES | {"id": 2, "name": "Support"}),),
 )
 async def create_group(call: Call, params: CreateGroup) -> Any:
-    """Make a group without members. Its name is unique in the instance, in any case."""
+    """Create a group without members. Group names are unique in the instance, in any case."""
     row = await call.db.one(
         "create_group",
         instance_id=call.instance.id,
         name=params.name,
-        name_key=_own(params.name),
+        name_key=_changeable_key(params.name),
         description=params.description,
     )
-    made = dict(found(row))
-    call.emit("group.created", after={"name": made["name"], "description": made["description"]})
-    return {"id": made["id"], "name": made["name"], "description": made["description"], "isReserved": False,
-            "members": 0, "createdAt": made["createdAt"]}  # fmt: skip
+    group = dict(found(row)) | {"isReserved": False, "members": 0}
+    call.emit("group.created", after={"name": group["name"], "description": group["description"]})
+    return {name: group[name] for name in Group.model_fields}
 
 
 class UpdateGroup(GroupRef):
-    """What to change; at least one member beside the name."""
+    """What to change: at least one member besides the name."""
 
     newName: GroupName = Field(ABSENT, description="Unique in the instance, in any case.")
     description: Line = ABSENT
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateGroup":
-        if not self.model_fields_set - {"instance", "name"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance", "name")
 
 
 @method(
@@ -111,15 +99,14 @@ class UpdateGroup(GroupRef):
     examples=(Example("Another name", {"name": "Sales", "newName": "Shop"}, True),),
 )
 async def update_group(call: Call, params: UpdateGroup) -> Any:
-    """Rename or describe a group; its members stay."""
-    key = _own(params.name)
+    """Change the name or the description of a group."""
     group = found(
         await call.db.one(
             "update_group",
             instance_id=call.instance.id,
-            name_key=key,
+            name_key=_changeable_key(params.name),
             new_name=params.newName,
-            new_name_key=params.newName and _own(params.newName),
+            new_name_key=params.newName and _changeable_key(params.newName),
             description=params.description,
         )
     )
@@ -136,8 +123,8 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
     examples=(Example("A group", {"name": "Sales"}, True),),
 )
 async def delete_group(call: Call, params: GroupRef) -> Any:
-    """Delete a group. Its members stay users."""
-    key = _own(params.name)
+    """Delete a group, but not its members."""
+    key = _changeable_key(params.name)
     group = found(await call.db.one("delete_group", instance_id=call.instance.id, name_key=key))
     call.emit("group.deleted", before=dict(group))
     return True
@@ -150,27 +137,26 @@ class Membership(GroupRef):
 
 
 def _not_found(member: str, message: str) -> NotFound:
-    """Which of the two was not found."""
+    """The error that names the param: the user or the group."""
     return NotFound(f"not found: {message}", fields=[FieldError(member, message)])
 
 
-async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[True]:
+async def _set_membership(call: Call, params: Membership, *, joins: bool) -> Literal[True]:
     try:
         member = await change.hold_user(call, email=params.email)
     except NotFound as error:
         raise _not_found("email", "there is no such user") from error
     before = await groups_of(call, [member["id"]])
     if is_admins(params.name):
-        if member["is_admin"] != is_in:
-            await change.change(call, Edit(member, member | {"is_admin": is_in}))
+        if member["is_admin"] != joins:
+            await change.change(call, Edit(member, member | {"is_admin": joins}))
     else:
-        group_id = await call.db.value(
-            "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
-        )
+        key = group_key(params.name)
+        group_id = await call.db.value("find_group", instance_id=call.instance.id, name_key=key)
         if group_id is None:
             raise _not_found("name", "there is no such group")
         await call.db.run(
-            "join_group" if is_in else "leave_group",
+            "join_group" if joins else "leave_group",
             instance_id=call.instance.id,
             user_id=member["id"],
             group_id=group_id,
@@ -188,11 +174,11 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
     examples=(Example("Jane", {"name": "Sales", "email": "jane@example.com"}, True),),
 )
 async def add_to_group(call: Call, params: Membership) -> Any:
-    """Put a user into a group; who is in it already stays so.
+    """Add a user to a group. A member stays a member.
 
-    In Admins a user is an administrator: this needs the scope `users:admin` too.
+    Adding to Admins makes an administrator and also needs the scope `users:admin`.
     """
-    return await _change(call, params, is_in=True)
+    return await _set_membership(call, params, joins=True)
 
 
 @method(
@@ -204,22 +190,22 @@ async def add_to_group(call: Call, params: Membership) -> Any:
     examples=(Example("Jane", {"name": "Sales", "email": "jane@example.com"}, True),),
 )
 async def remove_from_group(call: Call, params: Membership) -> Any:
-    """Take a user out of a group, whether or not it is in it.
+    """Remove a user from a group. Not an error if the user is not a member.
 
-    Out of Admins a user is no administrator any more: this needs the scope `users:admin` too.
+    A user removed from Admins is no longer an administrator; this also needs the scope `users:admin`.
     """
-    return await _change(call, params, is_in=False)
+    return await _set_membership(call, params, joins=False)
 
 
 class ListGroups(TenantParams):
-    """From where on."""
+    """The page."""
 
     after: After = None
     limit: Limit = 100
 
 
 class GroupPage(Result):
-    """A page of groups in the order of their names."""
+    """A page of groups, by name."""
 
     groups: list[Group]
     next: Next
@@ -230,10 +216,10 @@ class GroupPage(Result):
     result=GroupPage,
     scope="groups:read",
     writes=False,
-    examples=(Example("All of them", {}, {"groups": [_ADMINS, _SALES], "next": None}),),
+    examples=(Example("All groups", {}, {"groups": [_ADMINS, _SALES], "next": None}),),
 )
 async def list_groups(call: Call, params: ListGroups) -> Any:
-    """List the groups of an instance with their numbers of members, Admins among them."""
+    """List the groups of an instance, Admins included, with their numbers of members."""
     rows = await call.db.all(
         "list_groups",
         instance_id=call.instance.id,
@@ -245,11 +231,9 @@ async def list_groups(call: Call, params: ListGroups) -> Any:
 
 
 class ListGroupMembers(GroupRef):
-    """Of which group, and from where on."""
+    """A group and the page."""
 
-    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="The id of the last member of the page before."
-    )
+    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="The last id of the page before.")
     limit: Limit = 100
 
 
@@ -276,7 +260,7 @@ class GroupMember(Result):
     ),
 )  # fmt: skip
 async def list_group_members(call: Call, params: ListGroupMembers) -> Any:
-    """List the members of a group in the order of their ids, suspended ones too."""
+    """List the members of a group by id, suspended users included."""
     group_id = None
     if not is_admins(params.name):
         key = group_key(params.name)

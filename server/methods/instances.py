@@ -1,43 +1,36 @@
-"""Instances: the tenants, which operators make and keep."""
+"""Instances (tenants), managed by operators."""
 
 import contextlib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from server.base.errors import CONSTRAINTS, Conflict, FieldError, Invalid
 from server.base.models import (
     IN_EVENTS,
     WITH_SECRETS,
-    Host,
     Params,
     Result,
     TenantParams,
     Unchecked,
+    something_besides,
     validated,
 )
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory.creation import create
 from server.directory.many import Batch
 from server.directory.rules import hash_password, password_failures
-from server.directory.users import (
-    ABSENT,
-    CreateUser,
-    DisplayName,
-    Line,
-    NewEmail,
-    Password,
-)
+from server.directory.users import ABSENT, CreateUser, DisplayName, Line, NewEmail, Password
 from server.methods.registry import Example, method
 from server.methods.validation import Validation
 from server.outside.graph import Office365
 from server.tenants import access
 from server.tenants.call import Call
-from server.tenants.instances import Instance, InstanceSettings, Mebibytes
+from server.tenants.instances import GeneratedPasswords, Instance, InstanceSettings, PasswordPolicy
 
 
 def _not_reserved(name: str) -> str:
-    # /Provisioning/Environment/ is an address of its own.
+    # /Provisioning/Environment/ is the address for instances themselves.
     if name.lower() == "environment":
         raise ValueError("is reserved")
     return name
@@ -56,18 +49,18 @@ class Administrator(Params):
 
     email: NewEmail
     displayName: DisplayName = Field(
-        ABSENT, description="Left out: first and last name, or else the local part of the e-mail."
+        ABSENT, description="Left out: first and last name, or the local part of the e-mail."
     )
-    password: Password = Field(ABSENT, description="Left out: it cannot log in until one is set.")
+    password: Password = Field(ABSENT, description="Left out: no login until one is set.")
     firstName: Line = Field(ABSENT, description="The profile field firstname.")
     lastName: Line = Field(ABSENT, description="The profile field lastname.")
 
 
 class CreateInstance(Params):
-    """A new tenant."""
+    """A new instance."""
 
-    name: Name = Field(description="What calls name it by; it never changes.")
-    title: Line = Field("", description="What people call it.")
+    name: Name = Field(description="The name in calls; it cannot be changed.")
+    title: Line = Field("", description="The name for people.")
     admin: Administrator
     settings: InstanceSettings = Field(default_factory=InstanceSettings)
 
@@ -85,7 +78,7 @@ class InstanceInfo(Result):
 class CreatedInstance(InstanceInfo):
     """A new instance."""
 
-    adminId: int = Field(description="The id of its first user.")
+    adminId: int = Field(description="The id of the administrator.")
 
 
 async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None:
@@ -103,17 +96,14 @@ async def _hash_admin_password(call: Call, params: CreateInstance) -> str | None
     errors=("duplicate_instance",),
     examples=(
         Example(
-            "A tenant with its administrator",
+            "An instance with its administrator",
             {"name": "ACME", "title": "Acme Inc.", "admin": {"email": "boss@acme.example"}},
             _INSTANCE | {"adminId": 1},
         ),
     ),
 )
 async def create_instance(call: Call, params: CreateInstance, password_hash: str | None) -> Any:
-    """Make an instance together with its administrator, who is its first user.
-
-    The administrator has the first account, at the root of tree 0.
-    """
+    """Create an instance and its first user, the administrator, whose account is the root of tree 0."""
     row = await call.db.one(
         "create_instance",
         name=params.name,
@@ -121,7 +111,7 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
         settings=params.settings.model_dump(context=WITH_SECRETS),
     )
     assert row is not None
-    # So that what happens is written down there.
+    # The events belong to the new instance.
     call.instance = Instance(row["id"], row["name"], row["is_active"], params.settings)
     call.audit_only(after=params.model_dump(exclude={"admin"}, context=IN_EVENTS))
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
@@ -136,7 +126,7 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
 
 
 class ValidateInstance(Unchecked):
-    """The params of createInstance, good or bad."""
+    """The params of createInstance, valid or not."""
 
     checked_by = CreateInstance
 
@@ -159,32 +149,31 @@ class ValidateInstance(Unchecked):
     ),
 )  # fmt: skip
 async def validate_instance(call: Call, params: ValidateInstance) -> Any:
-    """Say everything that createInstance would refuse about its params, and write nothing."""
+    """List everything that createInstance would refuse in its params. Nothing is written."""
     given = params.model_extra or {}
     failures: list[FieldError] = []
     settings = InstanceSettings()
+    with contextlib.suppress(ValidationError):
+        settings = InstanceSettings.model_validate(given.get("settings", {}))
     try:
-        settings = validated(CreateInstance, given).settings
+        validated(CreateInstance, given)
     except Invalid as error:
         failures += error.fields
-        with contextlib.suppress(ValidationError):
-            settings = InstanceSettings.model_validate(given.get("settings", {}))
     bad = {failure.field for failure in failures}
     admin, name = given.get("admin"), given.get("name")
     password = admin.get("password") if isinstance(admin, dict) else None
     if isinstance(password, str) and "admin.password" not in bad:
         failures += password_failures("admin.password", password, settings.passwordPolicy)
-    if isinstance(name, str) and "name" not in bad:
-        taken = await call.db.value("find_instance", name=name)
-        failures += [FieldError("name", CONSTRAINTS["instances_name"][2])] if taken is not None else []
+    if isinstance(name, str) and "name" not in bad and await call.db.value("find_instance", name=name):
+        failures.append(FieldError("name", CONSTRAINTS["instances_name"][2]))
     return {"valid": not failures, "failures": [failure._asdict() for failure in failures]}
 
 
 class CountedInstance(InstanceInfo):
-    """An instance with its numbers."""
+    """An instance with its numbers of users."""
 
     users: int = Field(description="Users that are not deleted.")
-    maxUsers: int | None = Field(description="How many there may be; null: any.")
+    maxUsers: int | None = Field(description="Seats; null: any number.")
 
 
 @method(
@@ -194,27 +183,29 @@ class CountedInstance(InstanceInfo):
     writes=False,
     examples=(
         Example(
-            "The key's own", {"instance": "MYINSTANCE"},
+            "The key's instance", {"instance": "MYINSTANCE"},
             _INSTANCE | {"name": "MYINSTANCE", "title": "", "users": 2, "maxUsers": None},
         ),
     ),
 )  # fmt: skip
 async def get_instance(call: Call, params: TenantParams) -> Any:
-    """Look at one instance: its settings and how many users it has."""
-    row = await call.db.one("get_instance", instance_id=call.instance.id)
-    assert row is not None
+    """Look up an instance with its settings and number of users."""
+    return _shown(await call.db.one("get_instance", instance_id=call.instance.id))
+
+
+def _shown(row: Any) -> dict[str, Any]:
     return dict(row) | {"settings": InstanceSettings.model_validate(row["settings"]).model_dump()}
 
 
 class ListInstances(Params):
-    """From where on."""
+    """The page."""
 
     after: After = None
     limit: Limit = 100
 
 
 class InstancePage(Result):
-    """A page of instances in the order of their names."""
+    """A page of instances, by name."""
 
     instances: list[InstanceInfo]
     next: Next
@@ -228,70 +219,56 @@ class InstancePage(Result):
     operator=True,
     examples=(
         Example(
-            "All of them", {},
+            "All instances", {},
             {"instances": [_INSTANCE | {"name": "MYINSTANCE", "title": ""}], "next": None},
         ),
     ),
 )  # fmt: skip
 async def list_instances(call: Call, params: ListInstances) -> Any:
-    """List all instances, page by page."""
+    """List all instances."""
     rows = await call.db.all("list_instances", after=from_cursor(params.after), row_limit=params.limit + 1)
     shown, after = page(rows, params.limit, lambda row: str(row["name"]))
-    instances = [
-        dict(row) | {"settings": InstanceSettings.model_validate(row["settings"]).model_dump()}
-        for row in shown
-    ]
-    return {"instances": instances, "next": after}
+    return {"instances": [_shown(row) for row in shown], "next": after}
 
 
-class PolicyChange(Params):
+def _without_defaults(schema: dict[str, Any]) -> None:
+    for member in schema["properties"].values():
+        member.pop("default", None)
+
+
+_CHANGE = ConfigDict(json_schema_extra=_without_defaults)
+"""For models of changes: members that are left out stay as they are, so they have no defaults."""
+
+
+class PolicyChange(PasswordPolicy):
     """Members of a password policy to change."""
 
-    minLength: Annotated[int, Field(ge=1, le=128)] = ABSENT
-    minClasses: Annotated[int, Field(ge=1, le=4)] = ABSENT
-    refuseCommon: bool = ABSENT
+    model_config = _CHANGE
 
 
-class GeneratedPasswordsChange(Params):
-    """Members of how passwords are generated to change."""
+class GeneratedPasswordsChange(GeneratedPasswords):
+    """Members of the rules for generated passwords to change."""
 
-    length: Annotated[int, Field(ge=8, le=128)] = ABSENT
-    specialSymbols: bool = ABSENT
-    mixedCase: bool = ABSENT
+    model_config = _CHANGE
 
 
-class DefaultQuotasChange(Params):
-    """Members of what users may store to change."""
-
-    mail: Mebibytes | None = Field(None, description="MiB; null: any.")
-    files: Mebibytes | None = Field(None, description="MiB; null: any.")
-
-
-class SettingsChange(Params):
+class SettingsChange(InstanceSettings):
     """Members of an instance's settings to change."""
 
+    model_config = _CHANGE
+
     passwordPolicy: PolicyChange = ABSENT
-    retentionDays: Annotated[int, Field(ge=0, le=3650)] | None = None
     generatedPasswords: GeneratedPasswordsChange = ABSENT
-    confirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
-    httpConfirmationHosts: Annotated[list[Host], Field(max_length=100)] = ABSENT
-    positionsByHand: bool = ABSENT
-    provisioningEnabled: bool = ABSENT
     office365: Office365 | None = Field(
-        None,
-        description="Replaced as a whole; without clientSecret the stored one stays. null takes it away.",
+        None, description="Replaced as a whole, except that a missing clientSecret stays. Null removes it."
     )
     maxUsers: Annotated[int, Field(ge=1, lt=2**53)] | None = Field(
         None, description="Seats; not fewer than there are users. null: any number."
     )
-    defaultQuotas: DefaultQuotasChange = ABSENT
-    ratePerMinute: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
-        None, description="Calls a minute of all its keys together. 0: any; null: the server's setting."
-    )
 
 
 class UpdateInstance(TenantParams):
-    """What to change; at least one member beside the instance."""
+    """What to change: at least one member besides instance."""
 
     title: Line = ABSENT
     isActive: bool = Field(
@@ -299,11 +276,7 @@ class UpdateInstance(TenantParams):
     )
     settings: SettingsChange = Field(ABSENT, description="Merged into the stored settings.")
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateInstance":
-        if not self.model_fields_set - {"instance"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance")
 
 
 @method(
@@ -316,68 +289,84 @@ class UpdateInstance(TenantParams):
     errors=("seats_taken",),
     examples=(
         Example(
-            "Ask for longer passwords",
+            "Require longer passwords",
             {"instance": "MYINSTANCE", "settings": {"passwordPolicy": {"minLength": 12}}},
             True,
         ),
-        Example("Suspend a tenant", {"instance": "MYINSTANCE", "isActive": False}, True),
+        Example("Suspend an instance", {"instance": "MYINSTANCE", "isActive": False}, True),
     ),
 )
 async def update_instance(call: Call, params: UpdateInstance) -> Any:
     """Change an instance's title or settings, or suspend it.
 
-    Suspending (isActive false) ends every session of the instance in the same transaction. While it is
-    suspended, its own keys are refused everything, on every wire, with 403 and the code instance_suspended.
-    Operators' keys can look at it and its users, manage its keys, change, reactivate and delete it; whatever
-    else writes or logs in is refused to them too. Its users and their data stay, and what they were before
-    holds again when it is reactivated; only the sessions are gone, and the codes that were mailed to its
-    users. Its pictures are not served, and its webhooks and queued changes wait.
+    Suspending (isActive false) ends every session of the instance in the same transaction. A suspended
+    instance's keys are refused on every wire with 403 and the code instance_suspended. Operators' keys can
+    read it and its users, manage its keys, and change, reactivate or delete it; other writes and logins are
+    refused to them too. Users and their data stay. Reactivating restores everything except the sessions and
+    the mailed codes. While the instance is suspended, its pictures are not served, and its webhooks and
+    queued changes wait.
     """
-    stored = dict(await _hold_instance(call))
+    stored = await _hold_instance(call)
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
     settings = None
+    if params.title is not None:
+        before["title"], after["title"] = stored["title"], params.title
     if params.settings is not None:
-        settings = InstanceSettings.model_validate(stored["settings"]).model_dump(context=WITH_SECRETS)
-        change = params.settings.model_dump(exclude_unset=True, context=WITH_SECRETS)
-        for nested in ("passwordPolicy", "generatedPasswords", "defaultQuotas"):
-            settings[nested] |= change.pop(nested, {})
-        if (office := change.get("office365")) and not office.get("clientSecret") and settings["office365"]:
-            office["clientSecret"] = settings["office365"]["clientSecret"]
-        settings = InstanceSettings.model_validate(settings | change).model_dump(context=WITH_SECRETS)
+        current = InstanceSettings.model_validate(stored["settings"])
+        changed = _merged(current, params.settings)
+        settings = changed.model_dump(context=WITH_SECRETS)
         if (seats := params.settings.maxUsers) is not None:
-            counted = await call.db.one("get_instance", instance_id=call.instance.id)
-            if counted is not None and counted["users"] > seats:
-                problem = f"must not be less than the {counted['users']} users that there are"
-                fields = [FieldError("settings.maxUsers", problem)]
-                raise Conflict(f"settings.maxUsers: {problem}", code="seats_taken", fields=fields)
+            await _require_seats(call, seats)
+        before["settings"] = current.model_dump(context=IN_EVENTS)
+        after["settings"] = changed.model_dump(context=IN_EVENTS)
     columns = {"instance_id": call.instance.id, "is_active": params.isActive, "settings": settings}
     await call.db.run("update_counters", **columns)
     await call.db.run("update_instance", **columns, title=params.title)
     if params.isActive is False:
         await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
-    given = params.model_dump(include={"title"}, exclude_unset=True)
-    before = {name: stored[name] for name in given}
-    if settings is not None:
-        before["settings"], given["settings"] = (
-            InstanceSettings.model_validate(those).model_dump(context=IN_EVENTS)
-            for those in (stored["settings"], settings)
-        )
-    if given:
-        call.audit_only(before=before, after=given)
+    if after:
+        call.audit_only(before=before, after=after)
     if params.isActive is not None and params.isActive != stored["isActive"]:
         await _record_activity(call, params.isActive)
-    await call.db.run("announce_keys_changed")
-    call.after_commit.append(call.keys.forget)
+    await forget_keys(call)
     return True
 
 
-async def _hold_instance(call: Call) -> Any:
-    """The stored instance, held until the transaction ends, with its counters.
+def _merged(stored: InstanceSettings, given: SettingsChange) -> InstanceSettings:
+    settings = stored.model_dump(context=WITH_SECRETS)
+    change = given.model_dump(exclude_unset=True, context=WITH_SECRETS)
+    for nested in ("passwordPolicy", "generatedPasswords", "defaultQuotas"):
+        settings[nested] |= change.pop(nested, {})
+    if (office := change.get("office365")) and not office.get("clientSecret") and settings["office365"]:
+        office["clientSecret"] = settings["office365"]["clientSecret"]
+    return InstanceSettings.model_validate(settings | change)
 
-    The counters come first, as in every call that creates a user: inserting one takes a lock on the
-    instance's row (of its foreign key), so that the other order could deadlock with it.
+
+async def _require_seats(call: Call, seats: int) -> None:
+    """Raises Conflict where the instance has more users than seats."""
+    row = await call.db.one("get_instance", instance_id=call.instance.id)
+    assert row is not None
+    if row["users"] > seats:
+        problem = f"must not be less than the {row['users']} users that there are"
+        fields = [FieldError("settings.maxUsers", problem)]
+        raise Conflict(f"settings.maxUsers: {problem}", code="seats_taken", fields=fields)
+
+
+async def forget_keys(call: Call) -> None:
+    """Have every worker drop its cached keys when the call commits."""
+    await call.db.run("announce_keys_changed")
+    call.after_commit.append(call.keys.forget)
+
+
+async def _hold_instance(call: Call) -> Any:
+    """Lock the instance's row and its counters.
+
+    The counters first, as in every call that creates a user: an inserted user locks the instance's row (by
+    its foreign key), so the other order could deadlock.
 
     Raises:
-        NotHeld: it was deleted after the call had found it.
+        NotHeld: the instance was deleted concurrently.
     """
     await call.db.one("hold_counters", instance_id=call.instance.id)
     row = await call.db.one("lock_instance", instance_id=call.instance.id)
@@ -387,22 +376,21 @@ async def _hold_instance(call: Call) -> Any:
 
 
 async def _record_activity(call: Call, is_active: bool) -> None:
-    """Note that the instance was suspended, and end its sessions, or that it was reactivated."""
-    before: dict[str, Any] = {"isActive": not is_active}
-    after: dict[str, Any] = {"isActive": is_active}
+    """Record a suspension, and end the sessions; or record a reactivation."""
+    before, after = {"isActive": not is_active}, {"isActive": is_active}
     if is_active:
         call.emit("instance.reactivated", before=before, after=after)
         return
-    # A statement of its own, after the one that holds the counters: it sees the sessions of logins that were
-    # under way, and those that come later find the instance suspended.
+    # A statement after the lock of the counters: it sees the sessions of logins that ran before the lock.
+    # Later logins find the instance suspended.
     ended = await call.db.value("end_all_sessions", instance_id=call.instance.id)
     call.emit("instance.suspended", before=before | {"sessions": ended}, after=after | {"sessions": 0})
 
 
 class DeleteInstance(TenantParams):
-    """The instance that goes."""
+    """The instance to delete."""
 
-    instance: str | int = Field(description="By its name, which has to be given.", examples=["MYINSTANCE"])
+    instance: str | int = Field(description="The name; required.", examples=["MYINSTANCE"])
 
 
 @method(
@@ -412,21 +400,20 @@ class DeleteInstance(TenantParams):
     writes=True,
     operator=True,
     while_suspended=True,
-    examples=(Example("A tenant that left", {"instance": "MYINSTANCE"}, True),),
+    examples=(Example("Delete an instance", {"instance": "MYINSTANCE"}, True),),
 )
 async def delete_instance(call: Call, params: DeleteInstance) -> Any:
-    """Delete an instance: no key reaches it any more, and its name is free for another one.
+    """Delete an instance. No key can access it any more, and its name can be used again.
 
-    Its rows stay in the database until they are removed there by hand, except sessions and codes, which end;
-    nothing brings it back over the API. Keys that hold other instances too keep those, but have no default if
-    this was it: their calls name the instance.
+    Sessions and codes are deleted; all other rows stay in the database until an administrator of the database
+    removes them. The API cannot restore the instance. Keys that also hold other instances keep those. If this
+    was a key's default instance, it has none any more, and its calls must name an instance.
     """
     await _hold_instance(call)
     await call.db.value("delete_instance", instance_id=call.instance.id)
-    # A statement of its own, as in _record_activity.
+    # A separate statement, as in _record_activity.
     await call.db.value("end_all_sessions", instance_id=call.instance.id)
     await call.db.run("end_codes_of_instance", instance_id=call.instance.id)
     call.audit_only(before={"name": call.instance.name})
-    await call.db.run("announce_keys_changed")
-    call.after_commit.append(call.keys.forget)
+    await forget_keys(call)
     return True

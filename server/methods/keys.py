@@ -2,15 +2,18 @@
 
 import contextlib
 import ipaddress
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from server.base.errors import FieldError, Forbidden, Invalid, NotFound
-from server.base.models import HIDDEN, Params, Result
+from server.base.models import HIDDEN, Params, Result, something_besides
+from server.base.pages import Limit
 from server.base.tokens import digest
 from server.directory.users import ABSENT, DisplayName
-from server.methods.instances import Name
+from server.methods.accounts import Id
+from server.methods.instances import Name, forget_keys
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -32,6 +35,7 @@ def _network(network: str) -> str:
 
 
 ScopeName = Annotated[str, Field(max_length=40), AfterValidator(_scope)]
+Scopes = Annotated[list[ScopeName], Field(min_length=1, max_length=50)]
 Network = Annotated[str, Field(max_length=50), AfterValidator(_network)]
 Seconds = Annotated[int, Field(ge=1, le=10 * 366 * 86400)]
 Rate = Annotated[int, Field(ge=0, lt=2**31)]
@@ -46,45 +50,44 @@ _LISTED = {
 
 
 class KeyParams(Params):
-    """Params about the keys of an instance or, for an operator who names none, about all keys."""
+    """Params about the keys of an instance, or about all keys for an operator."""
 
     instance: str | int | None = Field(
-        None, description="Left out: the key's default instance; for an operator's key all keys."
+        None, description="Left out: the key's default instance; for an operator's key, all keys."
     )
 
 
 async def managed_instance(call: Call, params: KeyParams) -> int | None:
-    """The id of the instance whose keys the caller may manage; None: all keys, for an operator."""
+    """The id of the instance whose keys are managed; None: all keys, for an operator."""
     return await call.find_instance_or_all(params.instance)
 
 
 class CreateApiKey(KeyParams):
-    """A new key. It can hold no more than the key that makes it."""
+    """A new key. It cannot have more rights than the caller's key."""
 
-    name: DisplayName = Field(description="What it is for, so that it is known again in a list.")
-    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=50)]
+    name: DisplayName = Field(description="What it is for.")
+    scopes: Scopes
     instances: Annotated[list[Name], Field(min_length=1, max_length=1000)] = Field(
-        ABSENT, description="Several instances, the first being the default. Needs an operator's key."
+        ABSENT, description="Several instances; the first is the default. Needs an operator's key."
     )
-    isOperator: bool = Field(False, description="Holds every instance. Needs an operator's key.")
+    isOperator: bool = Field(False, description="Holds all instances. Needs an operator's key.")
     expiresIn: Seconds | None = Field(None, description="Seconds until it expires; null: never.")
     networks: Annotated[list[Network], Field(max_length=100)] = Field(
-        default_factory=list, description="Where it may be used from; empty: anywhere."
+        default_factory=list, description="Source networks it may be used from; empty: any."
     )
     ratePerMinute: Rate | None = Field(None, description=RATE)
 
     @model_validator(mode="after")
-    def _belongs(self) -> "CreateApiKey":
+    def _one_owner(self) -> "CreateApiKey":
         if sum((self.isOperator, self.instances is not None, self.instance is not None)) > 1:
             raise ValueError("give one of instance, instances and isOperator")
         return self
 
 
-class CreatedApiKey(Result):
-    """A new key; this is the only time that it is shown."""
+class _Key(Result):
+    """What every result about a key has."""
 
     id: int
-    key: str
     name: str
     scopes: list[str]
     isOperator: bool
@@ -95,41 +98,56 @@ class CreatedApiKey(Result):
     expiresAt: int | None = Field(description="Unix seconds; null: never.")
 
 
-async def _insert_key(call: Call, key: str, **values: Any) -> Any:
-    row = await call.db.one(
-        "create_key",
-        name=values["name"],
-        digest=digest(key),
-        prefix=key[:11],
-        scopes=values["scopes"],
-        is_operator=values["is_operator"],
-        instance_names=values["instances"],
-        networks=values["networks"],
-        lifetime=values["lifetime"],
-        # Whose end is this one's at the latest.
-        maker_id=None if call.caller.is_operator else call.caller.id,
-        rate_per_minute=values["rate_per_minute"],
-    )
-    assert row is not None
+class CreatedApiKey(_Key):
+    """A new key. This is the only time that it is shown."""
+
+    key: str
+
+
+_CREATED = {name: _LISTED[name] for name in _Key.model_fields} | {"key": _KEY}
+
+
+def _described(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Members of a key that come from columns of lock_key."""
     return {
-        "id": row["id"], "key": key, "name": values["name"], "scopes": values["scopes"],
-        "isOperator": values["is_operator"], "instances": values["instances"],
-        "networks": values["networks"], "ratePerMinute": values["rate_per_minute"],
-        "createdAt": row["createdAt"], "expiresAt": row["expiresAt"],
+        "name": row["name"], "scopes": row["scopes"], "isOperator": row["is_operator"],
+        "instances": row["instances"], "networks": row["networks"], "ratePerMinute": row["rate_per_minute"],
     }  # fmt: skip
 
 
-_CREATED = {name: value for name, value in _LISTED.items() if name not in ("prefix", "revokedAt")} | {
-    "key": _KEY
-}
+async def _insert_key(call: Call, held: Mapping[str, Any], lifetime: float | None) -> dict[str, Any]:
+    """Create a key.
+
+    Args:
+        held: what it holds, as columns of lock_key.
+        lifetime: seconds; None: no expiry. The expiry of the caller's key is a limit in any case.
+    """
+    key = new_key()
+    created = await call.db.one(
+        "create_key",
+        digest=digest(key),
+        prefix=key[:11],
+        name=held["name"],
+        scopes=held["scopes"],
+        is_operator=held["is_operator"],
+        instance_names=held["instances"],
+        networks=held["networks"],
+        rate_per_minute=held["rate_per_minute"],
+        lifetime=lifetime,
+        # The new key expires with this one at the latest.
+        maker_id=None if call.caller.is_operator else call.caller.id,
+    )
+    assert created is not None
+    times = {"createdAt": created["createdAt"], "expiresAt": created["expiresAt"]}
+    return {"id": created["id"], "key": key} | _described(held) | times
 
 
 async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
-    """The instances that a new key is to hold, the default first; none for an operator's key.
+    """The instances of a new key, the default first; none for an operator's key.
 
     Raises:
         Forbidden: the caller may not make such a key.
-        Invalid: naming the instance that does not exist.
+        Invalid: names the instance that does not exist.
     """
     access.require_scopes(call.caller, params.scopes)
     if params.isOperator or params.instances is not None:
@@ -146,7 +164,7 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
             await call.find_instance(name)
         except Forbidden as error:
             raise Invalid.of([FieldError(f"instances.{place}", "there is no such instance")]) from error
-    if len(names) == 1:  # whose audit tells of it
+    if len(names) == 1:  # the audit event belongs to it
         call.instance = await call.find_instance(names[0])
     return names
 
@@ -166,43 +184,34 @@ async def held_instances(call: Call, params: CreateApiKey) -> list[str]:
     ),
 )  # fmt: skip
 async def create_api_key(call: Call, params: CreateApiKey, instances: list[str]) -> Any:
-    """Make a key for an instance, for several, or for the operator.
+    """Create a key for one instance, for several, or for an operator.
 
-    The key is in this answer and nowhere else. It can have no scope that the caller's key lacks, lives no
-    longer, makes no more calls a minute, and works from no other networks.
+    Only this answer shows the key. Its scopes, lifetime, networks and calls a minute cannot exceed those of
+    the caller's key.
     """
-    rate = access.permitted_rate(call.caller, call.settings.key_rate_limit, params.ratePerMinute)
-    created = await _insert_key(
-        call, new_key(), name=params.name, scopes=sorted(set(params.scopes)), is_operator=params.isOperator,
-        instances=instances, networks=params.networks or list(call.caller.networks),
-        lifetime=params.expiresIn, rate_per_minute=rate,
-    )  # fmt: skip
+    held = {
+        "name": params.name, "scopes": sorted(set(params.scopes)), "is_operator": params.isOperator,
+        "instances": instances, "networks": params.networks or list(call.caller.networks),
+        "rate_per_minute": access.permitted_rate(
+            call.caller, call.settings.key_rate_limit, params.ratePerMinute
+        ),
+    }  # fmt: skip
+    created = await _insert_key(call, held, params.expiresIn)
     call.audit_only(after=created | {"key": HIDDEN})
     return created
 
 
 class ListApiKeys(KeyParams):
-    """From where on."""
+    """The page."""
 
-    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="The id of the last key of the page before."
-    )
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    after: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="The last id of the page before.")
+    limit: Limit = 100
 
 
-class ApiKeyInfo(Result):
+class ApiKeyInfo(_Key):
     """A key without its secret."""
 
-    id: int
-    name: str
-    prefix: str = Field(description="The first characters, to know it by.")
-    scopes: list[str]
-    isOperator: bool
-    instances: list[str]
-    networks: list[str]
-    ratePerMinute: int | None = Field(description=RATE)
-    createdAt: int = Field(description="Unix seconds.")
-    expiresAt: int | None = Field(description="Unix seconds; null: never.")
+    prefix: str = Field(description="The first characters, for recognition.")
     revokedAt: int | None = Field(description="Unix seconds; null: not revoked.")
 
 
@@ -215,23 +224,22 @@ class ApiKeyInfo(Result):
     examples=(Example("The instance's keys", {"limit": 1}, [_LISTED]),),
 )
 async def list_api_keys(call: Call, params: ListApiKeys, instance_id: int | None) -> Any:
-    """List keys, revoked and expired ones too, without their secrets.
+    """List keys without their secrets, revoked and expired keys included.
 
-    These are the keys that hold the instance and no other; an operator who names no instance sees all.
+    Lists the keys that hold only this instance; all keys if an operator names no instance.
     """
-    rows = await call.db.all(
-        "list_keys",
-        instance_id=instance_id,
-        after=params.after,
-        row_limit=params.limit,
-    )
+    rows = await call.db.all("list_keys", instance_id=instance_id, after=params.after, row_limit=params.limit)
     return [dict(row) for row in rows]
 
 
 class ApiKeyRef(KeyParams):
     """A key by its id."""
 
-    id: Annotated[int, Field(ge=1, lt=2**63)]
+    id: Id
+
+
+_NOT_HELD = ("scope_not_held", "network_not_held", "lifetime_not_held", "rate_not_held")
+"""The codes of access.require_whole_key."""
 
 
 class RotateApiKey(ApiKeyRef):
@@ -243,29 +251,28 @@ class RotateApiKey(ApiKeyRef):
 
 
 async def managed_key(call: Call, params: ApiKeyRef) -> int | None:
-    """managed_instance. The key's only instance is that of the call even where an operator names none."""
+    """managed_instance. If an operator names none, the key's only instance becomes that of the call."""
     instance_id = await managed_instance(call, params)
     if instance_id is None:
         only = await call.database.look_up("find_only_instance", key_id=params.id)
         if only is not None:
-            with contextlib.suppress(Forbidden):  # deleted in between
+            with contextlib.suppress(Forbidden):  # deleted concurrently
                 call.instance = await call.find_instance(only["name"])
     return instance_id
 
 
 async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
-    """A key that the caller may change, held until the transaction ends.
+    """Lock a key that the caller may change.
 
     Raises:
-        NotFound: there is none, or not among those that the caller manages.
-        Forbidden: it is stronger than the caller's.
+        NotFound: the key does not exist, or the caller does not manage it.
+        Forbidden: it has more rights than the caller's key.
     """
     row = await call.db.one("lock_key", key_id=key_id, instance_id=instance_id)
     if row is None:
         raise NotFound
     access.require_key(call.caller, row)
-    await call.db.run("announce_keys_changed")
-    call.after_commit.append(call.keys.forget)
+    await forget_keys(call)
     return row
 
 
@@ -276,60 +283,38 @@ async def _locked_key(call: Call, key_id: int, instance_id: int | None) -> Any:
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(
-        NotFound,
-        "scope_not_held",
-        "network_not_held",
-        "lifetime_not_held",
-        "rate_not_held",
-        "duplicate_key",
-    ),
+    errors=(NotFound, *_NOT_HELD, "duplicate_key"),
     examples=(Example("With an hour's overlap", {"id": 1}, _CREATED | {"id": 2}),),
 )
 async def rotate_api_key(call: Call, params: RotateApiKey, instance_id: int | None) -> Any:
-    """Replace a key by a new one that holds the same; the old one works on for the overlap.
+    """Replace a key with a new one with the same rights; the old key works until the overlap ends.
 
-    The new key lives as long as the old one would have. Whoever rotates a key gets what it holds: a key other
-    than an operator's rotates none that has a scope it lacks, works from other networks, lives longer, or may
-    make more calls a minute.
+    The new key expires when the old one would have. A key that is not an operator's cannot rotate a key that
+    has other scopes or networks, expires later, or may make more calls a minute.
 
-    Idempotency keys belong to the API key that they came with: a call that was sent with the old key is a new
-    one when it is sent again with the new key, so let retries end within the overlap.
+    Idempotency keys belong to one API key, and the new key does not see those of the old key: finish retries
+    with the old key before the overlap ends.
     """
     row = await _locked_key(call, params.id, instance_id)
     access.require_whole_key(call.caller, call.settings.key_rate_limit, row)
-    created = await _insert_key(
-        call, new_key(), name=row["name"], scopes=row["scopes"], is_operator=row["is_operator"],
-        instances=row["instances"], networks=row["networks"], lifetime=row["seconds_left"],
-        rate_per_minute=row["rate_per_minute"],
-    )  # fmt: skip
-    # Only now: a key that rotates itself would pass its new end on.
+    created = await _insert_key(call, row, row["seconds_left"])
+    # After the new key: if a key rotates itself, its new end would limit the new key.
     await call.db.run("expire_key", key_id=params.id, overlap=params.overlap)
-    call.audit_only(before=_held(row), after=created | {"key": HIDDEN, "overlap": params.overlap})
+    call.audit_only(
+        before={"id": params.id} | _described(row),
+        after=created | {"key": HIDDEN, "overlap": params.overlap},
+    )
     return created
 
 
-def _held(row: Any) -> dict[str, Any]:
-    return {
-        "id": row["id"], "name": row["name"], "scopes": row["scopes"], "isOperator": row["is_operator"],
-        "instances": row["instances"], "networks": row["networks"], "ratePerMinute": row["rate_per_minute"],
-    }  # fmt: skip
-
-
 class UpdateApiKey(ApiKeyRef):
-    """What to change of a key; at least one member beside its id."""
+    """What to change of a key: at least one member besides its id."""
 
     name: DisplayName = ABSENT
-    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=50)] = Field(
-        ABSENT, description="All scopes that it is to have."
-    )
+    scopes: Scopes = Field(ABSENT, description="The complete list.")
     ratePerMinute: Rate | None = Field(None, description=RATE)
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateApiKey":
-        if not self.model_fields_set - {"instance", "id"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance", "id")
 
 
 @method(
@@ -339,36 +324,30 @@ class UpdateApiKey(ApiKeyRef):
     writes=True,
     while_suspended=True,
     prepare=managed_key,
-    errors=(NotFound, "scope_not_held", "network_not_held", "lifetime_not_held", "rate_not_held"),
+    errors=(NotFound, *_NOT_HELD),
     examples=(
         Example("At most ten calls a second", {"id": 1, "ratePerMinute": 600}, True),
-        Example("For looking users up alone", {"id": 1, "scopes": ["users:read"]}, True),
+        Example("Only reading users", {"id": 1, "scopes": ["users:read"]}, True),
     ),
 )
 async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | None) -> Any:
-    """Change a key's name, its scopes, or how many calls a minute it may make.
+    """Change a key's name, scopes or calls a minute.
 
-    Only an operator's key can raise that again. A key that has a scope which the caller's key lacks cannot be
-    changed. It is given another scope only by a key that has this scope, and could rotate it.
+    Only an operator's key can raise the calls a minute. A key with a scope that the caller's key lacks cannot
+    be changed. A scope can be added only by a key that has this scope and could rotate the changed key.
     """
     row = await _locked_key(call, params.id, instance_id)
     scopes = sorted(set(params.scopes or row["scopes"]))
+    default_rate, rate = call.settings.key_rate_limit, row["rate_per_minute"]
     if not set(scopes) <= set(row["scopes"]):
-        access.require_whole_key(call.caller, call.settings.key_rate_limit, dict(row) | {"scopes": scopes})
-    given = [name for name in ("ratePerMinute",) if name in params.model_fields_set]
-    default = call.settings.key_rate_limit
-    rate = (
-        access.permitted_rate(call.caller, default, params.ratePerMinute, row["rate_per_minute"])
-        if given
-        else None
-    )
-    await call.db.run(
-        "change_key", key_id=params.id, name=params.name, scopes=scopes, given=given, rate_per_minute=rate
-    )  # fmt: skip
-    before, after = _held(row), {"name": params.name or row["name"]}
+        access.require_whole_key(call.caller, default_rate, dict(row) | {"scopes": scopes})
+    if "ratePerMinute" in params.model_fields_set:
+        rate = access.permitted_rate(call.caller, default_rate, params.ratePerMinute, rate)
+    after: dict[str, Any] = {"name": params.name or row["name"], "ratePerMinute": rate}
+    await call.db.run("change_key", key_id=params.id, name=after["name"], scopes=scopes, rate_per_minute=rate)
     if params.scopes is not None:
         after["scopes"] = scopes
-    after["ratePerMinute"] = rate if given else row["rate_per_minute"]
+    before = _described(row)
     call.audit_only(before={"id": params.id} | {name: before[name] for name in after}, after=after)
     return True
 
@@ -384,11 +363,11 @@ async def update_api_key(call: Call, params: UpdateApiKey, instance_id: int | No
     examples=(Example("Revoke", {"id": 1}, True),),
 )
 async def revoke_api_key(call: Call, params: ApiKeyRef, instance_id: int | None) -> Any:
-    """End a key now; its next request is refused.
+    """Revoke a key; its next request is refused.
 
-    A key that has a scope which the caller's key lacks cannot be ended.
+    A key with a scope that the caller's key lacks cannot be revoked.
     """
     row = await _locked_key(call, params.id, instance_id)
     await call.db.run("revoke_key", key_id=params.id)
-    call.audit_only(before=_held(row))
+    call.audit_only(before={"id": params.id} | _described(row))
     return True

@@ -1,4 +1,4 @@
-"""A user with all that is known of it, in one look-up."""
+"""All data of a user in one look-up."""
 
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ class GetUser(TenantParams):
 
     id: Id | None = None
     email: Annotated[str, Field(min_length=1, max_length=254)] | None = Field(
-        None, description="Its e-mail or its login, in any case."
+        None, description="The e-mail or login, in any case."
     )
     externalId: ExternalId | None = None
 
@@ -60,28 +60,28 @@ class Folders(Result):
 
 
 class WholeUser(Result):
-    """A user with all that is known of it."""
+    """All data of a user."""
 
     id: int
     uuid: str
     instance: str
-    email: str | None = Field(description="Null: it has none.")
-    login: str = Field(description="What it logs in with; its e-mail, where it has no other.")
+    email: str | None = Field(description="Null: none.")
+    login: str = Field(description="The login name; by default the e-mail.")
     externalId: str | None
     displayName: str
-    fullName: str = Field(description="First and last name, or else the display name.")
+    fullName: str = Field(description="First and last name, or the display name.")
     isActive: bool = Field(description="False: suspended.")
     isAdmin: bool
-    isConfirmed: bool = Field(description="False while the registration waits for its code.")
-    isDeleted: bool = Field(description="True: it can still be restored, or purged.")
+    isConfirmed: bool = Field(description="False until the registration is confirmed.")
+    isDeleted: bool = Field(description="True: can be restored or purged.")
     createdAt: int = Field(description="Unix seconds.")
     updatedAt: int = Field(description="Unix seconds.")
-    suspendedAt: int | None = Field(description="Unix seconds; null: it is not suspended.")
-    deletedAt: int | None = Field(description="Unix seconds; null: it is not deleted.")
+    suspendedAt: int | None = Field(description="Unix seconds; null: not suspended.")
+    deletedAt: int | None = Field(description="Unix seconds; null: not deleted.")
     lastLoginAt: int | None = Field(
-        description="Unix seconds; when its newest stored session began. Null: no session is stored any more."
+        description="Unix seconds; the start of the newest stored session. Null: no session is stored."
     )
-    sessions: int = Field(description="Living sessions.")
+    sessions: int = Field(description="Number of active sessions.")
     sessionsLimit: int | None
     language: str = Field(description="Two letters, ISO 639-1.")
     avatar: str
@@ -102,15 +102,12 @@ class WholeUser(Result):
 
 
 _NO_LIMIT = {"limit": None, "isDefault": True}
-_WHOLE = {
-    "id": 2, "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "instance": "MYINSTANCE",
-    "email": "jane@example.com", "login": "jane@example.com", "externalId": None, "displayName": "Jane Doe",
-    "fullName": "Jane Doe", "isActive": True, "isAdmin": False, "isConfirmed": True, "isDeleted": False,
-    "createdAt": 1683471262, "updatedAt": 1683471262, "suspendedAt": None, "deletedAt": None,
-    "lastLoginAt": 1683471262, "sessions": 1, "sessionsLimit": None, "language": "en", "avatar": "",
-    "groups": [], "profile": USER["profile"], "values": USER["values"], "settings": [84, 213, 10, 92],
-    "apps": [0, 0, 0], "fields": {}, "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT}, "isPlanAdmin": False,
-    "onlySeesReadable": False, "plans": [], "account": None,
+_WHOLE = {name: value for name, value in USER.items() if name in WholeUser.model_fields} | {
+    "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "login": "jane@example.com", "externalId": None,
+    "fullName": "Jane Doe", "isConfirmed": True, "isDeleted": False, "createdAt": 1683471262,
+    "updatedAt": 1683471262, "suspendedAt": None, "deletedAt": None, "lastLoginAt": 1683471262, "sessions": 1,
+    "sessionsLimit": None, "language": "en", "fields": {}, "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT},
+    "isPlanAdmin": False, "onlySeesReadable": False, "plans": [], "account": None,
     "mailboxes": {"inbox": 7, "spam": 8, "sent": 9, "trash": 10, "archive": 11, "drafts": 12},
     "calendars": {"main": 2}, "folders": {"root": 3, "trash": 4},
 }  # fmt: skip
@@ -128,12 +125,12 @@ _WHOLE = {
     ),
 )
 async def get_user(call: Call, params: GetUser) -> Any:
-    """Look a user up, with all that is known of it, by id, by e-mail or login, or by externalId.
+    """Look up all data of a user by id, by e-mail or login, or by externalId.
 
     Suspended and deleted users are found too.
     """
-    who = named(params.id, params.email, params.externalId)
-    row = dict(found(await call.db.one("get_whole_user", instance_id=call.instance.id, **who)))
+    key = named(params.id, params.email, params.externalId)
+    row = dict(found(await call.db.one("get_whole_user", instance_id=call.instance.id, **key)))
     defaults = call.instance.settings.defaultQuotas
     user = row | {
         "instance": call.instance.name,
@@ -142,8 +139,8 @@ async def get_user(call: Call, params: GetUser) -> Any:
         "isDeleted": row["deletedAt"] is not None,
         "avatar": avatar_url(call.settings, row["avatar"]),
         "quotas": {
-            what: {"limit": getattr(defaults, what) if limit is None else limit, "isDefault": limit is None}
-            for what, limit in row["quotas"].items()
+            kind: {"limit": getattr(defaults, kind) if limit is None else limit, "isDefault": limit is None}
+            for kind, limit in row["quotas"].items()
         },
         "mailboxes": {
             "inbox": row["inbox"], "spam": row["spam"], "sent": row["sent"], "trash": row["trashEmail"],

@@ -27,15 +27,10 @@ from server.events.changes import user_changes
 from server.events.emit import Actor, emit
 from server.jobs.queue import Services, enqueue, job
 from server.jobs.worker import Suspended
-from server.methods.avatars import (
-    PreparedPicture,
-    SentPicture,
-    prepared_picture,
-    remove_picture,
-    store_picture,
-)  # fmt: skip
+from server.methods.avatars import SentPicture, prepared_picture, remove_picture, store_picture
 from server.methods.members import Member, ProfileValues
 from server.methods.registry import Example, method
+from server.outside.pictures import Picture
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -62,7 +57,7 @@ class PreparedProfile(NamedTuple):
     """Checked values, and the picture if one was sent."""
 
     fields: dict[str, Any]
-    picture: PreparedPicture | None
+    picture: Picture | None
     removes_picture: bool
 
 

@@ -135,16 +135,10 @@ UPDATE api_keys
 SET expires_at = least(expires_at, now() + make_interval(secs => :overlap))
 WHERE id = :key_id;
 
--- name: change_key(key_id, name, scopes, given, rate_per_minute)!
--- Null leaves the name as it is; the rate is changed where given names it.
+-- name: change_key(key_id, name, scopes, rate_per_minute)!
+-- Changes a key.
 UPDATE api_keys
-SET
-    name = coalesce(:name, name),
-    scopes = :scopes,
-    rate_per_minute = CASE
-        WHEN 'ratePerMinute' = any(:given::text[]) THEN :rate_per_minute
-        ELSE rate_per_minute
-    END
+SET name = :name, scopes = :scopes, rate_per_minute = :rate_per_minute
 WHERE id = :key_id;
 
 -- name: revoke_key(key_id)!
