@@ -53,6 +53,15 @@ def test_origins_are_written_as_browsers_send_them(bad: str, monkeypatch: pytest
         Settings()
 
 
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80"), ("[::1]", "[::1]:80")],
+)
+def test_ipv6_addresses_are_in_brackets_once(host: str, address: str) -> None:
+    assert Settings(host=host, port=80).listen_address() == address
+    assert Settings(host=host, port=80).own_address() == f"http://{address}"
+
+
 def test_workers_share_the_cores() -> None:
     assert Settings(workers=1).threads_for_hashing() == available_cores()
     assert Settings(workers=64).threads_for_hashing() == 1
