@@ -113,9 +113,7 @@ class Import:
         """
         with self.file.open("rb") as source:
             try:
-                fcntl.flock(
-                    source, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # released when the process ends
+                fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             except OSError as error:
                 raise TransferError(f"another process is importing {self.file}") from error
             async with analyzing(self.database):
