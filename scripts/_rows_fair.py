@@ -14,7 +14,7 @@ def fair_shares(bench: Bench) -> Iterator[Figure]:
     """The 99th percentile of look-ups of a tenant while another has heavy load, compared with no load.
 
     The load runs as long as the look-ups are measured. The details have the times of look-ups, a login and a
-    change of the quiet tenant meanwhile, which must all succeed, and how many calls of the load got 200 and 503.
+    change of the quiet tenant meanwhile, which must all succeed, and the numbers of 200 and 503 of the load.
     """
     users = 1000
     user = {"email": "quiet@example.com", "password": "correct horse battery"}

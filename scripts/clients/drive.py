@@ -1,7 +1,7 @@
 """Calls a server through the client that openapi-python-client generated from the OpenAPI document.
 
-Arguments: the folder of the package `generated`, the URL of the server, a key of an instance, an operator's key.
-Prints a JSON object: the number of operations, and for each call its status and the type of the parsed answer.
+Arguments: the folder of the package `generated`, the URL of the server, a key of an instance, an operator's
+key. Prints a JSON object: the number of operations, and for each call its status and the type of its answer.
 """
 
 import importlib
