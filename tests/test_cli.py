@@ -1,4 +1,4 @@
-"""The command line, run as operators run it, against the test's database."""
+"""The commands of officerpc, against the test's database."""
 
 import asyncio
 import csv

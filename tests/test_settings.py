@@ -1,4 +1,4 @@
-"""Settings, the house's map, and versions that security needs."""
+"""Settings, the map in the README, and minimum versions of packages."""
 
 import re
 import subprocess

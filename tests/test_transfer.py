@@ -1,4 +1,4 @@
-"""Files of users: imported in batches, killed and gone on with, every row once; exported page by page."""
+"""Import and export: batches, killed and continued imports, each row once, exports by page."""
 
 import asyncio
 import csv
