@@ -98,29 +98,17 @@ class Neighbour:
 
     @contextlib.contextmanager
     def _row_locked(self) -> Iterator[None]:
-        locked, over = threading.Event(), threading.Event()
-
-        async def hold() -> None:
-            connection = await asyncpg.connect(self._database)
-            async with connection.transaction():
-                await connection.execute(
-                    "SELECT FROM users AS u JOIN instances AS i ON i.id = u.instance_id"
-                    " WHERE i.name = $1 AND u.email_key = 'user1@example.com' FOR UPDATE OF u",
-                    self._name,
-                )
-                locked.set()
-                await asyncio.to_thread(over.wait)
-            await connection.close()
-
-        with ThreadPoolExecutor(1) as threads:
-            holding = threads.submit(asyncio.run, hold())
+        lock = (
+            "BEGIN; SELECT FROM users AS u JOIN instances AS i ON i.id = u.instance_id"
+            f" WHERE i.name = '{self._name}' AND u.email_key = 'user1@example.com' FOR UPDATE OF u"
+        )
+        with asyncio.Runner() as runner:
+            connection = runner.run(asyncpg.connect(self._database))
             try:
-                if not locked.wait(30):
-                    raise BenchError("the row could not be locked")
+                runner.run(connection.execute(lock))
                 yield
             finally:
-                over.set()
-                holding.result()
+                runner.run(connection.close())
 
     @contextlib.contextmanager
     def _busy(

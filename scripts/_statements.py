@@ -11,8 +11,8 @@ import asyncpg
 from asyncpg.connection import LoggedQuery
 
 from server.base.settings import Settings
+from server.cli.session import Session
 from server.postgres.queries import NamedQuery, load_queries
-from server.serving.app import build
 from server.tenants.call import RequestContext
 from server.tenants.principals import OPERATOR
 
@@ -45,7 +45,6 @@ def recorded(database: str, method: str, params: dict[str, Any]) -> list[Stateme
 
 
 async def _record(url: str, method: str, params: dict[str, Any]) -> list[Statement]:
-    database, _, hasher, dispatcher = build(Settings(), url)
     named = {query.sql: query for query in load_queries().values()}
     ran: list[tuple[NamedQuery, tuple[Any, ...]]] = []
 
@@ -55,19 +54,14 @@ async def _record(url: str, method: str, params: dict[str, Any]) -> list[Stateme
         if logged.query in named and named[logged.query].params:
             ran.append((named[logged.query], tuple(logged.args)))
 
-    await database.open()
-    try:
-        async with database.connection() as connection:
+    async with Session(Settings(), url) as session:
+        async with session.database.connection() as connection:
             connection.raw.add_query_logger(note)  # the pool gives the call the same connection
         context = RequestContext("0" * 32, address="127.0.0.1", origin="bench", dry_run=True)
-        await dispatcher.call(OPERATOR, method, params, context)
-        async with database.connection() as connection:
+        await session.dispatcher.call(OPERATOR, method, params, context)
+        async with session.database.connection() as connection:
             connection.raw.remove_query_logger(note)
             return [await _in_text(connection.raw, query, args) for query, args in ran]
-    finally:
-        hasher.close()
-        dispatcher.pictures.close()
-        await database.close()
 
 
 async def _in_text(connection: asyncpg.Connection, query: NamedQuery, args: tuple[Any, ...]) -> Statement:

@@ -86,8 +86,7 @@ def openrpc() -> None:
     """Print the OpenRPC document."""
     from server.rpc.openrpc import document
 
-    described = document(_methods(), read_settings().own_address())
-    sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
+    _print_indented(document(_methods(), read_settings().own_address()))
 
 
 @app.command()
@@ -95,4 +94,8 @@ def openapi() -> None:
     """Print the OpenAPI document of the REST wire formats."""
     from server.serving.app import openapi
 
-    sys.stdout.write(orjson.dumps(orjson.loads(openapi()), option=orjson.OPT_INDENT_2).decode() + "\n")
+    _print_indented(orjson.loads(openapi()))
+
+
+def _print_indented(document: Any) -> None:
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -75,6 +75,7 @@ class Session:
 
     async def __aexit__(self, *_: object) -> None:
         self.hasher.close()
+        self.dispatcher.pictures.close()
         await self.database.close()
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
