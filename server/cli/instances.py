@@ -6,7 +6,7 @@ import typer
 
 from server.cli.options import AsJson
 from server.cli.session import call, call_pages
-from server.cli.terminal import moment, show, show_list
+from server.cli.terminal import format_time, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="Tenants.")
 
@@ -29,7 +29,7 @@ def list_instances(as_json: AsJson = False) -> None:
     show_list(
         call_pages("listInstances", "instances", {}), as_json,
         {"name": "name", "title": "title", "state": _state,
-         "created (UTC)": lambda row: moment(row["createdAt"])},
+         "created (UTC)": lambda row: format_time(row["createdAt"])},
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import typer
 
 from server.cli.options import AsJson
 from server.cli.session import all_by_id, call, run
-from server.cli.terminal import moment, show, show_list
+from server.cli.terminal import format_time, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="The queue of mails and other jobs.")
 
@@ -19,8 +19,9 @@ def list_jobs(
     """List jobs, by default the parked ones."""
     show_list(
         run(lambda session: all_by_id(session, "listJobs", {"state": state})), as_json,
-        {"id": "id", "kind": "kind", "state": "state", "created (UTC)": lambda job: moment(job["createdAt"]),
-         "due (UTC)": lambda job: moment(job["dueAt"])},
+        {"id": "id", "kind": "kind", "state": "state",
+         "created (UTC)": lambda job: format_time(job["createdAt"]),
+         "due (UTC)": lambda job: format_time(job["dueAt"])},
     )  # fmt: skip
 
 

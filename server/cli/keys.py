@@ -7,7 +7,7 @@ import typer
 
 from server.cli.options import AsJson
 from server.cli.session import Session, all_by_id, call, read_settings, run
-from server.cli.terminal import fail, moment, show, show_list
+from server.cli.terminal import fail, format_time, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="API keys.")
 
@@ -46,7 +46,7 @@ def list_keys(as_json: AsJson = False) -> None:
     show_list(
         run(_all_keys), as_json,
         {"id": "id", "name": "name", "begins with": "prefix", "instances": _instances, "scopes": _scopes,
-         "state": _state, "expires (UTC)": lambda key: moment(key["expiresAt"])},
+         "state": _state, "expires (UTC)": lambda key: format_time(key["expiresAt"])},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ InstanceName = Annotated[str, typer.Option("--instance", "-i", help="Name of the
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
-def moment(text: str) -> int:
+def parse_time(text: str) -> int:
     """Unix seconds of today, yesterday, 90m, 2h or 7d ago, or an ISO 8601 time (in UTC if it has no offset).
 
     Raises:
@@ -32,5 +32,5 @@ def moment(text: str) -> int:
 
 
 _MOMENT = "today, yesterday, 90m, 2h, 7d (ago), or an ISO 8601 date or time (UTC)."
-Since = Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help=f"From: {_MOMENT}")]
-Until = Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help=f"Before: {_MOMENT}")]
+Since = Annotated[int | None, typer.Option(parser=parse_time, metavar="TIME", help=f"From: {_MOMENT}")]
+Until = Annotated[int | None, typer.Option(parser=parse_time, metavar="TIME", help=f"Before: {_MOMENT}")]

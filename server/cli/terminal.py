@@ -85,7 +85,7 @@ def table(*names: str, show_header: bool = True) -> Table:
     )  # fmt: skip
 
 
-def moment(seconds: int | None) -> str:
+def format_time(seconds: int | None) -> str:
     """Unix seconds as date and time in UTC; empty for None."""
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
@@ -99,7 +99,7 @@ def cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name.endswith("At") and isinstance(value, int) and not isinstance(value, bool):
-        return f"{moment(value)} UTC"
+        return f"{format_time(value)} UTC"
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -62,7 +62,7 @@ class Row:
 class Progress:
     """The progress of an import, stored beside its file until it is finished."""
 
-    # In the request ids of the import, which the audit stores: tells which users it created.
+    # Part of the request ids, which the audit stores: identifies the users that the import created.
     run: str
     instance: str
     size: int
@@ -101,11 +101,11 @@ class Import:
         """The file with the failed rows."""
         return self.file.with_name(f"{self.file.stem}.failed{self.file.suffix}")
 
-    async def run(self, tell: Callable[[Progress], None]) -> Progress:
+    async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Import the rest of the file. Errors of single rows go to failures.
 
         Args:
-            tell: called after each batch.
+            report: called after each batch.
 
         Raises:
             TransferError: the file cannot be imported, or not now.
@@ -117,16 +117,16 @@ class Import:
             except OSError as error:
                 raise TransferError(f"another process is importing {self.file}") from error
             async with analyzing(self.database):
-                return await self._run(source, tell)
+                return await self._run(source, report)
 
-    async def _run(self, source: BinaryIO, tell: Callable[[Progress], None]) -> Progress:
+    async def _run(self, source: BinaryIO, report: Callable[[Progress], None]) -> Progress:
         progress = self._begun(source)
         is_csv = self.file.suffix.lower() == ".csv"
         reader = Reader(source, is_csv=is_csv, offset=progress.offset, number=progress.rows)
         # The last batch may have been committed before the interruption.
         is_doubtful = self.resumes
         self._write_state(progress)
-        tell(progress)
+        report(progress)
         with open(  # noqa: ASYNC230
             self.failed_path, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)
         ) as failed:
@@ -148,7 +148,7 @@ class Import:
                 progress.created += created
                 progress.failed += len(refused)
                 self._write_state(progress)
-                tell(progress)
+                report(progress)
         if not progress.failed:
             self.failed_path.unlink()
         self.state_path.unlink()

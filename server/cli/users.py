@@ -10,7 +10,7 @@ from rich.progress import TaskProgressColumn, TextColumn
 from server.base.printable import printable_json_bytes
 from server.cli.options import AsJson, InstanceName
 from server.cli.session import Session, call, pages, run
-from server.cli.terminal import err, fail, moment, out, progress, show, show_json, show_list
+from server.cli.terminal import err, fail, format_time, out, progress, show, show_json, show_list
 
 app = typer.Typer(no_args_is_help=True, help="Users of an instance.")
 
@@ -56,7 +56,7 @@ def list_users(
             show_list(
                 [user async for user in found], as_json,
                 {"id": "id", "e-mail": "email", "name": "displayName", "state": _state,
-                 "created (UTC)": lambda user: moment(user["createdAt"])},
+                 "created (UTC)": lambda user: format_time(user["createdAt"])},
             )  # fmt: skip
 
     run(work)

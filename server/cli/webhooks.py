@@ -6,7 +6,7 @@ import typer
 
 from server.cli.options import AsJson, InstanceName
 from server.cli.session import call, call_pages
-from server.cli.terminal import moment, show, show_list
+from server.cli.terminal import format_time, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="Webhooks of an instance and their deliveries.")
 
@@ -48,7 +48,7 @@ def list_deliveries(
     show_list(
         call_pages("listDeliveries", "deliveries", params, limit), as_json,
         {"event": "eventId", "type": "type", "state": "state", "tries": "attempts", "last answer": "answer",
-         "next try (UTC)": lambda delivery: moment(delivery["dueAt"])},
+         "next try (UTC)": lambda delivery: format_time(delivery["dueAt"])},
         unbroken=True,
     )  # fmt: skip
 
