@@ -1,11 +1,11 @@
-# Everything runs in .venv, which the lock files fill: requirements.lock to run, the other to develop.
+# Everything runs in .venv. requirements.lock has the packages to run, DEV_LOCK those to develop.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 DEV_LOCK := scripts/requirements-dev.lock
 CLIENTS := scripts/clients
 N ?= 1000
-# One worker more than there are cores, as some tests wait.
+# One more than the cores, as some tests wait.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 
 .PHONY: run test test-slow test-openapi test-citus mutants check check-clients bench seed lock clean
@@ -19,15 +19,15 @@ PYTEST = OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pyt
 test: .venv/dev.stamp
 	$(PYTEST) --ignore=tests/test_citus.py $(ARGS)
 
-# Whole processes, proxies, poolers and standbys: some minutes more.
+# Tests that start processes, proxies, poolers and standbys. Takes minutes.
 test-slow: .venv/dev.stamp
 	$(PYTEST) -m slow $(ARGS)
 
-# What an OpenAPI client makes of the wires: some minutes more.
+# schemathesis on the REST wires. Takes minutes.
 test-openapi: .venv/dev.stamp
 	$(PYTEST) -m schemathesis tests/test_openapi.py $(ARGS)
 
-# On a Citus cluster of its own. Needs Debian's Postgres 15 with the extension citus.
+# On a new Citus cluster. Needs Debian's Postgres 15 with the extension citus.
 test-citus: .venv/dev.stamp
 	$(BIN)/python -m pytest tests/test_citus.py $(ARGS)
 
@@ -37,19 +37,19 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What generators, linters and test tools that others wrote make of OpenRPC and OpenAPI. Needs node.
+# Public generators, linters and test tools on the OpenRPC and OpenAPI documents. Needs node.
 check-clients: .venv/clients/stamp
 	$(BIN)/python -m pytest tests/check_clients.py $(ARGS)
 
-# Whether the tests notice small faults in the source: those of tests/mutants.toml. ARGS='-k TEXT' for some of them.
+# Mutation tests: puts the faults of tests/mutants.toml into the source and runs the tests. ARGS='-k TEXT' selects some.
 mutants: .venv/dev.stamp
 	$(BIN)/python scripts/mutants.py $(ARGS)
 
-# Needs wrk (Debian: apt-get install wrk); psql and pgbench come with the embedded Postgres.
+# Needs wrk (apt-get install wrk). psql and pgbench are part of the embedded Postgres.
 bench: .venv/dev.stamp
 	$(BIN)/python scripts/bench.py $(ARGS)
 
-# Users over the public RPC: OFFICERPC_URL and OFFICERPC_API_KEY say where.
+# Creates N users over the public RPC at OFFICERPC_URL with OFFICERPC_API_KEY.
 seed: .venv/run.stamp
 	@$(BIN)/python scripts/seed.py $(N) $(ARGS)
 
@@ -74,7 +74,7 @@ clean:
 	$(PIP) install --require-hashes -r $(DEV_LOCK)
 	@touch $@
 
-# The lock has no addresses: npm install --package-lock-only --omit-lockfile-registry-resolved makes it.
+# npm install --package-lock-only --omit-lockfile-registry-resolved makes the lock file, without addresses.
 .venv/clients/stamp: .venv/dev.stamp $(CLIENTS)/package.json $(CLIENTS)/package-lock.json $(CLIENTS)/requirements.lock
 	mkdir -p .venv/clients
 	cp $(CLIENTS)/package.json $(CLIENTS)/package-lock.json .venv/clients/

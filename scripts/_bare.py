@@ -1,4 +1,4 @@
-"""The yardstick of bench.py: an aiohttp handler that runs one query and nothing else."""
+"""The bare handler of bench.py: aiohttp and one query, without the rest of the server."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from server.postgres.queries import load_queries
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """No reset query, as in the server: otherwise each call here would cost one more round trip."""
+    """No reset query, as in the server; it would cost a round trip a call."""
 
     def get_reset_query(self) -> str:
         return ""
@@ -26,7 +26,7 @@ async def _set_codecs(connection: Any) -> None:
 
 
 async def app() -> web.Application:
-    """What gunicorn serves; BARE_* say from which database, with how many connections and users."""
+    """The application for gunicorn. The environment variables BARE_* configure it."""
     url, size, users = (os.environ[f"BARE_{name}"] for name in ("DATABASE_URL", "POOL_SIZE", "USERS"))
     query, last = load_queries()["get_user"], int(users)
     pool = asyncpg.create_pool(

@@ -1,6 +1,5 @@
--- Calls for wrk, as bench.py asks for them. Arguments: kind of call, number of the run, users to choose
--- from, members of createUser beside the e-mail and the name, milliseconds that a connection rests before
--- each call.
+-- The calls that wrk sends for bench.py. Arguments: kind of call, number of the run, number of users to choose
+-- from, members of createUser in addition to the e-mail and the name, milliseconds between two calls.
 local threads = 0
 
 function setup(thread)

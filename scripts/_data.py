@@ -1,4 +1,4 @@
-"""What is in the databases that bench.py measures with."""
+"""Fills the databases of bench.py."""
 
 import random
 from typing import Any
@@ -33,11 +33,11 @@ SET
     file_folders = 2 * $3 + 2
 WHERE instance_id = $1
 """
-"""Users from one number to another, provisioned as createUser would; user 1 is the administrator."""
+"""Users $2 to $3 with the provisioning that createUser makes. User 1 is the administrator."""
 
 
 async def run_sql(database: str, statement: str) -> Any:
-    """The first column of the first row that a statement gives."""
+    """The first column of the first row of a statement's result."""
     connection = await asyncpg.connect(database)
     try:
         return await connection.fetchval(statement)
@@ -46,13 +46,14 @@ async def run_sql(database: str, statement: str) -> Any:
 
 
 async def fill(database: str, users: int, progress: Progress) -> None:
+    """Create users in a database with one instance."""
     model = CreateUser(email="any@example.com")
     json = (model.profile.model_dump_json(), model.values.model_dump_json())
     task = progress.add_task(f"Filling, {users:,} users", total=users)
     connection = await asyncpg.connect(database)
     try:
         instance = await connection.fetchval(FIRST_INSTANCE)
-        # The rows are right by construction; checking every reference would take most of the time.
+        # Switches foreign keys off: checking them would take most of the time.
         await connection.execute("SET session_replication_role = replica")
         for first in range(1, users + 1, 10_000):
             last = min(first + 9_999, users)
@@ -77,14 +78,14 @@ SELECT $1, id, 0, id, id, ltree2text(subpath(path::ltree, -2, 1))::bigint, path:
 
 
 async def grow_tree(database: str, places: int) -> None:
-    """Accounts for the first users of a database, each under one that came before, chosen by lot."""
+    """Place accounts of the first users in a tree, each below a random earlier one."""
     connection = await asyncpg.connect(database)
     try:
         instance = await connection.fetchval(FIRST_INSTANCE)
-        lots = random.Random(42)
+        chance = random.Random(42)
         paths = [f"i{instance}.t0.1"]
         for place in range(2, places + 1):
-            paths.append(f"{lots.choice(paths)}.{place}")
+            paths.append(f"{chance.choice(paths)}.{place}")
         await connection.execute("SET session_replication_role = replica")
         for first in range(1, places, 10_000):
             some = range(first, min(first + 10_000, places))
@@ -98,20 +99,17 @@ async def grow_tree(database: str, places: int) -> None:
 
 
 async def branch_sizes(database: str, wanted: list[int]) -> dict[int, int]:
-    """Accounts of tree 0 with how many stand beneath them, the nearest to each number that is wanted."""
+    """Accounts of tree 0 and the numbers of accounts below them, the nearest to each wanted number."""
     connection = await asyncpg.connect(database)
     try:
         rows = await connection.fetch("SELECT account_id, parent_id, id FROM positions ORDER BY id DESC")
     finally:
         await connection.close()
-    beneath = dict.fromkeys((row["id"] for row in rows), 0)
-    for row in rows:  # a place comes after the one above it, so from the last to the first
+    below = dict.fromkeys((row["id"] for row in rows), 0)
+    for row in rows:  # from the last to the first, as children have higher ids than their parents
         if row["parent_id"] is not None:
-            beneath[row["parent_id"]] += beneath[row["id"]] + 1
+            below[row["parent_id"]] += below[row["id"]] + 1
     accounts = {row["id"]: row["account_id"] for row in rows}
 
-    def nearest(size: int) -> int:
-        place: int = min(beneath, key=lambda place: abs(beneath[place] - size))
-        return place
-
-    return {accounts[place]: beneath[place] for place in map(nearest, wanted)}
+    nearest = [min(below, key=lambda place: abs(below[place] - size)) for size in wanted]
+    return {accounts[place]: below[place] for place in nearest}

@@ -1,4 +1,4 @@
-"""What bench.py prints: figures, and the table and the document they stand in."""
+"""The figures of bench.py, as a table and as JSON."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from rich.table import Table
 
 @dataclass
 class Figure:
-    """One result: the median of its samples, and what it should be."""
+    """One result: the median of its samples, and its target."""
 
     name: str
     what: str
@@ -36,18 +36,18 @@ class Figure:
 
     @property
     def wanted(self) -> str:
-        """The target in words."""
+        """The target as text."""
         return "" if self.target is None else f"{'<=' if self.at_most else '>='} {self.target:g}"
 
 
 def ratio(
     name: str, what: str, rounds: Rounds, of: str, to: str, target: float | None = None, **more: str
 ) -> Figure:
-    """The figure that compares two sides of some rounds.
+    """The ratio of two sides, computed in each round.
 
     Args:
-        of, to: the sides; the ratio is taken within each round.
-        more: other sides whose rates belong to the details, with their names there.
+        of, to: names of the sides.
+        more: other sides whose rates are shown in the details, by their names there.
     """
     sides = {"rate": of, "reference": to} | more
     details = {
@@ -58,7 +58,7 @@ def ratio(
 
 
 def table(figures: list[Figure]) -> Table:
-    """The figures for people."""
+    """The figures as a table."""
     table = Table("Figure", "Value", "Target", "Met", "Details", show_lines=True)
     for figure in figures:
         met = {True: "[green]yes", False: "[red]no", None: ""}[figure.met]
@@ -71,7 +71,7 @@ def table(figures: list[Figure]) -> Table:
 
 
 def document(figures: list[Figure], failed: dict[str, str], scale: Scale) -> dict[str, Any]:
-    """The figures as JSON, with what failed by the name of its row."""
+    """The figures as JSON, and the errors of rows that failed."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": CORES,

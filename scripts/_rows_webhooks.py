@@ -33,7 +33,7 @@ SET url = $2, read_xid = event_horizon(), read_place = 0
 
 @contextlib.contextmanager
 def _receiver(milliseconds: int) -> Iterator[str]:
-    """The address of a process that takes every delivery after so many milliseconds."""
+    """The address of a receiver process that answers each delivery after so many milliseconds."""
     command = [sys.executable, str(Path(__file__).with_name("_receiver.py")), str(milliseconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -55,7 +55,7 @@ async def _add_events(database: str, url: str, thousands: int) -> None:
 
 
 def _rate(bench: Bench, database: str, milliseconds: int, thousands: int) -> tuple[float, float]:
-    """Deliveries a second that a worker makes of new events, and its milliseconds of CPU for each."""
+    """Deliveries a second of new events by one worker, and its milliseconds of CPU for each."""
     private = {"OFFICERPC_WEBHOOK_PRIVATE_ADDRESSES": "true"}
     with _receiver(milliseconds) as url, bench.server(database, 1, private) as server:
         before = server.workers[0].cpu_times()
@@ -69,12 +69,12 @@ def _rate(bench: Bench, database: str, milliseconds: int, thousands: int) -> tup
                 cpu = after.user + after.system - before.user - before.system
                 return (int(seen) - 1) / float(seconds), cpu / int(seen) * 1000
             if time.monotonic() > until:
-                raise BenchError(f"{int(seen)} of {thousands * 1000} deliveries came within two minutes")
+                raise BenchError(f"{int(seen)} of {thousands * 1000} deliveries arrived within two minutes")
             time.sleep(0.1)
 
 
 def webhooks(bench: Bench) -> Iterator[Figure]:
-    """Deliveries of one webhook to a receiver that answers at once, and to one that takes 100 ms."""
+    """Deliveries of one webhook to a receiver that answers at once, and to one that answers after 100 ms."""
     database = bench.database("hooks")
     rounds = (bench.scale.rounds + 1) // 2
     for name, milliseconds, thousands, target in (("fast", 0, 5, 1000), ("slow", 100, 2, 300)):
@@ -85,7 +85,7 @@ def webhooks(bench: Bench) -> Iterator[Figure]:
             rates.append(rate)
             cpus.append(cpu)
             bench.progress.advance(task)
-        what = f"deliveries a second to a receiver that takes {milliseconds} ms"
+        what = f"deliveries a second to a receiver that answers after {milliseconds} ms"
         yield Figure(
             f"webhooks_{name}", what, rates, target, details={"cpu_ms": round(statistics.median(cpus), 3)}
         )

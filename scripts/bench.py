@@ -1,12 +1,11 @@
-"""Measures the server against the best its parts can do: make bench ARGS=--quick.
+"""Compares the server with what its parts can do: make bench ARGS=--quick.
 
-The figures are ratios of rates that were measured in turn (A, B, B, A, ...) within one run, and of those
-the median, so that a slow or busy machine moves both sides alike. Everything is real: an embedded Postgres
-in a temporary directory (the full run needs 4 GB there), `officerpc serve` processes, and wrk and pgbench as
-load.
+Most figures are medians of ratios of two rates. Both rates are measured in turn (A, B, B, A, ...) in one run,
+so that a slow or busy machine changes both. The run uses an embedded Postgres in a temporary directory (4 GB
+for the full run), `officerpc serve` processes, and wrk and pgbench as load.
 
-A row is a function that takes a Bench, starts what it needs and yields figures; ROWS lists them. Rows are
-independent of each other: one that fails is reported at the end, and what the others measured is printed.
+A row is a function that takes a Bench and yields figures; ROWS lists them. Rows are independent: one that
+fails is reported at the end, after the figures of the others.
 """
 
 import signal
@@ -23,7 +22,7 @@ import _rows_webhooks
 import orjson
 import typer
 from _figures import Figure, document, table
-from _rig import CORES, FULL, QUICK, SMOKE, Bench, BenchError, pgbench_path, wrk_path
+from _rig import CORES, FULL, QUICK, SMOKE, Bench, BenchError, wrk_path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -49,7 +48,11 @@ err = Console(stderr=True)
 
 
 def measure(rows: list[Row], bench: Bench, targets: bool) -> tuple[list[Figure], dict[str, str]]:
-    """The figures of all rows, with or without their targets, and what went wrong by the name of the row."""
+    """The figures of all rows, and the error of each row that failed, by its name.
+
+    Args:
+        targets: whether figures keep their targets.
+    """
     figures: list[Figure] = []
     failed: dict[str, str] = {}
     for row in rows:
@@ -58,7 +61,7 @@ def measure(rows: list[Row], bench: Bench, targets: bool) -> tuple[list[Figure],
                 if not targets:
                     figure.target = None
                 figures.append(figure)
-        except Exception as error:  # the other rows do not need this one
+        except Exception as error:  # the other rows go on
             what = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
             failed[row.__name__] = f"{what}{error}"
             err.print(f"{row.__name__} failed", style="red")
@@ -66,31 +69,28 @@ def measure(rows: list[Row], bench: Bench, targets: bool) -> tuple[list[Figure],
 
 
 def main(
-    path: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path(".data/bench.json"),
+    path: Annotated[Path, typer.Option("--json", help="File for the figures.")] = Path(".data/bench.json"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Short loads, and 100,000 users instead of a million.")
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Every row for about a second, without targets: do they run?")
+        bool, typer.Option("--smoke", help="Run every row for about a second, without targets.")
     ] = False,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"Some of: {', '.join(NAMES)}.")
+        list[str] | None, typer.Option(metavar="NAME", help=f"A row: {', '.join(NAMES)}. May be repeated.")
     ] = None,
 ) -> None:
-    """Measure, print the figures with their targets, and write them as JSON.
-
-    The exit code is 1 if any row failed.
-    """
+    """Measure, print the figures with their targets, and write them as JSON. Status 1 if a row failed."""
     if unknown := [name for name in only or () if name not in NAMES]:
         _fail(f"no row {unknown[0]}: there are {', '.join(NAMES)}")
     rows = [NAMES[name] for name in only] if only else list(ROWS)
     if not smoke and (load := getloadavg()[0]) > CORES / 2:
-        err.print(f"The machine is busy (load {load:.1f}): expect figures to scatter.", style="yellow")
+        err.print(f"The machine is busy (load {load:.1f}): the figures will vary.", style="yellow")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scale = SMOKE if smoke else QUICK if quick else FULL
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        wrk_path(), pgbench_path()  # better missing now than in ten minutes
+        wrk_path()  # fails now instead of in ten minutes
         with (
             tempfile.TemporaryDirectory(prefix="officerpc-bench-") as directory,
             embedded_server(Path(directory)) as postgres,

@@ -1,7 +1,7 @@
-"""Small faults put into the source, one at a time, to see whether the tests notice (make mutants).
+"""Mutation tests: puts small faults into the source, one at a time, and runs tests (make mutants).
 
-The faults are data: tests/mutants.toml. Each is applied to a copy of the tree, in which its tests are run.
-Status 1 if one was not noticed, 2 if the list does not fit the source or a test fails without any fault.
+tests/mutants.toml lists the faults. Each is applied to a copy of the tree, and its tests are run there.
+Status 1 if the tests missed one, 2 if the list does not match the source or a test fails without a fault.
 """
 
 import argparse
@@ -23,32 +23,32 @@ ROOT = Path(__file__).parent.parent
 LIST = "tests/mutants.toml"
 COPIED = ("server", "sql", "tests", "scripts", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
 LIMIT = 600
-"""Seconds after which a run is ended. A fault that makes the tests hang is noticed, too."""
+"""Seconds after which a run is stopped. A fault that makes the tests hang counts as noticed."""
 
 Outcome = Literal["noticed", "alive", "broken"]
-"""broken: its tests could not be run, such as where the source cannot be imported any more."""
+"""broken: its tests could not run, for example because the source cannot be imported."""
 
 
 class Mutant(NamedTuple):
-    """A fault: a text of a file that is replaced by another one."""
+    """A fault: replaces a text in a file."""
 
     name: str
     path: str
     old: str
     new: str
-    # Arguments of pytest: files, or tests in them.
+    # Arguments of pytest.
     tests: tuple[str, ...]
 
 
 class ListError(Exception):
-    """The list does not fit the source."""
+    """The list does not match the source, or the tests fail without a mutant."""
 
 
 def load(root: Path) -> list[Mutant]:
     """The mutants of a tree.
 
     Raises:
-        ListError: naming every one that is out of date.
+        ListError: entries are out of date; the message names all of them.
     """
     entries = tomllib.loads((root / LIST).read_text())["mutant"]
     mutants = [Mutant(**entry | {"tests": tuple(entry["tests"])}) for entry in entries]
@@ -72,7 +72,7 @@ def load(root: Path) -> list[Mutant]:
 
 @contextmanager
 def applied(mutant: Mutant, tree: Path) -> Iterator[None]:
-    """A tree with the fault in it, as long as the block lasts."""
+    """Put the fault into a tree until the block ends."""
     file = tree / mutant.path
     text = file.read_text()
     file.write_text(text.replace(mutant.old, mutant.new))
@@ -84,7 +84,7 @@ def applied(mutant: Mutant, tree: Path) -> Iterator[None]:
 
 def run_tests(tests: Sequence[str], tree: Path) -> Outcome:
     """Run tests in a tree until one fails."""
-    # PYTHONPATH: the package of the copy goes before the installed one, in every process.
+    # PYTHONPATH: all processes import the package of the copy, not the installed one.
     command = [
         sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not schemathesis", *tests
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def run_tests(tests: Sequence[str], tree: Path) -> Outcome:
 
 
 def copied(root: Path, target: Path) -> Path:
-    """A copy of what the tests need of a tree."""
+    """Copy the files of a tree that the tests need."""
     for name in COPIED:
         source = root / name
         if source.is_dir():
@@ -113,10 +113,10 @@ def copied(root: Path, target: Path) -> Path:
 
 
 def run(root: Path, mutants: Sequence[Mutant], workers: int) -> Iterator[tuple[Mutant, Outcome]]:
-    """What became of each mutant, as it becomes known.
+    """The outcome of each mutant, in the order in which they finish.
 
     Raises:
-        ListError: tests fail in the tree as it is.
+        ListError: tests fail without a mutant.
     """
     with tempfile.TemporaryDirectory(prefix="officerpc-mutants-") as folder:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
@@ -144,10 +144,10 @@ def run(root: Path, mutants: Sequence[Mutant], workers: int) -> Iterator[tuple[M
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Run the mutants and tell of them; the status."""
+    """Run the mutants, print the outcomes and return the status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("-k", default="", metavar="TEXT", help="only mutants whose names hold this text")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("-k", default="", metavar="TEXT", help="only mutants with this text in their names")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of parallel runs")
     parser.add_argument("--list", action="store_true", help="only check the list")
     parser.add_argument("--json", action="store_true", help="print the outcomes as one JSON object")
     options = parser.parse_args(arguments)

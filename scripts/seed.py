@@ -1,7 +1,7 @@
-"""Creates users with believable names over the public RPC: make seed N=1000.
+"""Creates users with realistic names over the public RPC: make seed N=1000.
 
-OFFICERPC_URL and OFFICERPC_API_KEY say where. User number n is the same person in every run, so running
-it again, or with a larger N, creates only those who are missing.
+Uses OFFICERPC_URL and OFFICERPC_API_KEY. User n is the same in every run, so another run, or a larger N,
+creates only the missing users.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ DEPARTMENTS = {
     "Operations": ("Logistics Planner", "Buyer", "Facility Manager", "Operations Analyst"),
     "Legal": ("Counsel", "Compliance Officer", "Paralegal", "Data Protection Officer"),
 }
-# Where, in which time zone, and how telephone numbers begin there.
+# City, time zone, and prefix of telephone numbers.
 LOCATIONS = (
     ("Amsterdam", "Europe/Amsterdam", "+31 20"), ("Berlin", "Europe/Berlin", "+49 30"),
     ("Dubai", "Asia/Dubai", "+971 4"), ("Lagos", "Africa/Lagos", "+234 1"),
@@ -61,9 +61,9 @@ LOCATIONS = (
     ("Prague", "Europe/Prague", "+420 2"), ("São Paulo", "America/Sao_Paulo", "+55 11"),
     ("Singapore", "Asia/Singapore", "+65 6"), ("Tokyo", "Asia/Tokyo", "+81 3"),
 )  # fmt: skip
-# Reserved for examples (RFC 2606): mail to them reaches nobody.
+# Reserved for examples (RFC 2606).
 DOMAINS = ("example.com", "example.net", "example.org", "mail.example.com", "office.example.org")
-# Letters that Unicode does not take apart into a base letter and its mark.
+# Letters without a Unicode decomposition.
 _UNDIVIDED = str.maketrans({"ł": "l", "ø": "o", "ß": "ss"})
 
 ATTEMPTS = 6
@@ -71,11 +71,11 @@ err = Console(stderr=True)
 
 
 class SeedError(Exception):
-    """The run cannot go on; the message says why in one line."""
+    """The run cannot continue; the message is one line."""
 
 
 def person(number: int) -> dict[str, Any]:
-    """Params of createUser for user `number`: the same at every call, but for the password."""
+    """Params of createUser for user `number`: the same in every run, except the password."""
     pick = random.Random(number)
     given, family = pick.choice(GIVEN), pick.choice(FAMILY)
     department = pick.choice(list(DEPARTMENTS))
@@ -84,7 +84,7 @@ def person(number: int) -> dict[str, Any]:
     return {
         "email": f"{local}@{pick.choice(DOMAINS)}",
         "displayName": f"{given} {family}",
-        # Nobody is told it; the fixed start satisfies policies that want several kinds of characters.
+        # Random and not shown. The fixed start satisfies policies that require several kinds of characters.
         "password": "Aa1-" + secrets.token_urlsafe(12),
         "profile": {
             "uid": f"E{number:06}",
@@ -104,13 +104,13 @@ def _ascii(name: str) -> str:
 
 
 async def create(session: aiohttp.ClientSession, url: str, params: dict[str, Any]) -> str:
-    """Create one user, trying again while the server asks for it.
+    """Create one user. Answers 429 and 503 and lost connections are retried.
 
     Returns:
-        created, existing, or the server's message if it refused.
+        created, existing, or the error message of the server.
 
     Raises:
-        SeedError: it makes no sense to go on: no server there, or it does not let us in.
+        SeedError: the server cannot be reached or refuses the key.
     """
     body = orjson.dumps({"method": "createUser", "params": params})
     message = ""
@@ -127,7 +127,7 @@ async def create(session: aiohttp.ClientSession, url: str, params: dict[str, Any
                 if response.status in (401, 403):
                     raise SeedError(f"{url} refuses the key ({response.status} {message})")
                 if response.status in (404, 405):
-                    raise SeedError(f"{url} is not where calls are taken ({response.status})")
+                    raise SeedError(f"{url} is not the address of /rpc ({response.status})")
                 if response.status not in (429, 503):
                     return message
                 asked = response.headers.get("Retry-After", "")
@@ -137,7 +137,7 @@ async def create(session: aiohttp.ClientSession, url: str, params: dict[str, Any
         except aiohttp.InvalidURL as error:
             raise SeedError(f"OFFICERPC_URL is not a URL: {url}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            # The call may have been carried out: then the next attempt finds the user existing.
+            # If the user was created, the next attempt finds it existing.
             message = f"connection lost ({type(error).__name__})"
         await asyncio.sleep(pause * random.uniform(1, 1.5))
     return message
@@ -149,14 +149,14 @@ async def seed(
     """Create users 1 to `count`.
 
     Args:
-        concurrency: calls at the same time.
-        advance: hears how each user went: created, existing or failed.
+        concurrency: number of concurrent calls.
+        advance: called for each user with created, existing or failed.
 
     Returns:
-        why a user was refused, if any was.
+        the last error message of the server, if there was one.
 
     Raises:
-        SeedError: the run was given up.
+        SeedError: see create.
     """
     numbers = iter(range(1, count + 1))
     refused: str | None = None
@@ -178,26 +178,26 @@ async def seed(
                 for _ in range(min(concurrency, count)):
                     workers.create_task(worker())
         except ExceptionGroup as group:
-            # Every worker meets the same wall; one of them tells.
+            # All workers fail for the same reason.
             raise group.exceptions[0] from None
     return refused
 
 
 def main(
-    count: Annotated[int, typer.Argument(min=1, metavar="N", help="How many users there shall be.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on standard output.")] = False,
+    count: Annotated[int, typer.Argument(min=1, metavar="N", help="Number of users.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     instance: Annotated[
-        str | None, typer.Option("--instance", "-i", help="By default the instance of the key.")
+        str | None, typer.Option("--instance", "-i", help="Default: the instance of the key.")
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", min=1, max=200, help="Calls at once.")
+        int, typer.Option("--concurrency", "-c", min=1, max=200, help="Concurrent calls.")
     ] = 16,
 ) -> None:
     """Create N users at OFFICERPC_URL with the key OFFICERPC_API_KEY. Status 1 if any failed."""
     url = os.environ.get("OFFICERPC_URL") or "http://127.0.0.1:8080/rpc"
     key = os.environ.get("OFFICERPC_API_KEY")
     if not key:
-        _fail("OFFICERPC_API_KEY is not set: it takes an API key with the scope users:write")
+        _fail("set OFFICERPC_API_KEY to an API key with the scope users:write")
     outcomes: Counter[str] = Counter()
     started = time.perf_counter()
     columns = (

@@ -1,4 +1,4 @@
-"""A real Postgres for every test: a template database, migrated once, cloned for each."""
+"""Fixtures: each test gets a clone of a migrated Postgres database, servers and clients."""
 
 import asyncio
 import base64
@@ -43,19 +43,19 @@ from server.tenants.keys import new_key
 from server.tenants.principals import OPERATOR, SCOPES, TENANT_SCOPES
 from server.wires.http import DISPATCHER
 
-# Cheap hashes: what the tests ask about is everything else. test_passwords.py uses the real ones.
+# Cheap hashes. test_passwords.py uses the default ones.
 FAST_HASHES = {"argon2_memory": 64, "argon2_time": 1}
-# Nobody listens there: what would go to Microsoft goes nowhere, unless a test has a stand-in.
+# A closed port instead of Microsoft Graph.
 NO_GRAPH = {"graph_url": "http://127.0.0.1:9", "graph_login_url": "http://127.0.0.1:9"}
 ADMIN = "admin@example.com"
 TEMPLATE = "test"
-"""The request id of what stands in every database from the beginning."""
+"""The request id of the events in the template database."""
 LINK_HOST = "example.com"
-"""The only host that links in MYINSTANCE's mails may lead to."""
+"""The only host allowed in links of MYINSTANCE's mails."""
 
 
 class Log(io.RawIOBase):
-    """What the program logs: shown with a failing test, and kept for tests that ask."""
+    """Collects the log, and writes it to standard error, which pytest shows for failing tests."""
 
     def __init__(self) -> None:
         self.text = b""
@@ -82,14 +82,14 @@ def _logging() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays: the garbage collector need not walk through it for every test."""
+    """Exempt the imported modules and collected tests from garbage collection, to save time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def logged() -> Log:
-    """What is logged from now on."""
+    """The log of this test."""
     LOG.text = b""
     return LOG
 
@@ -99,22 +99,18 @@ def logged() -> Log:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A server of this session's own: the embedded one, or with make test DATABASE=system Debian's."""
-    memory = Path("/dev/shm")  # a clone is many small files: in memory it takes a tenth of the time
+    """The server of this test session: the embedded Postgres, or Debian's with make test DATABASE=system."""
+    memory = Path("/dev/shm")  # cloning a database, many small files, takes a tenth of the time in memory
     where = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="officerpc-test-", dir=where) as scratch:
         folder = Path(scratch)
         if os.environ.get("OFFICERPC_TEST_DATABASE") == "system":
             yield from _system_postgres(folder)
-        else:
-            yield from _embedded_postgres(folder)
+            return
+        from server.postgres.embedded import embedded_server
 
-
-def _embedded_postgres(folder: Path) -> Iterator[str]:
-    from server.postgres.embedded import embedded_server
-
-    with embedded_server(folder) as server:
-        yield server.url
+        with embedded_server(folder) as server:
+            yield server.url
 
 
 def _system_postgres(folder: Path) -> Iterator[str]:
@@ -184,7 +180,7 @@ def template_url(postgres_url: str) -> str:
 
 @pytest.fixture(scope="session")
 def on_server(postgres_url: str, template_url: str) -> Iterator[Callable[[str], None]]:
-    """Runs a statement on one connection to the server that lasts for all tests, in a thread of its own."""
+    """Runs statements on one connection to the server, which all tests share, in its own thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -204,7 +200,7 @@ def on_server(postgres_url: str, template_url: str) -> Iterator[Callable[[str], 
 def database_url(
     postgres_url: str, on_server: Callable[[str], None], request: pytest.FixtureRequest
 ) -> Iterator[str]:
-    """A database of the test's own."""
+    """The URL of the database of this test."""
     name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid))}"
     on_server(f"CREATE DATABASE {name} TEMPLATE template_test STRATEGY file_copy")
     yield database_named(postgres_url, name)
@@ -213,10 +209,10 @@ def database_url(
 
 @pytest.fixture
 async def db(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[asyncpg.Connection]:
-    """A connection beside the server's own, to look at what it wrote.
+    """A connection of the test to its database.
 
-    After the test, when its servers have ended, the invariants of tests/invariants.py must hold if anything was
-    written, unless the test is marked as one that damages the database on purpose.
+    After the test, when its servers have ended, the invariants of tests/invariants.py are checked if there are new
+    events, unless the test has the marker damages.
     """
     connection = await asyncpg.connect(database_url)
     yield connection
@@ -225,10 +221,10 @@ async def db(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator
             connection = await asyncpg.connect(database_url)
         elif connection.is_in_transaction():
             await connection.execute("ROLLBACK")
-        # Every call that writes has an event. The look costs a tenth of the check.
+        # Every call that writes emits an event. This query takes a tenth of the time of the check.
         if await connection.fetchval("SELECT EXISTS (SELECT FROM events WHERE request_id <> $1)", TEMPLATE):
             broken = await violated(connection)
-            assert broken == {}, "what must hold after every test does not: see tests/invariants.py"
+            assert broken == {}, "the test broke invariants: see tests/invariants.py"
     if not connection.is_closed():
         await connection.close()
 
@@ -237,7 +233,7 @@ async def db(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator
 
 
 class _LiveServer(BaseTestServer):
-    """Served as in production, by server.serving.connections.Runner."""
+    """A server with the Runner of production."""
 
     def __init__(self, app: web.Application) -> None:
         super().__init__()
@@ -249,7 +245,7 @@ class _LiveServer(BaseTestServer):
 
 @dataclass
 class Client:
-    """An integrator: posts calls with a key."""
+    """Sends calls with an API key."""
 
     http: ClientSession
     url: str
@@ -257,7 +253,7 @@ class Client:
     dispatcher: Dispatcher
 
     async def post(self, body: Any, *, verb: str = "POST", **options: Any) -> ClientResponse:
-        """One request to /rpc; a body that is bytes goes as it is."""
+        """A request to /rpc; a body of bytes, text or a stream is sent unchanged."""
         headers = {"x-api-key": self.key, "Content-Type": "application/json"} | options.pop("headers", {})
         payload = {"data": body} if isinstance(body, (bytes, str, io.IOBase)) else {"json": body}
         return await self.http.request(verb, self.url + "/rpc", headers=headers, **payload, **options)
@@ -274,7 +270,7 @@ class Client:
             return response.status, await response.json()
 
     def using(self, key: str) -> "Client":
-        """The same server with another key."""
+        """A client of the same server with another key."""
         return Client(self.http, self.url, key, self.dispatcher)
 
 
@@ -286,12 +282,12 @@ WITH_JOBS = {
     "test_client_workspace365", "test_codes", "test_deploy", "test_events", "test_faults", "test_graph", "test_idempotency", "test_jobs", "test_logins", "test_mail",
     "test_openapi", "test_operations", "test_process", "test_search", "test_store", "test_webhooks",
 }  # fmt: skip
-"""Files whose tests need the queue, or a server with all that it has: the others do without, which saves a fifth."""
+"""Test files whose servers run the queue. The others run without it, which saves a fifth of the time."""
 
 
 @functools.cache
 def default_settings() -> Settings:
-    """Read once: it takes a fifth of the time in which a server starts."""
+    """Read once, as this takes a fifth of the time to start a server."""
     return Settings(**FAST_HASHES | NO_GRAPH)
 
 
@@ -299,17 +295,16 @@ def default_settings() -> Settings:
 async def serve(
     database_url: str, db: asyncpg.Connection, tmp_path: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[Serve]:
-    """Start a server on the test's database; settings and methods can be given.
+    """Starts servers on the test's database, with these settings and methods.
 
-    It works the queue too where the test's file is one of WITH_JOBS, or run_jobs says so; its mails are written
-    beneath tmp_path.
+    They run the queue in the files WITH_JOBS, or with run_jobs. Mails are written to files in tmp_path.
     """
-    works = request.path.stem in WITH_JOBS
+    run_jobs = request.path.stem in WITH_JOBS
     servers: list[BaseTestServer] = []
     sessions: list[ClientSession] = []
 
     async def start(methods: dict[str, Method] = METHODS, url: str = database_url, **settings: Any) -> Client:
-        own = {"data_dir": tmp_path, "run_jobs": works}
+        own = {"data_dir": tmp_path, "run_jobs": run_jobs}
         if settings:
             chosen = Settings(**FAST_HASHES | NO_GRAPH | own | settings)
         else:
@@ -332,13 +327,13 @@ async def serve(
 
 @pytest.fixture
 async def client(serve: Serve) -> Client:
-    """A key for MYINSTANCE with every scope that a tenant can have."""
+    """A client with a key for MYINSTANCE with all scopes of tenants."""
     return await serve()
 
 
 @pytest.fixture
 async def operator(client: Client, db: asyncpg.Connection) -> Client:
-    """An operator's key."""
+    """A client with an operator's key."""
     return client.using(await insert_key(db, operator=True))
 
 
@@ -350,10 +345,10 @@ async def insert_key(
     operator: bool = False,
     networks: tuple[str, ...] = (),
 ) -> str:
-    """Put a key into the database, as the command line would."""
+    """Insert an API key into the database and return it."""
     key = new_key()
     held = [] if operator else instances
-    # Read apart, as Citus takes no subquery in VALUES.
+    # A separate query, as Citus does not support subqueries in VALUES.
     default = await db.fetchval("SELECT id FROM instances WHERE name = $1", held[0]) if held else None
     key_id = await db.fetchval(
         "INSERT INTO api_keys (name, digest, prefix, scopes, is_operator, default_instance_id, networks)"
@@ -375,16 +370,16 @@ async def insert_key(
 
 @pytest.fixture
 async def other(operator: Client, db: asyncpg.Connection) -> Client:
-    """A key for another tenant."""
+    """A client with a key for another instance."""
     await operator.call("createInstance", {"name": "OTHER", "admin": {"email": "boss@other.example"}})
     return operator.using(await insert_key(db, instances=("OTHER",)))
 
 
 @pytest.fixture
 async def jane(client: Client, db: asyncpg.Connection) -> dict[str, Any]:
-    """The user of the examples, with a living session whose token is EXAMPLE_TOKEN.
+    """The user of the examples, with a session (EXAMPLE_TOKEN) and codes (EXAMPLE_CODES).
 
-    Her codes are EXAMPLE_CODES. The administrator has a picture, whose name is EXAMPLE_NAME.
+    The administrator gets the picture EXAMPLE_NAME.
     """
     created: dict[str, Any] = await client.call(
         "createUser", {"email": "jane@example.com", "displayName": "Jane Doe", "password": "demo1234"}
@@ -416,7 +411,7 @@ async def jane(client: Client, db: asyncpg.Connection) -> dict[str, Any]:
 
 @pytest.fixture
 async def examples(client: Client, operator: Client, jane: dict[str, Any], db: asyncpg.Connection) -> None:
-    """What the methods' examples work on: Jane, who is logged in, a deleted user, and one of everything else."""
+    """The objects that the examples of the methods use: Jane, a deleted user, and one object of each other kind."""
     await client.call("createUser", {"email": "gone@example.com"})
     await client.call("deleteUserByEmail", {"email": "gone@example.com"})
     for login in ("one@example.com", "two@example.com"):
@@ -474,13 +469,13 @@ def officerpc(officerpc_command: Callable[..., Command]) -> Any:
 
 
 async def footprint(db: asyncpg.Connection) -> dict[str, int]:
-    """How many rows every table has: the same before and after a call that must write nothing."""
+    """The number of rows of every table, to test that a call wrote nothing."""
     tables = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
     return {table: await db.fetchval(f"SELECT count(*) FROM {table}") for (table,) in tables}
 
 
 async def contents(db: asyncpg.Connection) -> dict[str, str]:
-    """What stands in every table, but for the queue's and those of webhooks, which are worked on meanwhile."""
+    """A hash of every table, except those of the queue and webhooks, which workers change meanwhile."""
     tables = await db.fetch(
         "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
         " AND tablename !~ '^(jobs|webhook|deliveries)' ORDER BY 1"
@@ -494,7 +489,7 @@ async def contents(db: asyncpg.Connection) -> dict[str, str]:
 
 
 async def until(met: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
-    """What met() answers as soon as it is true. The deadline is there for tests that fail."""
+    """Call met() until its result is true, and return it."""
     async with asyncio.timeout(seconds):
         while not (answer := await met()):
             await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What holds in the database after every call, whatever it was, beyond what constraints see to."""
+"""Invariants of the database, beyond its constraints, that are checked after each test."""
 
 import asyncpg
 
@@ -7,13 +7,13 @@ _COUNTED = (
     "users", "mailboxes", "calendars", "file_folders", "sessions", "accounts", "positions", "plans", "user_plans",
     "webhooks", "groups",
 )  # fmt: skip
-"""Tables whose ids instance_counters hands out."""
+"""Tables whose ids come from instance_counters."""
 
 INVARIANTS = {
     "every instance has its counters": """
         SELECT i.id, 0::bigint FROM instances AS i
         WHERE NOT EXISTS (SELECT FROM instance_counters AS c WHERE c.instance_id = i.id)""",
-    "living_users is the number of users who are not deleted": """
+    "living_users is the number of users that are not deleted": """
         SELECT c.instance_id, c.living_users FROM instance_counters AS c
         WHERE c.living_users <> (
             SELECT count(*) FROM users AS u WHERE u.instance_id = c.instance_id AND u.deleted_at IS NULL
@@ -38,7 +38,7 @@ INVARIANTS = {
         SELECT s.instance_id, s.user_id FROM sessions AS s
         INNER JOIN users AS u ON u.instance_id = s.instance_id AND u.id = s.user_id
         WHERE NOT u.is_active OR u.deleted_at IS NOT NULL""",
-    "a login of its own stands in logins": """
+    "a login of a user is in logins": """
         SELECT u.instance_id, u.id FROM users AS u
         LEFT JOIN logins AS l ON l.instance_id = u.instance_id AND l.user_id = u.id
         WHERE (u.login IS NULL) <> (l.user_id IS NULL)""",
@@ -49,7 +49,7 @@ INVARIANTS = {
         SELECT p.instance_id, p.user_id FROM pictures AS p
         INNER JOIN users AS u ON u.instance_id = p.instance_id AND u.id = p.user_id
         WHERE strpos(u.avatar, p.name) = 0""",
-    "a place lies beneath that of its parent": """
+    "a position is below that of its parent": """
         SELECT p.instance_id, p.id FROM positions AS p
         LEFT JOIN positions AS parent ON parent.instance_id = p.instance_id AND parent.id = p.parent_id
         WHERE
@@ -63,7 +63,7 @@ INVARIANTS = {
                 SELECT FROM api_key_instances AS held
                 WHERE held.api_key_id = k.id AND held.instance_id = k.default_instance_id
             )""",
-    "an event names a user who is there or was purged": """
+    "an event names a user that exists or was purged": """
         SELECT DISTINCT e.instance_id, e.user_id FROM events AS e
         WHERE
             e.user_id IS NOT NULL
@@ -74,11 +74,11 @@ INVARIANTS = {
                     purged.instance_id = e.instance_id AND purged.user_id = e.user_id
                     AND purged.type = 'user.purged'
             )""",
-    "a purged user is not there": """
+    "a purged user does not exist": """
         SELECT u.instance_id, u.id FROM users AS u
         INNER JOIN events AS e ON e.instance_id = u.instance_id AND e.user_id = u.id
         WHERE e.type = 'user.purged'""",
-    "deleted users are those that events call deleted": """
+    "users are deleted if their events say so": """
         SELECT u.instance_id, u.id FROM users AS u
         INNER JOIN (
             SELECT
@@ -99,7 +99,7 @@ INVARIANTS = {
         for table in _COUNTED
     },
 }
-"""Each selects an instance and an id (of a user, where it is about users) for which it does not hold."""
+"""Each query selects the instances and ids (of users, if it is about users) that violate it."""
 
 _ALL = "\nUNION ALL\n".join(
     f"(SELECT {number} AS number, found.* FROM ({query}\nLIMIT 5) AS found (instance_id, id))"
@@ -108,7 +108,7 @@ _ALL = "\nUNION ALL\n".join(
 
 
 async def violated(db: asyncpg.Connection) -> dict[str, list[tuple[int, int]]]:
-    """Which invariants do not hold, each with the instances and ids of up to five rows that show it."""
+    """The violated invariants, each with instances and ids of at most five rows that violate it."""
     names, found = tuple(INVARIANTS), dict[str, list[tuple[int, int]]]()
     for number, instance_id, row_id in await db.fetch(_ALL):
         found.setdefault(names[number], []).append((instance_id, row_id))

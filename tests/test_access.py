@@ -1,4 +1,4 @@
-"""Who may change whom: administrators only with users:admin, by whatever method; and no key a stronger one."""
+"""Who may change whom: administrators need users:admin in every method, and a key cannot create stronger keys."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Accounts in sponsor trees: placed, moved, looked at, and searched beneath."""
+"""Accounts in sponsor trees: placing, moving, reading and searching."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which addresses are public: every special network from its first to its last address, and what is beside it."""
+"""Public IP addresses: every special-purpose network from its first to its last address, and the neighbours."""
 
 from ipaddress import IPv6Address, ip_address
 

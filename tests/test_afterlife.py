@@ -1,4 +1,4 @@
-"""What ends with the right to it: sessions, codes, pictures, mails and webhooks after suspension and deletion."""
+"""Sessions, codes, pictures, mails and webhooks end with suspension and deletion."""
 
 import asyncio
 import json

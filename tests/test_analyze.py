@@ -1,4 +1,4 @@
-"""Tables that have grown tenfold are analyzed at once, so that no session keeps a plan from when they were empty."""
+"""ANALYZE of tables that have grown tenfold, so that no session keeps plans for empty tables."""
 
 from typing import Any
 

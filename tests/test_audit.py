@@ -1,4 +1,4 @@
-"""The audit: what each method says was before and after, and who may read it."""
+"""The audit: before and after of every method, and who may read it."""
 
 import asyncio
 import json

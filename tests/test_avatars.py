@@ -1,4 +1,4 @@
-"""Avatars: pictures in, re-encoded pictures out, and what a hostile one costs (seeds/001, "Loading avatar")."""
+"""Avatars: re-encoded pictures, and the cost of hostile ones (seeds/001, "Loading avatar")."""
 
 import asyncio
 import base64

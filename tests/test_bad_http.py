@@ -1,4 +1,4 @@
-"""Requests whose head cannot be read: our own answers, which repeat nothing of it, in the log neither."""
+"""Invalid HTTP requests: our own error answers, without text of the request, also in the log."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What /rpc does with input that is wrong: a clear 4xx of one line, and nothing written."""
+"""Invalid input to /rpc: a one-line 4xx, and nothing is written."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""The benchmark: rows are independent, and pgbench and psql run what a call runs."""
+"""The benchmark: rows are independent, and pgbench and psql run the statements of a call."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Many users in one call: atomic or each for itself, in order, whatever else goes on."""
+"""Bulk calls: all or nothing or each separately, in order, with concurrent changes."""
 
 import asyncio
 from typing import Any

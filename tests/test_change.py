@@ -1,4 +1,4 @@
-"""Users are changed in one way: the same for one and for many, in two statements beside the events."""
+"""Changing users: the same function and two statements, besides events, for one user and for many."""
 
 import asyncio
 import re

@@ -1,7 +1,7 @@
-"""The statements and the server on Citus: make test-citus, where the extension is installed for Debian's Postgres 15.
+"""The statements and the server on Citus: make test-citus, which needs Debian's Postgres 15 with the extension.
 
 Every named statement runs twice on the same data: on one Postgres, and after scripts/citus/distribute.sql. Both must
-give the same rows, also where sql/citus has another form of the statement.
+give the same rows, also if sql/citus has another form of the statement.
 """
 
 import asyncio

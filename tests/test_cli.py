@@ -1,4 +1,4 @@
-"""The command line, run as operators run it, against the test's database."""
+"""The commands of officerpc, against the test's database."""
 
 import asyncio
 import csv
@@ -327,7 +327,7 @@ async def test_scopes_of_keys(officerpc: Any, client: Client) -> None:
     assert "users:purge" in less.out
     for words, told in (
         (("999",), "999: not found"),
-        (("--grant", "users:read"), "name the key whose scopes are to be changed"),
+        (("--grant", "users:read"), "give the id of the key to change"),
         ((str(made["id"]), "--grant", "nonsense"), f"must be one of {', '.join(SCOPES)}"),
     ):
         finished = await officerpc("keys", "scopes", *words)

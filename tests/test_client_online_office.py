@@ -1,4 +1,4 @@
-"""The member platform's document (seeds/001), request by request, as a client of it would send them."""
+"""The member platform's document (seeds/001): every request as a client sends it."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""publica.la's document (seeds/003), request by request, as the bytes that a client of it sends."""
+"""publica.la's document (seeds/003): every request as the bytes that a client sends."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The Workspace 365 document (seeds/002), message by message, as it stands there: bytes over a socket."""
+"""The Workspace 365 document (seeds/002): every message as bytes over a socket."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Clients that go away, at any point of a request: no internal error, no traceback, nothing counted as refused."""
+"""Clients that disconnect during a request: no internal error, no traceback, no counted refusal."""
 
 import asyncio
 import json

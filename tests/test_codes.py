@@ -1,4 +1,4 @@
-"""Codes in mails: passwords reset and registrations confirmed by them, once, in time, by their user alone."""
+"""Codes in mails: password resets and confirmed registrations, once, in time, only for their user."""
 
 import asyncio
 import re

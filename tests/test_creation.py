@@ -1,4 +1,4 @@
-"""One way to create a user: the rows, the event, the answer and the errors do not depend on the method."""
+"""Creating users: rows, events, answers and errors are the same in every method."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime

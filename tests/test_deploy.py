@@ -1,4 +1,4 @@
-"""Behind what operators put in front and beneath: the samples of scripts/deploy, run for real.
+"""The samples of scripts/deploy with real proxies, poolers and services.
 
 Needs Debian's nginx-light, haproxy, pgbouncer and prometheus (for promtool), which CI installs.
 """

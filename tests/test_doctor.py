@@ -1,4 +1,4 @@
-"""`officerpc doctor`: an installation that is in order, and what it says of one that is not."""
+"""`officerpc doctor` on healthy and broken installations."""
 
 import time
 from typing import Any

@@ -1,6 +1,6 @@
-"""Dry runs: everything is checked, the answer is what it would be, and nothing is written.
+"""Dry runs check everything, answer as usual and write nothing.
 
-That of every method is tested beside its examples, in test_registry.py.
+test_registry.py tests those of every method with its examples.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Errors that are answered before a call begins, in the envelope that the request came in."""
+"""Errors before a call starts, in the envelope of the request."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""From what the driver raises to what the caller is told, and the catalogue of error codes."""
+"""Driver errors as error answers, and the catalogue of error codes."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Every change is written down in its transaction, for good: the audit."""
+"""Events: every change has one, in its transaction, and events cannot be changed."""
 
 import json
 from collections.abc import AsyncIterator

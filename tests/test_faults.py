@@ -1,7 +1,6 @@
-"""What goes wrong around the server: clients, connections, Postgres, clocks; and what strangers get to see.
+"""Faults around the server: clients, connections, Postgres, clocks; and what answers and logs show of them.
 
-Numbers are lines of the lists of faults and, where it says so, of security. Whole processes that are
-signalled and killed are in test_process.py.
+Numbers are lines of the lists of faults and, if stated, of security. test_process.py tests processes that get signals.
 """
 
 import asyncio

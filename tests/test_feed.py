@@ -1,4 +1,4 @@
-"""What events hold: all that was written, whole, in the feed and in webhooks; and no secret, anywhere."""
+"""Events in the feed and in webhooks: the complete values, and no secrets."""
 
 import json
 from typing import Any, get_args

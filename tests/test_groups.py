@@ -1,4 +1,4 @@
-"""Groups: who is in them, what they are called, and the reserved one."""
+"""Groups: members, names, and the reserved group Admins."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What holds the feed of changes and webhooks back: transactions of this database alone, which are named."""
+"""Open transactions of this database, and no others, delay the feed and webhooks, and are named."""
 
 import asyncio
 import contextlib

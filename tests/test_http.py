@@ -1,4 +1,4 @@
-"""What HTTP asks for on every wire: HEAD, challenges, and cross-origin requests."""
+"""HTTP on every wire: HEAD, WWW-Authenticate and CORS."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A call that is sent twice is one call: on every front, in parallel, and across the death of a server."""
+"""Idempotency keys: a retry is not a new call, on every wire, in parallel, and after the server was killed."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""GET / leads to the documents."""
+"""GET / links to the documents."""
 
 import re
 

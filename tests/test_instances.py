@@ -1,4 +1,4 @@
-"""Instances: made, listed, changed and suspended by operators."""
+"""Instances: operators create, list, change and suspend them."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Integers in params: what JSON Schema takes for one (1.0, 1e2), and nothing else, in every method."""
+"""Integers in params: those of JSON Schema (1.0 and 1e2 too) and nothing else, in every method."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

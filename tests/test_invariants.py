@@ -1,4 +1,4 @@
-"""The check after each test (tests/invariants.py) notices each kind of damage."""
+"""The check after each test (tests/invariants.py) finds each kind of damage."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from invariants import INVARIANTS, violated
 
 DAMAGE: dict[str, tuple[str, ...]] = {
     "every instance has its counters": ("INSERT INTO instances (name, title) VALUES ('LOST', '')",),
-    "living_users is the number of users who are not deleted": (
+    "living_users is the number of users that are not deleted": (
         "UPDATE instance_counters SET living_users = living_users + 1",
         "UPDATE instance_counters SET living_users = living_users - 1",
     ),
@@ -34,7 +34,7 @@ DAMAGE: dict[str, tuple[str, ...]] = {
         "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"
         " VALUES (1, 99, 'user.deleted', 2, '', 0, '', '')",
     ),
-    "a login of its own stands in logins": (
+    "a login of a user is in logins": (
         "UPDATE users SET login = 'jane' WHERE id = 2",
         "INSERT INTO logins (instance_id, login_key, user_id) VALUES (1, 'jane', 2)",
     ),
@@ -43,20 +43,20 @@ DAMAGE: dict[str, tuple[str, ...]] = {
         "INSERT INTO logins (instance_id, login_key, user_id) VALUES (1, 'admin@example.com', 2)",
     ),
     "a picture is the avatar of its user": ("UPDATE users SET avatar = '' WHERE id = 1",),
-    "a place lies beneath that of its parent": (
+    "a position is below that of its parent": (
         "UPDATE positions SET path = subpath(path, 0, -1) WHERE nlevel(path) > 3",
         "UPDATE positions SET parent_id = id WHERE nlevel(path) > 3",
     ),
     "a key's default instance is one of its instances": ("DELETE FROM api_key_instances",),
-    "an event names a user who is there or was purged": (
+    "an event names a user that exists or was purged": (
         "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"
         " VALUES (1, 99, 'user.updated', 4711, '', 0, '', '')",
     ),
-    "a purged user is not there": (
+    "a purged user does not exist": (
         "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"
         " VALUES (1, 99, 'user.purged', 2, '', 0, '', '')",
     ),
-    "deleted users are those that events call deleted": (
+    "users are deleted if their events say so": (
         "UPDATE users SET deleted_at = NULL WHERE email = 'gone@example.com';"
         "UPDATE instance_counters SET living_users = living_users + 1",
         "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id)"

@@ -1,6 +1,6 @@
-"""Tenants: with another tenant's key, every method answers of our data exactly as of what does not exist.
+"""Tenant isolation: with the key of another tenant, every method answers as if our objects did not exist.
 
-A new method belongs into one of the three tables here.
+A new method must be in one of the three tables here.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The queue: done if the transaction commits, again after failures and deaths, parked when it is hopeless."""
+"""The queue: jobs run if the transaction commits, are retried after failures and killed workers, and then parked."""
 
 import asyncio
 import re

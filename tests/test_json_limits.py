@@ -1,4 +1,4 @@
-"""The JSON parser under attack: what it takes of hostile texts, and that it does so in linear time."""
+"""The JSON parser with hostile texts: its limits and linear time."""
 
 import asyncio
 import json

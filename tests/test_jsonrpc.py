@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0 over HTTP: every example of the specification, section 7, and what it leaves to the server."""
+"""JSON-RPC 2.0 over HTTP: every example of the specification, section 7, and cases that it leaves open."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""API keys: who is let in, to which instance, for what, and until when."""
+"""API keys: authentication, instances, scopes and expiry."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Limits: calls of a key, seats of an instance, quotas of its users, failed logins and common passwords."""
+"""Limits: calls of a key, seats of an instance, quotas, failed logins and common passwords."""
 
 import asyncio
 import io

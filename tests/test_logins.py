@@ -1,4 +1,4 @@
-"""Logins that are names of their own: beside an e-mail, or without one."""
+"""Logins that are not e-mails: in addition to an e-mail, or without one."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""getUser: all of a user in one look-up."""
+"""getUser: all data of a user in one call."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Mails: in three languages, over a real SMTP server, or as files; and what happens when it fails."""
+"""Mails in three languages, over a real SMTP server or as files, and SMTP errors."""
 
 import asyncio
 import email

@@ -1,4 +1,4 @@
-"""A wire is a declaration: a toy wire of five routes, served over HTTP beside the others and described by OpenAPI."""
+"""Declared wires: an example with five routes, served over HTTP beside the others and described by OpenAPI."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""The tool behind make mutants: it tells which faults tests notice, on a tree of its own."""
+"""scripts/mutants.py: it reports which faults the tests notice, on a small tree."""
 
 import json
 import sys

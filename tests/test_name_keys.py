@@ -1,4 +1,4 @@
-"""One key decides who has a name, however a name is spelled."""
+"""Names that differ only in spelling (case, Unicode form) are one name."""
 
 import unicodedata
 

@@ -1,7 +1,7 @@
-"""Each member that a user can be given travels through every call, list, file and event that has it.
+"""Each member that a user can be given is in every call, list, file and event that should have it.
 
 For a new member of NewUser or UserChanges (server/directory/users.py) add a line to MEMBERS, or to APART with the reason
-why it does not travel and the test that has it instead. What then fails here names the calls that lose the value.
+and the test that covers it instead. Failing tests name the calls that lose the value.
 """
 
 import json

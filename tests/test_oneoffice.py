@@ -1,4 +1,4 @@
-"""The OneOffice document (seeds/000), call by call: members, their order and their types."""
+"""The OneOffice document (seeds/000), call by call: members, their order and types."""
 
 import asyncpg
 from conftest import ADMIN, Client

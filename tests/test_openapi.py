@@ -1,4 +1,4 @@
-"""The OpenAPI document holds for what the server does: schemathesis looks for where it does not."""
+"""The OpenAPI document against the server, with schemathesis."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The OpenRPC document as tools read it, and null for what may be left out."""
+"""The OpenRPC document for tools, and null for optional params."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Health, metrics, logs and the work beside the calls."""
+"""Health, metrics, logs and background tasks."""
 
 import asyncpg
 from conftest import ADMIN, Client, Log, Serve

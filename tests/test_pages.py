@@ -1,4 +1,4 @@
-"""Every list in pages: of n-1, n and n+1 rows at a page size of n none is lost, none comes twice, and the last page ends it."""
+"""Pages of every list: with n-1, n and n+1 rows and pages of n, none is missing or repeated, and the last one ends it."""
 
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple

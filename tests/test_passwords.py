@@ -1,4 +1,4 @@
-"""Argon2id in a bounded pool."""
+"""Argon2id in a bounded thread pool."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Plans of users: assigned beside others, changed, and ended."""
+"""Plans of users: assigned, replaced and ended."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""`officerpc serve` as an operator runs it: real processes, started, signalled and killed.
+"""`officerpc serve` as processes: started, signalled and killed.
 
 Numbers are lines of the list of faults (design.md, "Time, faults and limits").
 """

@@ -1,4 +1,4 @@
-"""The registry keeps what it promises: examples that run, a valid OpenRPC document, declared scopes."""
+"""The registry: examples that run, a valid OpenRPC document, declared scopes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the SQL must keep to, proven from the catalogue and by parsing every named query."""
+"""Rules for the SQL, checked in the catalogue and by parsing every named query."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""searchUsers: by part of name or e-mail, by account, beneath an account, in every order."""
+"""searchUsers: by part of a name or e-mail, by account, below an account, in every order."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Logins: tokens that are shown once, stored hashed, and end when they should."""
+"""Login sessions: tokens that are shown once, stored as hashes, and expire."""
 
 import re
 

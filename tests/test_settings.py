@@ -1,4 +1,4 @@
-"""Settings, the house's map, and versions that security needs."""
+"""Settings, the map in the README, and minimum versions of packages."""
 
 import re
 import subprocess
@@ -51,6 +51,15 @@ def test_origins_are_written_as_browsers_send_them(bad: str, monkeypatch: pytest
     monkeypatch.setenv("OFFICERPC_CORS_ORIGINS", f"https://shop.example,{bad}")
     with pytest.raises(ValidationError, match="origin"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80"), ("[::1]", "[::1]:80")],
+)
+def test_ipv6_addresses_are_in_brackets_once(host: str, address: str) -> None:
+    assert Settings(host=host, port=80).listen_address() == address
+    assert Settings(host=host, port=80).own_address() == f"http://{address}"
 
 
 def test_workers_share_the_cores() -> None:

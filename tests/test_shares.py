@@ -1,4 +1,4 @@
-"""Fair shares: connections, threads and calls about many users are shared out by instance."""
+"""Fair shares: connections, threads and bulk calls are shared by instance."""
 
 import asyncio
 import contextlib

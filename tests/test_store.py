@@ -1,4 +1,4 @@
-"""The store's methods on /rpc; what its own wire says of them is in test_client_publica.py."""
+"""The store's methods on /rpc. test_client_publica.py tests its wire."""
 
 import asyncio
 from typing import Any

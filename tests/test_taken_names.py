@@ -1,4 +1,4 @@
-"""What is told of e-mails and external ids that a deleted user still has, on every wire."""
+"""E-mails and external ids of deleted users: the errors on every wire."""
 
 from typing import Any
 

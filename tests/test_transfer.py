@@ -1,4 +1,4 @@
-"""Files of users: imported in batches, killed and gone on with, every row once; exported page by page."""
+"""Import and export: batches, killed and continued imports, each row once, exports by page."""
 
 import asyncio
 import csv
@@ -111,7 +111,7 @@ async def test_csv_with_rows_that_fail(officerpc: Any, tmp_path: Path, client: C
     (tmp_path / "users.failed.csv").unlink()
     user = await client.call("getUserByEmail", {"email": "b@example.com"})
     assert (user["isAdmin"], user["profile"]["title"], user["displayName"]) == (True, "Dr.", "B, the first")
-    for content, told in ((b"name\nx\n", "names no column email"), (b"\xff\n", "cannot be read as CSV")):
+    for content, told in ((b"name\nx\n", "has no column email"), (b"\xff\n", "cannot be read as CSV")):
         file.write_bytes(content)
         done = await officerpc("users", "import", str(file), *MINE)
         assert done.status == 1 and told in done.err
@@ -199,7 +199,7 @@ async def test_another_file_is_not_gone_on_with(
     state = tmp_path / "users.jsonl.state"
     before = await footprint(db)
     for text, told in (
-        (json.dumps({"run": "r", "instance": "MYINSTANCE", "size": 1, "modified": 1}), "is another now"),
+        (json.dumps({"run": "r", "instance": "MYINSTANCE", "size": 1, "modified": 1}), "has changed since"),
         ("{}", "cannot be read"),
         ("{", "cannot be read"),
     ):
@@ -226,7 +226,7 @@ async def test_rows_that_failed_are_not_written_over(
     before = await footprint(db)
     write_users(file, 2)
     again = await officerpc("users", "import", str(file), *MINE)
-    assert again.status == 1 and "holds rows that failed in an import before" in again.err
+    assert again.status == 1 and "has failed rows of an earlier import" in again.err
     assert failed.read_bytes() == kept and not Path(f"{file}.state").exists()
     assert await footprint(db) == before
     failed.rename(tmp_path / "mine.jsonl")
@@ -290,7 +290,7 @@ async def test_interrupted_by_hand(
     command.process.send_signal(signal.SIGINT)
     ended = await command.finished()
     assert ended.status == 130
-    assert "interrupted: run it again, and it goes on" in ended.err and "Traceback" not in ended.err
+    assert "interrupted: run it again to continue" in ended.err and "Traceback" not in ended.err
     done = await officerpc("users", "import", str(file), *MINE, "--json")
     assert (done.status, done.json["created"]) == (0, 6000)
 

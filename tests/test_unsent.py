@@ -1,4 +1,4 @@
-"""Memory of answers: batches that answer more than they were sent, and clients that do not read."""
+"""Memory of answers: batches with large answers, and clients that do not read."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Users on /rpc beyond the document: changing, renaming, deleting, listing, validating."""
+"""Users on /rpc beyond the OneOffice document: changing, renaming, deleting, listing, validating."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Webhooks: signed, sent at least once and to nobody within; and the feed of changes, which skips nothing."""
+"""Webhooks: signed, sent at least once, never to private addresses; and the feed, which misses nothing."""
 
 import asyncio
 import base64

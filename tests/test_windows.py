@@ -1,4 +1,4 @@
-"""How many deliveries are under way: few at first, more to those that take them, and shared between tenants."""
+"""Concurrent deliveries: few at first, more to receivers that accept them, shared between tenants."""
 
 from collections import Counter
 from itertools import islice

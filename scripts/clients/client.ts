@@ -1,5 +1,5 @@
-// Calls a live server through the client that @open-rpc/generator made of the OpenRPC document.
-// Compiled beside it, so that the types of params and results are checked too.
+// Calls a server through the client that @open-rpc/generator generated from the OpenRPC document.
+// It is compiled with that client, which also checks the types of params and results.
 import { Client, HTTPTransport, RequestManager } from "@open-rpc/client-js";
 import { Officerpc } from "./index";
 
@@ -11,7 +11,7 @@ async function main(url: URL, key: string): Promise<void> {
   office.rpc = new Client(new RequestManager([new HTTPTransport(new URL("rpc", url).href, { headers })]));
 
   const created = await office.createUser("ann@example.com");
-  // What stands between is left out: undefined becomes null in the list that is sent.
+  // undefined omits a param: it is sent as null in the list of params.
   const updated: boolean = await office.updateUserByEmail("ann@example.com", undefined, undefined, false);
   const found = await office.getUserByEmail("ann@example.com");
   const again = await office.createUser("ann@example.com").catch((error) => error);

@@ -1,6 +1,6 @@
-// Runs the examples of the OpenRPC document with @open-rpc/test-coverage, by its own rules, and prints one
-// line for each that fails. Everything is a dry run, so that no example changes what the next one finds.
-// Arguments: the document, the URL of /rpc, an instance's key, an operator's key.
+// Runs the examples of the OpenRPC document with the rules of @open-rpc/test-coverage and prints one line for each
+// that fails. All calls are dry runs, so that examples do not change what later ones find.
+// Arguments: the document, the URL of /rpc, a key of an instance, an operator's key.
 import { createRequire } from "node:module";
 import { parseOpenRPCDocument } from "@open-rpc/schema-utils-js";
 

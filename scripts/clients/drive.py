@@ -1,7 +1,7 @@
-"""Calls a live server through the client that openapi-python-client made of the OpenAPI document.
+"""Calls a server through the client that openapi-python-client generated from the OpenAPI document.
 
-Arguments: the folder that holds the package `generated`, the server's URL, an instance's key, an operator's
-key. Prints a JSON object: for each call its status and the type that its answer was parsed as.
+Arguments: the folder of the package `generated`, the URL of the server, a key of an instance, an operator's
+key. Prints a JSON object: the number of operations, and for each call its status and the type of its answer.
 """
 
 import importlib
@@ -54,7 +54,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 def model_of(annotation: Any) -> Any:
-    """The first model of an annotation, which may be a union."""
+    """The first model in an annotation, which can be a union."""
     return next(kind for kind in (annotation, *typing.get_args(annotation)) if hasattr(kind, "from_dict"))
 
 
@@ -62,7 +62,7 @@ def main(folder: str, url: str, key: str, operator_key: str) -> None:
     """Make every call of CALLS."""
     sys.path.insert(0, folder)
     client_module = importlib.import_module("generated.client")
-    told = {}
+    outcomes = {}
     for name, given in CALLS.items():
         module = importlib.import_module(f"generated.api.{name}")
         chosen = operator_key if name.endswith("_environment") else key
@@ -76,9 +76,9 @@ def main(folder: str, url: str, key: str, operator_key: str) -> None:
         answer = module.sync_detailed(client=client, **arguments)
         parsed = answer.parsed
         kind = type(parsed[0] if isinstance(parsed, list) and parsed else parsed).__name__
-        told[name] = [answer.status_code, kind]
+        outcomes[name] = [answer.status_code, kind]
     operations = [path for path in Path(folder).glob("generated/api/*/*.py") if path.stem != "__init__"]
-    sys.stdout.write(json.dumps({"operations": len(operations), "calls": told}))
+    sys.stdout.write(json.dumps({"operations": len(operations), "calls": outcomes}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
--- A role to serve with that owns no tables: it reads and inserts events (the audit), and nothing lets it alter them.
--- Once, as the owner of the database, after `officerpc migrate` has run as that role:
+-- A role for serving that owns no tables: it can read and insert events (the audit), and cannot change them.
+-- Run it once as the owner of the database, after `officerpc migrate` as the same role:
 --   psql "$OWNER_URL" -c "CREATE ROLE officerpc_app LOGIN PASSWORD '...'" -f scripts/deploy/role.sql
--- Then `officerpc serve` and `officerpc work` run with OFFICERPC_DATABASE_URL=postgresql://officerpc_app:...@host/database,
--- and each new version's `officerpc migrate` with the owner's, before they start. Tables of later migrations are covered.
+-- Then run `officerpc serve` and `officerpc work` with OFFICERPC_DATABASE_URL=postgresql://officerpc_app:...@host/database.
+-- Before a new version starts, run its `officerpc migrate` as the owner. Tables of later migrations are included.
 
 GRANT USAGE ON SCHEMA public TO officerpc_app;
 

@@ -226,10 +226,14 @@ class Settings(BaseSettings):
         """Hashing threads of one worker, so that all workers together use each core once."""
         return self.hash_threads or max(1, available_cores() // self.workers)
 
+    def listen_address(self) -> str:
+        """Host and port as in a URL: an IPv6 address is in brackets (RFC 3986, section 3.2.2)."""
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{host}:{self.port}"
+
     def own_address(self) -> str:
         """Where clients reach this server, without a slash at the end."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.public_url.rstrip("/") or f"http://{host}:{self.port}"
+        return self.public_url.rstrip("/") or f"http://{self.listen_address()}"
 
     def shown(self) -> dict[str, Any]:
         """Every setting by its environment name, with secrets hidden, ready for JSON."""

@@ -1,4 +1,4 @@
-"""The command line, officerpc: one module a subject; options, session and terminal serve all of them."""
+"""The command officerpc: one module a subject; all use options, session and terminal."""
 
 import importlib.metadata
 from typing import Annotated

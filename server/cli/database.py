@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import typer
+from rich.progress import MofNCompleteColumn, TextColumn
 
 from server.cli.options import AsJson
 from server.cli.session import Session, run
@@ -13,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def migrate(as_json: AsJson = False) -> None:
-    """Bring the database's schema up to date."""
+    """Apply the migrations that the database lacks."""
     from server.postgres.migrations import MigrationError, load_migrations
     from server.postgres.migrations import migrate as apply
     from server.postgres.pool import DRIVER_ERRORS
@@ -34,37 +35,34 @@ def migrate(as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(
-    repair: Annotated[bool, typer.Option("--repair", help="Give each user what it lacks.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Create what is missing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that every user has its mailboxes, calendar and file folders. Status 1 if any lacks some."""
+    """Check that every user has its mailboxes, calendar and file folders. Status 1 if any is missing."""
     from server.cli.verify import incomplete_users
 
     async def work(session: Session) -> tuple[int, list[Any]]:
         async with session.database.connection() as db:
             total = await db.value("count_users")
-        checked, lacking = 0, []
-        with progress("users") as bar:
+        checked, incomplete = 0, []
+        with progress(MofNCompleteColumn(), TextColumn("users")) as bar:
             task = bar.add_task("Verifying", total=total)
             async for size, found in incomplete_users(session.database, repair=repair):
                 checked += size
-                lacking += found
+                incomplete += found
                 bar.update(task, completed=checked)
-        return checked, lacking
+        return checked, incomplete
 
-    checked, lacking = run(work)
-    described = [
-        {"instance": user.instance, "id": user.user_id, "email": user.email, "missing": user.missing}
-        for user in lacking
-    ]
+    checked, incomplete = run(work)
     if as_json:
-        show({"checked": checked, "incomplete": described, "repaired": repair}, as_json)
+        show({"checked": checked, "incomplete": incomplete, "repaired": repair}, as_json)
     else:
-        out.print(f"{checked} users, {len(lacking)} incomplete{', repaired' if repair and lacking else ''}")
-        if described:
+        repaired = ", repaired" if repair and incomplete else ""
+        out.print(f"{checked} users, {len(incomplete)} incomplete{repaired}")
+        if incomplete:
             show_list(
-                described, as_json,
+                incomplete, as_json,
                 {"instance": "instance", "id": "id", "e-mail": "email", "missing": "missing"},
             )  # fmt: skip
-    if lacking and not repair:
+    if incomplete and not repair:
         raise typer.Exit(1)

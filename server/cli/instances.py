@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.options import AsJson
-from server.cli.session import Session, pages, run
-from server.cli.terminal import moment, show, show_list
+from server.cli.session import call, call_pages
+from server.cli.terminal import format_time, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="Tenants.")
 
@@ -18,29 +18,25 @@ def create_instance(
     title: str = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make an instance with its administrator."""
+    """Create an instance and its administrator."""
     params = {"name": name, "title": title, "admin": {"email": admin_email}}
-    show(run(lambda session: session.call("createInstance", params)), as_json)
+    show(call("createInstance", params), as_json)
 
 
 @app.command("list")
 def list_instances(as_json: AsJson = False) -> None:
     """List all instances."""
-
-    async def work(session: Session) -> list[Any]:
-        return [instance async for instance in pages(session, "listInstances", "instances", {})]
-
     show_list(
-        run(work), as_json,
+        call_pages("listInstances", "instances", {}), as_json,
         {"name": "name", "title": "title", "state": _state,
-         "created (UTC)": lambda row: moment(row["createdAt"])},
+         "created (UTC)": lambda row: format_time(row["createdAt"])},
     )  # fmt: skip
 
 
 @app.command("get")
 def get_instance(name: str, as_json: AsJson = False) -> None:
-    """Look at one instance."""
-    show(run(lambda session: session.call("getInstance", {"instance": name})), as_json)
+    """Show one instance."""
+    show(call("getInstance", {"instance": name}), as_json)
 
 
 def _state(instance: Any) -> str:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.options import AsJson
-from server.cli.session import Session, read_settings, run
-from server.cli.terminal import fail, moment, show, show_list
+from server.cli.session import Session, all_by_id, call, read_settings, run
+from server.cli.terminal import fail, format_time, show, show_list
 
 app = typer.Typer(no_args_is_help=True, help="API keys.")
 
@@ -16,17 +16,17 @@ app = typer.Typer(no_args_is_help=True, help="API keys.")
 def create_key(
     name: str,
     instance: Annotated[
-        list[str] | None, typer.Option("--instance", "-i", help="Instances, the first being the default.")
+        list[str] | None, typer.Option("--instance", "-i", help="Instances; the first is the default.")
     ] = None,
     operator: Annotated[bool, typer.Option("--operator", help="A key for all instances.")] = False,
     scope: Annotated[
-        list[str] | None, typer.Option("--scope", "-s", help="Scopes; by default all it can have.")
+        list[str] | None, typer.Option("--scope", "-s", help="Scopes. Default: all it can have.")
     ] = None,
     expires_in: Annotated[int | None, typer.Option(help="Seconds until it expires.")] = None,
-    rate: Annotated[int | None, typer.Option(help="Calls a minute; 0: any.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Calls a minute; 0: no limit.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an API key, shown this once."""
+    """Create an API key. It is shown only once."""
     from server.tenants.principals import grantable_scopes
 
     params: dict[str, Any] = {
@@ -36,28 +36,22 @@ def create_key(
     if not operator:
         params["instances"] = instance or [read_settings().bootstrap_instance]
     elif instance:
-        fail("an operator's key holds every instance: leave --instance out")
-    show(run(lambda session: session.call("createApiKey", params)), as_json)
+        fail("an operator's key has access to all instances: omit --instance")
+    show(call("createApiKey", params), as_json)
 
 
 @app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List all keys without their secrets."""
-
     show_list(
         run(_all_keys), as_json,
         {"id": "id", "name": "name", "begins with": "prefix", "instances": _instances, "scopes": _scopes,
-         "state": _state, "expires (UTC)": lambda key: moment(key["expiresAt"])},
+         "state": _state, "expires (UTC)": lambda key: format_time(key["expiresAt"])},
     )  # fmt: skip
 
 
 async def _all_keys(session: Session) -> list[Any]:
-    found: list[Any] = []
-    while page := await session.call(
-        "listApiKeys", {"after": found[-1]["id"] if found else 0, "limit": 1000}
-    ):
-        found += page
-    return found
+    return await all_by_id(session, "listApiKeys", {})
 
 
 def _instances(key: Any) -> str:
@@ -80,19 +74,17 @@ def _state(key: Any) -> str:
 
 @app.command("scopes")
 def change_scopes(
-    key_id: Annotated[int | None, typer.Argument(help="A key; all keys that lack scopes without it.")] = None,
-    grant: Annotated[
-        list[str] | None, typer.Option(help="A scope to give it; all for those it lacks. May be repeated.")
-    ] = None,
-    withdraw: Annotated[list[str] | None, typer.Option(help="A scope to take away. May be repeated.")] = None,
+    key_id: Annotated[int | None, typer.Argument(help="Id of a key. Default: all that lack scopes.")] = None,
+    grant: Annotated[list[str] | None, typer.Option(help="A scope to add, or all. May be repeated.")] = None,
+    withdraw: Annotated[list[str] | None, typer.Option(help="A scope to remove. May be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which scopes keys lack, or change those of one.
+    """Show the scopes that keys lack, or change the scopes of one key.
 
-    Keys keep the scopes that they were made with: a new version's new scopes are granted here.
+    An upgrade grants no new scopes to existing keys: grant them here.
     """
     if key_id is None and (grant or withdraw):
-        fail("name the key whose scopes are to be changed")
+        fail("give the id of the key to change")
 
     async def work(session: Session) -> list[Any]:
         from server.tenants.principals import grantable_scopes
@@ -125,15 +117,15 @@ def change_scopes(
 @app.command("rotate")
 def rotate_key(
     key_id: int,
-    overlap: Annotated[int, typer.Option(help="Seconds for which the old key still works.")] = 3600,
+    overlap: Annotated[int, typer.Option(help="Seconds until the old key expires.")] = 3600,
     as_json: AsJson = False,
 ) -> None:
-    """Replace a key by a new one, shown this once."""
-    show(run(lambda session: session.call("rotateApiKey", {"id": key_id, "overlap": overlap})), as_json)
+    """Replace a key by a new one. It is shown only once."""
+    show(call("rotateApiKey", {"id": key_id, "overlap": overlap}), as_json)
 
 
 @app.command("revoke")
 def revoke_key(key_id: int, as_json: AsJson = False) -> None:
-    """End a key now."""
-    run(lambda session: session.call("revokeApiKey", {"id": key_id}))
+    """Revoke a key at once."""
+    call("revokeApiKey", {"id": key_id})
     show({"revoked": key_id}, as_json)

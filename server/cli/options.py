@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options of several commands."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON: one document, or one object per line.")]
-InstanceName = Annotated[str, typer.Option("--instance", "-i", help="The instance by name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one object per line.")]
+InstanceName = Annotated[str, typer.Option("--instance", "-i", help="Name of the instance.")]
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
-def moment(text: str) -> int:
-    """Unix seconds of a moment: today, yesterday, 90m, 2h or 7d ago, or ISO 8601 (UTC without an offset).
+def parse_time(text: str) -> int:
+    """Unix seconds of today, yesterday, 90m, 2h or 7d ago, or an ISO 8601 time (in UTC if it has no offset).
 
     Raises:
-        typer.BadParameter: it is none of these.
+        typer.BadParameter: any other text.
     """
     now = datetime.now(UTC)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -26,14 +26,11 @@ def moment(text: str) -> int:
         if ago := re.fullmatch(r"(\d{1,6})([mhd])", text):
             return int((now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})).timestamp())
         found = datetime.fromisoformat(text)
-        seconds = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter("use today, yesterday, 90m, 2h, 7d or a date such as 2026-01-31") from error
-    return seconds
 
 
-_MOMENT = "today, yesterday, 90m, 2h, 7d (ago), or a date or time in ISO 8601 (UTC)."
-Since = Annotated[
-    int | None, typer.Option(parser=moment, metavar="TIME", help=f"Not earlier than: {_MOMENT}")
-]
-Until = Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help=f"Earlier than: {_MOMENT}")]
+_MOMENT = "today, yesterday, 90m, 2h, 7d (ago), or an ISO 8601 date or time (UTC)."
+Since = Annotated[int | None, typer.Option(parser=parse_time, metavar="TIME", help=f"From: {_MOMENT}")]
+Until = Annotated[int | None, typer.Option(parser=parse_time, metavar="TIME", help=f"Before: {_MOMENT}")]

@@ -1,4 +1,4 @@
-"""officerpc settings, errors, openrpc and openapi: what the program says of itself."""
+"""officerpc settings, errors, openrpc and openapi: the reference."""
 
 import sys
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command("settings")
 def show_settings(as_json: AsJson = False) -> None:
-    """Every setting with its value; secrets are hidden."""
+    """Print every setting with its value; secrets are hidden."""
     settings = read_settings()
     shown = settings.shown()
     if as_json:
@@ -31,19 +31,19 @@ def show_settings(as_json: AsJson = False) -> None:
 
 _SOURCES = {
     "request": "any request",
-    "wire": "one wire, as the meaning says",
+    "wire": "one wire format, as the meaning says",
     "call": "any method",
     "write": "any method that writes",
-    "kept": "any method that writes and whose answer is kept for retries",
+    "kept": "any method that writes and whose answer is stored for retries",
 }
 
 
 @app.command()
 def errors(
-    code: Annotated[str | None, typer.Argument(help="One code; all of them without it.")] = None,
+    code: Annotated[str | None, typer.Argument(help="One code. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What an error code means, whether to retry, what to do, and which methods give it."""
+    """Explain error codes: meaning, whether to retry, what to do, and the methods that answer them."""
     if code is None:
         show_list(
             [_error(known) for known in ERROR_CODES], as_json,
@@ -59,12 +59,10 @@ def errors(
 
 
 def _error(code: str) -> dict[str, Any]:
-    import server.rpc.discovery  # noqa: F401  # the last of the methods; the others come with it
-    from server.methods.registry import METHODS
     from server.rpc.openrpc import rpc_number
 
     entry = ERROR_CODES[code]
-    methods = [method.name for method in METHODS.values() if code in method.errors]
+    methods = [method.name for method in _methods() if code in method.errors]
     return {
         "code": code,
         "status": entry.status,
@@ -76,20 +74,28 @@ def _error(code: str) -> dict[str, Any]:
     }
 
 
+def _methods() -> tuple[Any, ...]:
+    import server.rpc.discovery  # noqa: F401  # imports all methods
+    from server.methods.registry import METHODS
+
+    return tuple(METHODS.values())
+
+
 @app.command()
 def openrpc() -> None:
-    """The OpenRPC document of the service."""
-    import server.rpc.discovery  # noqa: F401  # the last of the methods; the others come with it
-    from server.methods.registry import METHODS
+    """Print the OpenRPC document."""
     from server.rpc.openrpc import document
 
-    described = document(tuple(METHODS.values()), read_settings().own_address())
-    sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
+    _print_indented(document(_methods(), read_settings().own_address()))
 
 
 @app.command()
 def openapi() -> None:
-    """The OpenAPI document of the REST wires."""
+    """Print the OpenAPI document of the REST wire formats."""
     from server.serving.app import openapi
 
-    sys.stdout.write(orjson.dumps(orjson.loads(openapi()), option=orjson.OPT_INDENT_2).decode() + "\n")
+    _print_indented(orjson.loads(openapi()))
+
+
+def _print_indented(document: Any) -> None:
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")

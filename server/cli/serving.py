@@ -1,4 +1,4 @@
-"""officerpc serve and work: processes that run until they are told to stop."""
+"""officerpc serve and work."""
 
 import asyncio
 import contextlib
@@ -26,11 +26,11 @@ app = typer.Typer()
 
 @app.command()
 def serve() -> None:
-    """Migrate, make the demo instance on first start, and serve until SIGTERM or Ctrl-C.
+    """Migrate, create the demo instance on the first start, and serve until SIGTERM or Ctrl-C.
 
-    A database that is away at the start is waited for.
+    Waits for the database if it is away at the start.
     """
-    # gunicorn takes the signals over when it starts; an earlier SIGTERM ends us in order too.
+    # Until gunicorn installs its own handlers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = read_settings(warn=False)
     with _metrics_folder(settings), located_database(settings) as database:
@@ -42,16 +42,16 @@ METRICS_FOLDERS = "officerpc-metrics-"
 
 @contextlib.contextmanager
 def _metrics_folder(settings: Settings) -> Iterator[None]:
-    """Where several workers put their numbers together. One worker counts in its memory, which is faster.
+    """A folder where several workers add up their metrics. One worker counts in memory, which is faster.
 
-    prometheus_client reads its place when it is imported. Each server holds a lock on its folder for as long
-    as it or one of its workers lives; folders without one were left behind by servers that were killed.
+    prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported. A server and its workers hold a lock
+    on their folder; folders without a lock are left from servers that were killed.
     """
     _remove_dead_folders(Path(tempfile.gettempdir()))
     if settings.workers == 1:
         yield
         return
-    # Locked before it has the name by which others look for it.
+    # Lock it before it gets the name that other servers look for.
     making = Path(tempfile.mkdtemp(prefix="officerpc-making-"))
     fcntl.flock(os.open(making, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
     folder = making.rename(making.with_name(making.name.replace("officerpc-making-", METRICS_FOLDERS)))
@@ -66,7 +66,7 @@ def _metrics_folder(settings: Settings) -> Iterator[None]:
 
 def _remove_dead_folders(where: Path) -> None:
     for folder in where.glob(METRICS_FOLDERS + "*"):
-        with contextlib.suppress(OSError):  # locked, or another user's, or removed by another server
+        with contextlib.suppress(OSError):  # locked, of another user, or removed by another server
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if os.fstat(lock).st_uid == os.geteuid():
@@ -91,31 +91,26 @@ def _serve(settings: Settings, database: Located) -> None:
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
-        where = f"{_in_url(settings.host)}:{settings.port}"
+        where = settings.listen_address()
         fail(f"cannot listen on {where}: see OFFICERPC_HOST and OFFICERPC_PORT ({error.strerror})")
 
-    # One for all tries: one of them may have stored it without hearing of it.
+    # The same for all attempts: one whose COMMIT got no answer may have stored it.
     offered_key = new_key()
 
     async def first_start() -> Any:
-        session = Session(settings, database.url)
-        await session.database.open()
-        try:
+        async with Session(settings, database.url) as session:
             return await prepared(
                 settings,
                 listening,
                 lambda: bootstrap(settings, session.database, session.dispatcher, offered_key),
             )
-        finally:
-            session.hasher.close()
-            await session.database.close()
 
     try:
         started = asyncio.run(first_start())
     except (MigrationError, ServiceError, *DRIVER_ERRORS) as error:
         fail(f"the database cannot be prepared: {advice(error) or error.__cause__ or error}")
     key = started.api_key if settings.bootstrap_api_key is None else None
-    if key is not None:  # before anything else can go wrong: it is nowhere else
+    if key is not None:  # now, before anything can fail: it is stored nowhere
         say(f"API key of {settings.bootstrap_instance}, shown this once: {key}")
     Arbiter(settings, database.url, listening, database.look_after, lambda: _greet(settings, key)).run()
 
@@ -125,13 +120,8 @@ def _warn_of_unknown_variables() -> None:
         log.warning("unknown_setting", variable=name, did_you_mean=meant)
 
 
-def _in_url(host: str) -> str:
-    """A host as URLs have it: IPv6 addresses stand in brackets (RFC 3986, section 3.2.2)."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
 def _greet(settings: Settings, key: str | None) -> None:
-    address = f"http://{_in_url(settings.host)}:{settings.port}/rpc"
+    address = f"http://{settings.listen_address()}/rpc"
     if not settings.smtp_host:
         from server.outside.mail import folder
 
@@ -145,9 +135,9 @@ def _greet(settings: Settings, key: str | None) -> None:
 
 @app.command()
 def work() -> None:
-    """Work the queue of mails and other jobs, and purge, until SIGTERM or Ctrl-C.
+    """Send mails and webhooks, run other jobs and purges, until SIGTERM or Ctrl-C.
 
-    For servers with OFFICERPC_RUN_JOBS=false; several may run. The database must be migrated.
+    For servers with OFFICERPC_RUN_JOBS=false. Several may run. The database must be migrated.
     """
     settings = read_settings(warn=False)
     logs.configure(settings.log_level)
@@ -158,21 +148,7 @@ def work() -> None:
         from server.events import webhooks
         from server.jobs import queue
 
-        session = Session(settings, database.url)
-        services = queue.Services(settings, session.database, session.dispatcher.metrics)
-        await session.database.open()
-        tasks = [
-            asyncio.create_task(queue.work(services)),
-            asyncio.create_task(upkeep.keep_purging(session.database, settings)),
-            asyncio.create_task(
-                webhooks.keep_delivering(settings, session.database, session.dispatcher.metrics)
-            ),
-        ]
         failures: list[Exception] = []
-
-        def stop() -> None:
-            for task in tasks:
-                task.cancel()
 
         async def look_after() -> None:
             try:
@@ -183,14 +159,24 @@ def work() -> None:
                 failures.append(error)
                 stop()
 
-        tasks.append(asyncio.create_task(look_after()))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        try:
+        def stop() -> None:
+            for task in tasks:
+                task.cancel()
+
+        async with Session(settings, database.url) as session:
+            metrics = session.dispatcher.metrics
+            tasks = [
+                asyncio.create_task(coroutine)
+                for coroutine in (
+                    queue.work(queue.Services(settings, session.database, metrics)),
+                    upkeep.keep_purging(session.database, settings),
+                    webhooks.keep_delivering(settings, session.database, metrics),
+                    look_after(),
+                )
+            ]
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop)
             await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            session.hasher.close()
-            await session.database.close()
         if failures:
             fail(str(failures[0]))
 

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for machines, progress and errors on standard error."""
+"""Output of commands: tables, JSON, progress bars and errors."""
 
 import os
 import sys
@@ -8,13 +8,12 @@ from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from server.base.printable import printable, printable_json
 
-# Without a terminal there is no width: nothing is folded, unless COLUMNS asks for it. Markup is off: tenants
-# write names such as [link=...].
+# Without a terminal lines are folded only if COLUMNS is set. Markup is off, as tenants' names can contain it.
 out = Console(
     width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100_000,
     markup=False, emoji=False, highlight=False,
@@ -22,7 +21,7 @@ out = Console(
 err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 Columns = Mapping[str, str | Callable[[Any], Any]]
-"""The columns of a table: its heading, and the member that it shows or what it makes of a row."""
+"""Columns of a table: for each heading the member to show, or a function of the row."""
 
 
 def fail(message: str) -> NoReturn:
@@ -32,23 +31,18 @@ def fail(message: str) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def show_json(value: Any) -> None:
-    """One line of JSON on standard output."""
+    """Print one line of JSON."""
     sys.stdout.write(printable_json(value).decode() + "\n")
 
 
 def show(result: Any, as_json: bool) -> None:
-    """One object: JSON for machines, a table of its members for people.
-
-    Args:
-        result: the object, as a method answers it.
-        as_json: whether a machine reads it.
-    """
+    """Print an object as JSON or as a table of its members."""
     if as_json:
         show_json(result)
         return
@@ -59,13 +53,11 @@ def show(result: Any, as_json: bool) -> None:
 
 
 def show_list(rows: Sequence[Any], as_json: bool, columns: Columns, *, unbroken: bool = False) -> None:
-    """A list of objects: JSON for machines, a table with the columns that fit 80 characters for people.
+    """Print a list of objects: as JSON with all members, or as a table.
 
     Args:
-        rows: as methods answer them.
-        as_json: whether a machine reads it, and gets every member.
-        columns: what people see.
-        unbroken: never fold the first column, which is copied from.
+        columns: of the table, few enough for 80 characters.
+        unbroken: never fold the first column, so that it can be copied.
     """
     if as_json:
         show_json(rows)
@@ -86,28 +78,28 @@ def show_list(rows: Sequence[Any], as_json: bool, columns: Columns, *, unbroken:
 
 
 def table(*names: str, show_header: bool = True) -> Table:
-    """A table that cuts nothing off: what does not fit is folded."""
+    """A table that folds long values instead of cutting them."""
     return Table(
         *(Column(name, overflow="fold") for name in names), show_header=show_header, box=None,
         pad_edge=False, padding=(0, 2, 0, 0), header_style="bold",
     )  # fmt: skip
 
 
-def moment(seconds: int | None) -> str:
-    """Unix seconds as a date and a time of day in UTC; empty for None."""
+def format_time(seconds: int | None) -> str:
+    """Unix seconds as date and time in UTC; empty for None."""
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
 def cell(name: str, value: Any) -> str:
-    """A value for people: times in UTC, lists of texts with commas, everything else as JSON.
+    """A value in a table: times in UTC, lists of texts with commas, everything else as JSON.
 
     Args:
-        name: of the member; one that ends in At holds Unix seconds.
+        name: of the member; if it ends in At, the value is in Unix seconds.
     """
     if value is None:
         return ""
     if name.endswith("At") and isinstance(value, int) and not isinstance(value, bool):
-        return f"{moment(value)} UTC"
+        return f"{format_time(value)} UTC"
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -115,9 +107,8 @@ def cell(name: str, value: Any) -> str:
     return printable_json(value).decode()
 
 
-def progress(unit: str) -> Progress:
-    """A progress bar on standard error, so that standard output stays clean."""
+def progress(*columns: ProgressColumn) -> Progress:
+    """A progress bar on standard error, with these columns before the remaining time."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-        TimeRemainingColumn(), console=err,
-    )  # fmt: skip
+        TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), console=err
+    )

@@ -1,4 +1,4 @@
-"""Users into and out of an instance, by files as long as may be: officerpc users import and export."""
+"""officerpc users import and export, for files of any length."""
 
 import asyncio
 import codecs
@@ -6,6 +6,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import io
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -28,14 +29,14 @@ from server.tenants.call import RequestContext
 from server.tenants.principals import OPERATOR
 
 PASSWORDS = 100
-"""Rows with a password in one call, each of which takes a core some hundredths of a second."""
+"""Maximum number of rows with a password in one call; hashing one takes some hundredths of a second."""
 PAGE = 1000
 ERROR = "error"
-"""Column or member with the reason in a file of failed rows; import takes no notice of it."""
+"""Column or member with the reason in a file of failed rows; import ignores it."""
 
 
 class TransferError(Exception):
-    """What keeps an import from beginning or going on; the message is for whoever began it."""
+    """Why an import cannot start or continue. The message is shown to the user."""
 
 
 @dataclass(slots=True)
@@ -45,18 +46,18 @@ class Row:
     number: int
     # Params of createUser; None where the row cannot be read.
     params: dict[str, Any] | None
-    # What the file of failed rows gets: cells, an object, or the line itself where it is neither.
+    # For the file of failed rows: cells, an object, or the line if it is neither.
     given: Any
     problem: str = ""
-    # Where the next one begins.
+    # Offset of the next row in the file.
     end: int = 0
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far an import is; also what is kept beside its file until it is through."""
+    """The progress of an import, stored beside its file until it is finished."""
 
-    # Names the import in the audit, so that it knows what it has made.
+    # Part of the request ids, which the audit stores: identifies the users that the import created.
     run: str
     instance: str
     size: int
@@ -65,73 +66,71 @@ class Progress:
     rows: int = 0
     created: int = 0
     failed: int = 0
-    # Bytes of the file of failed rows.
+    # Length of the file of failed rows.
     failed_bytes: int = 0
 
 
 @dataclass(slots=True)
 class Import:
-    """Creates users from a file, a batch in a call, and goes on where it was interrupted.
+    """Creates users from a file, one batch a call, and continues after an interruption.
 
-    Beside the file there are, while it runs or waits to go on, FILE.state, and if rows failed FILE.failed
-    with its own suffix, which holds those rows and why, and can be imported once they are mended. No other
-    import writes over that file.
+    FILE.state stores the progress until the import is finished. FILE.failed, with the suffix of FILE, has the
+    failed rows and the reasons. It can be corrected and imported; no other import overwrites it.
     """
 
     database: Database
     dispatcher: Dispatcher
     file: Path
     instance: str
-    # Whether it goes on with what was begun before.
+    # Whether it continues an interrupted import.
     resumes: bool = False
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def state_path(self) -> Path:
-        """Where it is written down how far this is."""
+        """The file with the progress."""
         return self.file.with_name(f"{self.file.name}.state")
 
     @property
     def failed_path(self) -> Path:
-        """Where the rows are that failed."""
+        """The file with the failed rows."""
         return self.file.with_name(f"{self.file.stem}.failed{self.file.suffix}")
 
-    async def run(self, tell: Callable[[Progress], None]) -> Progress:
-        """Import what is not imported yet.
+    async def run(self, report: Callable[[Progress], None]) -> Progress:
+        """Import the rest of the file. Errors of single rows go to failures.
 
         Args:
-            tell: called after each batch.
+            report: called after each batch.
 
         Raises:
-            TransferError: the file cannot be imported, or not now. What is wrong with single rows is in
-                failures.
+            TransferError: the file cannot be imported, or not now.
             ServiceError: there is no such instance.
         """
         with self.file.open("rb") as source:
             try:
-                fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
+                fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             except OSError as error:
-                raise TransferError(f"{self.file} is being imported already") from error
+                raise TransferError(f"another process is importing {self.file}") from error
             async with analyzing(self.database):
-                return await self._run(source, tell)
+                return await self._run(source, report)
 
-    async def _run(self, source: BinaryIO, tell: Callable[[Progress], None]) -> Progress:
+    async def _run(self, source: BinaryIO, report: Callable[[Progress], None]) -> Progress:
         progress = self._begun(source)
-        reader = Reader(source, is_csv=self.file.suffix.lower() == ".csv")
-        reader.go_to(progress.offset, progress.rows)
-        # What was sent last may have been done before the interruption.
+        is_csv = self.file.suffix.lower() == ".csv"
+        reader = Reader(source, is_csv=is_csv, offset=progress.offset, number=progress.rows)
+        # The last batch may have been committed before the interruption.
         is_doubtful = self.resumes
         self._write_state(progress)
-        tell(progress)
+        report(progress)
         with open(  # noqa: ASYNC230
             self.failed_path, "r+b", opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)
         ) as failed:
-            os.fchmod(failed.fileno(), 0o600)  # whoever made it
-            # No further than it goes, should somebody have taken what was in it.
+            os.fchmod(failed.fileno(), 0o600)  # also if it existed before
+            # It may be shorter now: truncating it to more would fill it with NUL characters.
             failed.truncate(min(progress.failed_bytes, failed.seek(0, os.SEEK_END)))
             failed.seek(0, os.SEEK_END)
             for batch in reader.batches():
-                made, refused = await self._patiently(batch, progress, is_doubtful)
+                created, refused = await self._send_with_retries(batch, progress, is_doubtful)
                 is_doubtful = False
                 for row, why in refused:
                     if not failed.tell():
@@ -141,10 +140,10 @@ class Import:
                 os.fsync(failed.fileno())
                 progress.failed_bytes = failed.tell()
                 progress.offset, progress.rows = batch[-1].end, batch[-1].number
-                progress.created += made
+                progress.created += created
                 progress.failed += len(refused)
                 self._write_state(progress)
-                tell(progress)
+                report(progress)
         if not progress.failed:
             self.failed_path.unlink()
         self.state_path.unlink()
@@ -156,37 +155,37 @@ class Import:
         try:
             before = Progress(**orjson.loads(self.state_path.read_bytes()))
         except FileNotFoundError:
-            self._refuse_to_write_over()
+            self._refuse_to_overwrite()
             return fresh
         except (TypeError, orjson.JSONDecodeError) as error:
-            raise TransferError(f"{self.state_path} cannot be read: remove it to begin anew") from error
+            raise TransferError(f"{self.state_path} cannot be read: remove it to start again") from error
         same = (before.instance, before.size, before.modified) == (fresh.instance, fresh.size, fresh.modified)
         if not same:
             raise TransferError(
                 f"an import of {self.file.name} into {before.instance} was interrupted, and the file or the"
-                f" instance is another now: remove {self.state_path} to begin anew"
+                f" instance has changed since: remove {self.state_path} to start again"
             )
         self.resumes = True
         return before
 
-    def _refuse_to_write_over(self) -> None:
+    def _refuse_to_overwrite(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             if self.failed_path.stat().st_size:
                 raise TransferError(
-                    f"{self.failed_path} holds rows that failed in an import before: import them from there,"
-                    " or move that file away or remove it, and run this again"
+                    f"{self.failed_path} has failed rows of an earlier import: import, move or remove that"
+                    " file, then run this again"
                 )
 
     def _write_state(self, progress: Progress) -> None:
-        # Whole or not at all: a state that was cut off would be no state.
-        aside = self.state_path.with_name(f"{self.state_path.name}.new")
-        with aside.open("wb") as stream:
+        # Atomically: the file is never incomplete.
+        new = self.state_path.with_name(f"{self.state_path.name}.new")
+        with new.open("wb") as stream:
             stream.write(orjson.dumps(progress))
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(self.state_path)
+        new.replace(self.state_path)
 
-    async def _patiently(
+    async def _send_with_retries(
         self, batch: list[Row], progress: Progress, is_doubtful: bool
     ) -> tuple[int, list[tuple[Row, str]]]:
         for pause in (1, 2, 4, 8, 0):
@@ -195,7 +194,7 @@ class Import:
             except Unavailable as error:
                 pass_on_cancelling(error)
                 if not pause:
-                    raise TransferError(f"{error.message}; run it again to go on") from error
+                    raise TransferError(f"{error.message}; run it again to continue") from error
                 is_doubtful = True
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")
@@ -203,7 +202,11 @@ class Import:
     async def _send(
         self, batch: list[Row], progress: Progress, is_doubtful: bool
     ) -> tuple[int, list[tuple[Row, str]]]:
-        """How many rows of a batch are users now, and which failed and why."""
+        """The number of rows of a batch that are users now, and the failed rows with the reasons.
+
+        Args:
+            is_doubtful: the batch may have been sent before, and its answer lost.
+        """
         good = [row for row in batch if row.params is not None]
         refused = [(row, row.problem) for row in batch if row.params is None]
         if good:
@@ -217,8 +220,8 @@ class Import:
             ]
             if is_doubtful:
                 bad = {row.number for row, _ in errors}
-                made = {_key(row) for row in good if row.number not in bad}
-                errors = await self._not_made_before(errors, made, request_id)
+                created = {_key(row) for row in good if row.number not in bad}
+                errors = await self._without_created_before(errors, created, request_id)
             refused += [(row, error["message"]) for row, error in errors]
         refused.sort(key=lambda pair: pair[0].number)
         self.failures += [
@@ -227,21 +230,21 @@ class Import:
         ][: MOST - len(self.failures)]
         return len(batch) - len(refused), refused
 
-    async def _not_made_before(
-        self, errors: list[tuple[Row, dict[str, Any]]], made_now: set[str], request_id: str
+    async def _without_created_before(
+        self, errors: list[tuple[Row, dict[str, Any]]], created_now: set[str], request_id: str
     ) -> list[tuple[Row, dict[str, Any]]]:
-        """Without the rows whose e-mails are taken because the same call had made them, unheard."""
+        """The errors without those of rows that an earlier attempt of the same call created."""
         keys = [_key(row) for row, error in errors if error["code"] == "duplicate_email"]
         target = await self.dispatcher.keys.instance(OPERATOR, self.instance, while_suspended=True)
         async with self.database.connection() as db:
             rows = await db.all(
                 "find_created_by", instance_id=target.id, email_keys=keys, request_id=request_id
             )
-        made = {row["email_key"] for row in rows} - made_now
+        created = {row["email_key"] for row in rows} - created_now
         left = []
         for row, error in errors:
-            if error["code"] == "duplicate_email" and _key(row) in made:
-                made.remove(_key(row))  # the first row with this e-mail; another one did fail
+            if error["code"] == "duplicate_email" and _key(row) in created:
+                created.remove(_key(row))  # only the first row with this e-mail; a second one did fail
             else:
                 left.append((row, error))
         return left
@@ -254,19 +257,21 @@ def _key(row: Row) -> str:
 class Reader:
     """The rows of a CSV or JSON lines file, one at a time."""
 
-    def __init__(self, source: BinaryIO, *, is_csv: bool) -> None:
+    def __init__(self, source: BinaryIO, *, is_csv: bool, offset: int, number: int) -> None:
         """
         Args:
             source: at its beginning.
+            offset: the end of the last row that was read before; 0 for none.
+            number: the number of that row.
 
         Raises:
-            TransferError: a CSV file without a header.
+            TransferError: a CSV file without a valid header.
         """
         self._source = source
         self._is_csv = is_csv
-        self._number = 0
+        self._number = number
         self.header: list[str] = []
-        # Cells are escaped (spreadsheet_cell) in files of failed rows, and in no other file.
+        # Only files of failed rows have escaped cells (spreadsheet_cell).
         self._is_of_failed = False
         if is_csv:
             try:
@@ -278,21 +283,12 @@ class Reader:
             self._is_of_failed = ERROR in self.header
             self.header = self._texts(self.header)
             if "email" not in self.header:
-                raise TransferError("the header names no column email")
-
-    def go_to(self, offset: int, number: int) -> None:
-        """Go on after a row.
-
-        Args:
-            offset: its end; 0 for the first row.
-            number: its number.
-        """
+                raise TransferError("the header has no column email")
         if offset:
             self._source.seek(offset)
-        self._number = number
 
     def batches(self) -> Iterator[list[Row]]:
-        """Rows for one call each."""
+        """The rows in batches, one for each call."""
         batch: list[Row] = []
         passwords = 0
         for row in self._csv_rows() if self._is_csv else self._json_rows():
@@ -305,18 +301,18 @@ class Reader:
             yield batch
 
     def _lines(self) -> Iterator[str]:
-        # One at a time, so that the place in the file is that of what was read.
+        # readline, so that tell() is the end of the last line that was read.
         while line := self._source.readline():
             if self._source.tell() == len(line):
                 line = line.removeprefix(codecs.BOM_UTF8)
-            # What is not UTF-8 is kept, byte by byte, for the file of failed rows.
+            # surrogateescape keeps invalid bytes for the file of failed rows.
             yield line.decode("utf-8", "surrogateescape")
 
     def _csv_rows(self) -> Iterator[Row]:
         while True:
             begin = self._source.tell()
             try:
-                # A reader of its own for each row: after an error it would read no further.
+                # A new reader for each row, as a reader stops after an error.
                 cells = next(csv.reader(self._lines()), None)
             except csv.Error:
                 self._number += 1
@@ -369,16 +365,16 @@ class Reader:
             yield row
 
     def failed_header(self) -> bytes:
-        """The beginning of a file of failed rows."""
+        """The header of the file of failed rows."""
         if not self._is_csv:
             return b""
         return _csv_line([*(name for name in self.header if name != ERROR), ERROR])
 
     def failed_row(self, row: Row, why: str) -> bytes:
-        """A row as it was, with the reason.
+        """A row as it was given, with the reason.
 
-        Of CSV, cells beyond the header stand behind the reason, bytes that are not UTF-8 stay what they were,
-        and what is no CSV is in the first cell. Of JSON lines, what is no object is a text, line.
+        CSV: cells beyond the header are after the reason, invalid UTF-8 is kept, and a row that is not CSV is
+        in the first cell. JSON lines: a line that is not an object is in the member line.
         """
         if self._is_csv:
             cells, width = row.given, len(self.header)
@@ -392,10 +388,7 @@ class Reader:
 
 @functools.cache
 def _json_cells() -> frozenset[str]:
-    """The members of a user that are no text.
-
-    CSV knows text alone: booleans (in any case), numbers, lists and objects are written as JSON there.
-    """
+    """Columns whose CSV cells are JSON (true and false in any case); the others are text."""
     described = NewUser.model_json_schema()["properties"]
     texts = {
         name
@@ -407,7 +400,7 @@ def _json_cells() -> frozenset[str]:
 
 def _cell(name: str, value: str) -> Any:
     if name in _json_cells():
-        if value.lower() in ("true", "false"):  # as spreadsheets write them
+        if value.lower() in ("true", "false"):  # spreadsheets write capitals
             value = value.lower()
         with contextlib.suppress(Malformed):
             return parse_json(value.encode())
@@ -418,26 +411,17 @@ def _is_utf8(text: str) -> bool:
     return text.isascii() or not any("\udc80" <= char <= "\udcff" for char in text)
 
 
-class _Line:
-    """What csv writes a row into."""
-
-    text = ""
-
-    def write(self, text: str) -> None:
-        self.text += text
-
-
 def _csv_line(cells: list[str]) -> bytes:
-    line = _Line()
-    csv.writer(line).writerow(map(spreadsheet_cell, cells))  # what ends lines is quoted, a lone CR too
-    return line.text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(map(spreadsheet_cell, cells))  # its default, CRLF, makes it quote a lone CR too
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 async def exported_users(database: Database, instance_id: int) -> AsyncIterator[list[bytes]]:
-    """The living users of an instance as JSON lines, a page at a time, in the order of their ids.
+    """The users of an instance that are not deleted, as JSON lines, one page at a time, in the order of ids.
 
-    Each page begins after the last one of the page before, so that no page costs more than the first, memory
-    holds no more than one, and who is renamed in between is neither left out nor there twice.
+    Pages start after the last id of the page before: each costs the same, one is in memory at a time, and
+    users renamed in between are exported once.
     """
     after = 0
     while True:

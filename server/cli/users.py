@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn, TextColumn
 
 from server.base.printable import printable_json_bytes
 from server.cli.options import AsJson, InstanceName
-from server.cli.session import Session, pages, run
-from server.cli.terminal import err, fail, moment, out, show, show_json, show_list
+from server.cli.session import Session, call, pages, run
+from server.cli.terminal import err, fail, format_time, out, progress, show, show_json, show_list
 
 app = typer.Typer(no_args_is_help=True, help="Users of an instance.")
 
@@ -19,25 +19,24 @@ app = typer.Typer(no_args_is_help=True, help="Users of an instance.")
 def create_user(
     email: str,
     instance: InstanceName,
-    display_name: Annotated[str | None, typer.Option(help="By default the local part of the e-mail.")] = None,
+    display_name: Annotated[str | None, typer.Option(help="Default: the local part of the e-mail.")] = None,
     password: Annotated[
         str | None, typer.Option(envvar="OFFICERPC_NEW_PASSWORD", help="Prefer the environment variable.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="Make it an administrator.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a user with all its provisioning."""
+    """Create a user with its mailboxes, calendar and file folders."""
     params: dict[str, Any] = {"email": email, "instance": instance, "isAdmin": admin}
     params |= {"displayName": display_name} if display_name else {}
     params |= {"password": password} if password else {}
-    show(run(lambda session: session.call("createUser", params)), as_json)
+    show(call("createUser", params), as_json)
 
 
 @app.command("get")
 def get_user(email: str, instance: InstanceName, as_json: AsJson = False) -> None:
-    """Look a user up."""
-    params = {"email": email, "instance": instance}
-    show(run(lambda session: session.call("getUserByEmail", params)), as_json)
+    """Show one user."""
+    show(call("getUserByEmail", {"email": email, "instance": instance}), as_json)
 
 
 @app.command("list")
@@ -46,7 +45,7 @@ def list_users(
     status: Annotated[str, typer.Option(help="all, admins, suspended or deleted.")] = "all",
     as_json: AsJson = False,
 ) -> None:
-    """List users; with --json one a line."""
+    """List users; with --json one object per line."""
 
     async def work(session: Session) -> None:
         found = pages(session, "listUsers", "users", {"instance": instance, "status": status})
@@ -57,7 +56,7 @@ def list_users(
             show_list(
                 [user async for user in found], as_json,
                 {"id": "id", "e-mail": "email", "name": "displayName", "state": _state,
-                 "created (UTC)": lambda user: moment(user["createdAt"])},
+                 "created (UTC)": lambda user: format_time(user["createdAt"])},
             )  # fmt: skip
 
     run(work)
@@ -77,24 +76,18 @@ def import_users(
     instance: InstanceName,
     as_json: AsJson = False,
 ) -> None:
-    """Create users from a file whose columns or members are those of createUser. Status 1 if any failed.
+    """Create users from a file with the params of createUser. Status 1 if any failed.
 
-    Interrupted, it goes on from where it was when it is run again. Rows that failed are in FILE.failed.csv or
-    .jsonl with the reason, and can be imported from there once they are mended; while that file is there, no
-    other import of FILE begins. With --json, failures are the first thousand of this run, and notListed says
-    how many more rows failed.
+    If interrupted, run it again: it continues. Failed rows are written to FILE.failed.csv or .jsonl with the
+    reason; correct that file and import it. While it exists, FILE cannot be imported again. With --json,
+    failures has the first thousand failed rows of this run, and notListed the number of the others.
     """
-    from server.cli.transfer import Import, TransferError
-    from server.cli.transfer import Progress as Done
+    from server.cli.transfer import Import, Progress, TransferError
 
-    async def work(session: Session) -> tuple[Import, Done]:
-        await session.call("getInstance", {"instance": instance})  # better no such instance now than per row
+    async def work(session: Session) -> tuple[Import, Progress]:
+        await session.call("getInstance", {"instance": instance})  # so that an unknown one fails once
         import_ = Import(session.database, session.dispatcher, file, instance)
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-            TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=err) as bar:
+        with progress(TaskProgressColumn(), TextColumn("{task.fields[rows]} rows")) as bar:
             task = bar.add_task("Importing", total=file.stat().st_size, rows=0)
             done = await import_.run(lambda done: bar.update(task, completed=done.offset, rows=done.rows))
         return import_, done
@@ -104,7 +97,7 @@ def import_users(
     except (TransferError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
-        err.print("interrupted: run it again, and it goes on", soft_wrap=True)
+        err.print("interrupted: run it again to continue", soft_wrap=True)
         raise typer.Exit(130) from None
     failures = import_.failures
     if as_json:
@@ -114,27 +107,26 @@ def import_users(
             as_json,
         )
     else:
-        resumed = ", with those from before the interruption" if import_.resumes else ""
+        resumed = ", including those before the interruption" if import_.resumes else ""
         out.print(f"{done.created} created, {done.failed} failed{resumed}")
         if failures:
             show_list(failures[:20], as_json, {"row": "row", "e-mail": "email", "reason": "error"})
             if done.failed > 20:
                 out.print(f"and {done.failed - len(failures[:20])} more")
     if done.failed:
-        told = f"the rows that failed: {import_.failed_path}"
-        err.print(told, soft_wrap=True)
+        err.print(f"failed rows: {import_.failed_path}", soft_wrap=True)
         raise typer.Exit(1)
 
 
 @app.command("export")
 def export_users(instance: InstanceName) -> None:
-    """Write users as JSON lines, in the order of their ids; users import takes them."""
+    """Print users as JSON lines for users import, in the order of their ids."""
 
     async def work(session: Session) -> None:
         from server.cli.transfer import exported_users
         from server.tenants.principals import OPERATOR
 
-        session.asked = {"instance": instance}
+        session.last_params = {"instance": instance}
         target = await session.keys.instance(OPERATOR, instance, while_suspended=True)
         async for lines in exported_users(session.database, target.id):
             sys.stdout.buffer.writelines(map(printable_json_bytes, lines))

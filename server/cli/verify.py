@@ -1,72 +1,55 @@
-"""Does every user have its whole provisioning? And if not, giving it what is missing."""
+"""Find and repair users whose provisioning is incomplete."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from typing import Any
 
 from server.directory.creation import LAYOUT
 from server.events.changes import Change
 from server.events.emit import emit, system_actor
-from server.postgres.db import Connection, Database
+from server.postgres.db import Database
 
 _BATCH = 5000
 
 
-@dataclass(frozen=True, slots=True)
-class Incomplete:
-    """A user that lacks something."""
-
-    instance: str
-    user_id: int
-    email: str
-    missing: dict[str, list[str]]
-
-
 async def incomplete_users(
     database: Database, *, repair: bool
-) -> AsyncIterator[tuple[int, list[Incomplete]]]:
-    """Go through all users of all instances, batch by batch in the order of their keys.
+) -> AsyncIterator[tuple[int, list[dict[str, Any]]]]:
+    """Check all users of all instances, in batches in the order of their keys.
 
     Args:
-        repair: give each what it lacks, a user in a transaction, and write it down.
+        repair: create what is missing and emit an event, in one transaction a user.
 
     Yields:
-        how many users the batch had, and those of them that lacked something.
+        the number of users in the batch, and the incomplete ones: instance, id, email and what is missing.
     """
-    place = (0, 0)
+    last = (0, 0)
     while True:
+        after = {"after_instance": last[0], "after_user": last[1]}
         async with database.connection() as db:
-            end = await db.one(
-                "find_batch_end", after_instance=place[0], after_user=place[1], batch_size=_BATCH
-            )
+            end = await db.one("find_batch_end", **after, batch_size=_BATCH)
             if end is None:
                 return
             last = (end["instance_id"], end["user_id"])
             rows = await db.all(
-                "find_incomplete_users",
-                after_instance=place[0], after_user=place[1], last_instance=last[0], last_user=last[1],
-                **LAYOUT,
-            )  # fmt: skip
-        found = [
-            Incomplete(
-                row["instance"], row["user_id"], row["email"],
-                {
-                    part: missing
-                    for part, roles in LAYOUT.items()
-                    if (missing := [role for role in roles if role not in row[part]])
-                },
+                "find_incomplete_users", **after, last_instance=last[0], last_user=last[1], **LAYOUT
             )
-            for row in rows
-        ]  # fmt: skip
-        if repair:
-            for row, user in zip(rows, found, strict=True):
-                async with database.transaction() as db:
-                    await _repair(db, row["instance_id"], user)
+        found = []
+        for row in rows:
+            missing = {
+                part: lacks
+                for part, roles in LAYOUT.items()
+                if (lacks := [role for role in roles if role not in row[part]])
+            }
+            user = {"instance": row["instance"], "id": row["user_id"], "email": row["email"]}
+            found.append(user | {"missing": missing})
+            if repair:
+                await _repair(database, row["instance_id"], row["user_id"], missing)
         yield end["users"], found
-        place = last
 
 
-async def _repair(db: Connection, instance_id: int, user: Incomplete) -> None:
-    lacking = {part: user.missing.get(part, []) for part in LAYOUT}
-    await db.run("repair_user", instance_id=instance_id, user_id=user.user_id, **lacking)
-    change = Change("", user.user_id, None, user.missing)
-    await emit(db, instance_id, system_actor("repairUser", "verify"), [change])
+async def _repair(database: Database, instance_id: int, user_id: int, missing: dict[str, list[str]]) -> None:
+    lacking = {part: missing.get(part, []) for part in LAYOUT}
+    async with database.transaction() as db:
+        await db.run("repair_user", instance_id=instance_id, user_id=user_id, **lacking)
+        change = Change("", user_id, None, missing)
+        await emit(db, instance_id, system_actor("repairUser", "verify"), [change])
