@@ -37,8 +37,7 @@ new_position AS (
     WHERE :placed::boolean
 )
 
-SELECT id, title
-FROM new_account;
+SELECT id, title FROM new_account;
 
 -- name: create_root_account(instance_id, user_id, title)^
 -- The first account of an instance, its administrator's, at the root of tree 0.
@@ -51,8 +50,7 @@ WITH counter AS (
 
 new_account AS (
     INSERT INTO accounts (instance_id, id, user_id, title)
-    SELECT :instance_id, account_id, :user_id, :title
-    FROM counter
+    SELECT :instance_id, account_id, :user_id, :title FROM counter
     RETURNING id, title
 ),
 
@@ -64,27 +62,23 @@ new_position AS (
     FROM counter
 )
 
-SELECT id, title
-FROM new_account;
+SELECT id, title FROM new_account;
 
 -- name: add_position(instance_id, account_id, tree_id, parent_id)^
 -- A place for an account: under another place of the tree or, with a null parent, at the root of an empty tree.
 WITH parent AS (
-    SELECT path
-    FROM positions
+    SELECT path FROM positions
     WHERE instance_id = :instance_id AND tree_id = :tree_id AND id = :parent_id
 ),
 
 place AS (
-    SELECT path
-    FROM parent
+    SELECT path FROM parent
     UNION ALL
     SELECT text2ltree('i' || :instance_id::bigint || '.t' || :tree_id::integer)
     WHERE
         :parent_id::bigint IS NULL
         AND (
-            SELECT taken.account_id
-            FROM positions AS taken
+            SELECT taken.account_id FROM positions AS taken
             WHERE taken.instance_id = :instance_id AND taken.tree_id = :tree_id
             ORDER BY taken.account_id -- by the index, which tells at once of an empty tree
             LIMIT 1
@@ -109,8 +103,7 @@ RETURNING id;
 
 -- name: lock_trees(instance_id)!
 -- Holds every change of the instance's trees off until the transaction ends: placing takes this row too.
-SELECT instance_id
-FROM instance_counters
+SELECT instance_id FROM instance_counters
 WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
 
@@ -152,11 +145,9 @@ WHERE
 WITH RECURSIVE branch AS (
     SELECT id, parent_id, account_id, user_id, 1 AS level
     FROM (
-        SELECT id, parent_id, account_id, user_id
-        FROM positions
+        SELECT id, parent_id, account_id, user_id FROM positions
         WHERE instance_id = :instance_id AND parent_id = :position_id
-        ORDER BY id
-        LIMIT :row_limit
+        ORDER BY id LIMIT :row_limit
     ) AS first_level
     UNION ALL
     SELECT p.id, p.parent_id, p.account_id, p.user_id, branch.level + 1
@@ -166,8 +157,7 @@ WITH RECURSIVE branch AS (
 ),
 
 shown AS (
-    SELECT id, parent_id, account_id, user_id, level
-    FROM branch
+    SELECT id, parent_id, account_id, user_id, level FROM branch
     LIMIT :row_limit
 )
 

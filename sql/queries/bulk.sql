@@ -1,7 +1,6 @@
 -- name: hold_counters(instance_id)^
 -- Keeps others from creating users in the instance until the transaction ends; how many more it may have, null for any.
-SELECT max_users - living_users AS seats
-FROM instance_counters
+SELECT max_users - living_users AS seats FROM instance_counters
 WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
 

@@ -30,8 +30,7 @@ issued AS (
     FROM recipient
 )
 
-SELECT email, name, language, title
-FROM recipient;
+SELECT email, name, language, title FROM recipient;
 
 -- name: redeem_code(instance_id, digest, purpose)^
 -- Whose code it was, once: of several who redeem it together, the row goes to one. The user is held first: one who is

@@ -47,15 +47,13 @@ new_users AS (
 
 new_credentials AS (
     INSERT INTO credentials (instance_id, user_id, password_hash)
-    SELECT :instance_id, user_id, password_hash
-    FROM given
+    SELECT :instance_id, user_id, password_hash FROM given
     WHERE password_hash IS NOT NULL
 ),
 
 new_logins AS (
     INSERT INTO logins (instance_id, login_key, user_id)
-    SELECT :instance_id, login_key, user_id
-    FROM given
+    SELECT :instance_id, login_key, user_id FROM given
     WHERE login_key IS NOT NULL
 ),
 
@@ -95,8 +93,7 @@ FROM counter;
 
 -- name: find_plans(instance_id, plan_ids)
 -- Which of these plans there are, kept from being removed until the transaction ends, and the day of today.
-SELECT id, (now() AT TIME ZONE 'UTC')::date AS today
-FROM plans
+SELECT id, (now() AT TIME ZONE 'UTC')::date AS today FROM plans
 WHERE instance_id = :instance_id AND id = any(:plan_ids::bigint [])
 FOR KEY SHARE;
 

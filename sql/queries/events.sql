@@ -29,8 +29,7 @@ FROM (
         WHERE
             instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :seq::integer)
             AND xid < :horizon::text::xid8
-        ORDER BY events.xid, events.place
-        LIMIT :row_limit
+        ORDER BY events.xid, events.place LIMIT :row_limit
     ) AS looked
 ) AS page
 WHERE page_bytes - bytes < :byte_limit
@@ -51,20 +50,16 @@ WHERE instance_id = :instance_id AND id = :event_id;
 -- name: find_event_users(instance_id, key)
 -- Whom an e-mail or login may stand for: the user who has it, deleted or not, and those who had it when they were purged
 -- (indexes events_of_purged and events_of_purged_logins).
-SELECT id AS user_id
-FROM users
+SELECT id AS user_id FROM users
 WHERE instance_id = :instance_id AND email_key = :key
 UNION
-SELECT user_id
-FROM logins
+SELECT user_id FROM logins
 WHERE instance_id = :instance_id AND login_key = :key
 UNION
-SELECT user_id
-FROM events
+SELECT user_id FROM events
 WHERE instance_id = :instance_id AND type = 'user.purged' AND lower(before ->> 'email') = :key
 UNION
-SELECT user_id
-FROM events
+SELECT user_id FROM events
 WHERE
     instance_id = :instance_id AND type = 'user.purged' AND before ->> 'login' IS NOT NULL
     AND lower(before ->> 'login') = :key;
@@ -88,8 +83,7 @@ FROM (
             looked.*, coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
         FROM (
             (
-                SELECT *
-                FROM events
+                SELECT * FROM events
                 WHERE
                     instance_id = :instance_id AND :user_ids::bigint[] IS NULL
                     AND created_at >= :since AND created_at < :until
@@ -99,8 +93,7 @@ FROM (
             )
             UNION ALL
             (
-                SELECT *
-                FROM events
+                SELECT * FROM events
                 WHERE
                     instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
                     AND created_at >= :since AND created_at < :until
@@ -120,11 +113,9 @@ ORDER BY page.created_at DESC, page.xid DESC, page.place DESC;
 
 -- name: skip_events(instance_id, since, until, before_time, before_xid, before_seq, look)^
 -- The last event that list_events looked at, if there were as many.
-SELECT created_at, xid::text AS xid, place AS seq
-FROM events
+SELECT created_at, xid::text AS xid, place AS seq FROM events
 WHERE
     instance_id = :instance_id AND created_at >= :since AND created_at < :until
     AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
 ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-OFFSET :look - 1
-LIMIT 1;
+OFFSET :look - 1 LIMIT 1;

@@ -8,15 +8,13 @@ WITH counter AS (
 )
 
 INSERT INTO groups (instance_id, id, name, name_key, description)
-SELECT :instance_id, id, :name, :name_key, :description
-FROM counter
+SELECT :instance_id, id, :name, :name_key, :description FROM counter
 RETURNING id, name, description, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
 -- name: update_group(instance_id, name_key, new_name, new_name_key, description)^
 -- Null leaves a column as it is.
 WITH held AS (
-    SELECT id, name, description
-    FROM groups
+    SELECT id, name, description FROM groups
     WHERE instance_id = :instance_id AND name_key = :name_key
     FOR UPDATE
 ),
@@ -45,21 +43,18 @@ RETURNING name, description;
 
 -- name: find_group(instance_id, name_key)$
 -- The id of a group, which stays until the transaction ends.
-SELECT id
-FROM groups
+SELECT id FROM groups
 WHERE instance_id = :instance_id AND name_key = :name_key
 FOR KEY SHARE;
 
 -- name: get_group(instance_id, name_key)$
 -- The id of a group.
-SELECT id
-FROM groups
+SELECT id FROM groups
 WHERE instance_id = :instance_id AND name_key = :name_key;
 
 -- name: find_groups(instance_id, name_keys)
 -- Those of the named groups that exist; they stay until the transaction ends.
-SELECT id, name_key
-FROM groups
+SELECT id, name_key FROM groups
 WHERE instance_id = :instance_id AND name_key = any(:name_keys::text[])
 ORDER BY id
 FOR KEY SHARE;
@@ -97,18 +92,15 @@ WHERE instance_id = :instance_id AND user_id = :user_id AND group_id = :group_id
 -- A page of groups in the order of their names, Admins among them, with how many living members each has.
 -- Deleted members are few, so that they are counted apart.
 WITH page AS (
-    SELECT id, name, name_key, description, created_at
-    FROM groups
+    SELECT id, name, name_key, description, created_at FROM groups
     WHERE instance_id = :instance_id AND name_key > :after
-    ORDER BY name_key
-    LIMIT :row_limit
+    ORDER BY name_key LIMIT :row_limit
 )
 
 SELECT
     page.id, page.name, page.description, false AS "isReserved",
     (
-        SELECT count(*)
-        FROM group_members
+        SELECT count(*) FROM group_members
         WHERE instance_id = :instance_id AND group_id = page.id
     ) - (
         SELECT count(*)
@@ -123,12 +115,10 @@ UNION ALL
 SELECT
     0 AS id, 'Admins' AS name, 'Administrators' AS description, true AS "isReserved",
     (
-        SELECT count(*)
-        FROM users
+        SELECT count(*) FROM users
         WHERE instance_id = :instance_id AND is_admin AND deleted_at IS NULL
     ) AS members,
     floor(extract(EPOCH FROM created_at))::bigint AS "createdAt", 'admins' AS name_key
 FROM instances
 WHERE id = :instance_id AND 'admins' COLLATE "C" > :after
-ORDER BY name_key
-LIMIT :row_limit;
+ORDER BY name_key LIMIT :row_limit;

@@ -1,7 +1,6 @@
 -- name: find_answer(instance_id, key_id, name)^
 -- What was asked and answered under an idempotency key in the last 24 hours.
-SELECT request, answer
-FROM idempotency_keys
+SELECT request, answer FROM idempotency_keys
 WHERE
     instance_id = :instance_id AND key_id = :key_id AND name = :name
     AND created_at > now() - interval '24 hours';
@@ -24,8 +23,7 @@ claimed AS (
     RETURNING 1
 )
 
-SELECT is_free, EXISTS (SELECT FROM claimed) AS is_claimed
-FROM attempt;
+SELECT is_free, EXISTS (SELECT FROM claimed) AS is_claimed FROM attempt;
 
 -- name: keep_answer(instance_id, key_id, name, answer)!
 -- What the call that has claimed the key answers, for those who ask again.

@@ -8,8 +8,7 @@ WITH new_instance AS (
 
 counters AS (
     INSERT INTO instance_counters (instance_id, max_users)
-    SELECT id, (settings ->> 'maxUsers')::bigint
-    FROM new_instance
+    SELECT id, (settings ->> 'maxUsers')::bigint FROM new_instance
 )
 
 SELECT
@@ -33,8 +32,7 @@ SELECT
     floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM instances
 WHERE name > :after AND deleted_at IS NULL
-ORDER BY name
-LIMIT :row_limit;
+ORDER BY name LIMIT :row_limit;
 
 -- name: update_counters(instance_id, is_active, settings)!
 -- What instance_counters repeats of its instance.
@@ -64,21 +62,18 @@ WHERE id = :instance_id;
 -- name: lock_instance(instance_id)^
 -- What is stored, held until the transaction ends, so that two merges do not lose one another. No row where the instance
 -- was deleted, also while this waited for it.
-SELECT title, is_active AS "isActive", settings
-FROM instances
+SELECT title, is_active AS "isActive", settings FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
 -- name: is_suspended(instance_id)$
 -- Whether an instance is suspended; no row where it was deleted.
-SELECT NOT is_active AS is_suspended
-FROM instances
+SELECT NOT is_active AS is_suspended FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL;
 
 -- name: find_instance(name)$
 -- Whether a name is taken.
-SELECT id
-FROM instances
+SELECT id FROM instances
 WHERE name = :name;
 
 -- name: delete_instance(instance_id)$
@@ -98,8 +93,7 @@ counters AS (
     WHERE instance_counters.instance_id = :instance_id
 )
 
-SELECT id
-FROM deleted;
+SELECT id FROM deleted;
 
 -- name: has_instances()$
 -- Whether there is any instance yet, for the first start.

@@ -6,8 +6,7 @@ WITH job AS (
     RETURNING instance_id, kind
 )
 
-SELECT pg_notify('officerpc_jobs', instance_id || ' ' || kind)
-FROM job;
+SELECT pg_notify('officerpc_jobs', instance_id || ' ' || kind) FROM job;
 
 -- name: renew_leases(instance_ids, job_ids, attempts, lease)!
 -- Tries that take long keep others away for lease seconds more.

@@ -12,8 +12,7 @@ WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k
 
 -- name: find_key_instance(name, key_id, is_operator)^
 -- An instance by name, if the key holds it; an operator key holds all.
-SELECT i.id, i.name, i.is_active, i.settings
-FROM instances AS i
+SELECT i.id, i.name, i.is_active, i.settings FROM instances AS i
 WHERE
     i.name = :name AND i.deleted_at IS NULL
     AND (
@@ -87,8 +86,7 @@ WHERE
             )
         )
     )
-ORDER BY k.id
-LIMIT :row_limit;
+ORDER BY k.id LIMIT :row_limit;
 
 -- name: lock_key(key_id, instance_id)^
 -- A living key that the caller may manage (the same rule as list_keys), held for the change.

@@ -9,8 +9,7 @@ WHERE instance_id = :instance_id AND subject = any(:subjects::bytea[]) AND delay
 -- Each failure is forgiven after so many seconds, one after the other. From the last allowed one on there is a
 -- delay, of a second at first, which doubles with each, up to the longest.
 WITH known AS (
-    SELECT forgiven_at, delayed_until
-    FROM login_failures
+    SELECT forgiven_at, delayed_until FROM login_failures
     WHERE instance_id = :instance_id AND subject = :subject
     FOR UPDATE
 ),
@@ -51,11 +50,9 @@ first AS (
     RETURNING subject
 )
 
-SELECT true AS counted
-FROM again
+SELECT true AS counted FROM again
 UNION ALL
-SELECT true AS counted
-FROM first;
+SELECT true AS counted FROM first;
 
 -- name: forget_failed_logins(instance_id, forgiven, subjects)^
 -- After a right password: the failures that it forgives are forgotten, unless others failed meanwhile, so that a delay
@@ -71,17 +68,14 @@ forgotten AS (
     WHERE instance_id = :instance_id AND subject = any(:forgiven::bytea[]) AND delayed_until <= now()
 )
 
-SELECT seconds
-FROM delay;
+SELECT seconds FROM delay;
 
 -- name: get_quotas(instance_id, email_key)^
 -- A living user's own quotas.
-SELECT mail_quota AS mail, files_quota AS files
-FROM users
+SELECT mail_quota AS mail, files_quota AS files FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
 -- name: has_seat(instance_id)$
 -- Whether the instance may have one more living user.
-SELECT max_users IS NULL OR living_users < max_users AS has_seat
-FROM instance_counters
+SELECT max_users IS NULL OR living_users < max_users AS has_seat FROM instance_counters
 WHERE instance_id = :instance_id;

@@ -1,7 +1,6 @@
 -- name: get_user(instance_id, instance_name, email_key)^
 -- One living user by e-mail.
-SELECT *
-FROM documented_users
+SELECT * FROM documented_users
 WHERE email_key = :email_key;
 
 -- name: read_users(instance_id, instance_name, ids)
@@ -12,8 +11,7 @@ INNER JOIN documented_users AS shown ON shown.id = wanted.id;
 
 -- name: get_whole_user(instance_id, user_id, key, external_id)^
 -- All of one user, deleted or not.
-SELECT *
-FROM shown_users
+SELECT * FROM shown_users
 WHERE id = (SELECT id FROM named_user);
 
 -- name: get_member(instance_id, user_id, key, external_id)^
@@ -41,11 +39,9 @@ INNER JOIN shown_users AS shown ON shown.id = wanted.id;
 -- name: export_users(instance_id, after, row_limit)
 -- A page of living users with all that createUser could be given to make them again, for officerpc users export.
 -- By their ids, which never change: renamed in between, a user is still in one page and no other.
-SELECT u.id, u.user_columns
-FROM users AS u
+SELECT u.id, u.user_columns FROM users AS u
 WHERE u.instance_id = :instance_id AND u.deleted_at IS NULL AND u.id > :after
-ORDER BY u.id
-LIMIT :row_limit;
+ORDER BY u.id LIMIT :row_limit;
 
 -- name: list_users(instance_id, status, after, starts_with, row_limit)
 -- A page of users in the order of their addresses. Each status has an index of its own (users_admins, users_suspended,
@@ -77,8 +73,7 @@ UNION ALL
 -- name: list_group_members(instance_id, group_id, after, row_limit)
 -- A page of living members of a group, of Admins where group_id is null (index users_admin_ids), in the order of their ids.
 (
-    SELECT id, email, "displayName", "isActive"
-    FROM shown_users
+    SELECT id, email, "displayName", "isActive" FROM shown_users
     WHERE :group_id::bigint IS NULL AND "isAdmin" AND deleted_at IS NULL AND id > :after
     ORDER BY id LIMIT :row_limit
 )
@@ -124,19 +119,16 @@ SELECT
     END AS total
 FROM instance_counters
 CROSS JOIN (
-    SELECT count(*) AS total
-    FROM shown_users
+    SELECT count(*) AS total FROM shown_users
     WHERE :query::text IS DISTINCT FROM 'admins' AND NOT "isActive" AND deleted_at IS NULL
 ) AS deactivated
 WHERE instance_id = :instance_id;
 
 -- name: list_sessions(instance_id, email_key, after, row_limit)
 -- A page of the sessions of one user, the oldest first.
-SELECT id, email, "createdAt", "expiresAt"
-FROM shown_sessions
+SELECT id, email, "createdAt", "expiresAt" FROM shown_sessions
 WHERE email_key = :email_key AND id > :after
-ORDER BY id
-LIMIT :row_limit;
+ORDER BY id LIMIT :row_limit;
 
 -- name: list_auth_sessions(instance_id, user_id, before, row_limit)
 -- A page of the sessions of an instance, or of one user (index sessions_by_user), the newest first.

@@ -1,7 +1,6 @@
 -- name: list_fields(instance_id)
 -- An instance's own profile fields.
-SELECT alias, title, type, mandatory, choices
-FROM profile_fields
+SELECT alias, title, type, mandatory, choices FROM profile_fields
 WHERE instance_id = :instance_id AND removed_at IS NULL
 ORDER BY alias;
 
@@ -51,8 +50,7 @@ VALUES (
 
 -- name: list_unfinished(instance_id, user_id)
 -- What was asked about a user and is not done, in the order in which it was asked.
-SELECT id, fields, asked_by
-FROM documents
+SELECT id, fields, asked_by FROM documents
 WHERE instance_id = :instance_id AND user_id = :user_id AND result IS NULL
 ORDER BY created_at, id;
 

@@ -2,8 +2,7 @@
 -- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already. What is
 -- pending is tried for five hours and a half, so that of one untouched for six the end could not be noted.
 WITH held AS MATERIALIZED (
-    SELECT state
-    FROM office365_accounts
+    SELECT state FROM office365_accounts
     WHERE instance_id = :instance_id AND user_id = :user_id
 ),
 
@@ -44,8 +43,7 @@ WHERE o.instance_id = :instance_id AND o.user_id = :user_id;
 -- name: note_office365(instance_id, user_id, state, object_id, error)^
 -- What a try came to; without an error the last one stays. What is done stays done: then there is no row.
 WITH held AS (
-    SELECT state
-    FROM office365_accounts
+    SELECT state FROM office365_accounts
     WHERE instance_id = :instance_id AND user_id = :user_id AND state <> 'done'
     FOR NO KEY UPDATE
 )

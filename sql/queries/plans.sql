@@ -24,8 +24,7 @@ WHERE instance_id = :instance_id AND id = :plan_id;
 
 -- name: hold_plan(instance_id, plan_id)^
 -- The same, kept from others until the transaction ends.
-SELECT type, name, details, duration, options
-FROM plans
+SELECT type, name, details, duration, options FROM plans
 WHERE instance_id = :instance_id AND id = :plan_id
 FOR NO KEY UPDATE;
 
@@ -44,14 +43,11 @@ SELECT
     floor(extract(EPOCH FROM updated_at))::bigint AS "updatedAt"
 FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0
-ORDER BY id
-OFFSET :row_offset
-LIMIT :row_limit;
+ORDER BY id OFFSET :row_offset LIMIT :row_limit;
 
 -- name: count_plans(instance_id, name_part)$
 -- How many list_plans could show.
-SELECT count(*) AS total
-FROM plans
+SELECT count(*) AS total FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0;
 
 -- name: assign_plan(instance_id, user_id, plan_id, valid_to, name, keeps_end)^
@@ -59,8 +55,7 @@ WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) 
 -- 31st. A user who has the plan keeps it with the new end; with the end that it has where keeps_end says so, no day is
 -- given and it has not ended. No row where there is no such plan, or the day is over.
 WITH plan AS (
-    SELECT id, duration, (now() AT TIME ZONE 'UTC')::date AS today
-    FROM plans
+    SELECT id, duration, (now() AT TIME ZONE 'UTC')::date AS today FROM plans
     WHERE instance_id = :instance_id AND id = :plan_id
 ),
 
@@ -117,11 +112,9 @@ LEFT JOIN before ON true;
 -- name: name_newest_plan(instance_id, user_id, name)^
 -- What the newest of a user's plans that last is called for it, and was before.
 WITH newest AS (
-    SELECT id, name
-    FROM user_plans
+    SELECT id, name FROM user_plans
     WHERE instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
-    ORDER BY id DESC
-    LIMIT 1
+    ORDER BY id DESC LIMIT 1
     FOR NO KEY UPDATE
 )
 
@@ -282,17 +275,14 @@ SELECT
     false AS is_later
 FROM ended
 UNION ALL
-SELECT plan AS before, NULL AS after, false AS is_later
-FROM cancelled
+SELECT plan AS before, NULL AS after, false AS is_later FROM cancelled
 UNION ALL
-SELECT plan AS before, plan AS after, true AS is_later
-FROM held
+SELECT plan AS before, plan AS after, true AS is_later FROM held
 WHERE is_later;
 
 -- name: list_active_plans(instance_id, user_id)
 -- The plans that a user has now or will have.
-SELECT id, plan_id
-FROM user_plans
+SELECT id, plan_id FROM user_plans
 WHERE
     instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
     AND coalesce(valid_to >= (now() AT TIME ZONE 'UTC')::date, true)

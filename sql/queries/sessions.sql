@@ -75,5 +75,4 @@ WITH ended AS (
     RETURNING expires_at
 )
 
-SELECT count(*) FILTER (WHERE expires_at > now()) AS ended
-FROM ended;
+SELECT count(*) FILTER (WHERE expires_at > now()) AS ended FROM ended;

@@ -1,7 +1,6 @@
 -- name: find_store_user(instance_id, user_id, email_key, external_id)$
 -- The id of a living user by whichever of the three is given; the id goes first, the external id last.
-SELECT id
-FROM users
+SELECT id FROM users
 WHERE
     instance_id = :instance_id AND deleted_at IS NULL
     AND (id = :user_id OR email_key = :email_key OR external_id = :external_id)
@@ -14,18 +13,15 @@ LIMIT 1;
 WITH ended AS (
     DELETE FROM sessions
     USING (
-        SELECT id
-        FROM sessions
+        SELECT id FROM sessions
         WHERE instance_id = :instance_id AND user_id = :user_id AND expires_at > now()
-        ORDER BY id DESC
-        OFFSET :sessions_limit
+        ORDER BY id DESC OFFSET :sessions_limit
     ) AS excess
     WHERE sessions.instance_id = :instance_id AND sessions.id = excess.id
     RETURNING sessions.id
 )
 
-SELECT count(*) AS ended
-FROM ended;
+SELECT count(*) AS ended FROM ended;
 
 -- name: end_session_by_id(instance_id, session_id)^
 -- A session, if it lived; whose it was.

@@ -17,8 +17,7 @@ RETURNING true AS written;
 -- Takes a megabyte of disk and gives it back when it commits or fails; an error where there is none. Updating a row does
 -- not show that: it finds room in its page, and the log in a file that has been made before.
 CREATE TEMPORARY TABLE room ON COMMIT DROP AS
-SELECT repeat('x', 1000) AS filler
-FROM generate_series(1, 1000);
+SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000);
 
 -- name: find_batch_end(after_instance, after_user, batch_size)^
 -- The last user of the next batch in the order of the primary key; no row past the end.
@@ -28,11 +27,9 @@ FROM (
         instance_id, id,
         row_number() OVER (ORDER BY instance_id DESC, id DESC) = 1 AS is_last
     FROM (
-        SELECT instance_id, id
-        FROM users
+        SELECT instance_id, id FROM users
         WHERE (instance_id, id) > (:after_instance, :after_user)
-        ORDER BY instance_id, id
-        LIMIT :batch_size
+        ORDER BY instance_id, id LIMIT :batch_size
     ) AS batch
 ) AS marked
 HAVING count(*) > 0;
@@ -62,8 +59,7 @@ ORDER BY u.instance_id, u.id;
 
 -- name: count_users()$
 -- All users of all instances, deleted ones included.
-SELECT count(*) AS users
-FROM users;
+SELECT count(*) AS users FROM users;
 
 -- name: repair_user(instance_id, user_id, mailboxes, calendars, folders)!
 -- Adds what a user lacks, by its roles.
@@ -116,8 +112,7 @@ WHERE EXISTS (
 -- name: purge_retained_users(instance_id, default_days, row_limit)
 -- Takes users of an instance whose retention is over, as purge_users does. Those that are held are left.
 WITH due AS MATERIALIZED (
-    SELECT u.id, now() AS moment
-    FROM users AS u
+    SELECT u.id, now() AS moment FROM users AS u
     WHERE
         u.instance_id = :instance_id
         AND u.deleted_at < now() - make_interval(
@@ -126,8 +121,7 @@ WITH due AS MATERIALIZED (
                 :default_days
             )
         )
-    ORDER BY u.deleted_at
-    LIMIT :row_limit
+    ORDER BY u.deleted_at LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
 ),
 
@@ -146,11 +140,9 @@ RETURNING users.id AS user_id, users.email, users.login, users.display_name, use
 -- name: purge_expired_sessions(row_limit)
 -- Takes sessions that have expired.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM sessions
+    SELECT instance_id, id FROM sessions
     WHERE expires_at < now()
-    ORDER BY expires_at
-    LIMIT :row_limit
+    ORDER BY expires_at LIMIT :row_limit
 )
 
 DELETE FROM sessions
@@ -160,11 +152,9 @@ RETURNING id;
 -- name: end_expired_plans(row_limit)
 -- Ends plans of users whose last day, of UTC, is over.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM user_plans
+    SELECT instance_id, id FROM user_plans
     WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
-    ORDER BY valid_to
-    LIMIT :row_limit
+    ORDER BY valid_to LIMIT :row_limit
 )
 
 UPDATE user_plans
@@ -180,11 +170,9 @@ RETURNING
 -- name: purge_expired_codes(row_limit)
 -- Takes codes that have expired.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, digest
-    FROM codes
+    SELECT instance_id, digest FROM codes
     WHERE expires_at < now()
-    ORDER BY expires_at
-    LIMIT :row_limit
+    ORDER BY expires_at LIMIT :row_limit
 )
 
 DELETE FROM codes
@@ -194,11 +182,9 @@ RETURNING digest;
 -- name: purge_old_answers(row_limit)
 -- Takes idempotency keys and their answers after 24 hours.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, key_id, name, created_at
-    FROM idempotency_keys
+    SELECT instance_id, key_id, name, created_at FROM idempotency_keys
     WHERE created_at <= now() - interval '24 hours'
-    ORDER BY created_at
-    LIMIT :row_limit
+    ORDER BY created_at LIMIT :row_limit
 )
 
 DELETE FROM idempotency_keys
@@ -208,11 +194,9 @@ RETURNING name;
 -- name: purge_login_failures(row_limit)
 -- Takes failed logins that are forgiven.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, subject, forgiven_at
-    FROM login_failures
+    SELECT instance_id, subject, forgiven_at FROM login_failures
     WHERE forgiven_at < now() AND delayed_until < now()
-    ORDER BY forgiven_at
-    LIMIT :row_limit
+    ORDER BY forgiven_at LIMIT :row_limit
 )
 
 DELETE FROM login_failures
@@ -222,11 +206,9 @@ RETURNING subject;
 -- name: purge_old_documents(row_limit)
 -- Takes documents a week after they were asked for.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM documents
+    SELECT instance_id, id FROM documents
     WHERE created_at < now() - interval '7 days'
-    ORDER BY created_at
-    LIMIT :row_limit
+    ORDER BY created_at LIMIT :row_limit
 )
 
 DELETE FROM documents
@@ -236,8 +218,7 @@ RETURNING id;
 -- name: purge_parked_jobs(row_limit)
 -- Takes jobs that have been parked for thirty days, a bounded number at a time.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM jobs
+    SELECT instance_id, id FROM jobs
     WHERE state = 'parked' AND due_at < now() - interval '30 days'
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
@@ -251,8 +232,7 @@ RETURNING jobs.id;
 -- name: purge_old_events(row_limit)
 -- Takes events that have been kept for their time, a bounded number at a time: by a function of the owner of the
 -- tables, as the application's role need not be able to.
-SELECT id
-FROM purge_old_events(:row_limit) AS id;
+SELECT id FROM purge_old_events(:row_limit) AS id;
 
 -- name: purge_old_deliveries(row_limit)
 -- Takes deliveries after thirty whole days of UTC: those that came to an end, and those that wait for what is switched off
@@ -265,8 +245,7 @@ WITH due AS MATERIALIZED (
     WHERE
         (d.created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date - 30
         AND (d.state <> 'pending' OR NOT w.is_active OR NOT i.is_active OR i.deleted_at IS NOT NULL)
-    ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
-    LIMIT :row_limit
+    ORDER BY (d.created_at AT TIME ZONE 'UTC')::date LIMIT :row_limit
 )
 
 DELETE FROM deliveries
@@ -280,11 +259,9 @@ WITH due AS MATERIALIZED (
     SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
     FROM webhooks AS w
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.event_id
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.event_id FROM deliveries AS d
         WHERE d.instance_id = w.instance_id AND d.webhook_id >= w.id AND d.webhook_id <= w.id
-        ORDER BY d.webhook_id, d.state, d.created_at
-        LIMIT :row_limit
+        ORDER BY d.webhook_id, d.state, d.created_at LIMIT :row_limit
     ) AS left_behind
     WHERE w.deleted_at IS NOT NULL
     LIMIT :row_limit
@@ -297,8 +274,7 @@ RETURNING event_id;
 -- name: purge_deleted_webhooks(row_limit)
 -- Takes webhooks that were deleted and have no deliveries left. None can be added: only one that is active is read for.
 WITH due AS MATERIALIZED (
-    SELECT w.instance_id, w.id
-    FROM webhooks AS w
+    SELECT w.instance_id, w.id FROM webhooks AS w
     WHERE
         w.deleted_at IS NOT NULL
         AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id)
@@ -312,8 +288,7 @@ RETURNING id;
 -- name: forget_old_secrets(row_limit)
 -- Takes secrets of webhooks whose overlap is over.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id, old_secret_until
-    FROM webhooks
+    SELECT instance_id, id, old_secret_until FROM webhooks
     WHERE old_secret_until < now()
     LIMIT :row_limit
 )
@@ -337,11 +312,9 @@ SELECT
 FROM webhooks AS w
 INNER JOIN instances AS i ON w.instance_id = i.id
 CROSS JOIN LATERAL (
-    SELECT e.xid, e.created_at
-    FROM events AS e
+    SELECT e.xid, e.created_at FROM events AS e
     WHERE e.instance_id = w.instance_id AND (e.xid, e.place) > (w.read_xid, w.read_place)
-    ORDER BY e.xid, e.place
-    LIMIT 1
+    ORDER BY e.xid, e.place LIMIT 1
 ) AS unread
 CROSS JOIN feed
 WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
@@ -365,8 +338,7 @@ FROM (
     FROM pg_prepared_xacts AS p
     WHERE p.database = current_database()
 ) AS holding
-ORDER BY age(holding.transactionid) DESC
-LIMIT 1;
+ORDER BY age(holding.transactionid) DESC LIMIT 1;
 
 -- name: find_server_facts()^
 -- What officerpc doctor holds against the settings. seconds: the database's clock.
@@ -376,14 +348,12 @@ SELECT
     extract(EPOCH FROM now())::float8 AS seconds;
 
 -- name: count_parked_jobs()$
-SELECT count(*) AS parked
-FROM jobs
+SELECT count(*) AS parked FROM jobs
 WHERE state = 'parked';
 
 -- name: find_tables_without_statistics()
 -- Tables with rows that were never analyzed: their plans are those of empty ones.
-SELECT s.relname AS name, s.n_live_tup AS live_rows
-FROM pg_stat_user_tables AS s
+SELECT s.relname AS name, s.n_live_tup AS live_rows FROM pg_stat_user_tables AS s
 WHERE s.last_analyze IS NULL AND s.last_autoanalyze IS NULL AND s.n_live_tup > 1000
 ORDER BY s.n_live_tup DESC;
 
@@ -395,8 +365,7 @@ SELECT
     floor(extract(EPOCH FROM due_at))::bigint AS "dueAt"
 FROM jobs
 WHERE id > :after AND state = :state
-ORDER BY id
-LIMIT :row_limit;
+ORDER BY id LIMIT :row_limit;
 
 -- name: retry_job(job_id)$
 -- A parked job waits again, with all its tries ahead.
@@ -413,21 +382,17 @@ SELECT adopt_old_jobs();
 -- find_due_webhooks.
 WITH RECURSIVE lanes AS (
     (
-        SELECT j.instance_id, j.kind, j.due_at, 1 AS step
-        FROM jobs AS j
+        SELECT j.instance_id, j.kind, j.due_at, 1 AS step FROM jobs AS j
         WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (:after_instance::bigint, :after_lane::text)
-        ORDER BY j.instance_id, j.kind, j.due_at
-        LIMIT 1
+        ORDER BY j.instance_id, j.kind, j.due_at LIMIT 1
     )
     UNION ALL
     SELECT next.instance_id, next.kind, next.due_at, lanes.step + 1
     FROM lanes
     CROSS JOIN LATERAL (
-        SELECT j.instance_id, j.kind, j.due_at
-        FROM jobs AS j
+        SELECT j.instance_id, j.kind, j.due_at FROM jobs AS j
         WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (lanes.instance_id, lanes.kind)
-        ORDER BY j.instance_id, j.kind, j.due_at
-        LIMIT 1
+        ORDER BY j.instance_id, j.kind, j.due_at LIMIT 1
     ) AS next
     WHERE lanes.step < :looks::integer
 )
@@ -443,12 +408,10 @@ WITH taken AS MATERIALIZED (
     SELECT next.instance_id, next.id
     FROM unnest(:instance_ids::bigint[], :lanes::text[], :shares::integer[]) AS asked (instance_id, kind, share)
     CROSS JOIN LATERAL (
-        SELECT j.instance_id, j.id
-        FROM jobs AS j
+        SELECT j.instance_id, j.id FROM jobs AS j
         WHERE
             j.instance_id = asked.instance_id AND j.kind = asked.kind AND j.state <> 'parked' AND j.due_at <= now()
-        ORDER BY j.due_at
-        LIMIT asked.share
+        ORDER BY j.due_at LIMIT asked.share
         FOR UPDATE SKIP LOCKED
     ) AS next
 ),
@@ -471,21 +434,17 @@ RETURNING jobs.instance_id, jobs.id, jobs.kind, jobs.payload, jobs.attempts, job
 -- steps at most.
 WITH RECURSIVE waiting AS (
     (
-        SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step FROM deliveries AS d
         WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_lane::bigint)
-        ORDER BY d.instance_id, d.webhook_id, d.due_at
-        LIMIT 1
+        ORDER BY d.instance_id, d.webhook_id, d.due_at LIMIT 1
     )
     UNION ALL
     SELECT next.instance_id, next.webhook_id, next.due_at, waiting.step + 1
     FROM waiting
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.due_at
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.due_at FROM deliveries AS d
         WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (waiting.instance_id, waiting.webhook_id)
-        ORDER BY d.instance_id, d.webhook_id, d.due_at
-        LIMIT 1
+        ORDER BY d.instance_id, d.webhook_id, d.due_at LIMIT 1
     ) AS next
     WHERE waiting.step < :looks::integer
 )
@@ -519,13 +478,11 @@ taken AS MATERIALIZED (
     INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
     INNER JOIN instances AS i ON w.instance_id = i.id
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.event_id
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.event_id FROM deliveries AS d
         WHERE
             d.instance_id = asked.instance_id AND d.webhook_id = asked.webhook_id AND d.state = 'pending'
             AND d.due_at <= now()
-        ORDER BY d.due_at
-        LIMIT asked.share
+        ORDER BY d.due_at LIMIT asked.share
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS next
     WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
@@ -569,19 +526,15 @@ FROM (
         SELECT last.xid
         FROM instance_counters AS c
         CROSS JOIN LATERAL (
-            SELECT e.xid
-            FROM events AS e
+            SELECT e.xid FROM events AS e
             WHERE e.instance_id = c.instance_id
-            ORDER BY e.xid DESC, e.place DESC
-            LIMIT 1
+            ORDER BY e.xid DESC, e.place DESC LIMIT 1
         ) AS last
         UNION ALL
         (
-            SELECT e.xid
-            FROM events AS e
+            SELECT e.xid FROM events AS e
             WHERE e.instance_id = 0
-            ORDER BY e.xid DESC, e.place DESC
-            LIMIT 1
+            ORDER BY e.xid DESC, e.place DESC LIMIT 1
         )
     ) AS newest
 ) AS latest

@@ -1,7 +1,6 @@
 -- name: find_user(instance_id, email_key)^
 -- Whether there is such a living user, and what validateReplacement compares with.
-SELECT id, is_admin, email, fields
-FROM users
+SELECT id, is_admin, email, fields FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
 -- name: hold_users(instance_id, ids, keys, external_ids)
@@ -10,8 +9,7 @@ WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NU
 SELECT
     u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
     (
-        SELECT c.user_id
-        FROM credentials AS c
+        SELECT c.user_id FROM credentials AS c
         WHERE c.instance_id = :instance_id AND c.user_id = u.id
     ) IS NOT NULL AS has_password
 FROM (
@@ -60,8 +58,7 @@ changed AS (
 
 stored AS (
     INSERT INTO credentials (instance_id, user_id, password_hash, changed_at)
-    SELECT :instance_id, id, password_hash, moment
-    FROM given
+    SELECT :instance_id, id, password_hash, moment FROM given
     WHERE password_hash IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = excluded.changed_at
@@ -89,8 +86,7 @@ removed AS (
 
 kept AS (
     INSERT INTO logins (instance_id, login_key, user_id)
-    SELECT :instance_id, login_key, id
-    FROM given
+    SELECT :instance_id, login_key, id FROM given
     WHERE has_new_login AND login_key IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET login_key = excluded.login_key
@@ -125,8 +121,7 @@ ended AS (
     RETURNING sessions.user_id, sessions.expires_at > given.moment AS lived
 )
 
-SELECT user_id, count(*) AS ended
-FROM ended
+SELECT user_id, count(*) AS ended FROM ended
 WHERE lived
 GROUP BY user_id
 ORDER BY user_id;

@@ -187,8 +187,7 @@ CROSS JOIN LATERAL (
         WHERE
             d.instance_id = :instance_id AND d.webhook_id = :webhook_id AND d.state = asked.state
             AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
-        ORDER BY d.created_at DESC, d.event_id DESC
-        LIMIT :row_limit
+        ORDER BY d.created_at DESC, d.event_id DESC LIMIT :row_limit
     )
     UNION ALL
     (
@@ -199,9 +198,7 @@ CROSS JOIN LATERAL (
         WHERE
             asked.state = 'has failed' AND d.instance_id = :instance_id AND d.webhook_id = :webhook_id
             AND d.error IS NOT NULL AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
-        ORDER BY d.created_at DESC, d.event_id DESC
-        LIMIT :row_limit
+        ORDER BY d.created_at DESC, d.event_id DESC LIMIT :row_limit
     )
 ) AS page
-ORDER BY page.created_at DESC, page.event_id DESC
-LIMIT :row_limit;
+ORDER BY page.created_at DESC, page.event_id DESC LIMIT :row_limit;
