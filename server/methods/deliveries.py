@@ -107,7 +107,7 @@ async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
     if params.after is not None:
         before = parts_of(params.after, moment, uuid.UUID)
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
-    found(await call.db.one("get_webhook", **ref))
+    found(await call.db.one("list_webhooks", **ref))
     states = [HAS_FAILED] if params.hasFailed else [params.state] if params.state else STATES
     rows = await call.db.all(
         "list_deliveries",

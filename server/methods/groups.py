@@ -11,6 +11,7 @@ from server.directory import change
 from server.directory.groups import (
     ADMINS,
     GroupName,
+    find_group_ids,
     group_key,
     groups_of,
     is_admins,
@@ -164,9 +165,7 @@ async def _change(call: Call, params: Membership, *, is_in: bool) -> Literal[Tru
         if member["is_admin"] != is_in:
             await change.change(call, Edit(member, member | {"is_admin": is_in}))
     else:
-        group_id = await call.db.value(
-            "find_group", instance_id=call.instance.id, name_key=group_key(params.name)
-        )
+        group_id = (await find_group_ids(call, [params.name])).get(group_key(params.name))
         if group_id is None:
             raise _not_found("name", "there is no such group")
         await call.db.run(

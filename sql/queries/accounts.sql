@@ -1,6 +1,7 @@
 -- name: create_account(instance_id, user_id, sponsor_id, title, placed)^
--- An account under its sponsor, with a place under the sponsor's in tree 0 unless places are made by hand.
--- No row if the sponsor does not exist or should but does not stand in tree 0.
+-- An account under its sponsor, with a place under the sponsor's in tree 0 unless places are made by hand. A null sponsor:
+-- the first account of an instance, its administrator's, at the root.
+-- No row if the sponsor does not exist, or has no place in tree 0 and should have one.
 WITH sponsor AS (
     SELECT a.id, p.id AS position_id, p.path
     FROM accounts AS a
@@ -8,6 +9,8 @@ WITH sponsor AS (
     WHERE
         a.instance_id = :instance_id AND a.id = :sponsor_id AND a.deleted_at IS NULL
         AND (p.path IS NOT NULL OR NOT :placed::boolean)
+    UNION ALL
+    SELECT NULL, NULL, text2ltree('i' || :instance_id::bigint || '.t0') WHERE :sponsor_id::bigint IS NULL
 ),
 
 counter AS (
@@ -35,31 +38,6 @@ new_position AS (
     FROM counter
     CROSS JOIN sponsor
     WHERE :placed::boolean
-)
-
-SELECT id, title FROM new_account;
-
--- name: create_root_account(instance_id, user_id, title)^
--- The first account of an instance, its administrator's, at the root of tree 0.
-WITH counter AS (
-    UPDATE instance_counters
-    SET accounts = accounts + 1, positions = positions + 1
-    WHERE instance_id = :instance_id
-    RETURNING accounts AS account_id, positions AS position_id
-),
-
-new_account AS (
-    INSERT INTO accounts (instance_id, id, user_id, title)
-    SELECT :instance_id, account_id, :user_id, :title FROM counter
-    RETURNING id, title
-),
-
-new_position AS (
-    INSERT INTO positions (instance_id, id, tree_id, account_id, user_id, path)
-    SELECT
-        :instance_id, position_id, 0, account_id, :user_id,
-        text2ltree('i' || :instance_id::bigint || '.t0.' || position_id)
-    FROM counter
 )
 
 SELECT id, title FROM new_account;

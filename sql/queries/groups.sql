@@ -41,12 +41,6 @@ DELETE FROM groups
 WHERE instance_id = :instance_id AND name_key = :name_key
 RETURNING name, description;
 
--- name: find_group(instance_id, name_key)$
--- The id of a group, which stays until the transaction ends.
-SELECT id FROM groups
-WHERE instance_id = :instance_id AND name_key = :name_key
-FOR KEY SHARE;
-
 -- name: get_group(instance_id, name_key)$
 -- The id of a group.
 SELECT id FROM groups

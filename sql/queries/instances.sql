@@ -95,6 +95,8 @@ counters AS (
 
 SELECT id FROM deleted;
 
--- name: has_instances()$
--- Whether there is any instance yet, for the first start.
-SELECT EXISTS (SELECT FROM instances);
+-- name: find_first_start(digest)^
+-- For the first start: whether there is any instance or key yet, and whether the key is known, revoked or not.
+SELECT
+    EXISTS (SELECT FROM instances) AS has_instances, EXISTS (SELECT FROM api_keys) AS has_keys,
+    EXISTS (SELECT FROM api_keys WHERE digest = :digest) AS has_key;

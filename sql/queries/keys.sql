@@ -59,60 +59,24 @@ SELECT
 FROM new_key;
 
 -- name: list_keys(instance_id, after, row_limit)
--- Keys without their secrets: those that hold this instance and no other, or all where it is null.
+-- A page of keys without their secrets.
 SELECT
-    k.id, k.name, k.prefix, k.scopes, k.is_operator AS "isOperator",
-    array(
-        SELECT i.name
-        FROM api_key_instances AS held
-        INNER JOIN instances AS i ON held.instance_id = i.id
-        WHERE held.api_key_id = k.id AND i.deleted_at IS NULL
-        ORDER BY held.instance_id <> k.default_instance_id, i.name
-    ) AS instances,
-    k.networks::text[] AS networks, k.rate_per_minute AS "ratePerMinute",
-    floor(extract(EPOCH FROM k.created_at))::bigint AS "createdAt",
-    floor(extract(EPOCH FROM k.expires_at))::bigint AS "expiresAt",
-    floor(extract(EPOCH FROM k.revoked_at))::bigint AS "revokedAt"
-FROM api_keys AS k
-WHERE
-    k.id > :after
-    AND (
-        :instance_id::bigint IS NULL
-        OR (
-            NOT k.is_operator AND k.default_instance_id = :instance_id
-            AND NOT EXISTS (
-                SELECT FROM api_key_instances AS other
-                WHERE other.api_key_id = k.id AND other.instance_id <> :instance_id
-            )
-        )
-    )
-ORDER BY k.id LIMIT :row_limit;
+    id, name, prefix, scopes, is_operator AS "isOperator", instances, networks::text[] AS networks,
+    rate_per_minute AS "ratePerMinute", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM expires_at))::bigint AS "expiresAt",
+    floor(extract(EPOCH FROM revoked_at))::bigint AS "revokedAt"
+FROM managed_keys
+WHERE id > :after
+ORDER BY id LIMIT :row_limit;
 
 -- name: lock_key(key_id, instance_id)^
--- A living key that the caller may manage (the same rule as list_keys), held for the change.
+-- A living key that the caller may manage, held for the change.
 SELECT
-    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute,
-    array(
-        SELECT i.name
-        FROM api_key_instances AS held
-        INNER JOIN instances AS i ON held.instance_id = i.id
-        WHERE held.api_key_id = k.id AND i.deleted_at IS NULL
-        ORDER BY held.instance_id <> k.default_instance_id, i.name
-    ) AS instances,
+    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute, managed.instances,
     extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left
 FROM api_keys AS k
-WHERE
-    k.id = :key_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
-    AND (
-        :instance_id::bigint IS NULL
-        OR (
-            NOT k.is_operator AND k.default_instance_id = :instance_id
-            AND NOT EXISTS (
-                SELECT FROM api_key_instances AS other
-                WHERE other.api_key_id = k.id AND other.instance_id <> :instance_id
-            )
-        )
-    )
+INNER JOIN managed_keys AS managed ON managed.id = k.id
+WHERE k.id = :key_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
 FOR UPDATE OF k;
 
 -- name: find_only_instance(key_id)^
@@ -154,11 +118,3 @@ WHERE id = :key_id AND revoked_at IS NULL;
 -- name: announce_keys_changed()!
 -- Tells every worker that listens to forget the keys and instances it remembers.
 SELECT pg_notify('officerpc_keys', '');
-
--- name: has_key(digest)$
--- Whether a key is known, revoked or not, so that the first start does not make it twice.
-SELECT EXISTS (SELECT FROM api_keys WHERE digest = :digest);
-
--- name: has_keys()$
--- Whether there is any key yet, for the first start.
-SELECT EXISTS (SELECT FROM api_keys);

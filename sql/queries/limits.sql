@@ -70,11 +70,6 @@ forgotten AS (
 
 SELECT seconds FROM delay;
 
--- name: get_quotas(instance_id, email_key)^
--- A living user's own quotas.
-SELECT mail_quota AS mail, files_quota AS files FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
-
 -- name: has_seat(instance_id)$
 -- Whether the instance may have one more living user.
 SELECT max_users IS NULL OR living_users < max_users AS has_seat FROM instance_counters

@@ -20,19 +20,14 @@ CREATE TEMPORARY TABLE room ON COMMIT DROP AS
 SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000);
 
 -- name: find_batch_end(after_instance, after_user, batch_size)^
--- The last user of the next batch in the order of the primary key; no row past the end.
-SELECT max(instance_id) AS instance_id, max(id) FILTER (WHERE is_last) AS user_id, count(*) AS users
+-- The last user of the next batch in the order of the primary key, and how many it has; no row past the end.
+SELECT instance_id, id AS user_id, count(*) OVER () AS users
 FROM (
-    SELECT
-        instance_id, id,
-        row_number() OVER (ORDER BY instance_id DESC, id DESC) = 1 AS is_last
-    FROM (
-        SELECT instance_id, id FROM users
-        WHERE (instance_id, id) > (:after_instance, :after_user)
-        ORDER BY instance_id, id LIMIT :batch_size
-    ) AS batch
-) AS marked
-HAVING count(*) > 0;
+    SELECT instance_id, id FROM users
+    WHERE (instance_id, id) > (:after_instance, :after_user)
+    ORDER BY instance_id, id LIMIT :batch_size
+) AS batch
+ORDER BY instance_id DESC, id DESC LIMIT 1;
 
 -- name: find_incomplete_users(after_instance, after_user, last_instance, last_user, mailboxes, calendars, folders)
 -- Users of one batch that lack a mailbox, calendar or folder of these roles, with the roles that they have. Roles are unique
@@ -109,33 +104,20 @@ WHERE EXISTS (
         )
 );
 
--- name: purge_retained_users(instance_id, default_days, row_limit)
--- Takes users of an instance whose retention is over, as purge_users does. Those that are held are left.
-WITH due AS MATERIALIZED (
-    SELECT u.id, now() AS moment FROM users AS u
-    WHERE
-        u.instance_id = :instance_id
-        AND u.deleted_at < now() - make_interval(
-            days => coalesce(
-                (SELECT (i.settings ->> 'retentionDays')::integer FROM instances AS i WHERE i.id = :instance_id),
-                :default_days
-            )
+-- name: hold_retained_users(instance_id, default_days, row_limit)
+-- Users of an instance whose retention is over, held for purge_users. Users that others hold are left out.
+SELECT u.id AS user_id, u.email, u.login, u.display_name, u.external_id, now() AS moment
+FROM users AS u
+WHERE
+    u.instance_id = :instance_id
+    AND u.deleted_at < now() - make_interval(
+        days => coalesce(
+            (SELECT (i.settings ->> 'retentionDays')::integer FROM instances AS i WHERE i.id = :instance_id),
+            :default_days
         )
-    ORDER BY u.deleted_at LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
-),
-
-left_behind AS (
-    UPDATE accounts
-    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, due.moment)
-    FROM due
-    WHERE accounts.instance_id = :instance_id AND accounts.user_id = due.id
-)
-
-DELETE FROM users
-USING due
-WHERE users.instance_id = :instance_id AND users.id = due.id
-RETURNING users.id AS user_id, users.email, users.login, users.display_name, users.external_id;
+    )
+ORDER BY u.deleted_at LIMIT :row_limit
+FOR UPDATE SKIP LOCKED;
 
 -- name: purge_expired_sessions(row_limit)
 -- Takes sessions that have expired.

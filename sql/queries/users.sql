@@ -1,6 +1,6 @@
 -- name: find_user(instance_id, email_key)^
--- Whether there is such a living user, and what validateReplacement compares with.
-SELECT id, is_admin, email, fields FROM users
+-- A living user: what validateReplacement compares with, and the user's own quotas.
+SELECT id, is_admin, email, fields, mail_quota, files_quota FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
 -- name: hold_users(instance_id, ids, keys, external_ids)

@@ -16,25 +16,17 @@ RETURNING
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
--- name: list_webhooks(instance_id)
--- Every webhook of an instance, without its secrets.
+-- name: list_webhooks(instance_id, webhook_id)
+-- One webhook of an instance, or all where webhook_id is null, without their secrets.
 SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM webhooks
-WHERE instance_id = :instance_id AND deleted_at IS NULL
+WHERE instance_id = :instance_id AND deleted_at IS NULL AND (:webhook_id::bigint IS NULL OR id = :webhook_id)
 ORDER BY id;
 
--- name: get_webhook(instance_id, webhook_id)^
--- One webhook, without its secrets.
-SELECT
-    id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
-    disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
-FROM webhooks
-WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL;
-
 -- name: hold_webhook(instance_id, webhook_id)^
--- The same, kept from others until the transaction ends.
+-- One webhook, kept from others until the transaction ends.
 SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
