@@ -1,7 +1,7 @@
 -- name: create_account(instance_id, user_id, sponsor_id, title, placed)^
--- An account under its sponsor, with a place under the sponsor's in tree 0 unless places are made by hand. A null sponsor:
--- the first account of an instance, its administrator's, at the root.
--- No row if the sponsor does not exist, or has no place in tree 0 and should have one.
+-- Creates an account under its sponsor, with a position under the sponsor's in tree 0 if placed is true. A null
+-- sponsor: the first account of an instance, its administrator's, at the root. No row if the sponsor does not exist,
+-- or has no position in tree 0 although placed is true.
 WITH sponsor AS (
     SELECT a.id, p.id AS position_id, p.path
     FROM accounts AS a
@@ -43,7 +43,7 @@ new_position AS (
 SELECT id, title FROM new_account;
 
 -- name: add_position(instance_id, account_id, tree_id, parent_id)^
--- A place for an account: under another place of the tree or, with a null parent, at the root of an empty tree.
+-- Gives an account a position under another one of the tree or, with a null parent, at the root of an empty tree.
 WITH parent AS (
     SELECT path FROM positions
     WHERE instance_id = :instance_id AND tree_id = :tree_id AND id = :parent_id
@@ -58,7 +58,7 @@ place AS (
         AND (
             SELECT taken.account_id FROM positions AS taken
             WHERE taken.instance_id = :instance_id AND taken.tree_id = :tree_id
-            ORDER BY taken.account_id -- by the index, which tells at once of an empty tree
+            ORDER BY taken.account_id -- uses the index, so an empty tree is found at once
             LIMIT 1
         ) IS NULL
 ),
@@ -80,13 +80,13 @@ INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = :account_id 
 RETURNING id;
 
 -- name: lock_trees(instance_id)!
--- Holds every change of the instance's trees off until the transaction ends: placing takes this row too.
+-- Locks the trees of the instance until the transaction ends: add_position and create_account lock this row too.
 SELECT instance_id FROM instance_counters
 WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
 
 -- name: move_position(instance_id, position_id, parent_id)
--- Puts a place with all beneath it under another place of its tree; no row if that lies beneath it itself.
+-- Moves a position, with all below it, under another one of its tree; no row if the new parent is itself below it.
 WITH moved AS (
     SELECT p.path AS old_path, p.parent_id AS old_parent_id, parent.path AS new_parent
     FROM positions AS p
@@ -103,13 +103,13 @@ SET
 FROM moved
 WHERE
     positions.instance_id = :instance_id AND positions.path <@ moved.old_path
-    -- What the index knows; see search_downline.
+    -- What the index holds; see search_users.
     AND subpath(positions.path, 0, 100) >= subpath(moved.old_path, 0, 100)
     AND subpath(positions.path, 0, 100) < text2ltree(ltree2text(subpath(moved.old_path, 0, 100)) || '0')
 RETURNING positions.id, moved.old_parent_id;
 
 -- name: find_position(instance_id, account_id, tree_id)^
--- Where an account stands in a tree.
+-- The position of an account in a tree.
 SELECT p.id, p.path::text AS path
 FROM positions AS p
 INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = p.account_id
@@ -118,8 +118,8 @@ WHERE
     AND a.deleted_at IS NULL;
 
 -- name: get_branch(instance_id, position_id, depth, row_limit)
--- The places beneath a place, level by level, down to a depth, and no further than asked. A closed account
--- keeps its place, for those beneath it.
+-- The positions below one, level by level, down to a depth and up to row_limit. A closed account keeps its position,
+-- for the accounts below it.
 WITH RECURSIVE branch AS (
     SELECT id, parent_id, account_id, user_id, 1 AS level
     FROM (

@@ -1,10 +1,9 @@
 -- name: create_users(instance_id, users, login_count, layout, method, actor_kind, key_id, key_name, request_id, address, origin)^
--- Users, one or many, each with all that it has from the start: credential, login, what the layout says (the roles of
--- mailboxes, calendars and folders), and its event, where one is given. All of it is numbered in the order of the users,
--- each of whom says its number, counted back from the last one's 0. The row has the last ids. login_count: of the users
--- who have a login.
--- No row where an e-mail is another user's login, or where logins were written while this waited for the counters: their
--- number then differs from the one that this statement saw at its start.
+-- Creates users, each with its credential, its login, the mailboxes, calendars and folders of the layout (their
+-- roles), and its event if one is given. Ids follow the order of the users: number counts from 1 - n to 0, and the
+-- row has the last ids. login_count: users with a login. No row if an e-mail is the login of another user, or if
+-- logins were written while this waited for the counters: the count of logins then differs from the one in this
+-- statement's snapshot.
 WITH counter AS (
     UPDATE instance_counters
     SET
@@ -92,13 +91,13 @@ SELECT users, mailboxes, calendars, folders, floor(extract(EPOCH FROM now()))::b
 FROM counter;
 
 -- name: find_plans(instance_id, plan_ids)
--- Which of these plans there are, kept from being removed until the transaction ends, and the day of today.
+-- Those of these plans that exist, locked against removal until the transaction ends, and today's date.
 SELECT id, (now() AT TIME ZONE 'UTC')::date AS today FROM plans
 WHERE instance_id = :instance_id AND id = any(:plan_ids::bigint [])
 FOR KEY SHARE;
 
 -- name: assign_plans(instance_id, user_ids, plan_ids, last_days)
--- A plan each for users who have just been created, as assign_plan gives one.
+-- One plan for each of these new users, with the dates that assign_plan would give.
 WITH counter AS (
     UPDATE instance_counters
     SET user_plans = user_plans + cardinality(:user_ids::bigint [])

@@ -16,7 +16,7 @@ SELECT
 FROM new_instance;
 
 -- name: get_instance(instance_id)^
--- One instance with its numbers of users.
+-- One instance, with its number of users and its limit.
 SELECT
     i.name, i.title, i.is_active AS "isActive", i.settings,
     floor(extract(EPOCH FROM i.created_at))::bigint AS "createdAt",
@@ -35,7 +35,7 @@ WHERE name > :after AND deleted_at IS NULL
 ORDER BY name LIMIT :row_limit;
 
 -- name: update_counters(instance_id, is_active, settings)!
--- What instance_counters repeats of its instance.
+-- Copies what instance_counters repeats of its instance.
 UPDATE instance_counters
 SET
     max_users = CASE
@@ -51,7 +51,7 @@ WHERE
     );
 
 -- name: update_instance(instance_id, title, is_active, settings)!
--- Null leaves a column as it is; settings come whole, merged by the method that checked them.
+-- Null leaves a column unchanged; settings are complete, merged and checked by the method.
 UPDATE instances
 SET
     title = coalesce(:title, title),
@@ -60,25 +60,25 @@ SET
 WHERE id = :instance_id;
 
 -- name: lock_instance(instance_id)^
--- What is stored, held until the transaction ends, so that two merges do not lose one another. No row where the instance
--- was deleted, also while this waited for it.
+-- Locks an instance until the transaction ends, so that concurrent merges do not overwrite each other. No row if it
+-- is deleted, also if that happened while this waited.
 SELECT title, is_active AS "isActive", settings FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
 -- name: is_suspended(instance_id)$
--- Whether an instance is suspended; no row where it was deleted.
+-- Whether an instance is suspended; no row if it is deleted.
 SELECT NOT is_active AS is_suspended FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL;
 
 -- name: find_instance(name)$
--- Whether a name is taken.
+-- The id of the instance with a name, to see whether the name is taken.
 SELECT id FROM instances
 WHERE name = :name;
 
 -- name: delete_instance(instance_id)$
--- Soft: nothing of its data goes, but no call gets there any more. Its name is free again: the new one has
--- characters that no name can have. Logins that are under way make no session: see create_session.
+-- Soft delete: all data stays, but no call can reach it. The name becomes free: the stored one gets characters that
+-- no valid name has. Logins in progress create no session: see create_session.
 WITH deleted AS (
     UPDATE instances
     SET is_active = false, deleted_at = now(), name = '~' || id || '~' || name
@@ -96,7 +96,7 @@ counters AS (
 SELECT id FROM deleted;
 
 -- name: find_first_start(digest)^
--- For the first start: whether there is any instance or key yet, and whether the key is known, revoked or not.
+-- For the first start: whether any instance or key exists, and whether this key does, revoked or not.
 SELECT
     EXISTS (SELECT FROM instances) AS has_instances, EXISTS (SELECT FROM api_keys) AS has_keys,
     EXISTS (SELECT FROM api_keys WHERE digest = :digest) AS has_key;

@@ -1,13 +1,13 @@
 -- name: get_login_delay(instance_id, subjects)^
--- Seconds until another login may be tried; null where it may be now.
+-- Seconds until the next login is allowed; null if it is allowed now.
 SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
 FROM login_failures
 WHERE instance_id = :instance_id AND subject = any(:subjects::bytea[]) AND delayed_until > now();
 
 -- name: note_failed_login(instance_id, subject, allowed, forgiven_every, longest)^
--- True once it is counted; nothing where others failed meanwhile, so that a delay has begun, or were the first to fail.
--- Each failure is forgiven after so many seconds, one after the other. From the last allowed one on there is a
--- delay, of a second at first, which doubles with each, up to the longest.
+-- Counts a failed login. No row if concurrent failures began a delay, or inserted the first row. One failure is
+-- forgiven every forgiven_every seconds. From the failure number `allowed` on there is a delay: one second, doubled
+-- by each further failure, at most `longest`.
 WITH known AS (
     SELECT forgiven_at, delayed_until FROM login_failures
     WHERE instance_id = :instance_id AND subject = :subject
@@ -55,8 +55,8 @@ UNION ALL
 SELECT true AS counted FROM first;
 
 -- name: forget_failed_logins(instance_id, forgiven, subjects)^
--- After a right password: the failures that it forgives are forgotten, unless others failed meanwhile, so that a delay
--- has begun. Then its seconds.
+-- After a correct password: deletes the failures that it forgives, and returns the seconds of the delay that
+-- concurrent failures began, if they did.
 WITH delay AS (
     SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
     FROM login_failures
@@ -71,6 +71,6 @@ forgotten AS (
 SELECT seconds FROM delay;
 
 -- name: has_seat(instance_id)$
--- Whether the instance may have one more living user.
+-- Whether the instance may have one more user.
 SELECT max_users IS NULL OR living_users < max_users AS has_seat FROM instance_counters
 WHERE instance_id = :instance_id;

@@ -1,6 +1,6 @@
 -- name: sample_users(instance_id, searched, most)^
--- How many of so many users match a text, and how much there is to look through. The ids are scattered by a
--- prime, as if drawn by lot.
+-- How many of a random sample (size: most) of users match a text, and the numbers of users, accounts and positions.
+-- Multiplying by a prime spreads the ids.
 SELECT
     counters.living_users AS users, counters.accounts, counters.positions, count(taken.id) AS sampled,
     count(taken.id) FILTER (WHERE strpos(taken.search_text, lower(:searched)) > 0) AS matching
@@ -17,16 +17,16 @@ WHERE counters.instance_id = :instance_id
 GROUP BY counters.living_users, counters.accounts, counters.positions;
 
 -- name: search_users(instance_id, tree_id, path, searched, pattern, walks, tie, walk_rows, wanted, account_id, sorts, row_offset, row_limit)
--- Living users whose address or name holds a text, or whose account has the given id: of the instance or, where path is not
--- null, of those beneath that place of a tree. walks names the parts of candidates that are run, so many rows of each; the
--- first matches, as many as wanted (null: all), are sorted and paged.
---   id, -id: those with an account, in the order of the accounts
---   user, -user, email, -email, fullname, -fullname: everybody in that order; after id or -id those without an account.
---     tie orders those of one name
---   trigrams, bigrams: those that the index finds
---   all: everybody beneath the place
--- A prepared statement has one plan for every text: this is why the caller chooses. OFFSET 0 keeps the planner, which takes
--- the parts for large, from joining them in another way than row by row. A sort is any of the walks in an order.
+-- Users whose address or name contains a text, or whose account has the id account_id: of the instance or, if path is not
+-- null, of those below that position of a tree. walks chooses the branches of candidates that run, with walk_rows rows each;
+-- the first matches, as many as wanted (null: all), are sorted and paged.
+--   id, -id: users with an account, in the order of the accounts
+--   user, -user, email, -email, fullname, -fullname: all users in that order; after id or -id those without an account.
+--     tie: the order of users with the same name
+--   trigrams, bigrams: users found by these indexes
+--   all: all users below the position
+-- The caller chooses, because a prepared statement has one plan for every text. OFFSET 0 makes the planner, which
+-- overestimates the branches, join row by row. sorts: one to three of the orders above.
 WITH candidates AS (
     SELECT user_id AS id, NULL AS search_text, true AS has_account, true AS is_asked_for
     FROM accounts
@@ -70,7 +70,7 @@ WITH candidates AS (
         WHERE
             'all' = any(:walks::text[]) AND instance_id = :instance_id
             AND subpath(path, 0, 100) >= subpath(:path::text::ltree, 0, 100)
-            -- A label is a number, and nothing but what is beneath it comes before the same with a zero.
+            -- Labels are numbers: only positions below this one sort between its path and the path with a zero added.
             AND subpath(path, 0, 100) < text2ltree(ltree2text(subpath(:path::text::ltree, 0, 100)) || '0')
     ) AS walked
     CROSS JOIN LATERAL (
@@ -201,8 +201,8 @@ ORDER BY
 OFFSET :row_offset LIMIT :row_limit;
 
 -- name: count_beneath(instance_id, path, positions, most, lots)^
--- How many stand at and beneath a place, counted no further than asked; and how many of so many places, drawn
--- by lot from all that the instance ever had, are among them.
+-- How many positions are at or below one, counted up to most; and how many of a random sample (size: lots) of all
+-- positions are among them.
 SELECT
     (
         SELECT count(*)

@@ -1,5 +1,5 @@
 -- name: find_store_user(instance_id, user_id, email_key, external_id)$
--- The id of a living user by whichever of the three is given; the id goes first, the external id last.
+-- The id of a user, by id first, then by e-mail, then by external id.
 SELECT id FROM users
 WHERE
     instance_id = :instance_id AND deleted_at IS NULL
@@ -9,7 +9,7 @@ LIMIT 1;
 
 
 -- name: end_excess_sessions(instance_id, user_id, sessions_limit)$
--- The living sessions of a user, who has been held, but for the newest so many; how many ended.
+-- Deletes all but the newest sessions_limit valid sessions of a user, who is locked; how many.
 WITH ended AS (
     DELETE FROM sessions
     USING (
@@ -24,7 +24,7 @@ WITH ended AS (
 SELECT count(*) AS ended FROM ended;
 
 -- name: end_session_by_id(instance_id, session_id)^
--- A session, if it lived; whose it was.
+-- Deletes a valid session; returns its user.
 DELETE FROM sessions
 USING users AS u
 WHERE

@@ -4,8 +4,8 @@ SELECT id, is_admin, email, fields, mail_quota, files_quota FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
 -- name: hold_users(instance_id, ids, keys, external_ids)
--- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
--- them or log in as them until the transaction ends.
+-- Locks users, deleted or not, by id, e-mail, login or external id, and returns every column that can change. No
+-- other transaction can change them or log in as them.
 SELECT
     u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
     (
@@ -32,9 +32,9 @@ ORDER BY u.id
 FOR NO KEY UPDATE OF u;
 
 -- name: write_users(instance_id, users, logins, living)
--- Users who are held, with all that follows from their changes; directory.rows makes the rows and the two differences of
--- counters. A stored picture goes with its avatar, unless the new avatar is the address of that picture. Whose living
--- sessions ended, and how many.
+-- Stores locked users with all that follows from their changes; directory.rows makes the rows and the differences of
+-- the two counters. A new avatar deletes the stored picture, unless it is the address of that picture. Returns users
+-- with the number of their valid sessions that ended.
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
@@ -71,7 +71,7 @@ counted AS (
     RETURNING true
 ),
 
--- The counters are held before codes and sessions, as where an instance is suspended or deleted.
+-- Locks the counters before codes and sessions, in the same order as suspending or deleting an instance.
 in_order AS (
     SELECT count(*) FROM counted
 ),
@@ -127,8 +127,8 @@ GROUP BY user_id
 ORDER BY user_id;
 
 -- name: purge_users(instance_id, ids, moment)!
--- Takes users, who are held, for good, with all that was provisioned for them. An account keeps its place for those
--- beneath it, without a name.
+-- Deletes users, who are locked, with all that was provisioned for them. An account keeps its position for the
+-- accounts below it, without a name.
 WITH left_behind AS (
     UPDATE accounts
     SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, :moment::timestamptz)

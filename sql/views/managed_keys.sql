@@ -1,5 +1,4 @@
--- Keys that hold this instance and no other, or all keys where it is null; with the names of their instances, the default
--- one first.
+-- Keys of this instance and no other, or all keys if instance_id is null. instances: their names, the default first.
 SELECT
     k.*,
     array(
