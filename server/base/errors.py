@@ -24,8 +24,7 @@ KINDS: "dict[str, type[ServiceError]]" = {}
 class ServiceError(Exception):
     """internal error"""
 
-    # The docstring of each kind is its default message, and its name in snake case its code, unless it sets one.
-    # Every code is in ERROR_CODES.
+    # The docstring of each kind is its default message. Its code is its name in snake case, unless it sets one.
     code = "internal"
 
     def __init_subclass__(cls, **options: Any) -> None:

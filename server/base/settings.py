@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     )
     database_direct_url: SecretStr | None = Field(
         None,
-        description="Postgres address past the pooler (pgbouncer) at database_url; for migrations and LISTEN.",
+        description="Postgres address past the pooler (pgbouncer) at database_url: for migrations, LISTEN.",
     )
     data_dir: Path = Field(Path(".data"), description="Directory for the embedded server and other files.")
     pool_size: int = Field(10, ge=1, le=1000, description="Database connections of each worker.")
@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     unsent_limit: int = Field(
         64 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Bytes of unread answers in each worker. Beyond it the instance with most of them loses its "
-        "oldest, with their connections.",
+        description="Bytes of unread answers in each worker; beyond it the instance with most of them loses "
+        "its oldest and their connections.",
     )
     batch_answer_limit: int = Field(
         4 * 1024 * 1024, ge=1024, description="Bytes of JSON-RPC batch answers; later items are refused."
@@ -82,8 +82,8 @@ class Settings(BaseSettings):
         BCRYPT_MAX_COST,
         ge=4,
         le=16,
-        description="Highest cost of imported bcrypt hashes. Each step doubles the time; 12 takes a quarter of a "
-        "second. Stored hashes of any cost can log in.",
+        description="Highest cost of imported bcrypt hashes. Each step doubles the time; 12 takes 0.25 seconds. "
+        "Stored hashes of any cost can log in.",
     )
     hash_threads: int = Field(
         0, ge=0, description="Hashing threads of each worker; 0: cores divided by workers."
@@ -142,8 +142,8 @@ class Settings(BaseSettings):
         40,
         ge=1,
         le=256,
-        description="Deliveries that each worker sends to one webhook at the same time; to all webhooks of an "
-        "instance twice as many.",
+        description="Deliveries that each worker sends to one webhook at the same time; to all webhooks of "
+        "an instance twice as many.",
     )
 
     graph_url: str = Field("https://graph.microsoft.com/v1.0", description="Microsoft Graph API.")
