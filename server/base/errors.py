@@ -24,7 +24,7 @@ KINDS: "dict[str, type[ServiceError]]" = {}
 class ServiceError(Exception):
     """internal error"""
 
-    # The docstring of each kind is its default message. Its code is its name in snake case, unless it sets one.
+    # The docstring of a kind is its default message. Its code is its name in snake case, unless it sets one.
     code = "internal"
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         BCRYPT_MAX_COST,
         ge=4,
         le=16,
-        description="Highest cost of imported bcrypt hashes. Each step doubles the time; 12 takes 0.25 seconds. "
+        description="Highest cost of imported bcrypt hashes. Each step doubles the time; 12 takes 0.25 s. "
         "Stored hashes of any cost can log in.",
     )
     hash_threads: int = Field(
