@@ -112,21 +112,12 @@ class Unauthenticated(ServiceError):
 class Forbidden(ServiceError):
     """not-allowed"""
 
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        scope: str | None = None,
-        code: str | None = None,
-        fields: Sequence[FieldError] = (),
-    ) -> None:
+    def __init__(self, message: str | None = None, *, scope: str | None = None, **options: Any) -> None:
         """
         Args:
             scope: the missing one, for the header X-Required-Scope. The body is the same for every Forbidden.
         """
-        super().__init__(
-            message, code=code, fields=fields, headers={"X-Required-Scope": scope} if scope else None
-        )
+        super().__init__(message, headers={"X-Required-Scope": scope} if scope else None, **options)
         self.scope = scope
 
     def told_fields(self) -> tuple[FieldError, ...]:

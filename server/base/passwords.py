@@ -15,6 +15,7 @@ from argon2.exceptions import VerificationError
 
 from server.base.errors import Unavailable
 from server.base.settings import Settings
+from server.base.shares import Shares
 from server.base.threads import BoundedPool
 
 MAX_PASSWORD = 1024
@@ -57,7 +58,11 @@ def hash_problem(password_hash: str, max_bcrypt_cost: int) -> str | None:
         max_bcrypt_cost: the limit of bcrypt's cost.
     """
     if password_hash.startswith("$2"):
-        return _bcrypt_problem(password_hash, max_bcrypt_cost)
+        found = _BCRYPT.fullmatch(password_hash)
+        cost = int(found[1]) if found else 0
+        if cost > max_bcrypt_cost:
+            return f"costs too much: at most cost {max_bcrypt_cost}"
+        return None if cost >= 4 else "is not a valid bcrypt hash ($2a$, $2b$ or $2y$)"
     found = _PHC.fullmatch(password_hash)
     if not found:
         return "must be an argon2id hash in PHC form, or a bcrypt hash"
@@ -67,14 +72,6 @@ def hash_problem(password_hash: str, max_bcrypt_cost: int) -> str | None:
     if memory < 8 * lanes:
         return "is not a valid argon2id hash"
     return None
-
-
-def _bcrypt_problem(password_hash: str, max_cost: int) -> str | None:
-    found = _BCRYPT.fullmatch(password_hash)
-    cost = int(found[1]) if found else 0
-    if cost > max_cost:
-        return f"costs too much: at most cost {max_cost}"
-    return None if cost >= 4 else "is not a valid bcrypt hash ($2a$, $2b$ or $2y$)"
 
 
 class PasswordHasher:
@@ -88,13 +85,13 @@ class PasswordHasher:
         )
         threads = settings.threads_for_hashing()
         # One thread more than one instance can use, so that its expensive hashes never block another's login.
-        self._pool = BoundedPool(
-            "argon2",
-            threads=threads + 1,
+        slots = Shares(
+            size=threads + 1,
             of_one=threads,
             waiting=settings.hash_queue,
             refusal="too many passwords are being hashed, try again",
         )
+        self._pool = BoundedPool("argon2", slots)
         self._dummy: str | None = None
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ class Shares:
             waiting_in_all: how many tasks of all shares may wait, if each needs much memory.
             refusal: error message for the next task.
         """
-        self.of_one = of_one
+        self.size, self.of_one = size, of_one
         self._free = size
         self._waiting_limit, self._waiting_in_all = waiting, waiting_in_all
         self._refusal = refusal

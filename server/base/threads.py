@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,30 +16,14 @@ T = TypeVar("T")
 class BoundedPool:
     """A pool of threads with fair shares, and a limited queue for each instance."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        threads: int,
-        of_one: int,
-        waiting: int,
-        waiting_in_all: int = sys.maxsize,
-        refusal: str,
-    ) -> None:
+    def __init__(self, name: str, slots: Shares) -> None:
         """
         Args:
             name: prefix of the names of the threads.
-            threads: how many jobs run at once.
-            of_one: how many of these may belong to one instance.
-            waiting: how many jobs of one instance may wait.
-            waiting_in_all: how many jobs of all instances may wait.
-            refusal: error message for the next job.
+            slots: one for each thread.
         """
-        self.of_one = of_one
-        self._executor = ThreadPoolExecutor(threads, name, initializer=_yield_to_others)
-        self._slots = Shares(
-            size=threads, of_one=of_one, waiting=waiting, waiting_in_all=waiting_in_all, refusal=refusal
-        )
+        self._slots, self.of_one = slots, slots.of_one
+        self._executor = ThreadPoolExecutor(slots.size, name, initializer=_yield_to_others)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """The result of work(*args), in the share of the running task.

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
@@ -153,35 +154,30 @@ class _Lookups:
         self, own: asyncio.Semaphore, host: str, port: int, family: int
     ) -> "asyncio.Future[list[Any]]":
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[list[Any]] = loop.create_future()
+        found: Future[list[Any]] = Future()
+        found.set_running_or_notify_cancel()  # a caller who gives up does not end it
 
-        def end(result: list[Any], error: Exception | None) -> None:
+        def release() -> None:
             own.release()
             self._slots.release()
-            if found.done():  # the caller gave up
-                return
-            if error is None:
-                found.set_result(result)
-            else:
-                found.set_exception(error)
+
+        def ended(_: "Future[list[Any]]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(release)
 
         def look() -> None:
-            result: list[Any] = []
-            error: Exception | None = None
             try:
-                result = socket.getaddrinfo(
-                    host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-                )
-            except (OSError, ValueError) as failed:  # ValueError: a label that is too long
-                error = failed if isinstance(failed, OSError) else OSError(str(failed))
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(end, result, error)
+                kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
+                found.set_result(socket.getaddrinfo(host, port, family, kind, flags=flags))
+            except (OSError, ValueError) as error:  # ValueError: a label that is too long
+                found.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
 
+        found.add_done_callback(ended)
         try:
             threading.Thread(target=look, name="webhook-lookup", daemon=True).start()
         except RuntimeError as error:  # no more threads
-            end([], OSError(str(error)))
-        return found
+            found.set_exception(OSError(str(error)))
+        return asyncio.wrap_future(found)
 
 
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookups] = WeakKeyDictionary()

@@ -10,6 +10,7 @@ from PIL import GifImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, Png
 
 from server.base.errors import FieldError, Invalid
 from server.base.settings import Settings
+from server.base.shares import Shares
 from server.base.threads import BoundedPool
 
 LARGE, SMALL = 512, 128
@@ -53,14 +54,14 @@ class Pictures:
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.picture_limit
         self._pixels = settings.picture_pixels
-        self._pool = BoundedPool(
-            "pictures",
-            threads=1,
+        slots = Shares(
+            size=1,
             of_one=1,
             waiting=_WAITING,
             waiting_in_all=_WAITING_IN_ALL,
             refusal="too many pictures are being read, try again",
         )
+        self._pool = BoundedPool("pictures", slots)
 
     def close(self) -> None:
         """Cancel waiting pictures and end the thread."""
