@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 After = Annotated[
     Annotated[str, Field(max_length=2000)] | None,
-    Field(description="next of the previous page; null for the first page."),
+    Field(description="`next` of the previous page; null for the first page."),
 ]
 """The cursor of a page."""
-Next = Annotated[str | None, Field(description="after for the next page; null on the last.")]
+Next = Annotated[str | None, Field(description="`after` of the next page; null on the last page.")]
 """The cursor of the next page."""
 Limit = Annotated[int, Field(ge=1, le=1000)]
 """Rows of a page."""
