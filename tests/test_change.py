@@ -162,4 +162,4 @@ def test_few_statements_write_users() -> None:
         for verb in ("INSERT INTO", "UPDATE", "DELETE FROM")
     }
     assert set(writing.pop("INSERT INTO")) <= {"create_user", "create_users"}
-    assert writing == {"UPDATE": ["write_users"], "DELETE FROM": ["purge_retained_users", "purge_users"]}
+    assert writing == {"UPDATE": ["write_users"], "DELETE FROM": ["purge_users"]}

@@ -122,19 +122,17 @@ def test_codes_are_never_shared() -> None:
 
 
 def raised_codes() -> Iterator[tuple[str, str | None, str]]:
-    """Every code that the program's text names: the code, the kind that it is given to, and where.
+    """Every code that the program uses: the code, the kind that it is given to, and where.
 
-    They are the class attribute `code` of a kind, and the argument `code=` of one.
+    They are the code of each kind, and the argument `code=` of one.
     """
-    names = {kind.__name__ for kind in kinds()}
+    names = set()
+    for known in kinds():
+        names.add(known.__name__)
+        yield known.code, None, known.__name__
     for path in sorted((ROOT / "server").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.name}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.ClassDef) and node.name in names:
-                for line in node.body:
-                    match line:
-                        case ast.Assign(targets=[ast.Name("code")], value=ast.Constant(str(code))):
-                            yield code, None, where
             match node:
                 case ast.Call(func=ast.Name(kind), keywords=keywords) if kind in names:
                     for keyword in keywords:

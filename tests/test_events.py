@@ -136,7 +136,7 @@ async def test_the_retention_looks_at_no_user_whose_time_has_not_come(
     )
     await db.execute("VACUUM ANALYZE users")
     await db.execute("SET plan_cache_mode = force_generic_plan")
-    query = load_queries()["purge_retained_users"]
+    query = load_queries()["hold_retained_users"]
     assert query.params == ("instance_id", "default_days", "row_limit")
     await db.execute(f"PREPARE purge AS {query.sql}")
     looked = [node for node in await nodes(db, "EXECUTE purge (1, 30, 500)") if node.get("Alias") == "u"]

@@ -136,7 +136,7 @@ async def test_waiting_is_bounded_for_each_share() -> None:
 async def test_a_thread_is_free_when_its_work_is_over() -> None:
     """And not when nobody waits for it any more."""
     gate = threading.Event()
-    pool = BoundedPool("test", threads=1, of_one=1, waiting=9, refusal="full")
+    pool = BoundedPool("test", Shares(size=1, of_one=1, waiting=9, refusal="full"))
     working = asyncio.create_task(pool.run(gate.wait))
     await asyncio.sleep(0)
     working.cancel()

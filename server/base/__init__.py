@@ -1,4 +1,4 @@
-"""What every room may use: errors and their codes, settings, models, secrets, shares, logs, metrics.
+"""Shared by all packages: errors and their codes, settings, models, secrets, shares, logs, metrics.
 
-It imports no other room.
+It imports no other package of the server.
 """

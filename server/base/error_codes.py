@@ -1,24 +1,23 @@
-"""Every error code that a caller can be told: what it means and what to do about it.
+"""Every error code of the API: its meaning and its remedy.
 
-A code is never reused for another meaning. OpenRPC, OpenAPI, the reference in server/methods/README.md and
+A code never gets another meaning. OpenRPC, OpenAPI, the reference in server/methods/README.md and
 `officerpc errors` are made from this table. A new code is one entry here.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
 
 Source: TypeAlias = Literal["request", "wire", "call", "write", "kept", "method"]
-"""What can give a code.
+"""What can return a code.
 
-request: any HTTP request, before its method is known. wire: the same, on one wire alone. call: any method.
-write: any method that writes. kept: those of them whose
-answer is kept for retries. method: the methods that name it in their `errors`.
+request: any HTTP request, before its method is known. wire: the same, on one wire only. call: any method.
+write: any writing method. kept: any idempotent method. method: the methods that list it in `errors`.
 """
 
 
 class ErrorCode(NamedTuple):
     """What a code stands for."""
 
-    # HTTP status at /rpc in the plain envelope; the other wires map kinds of errors to statuses of their own.
+    # HTTP status of the plain envelope at /rpc; the other wires have their own statuses.
     status: int
     source: Source
     meaning: str
@@ -26,7 +25,7 @@ class ErrorCode(NamedTuple):
     remedy: str
     # Whether the same call may succeed when it is sent again unchanged.
     retryable: bool = False
-    # The code of the kind of error (errors.py) that it is raised as; None: it has a class of its own.
+    # The code of the class (errors.py) that it is raised as; None: its own class.
     kind: str | None = None
 
 

@@ -1,6 +1,6 @@
-"""What can go wrong with a call, and which database constraint means what.
+"""Errors of calls, and the error that stands for each database constraint.
 
-Nothing here knows a wire: a wire turns a ServiceError into its own status and bytes.
+Nothing here depends on a wire: each wire renders a ServiceError with its own status and format.
 """
 
 import re
@@ -11,24 +11,26 @@ from server.base.error_codes import ERROR_CODES
 
 
 class FieldError(NamedTuple):
-    """One member of the params that the caller has to mend."""
+    """A bad member of the params."""
 
     field: str
     message: str
 
 
 KINDS: "dict[str, type[ServiceError]]" = {}
-"""The kinds of errors by their own codes."""
+"""The kinds of errors by code."""
 
 
 class ServiceError(Exception):
     """internal error"""
 
-    # The docstring of each kind is its default message. Its code, and any other given, stands in ERROR_CODES.
+    # The docstring of a kind is its default message. Its code is its name in snake case, unless it sets one.
     code = "internal"
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "code" not in vars(cls):
+            cls.code = re.sub("(?<=.)([A-Z])", r"_\1", cls.__name__).lower()
         if cls.code not in ERROR_CODES:
             raise ValueError(f"{cls.__name__}: {cls.code} is not in ERROR_CODES")
         KINDS.setdefault(cls.code, cls)
@@ -44,11 +46,11 @@ class ServiceError(Exception):
     ) -> None:
         """
         Args:
-            message: one line for the caller; by default the docstring of the kind.
+            message: one line for the caller; default: the docstring of the kind.
             code: one of ERROR_CODES, more precise than the kind's own.
-            fields: the members to mend, all of them.
+            fields: all bad members.
             retry_after: seconds after which the same call may succeed.
-            headers: what HTTP asks for with this error, such as Allow.
+            headers: HTTP headers of this error, such as Allow.
 
         Raises:
             KeyError: the code is not in ERROR_CODES.
@@ -62,11 +64,11 @@ class ServiceError(Exception):
         super().__init__(self.message)
 
     def told_fields(self) -> tuple[FieldError, ...]:
-        """The members to mend, and where the form has no header for it, what else."""
+        """The fields, for a format without headers: a missing scope is one of them."""
         return self.fields
 
     def cause(self) -> str | None:
-        """The kind of exception behind this error, for the log: never its text, which may quote data."""
+        """The type of the exception behind this error, for the log; not its text, which may contain data."""
         return type(self.__cause__).__name__ if self.__cause__ is not None else None
 
 
@@ -74,7 +76,7 @@ KINDS[ServiceError.code] = ServiceError
 
 
 def kind_of(code: str) -> type[ServiceError]:
-    """The kind that an error with this code is raised as.
+    """The kind of error that has this code.
 
     Raises:
         KeyError: the code is not in ERROR_CODES.
@@ -89,14 +91,12 @@ class Invalid(ServiceError):
 
     @classmethod
     def of(cls, fields: Sequence[FieldError]) -> "Invalid":
-        """All bad members in one message."""
+        """One message that names all bad members."""
         return cls("; ".join(f"{field}: {message}" for field, message in fields), fields=fields)
 
 
 class UnknownMethod(ServiceError):
     """unknown method"""
-
-    code = "unknown_method"
 
 
 class Malformed(ServiceError):
@@ -108,81 +108,49 @@ class Malformed(ServiceError):
 class Unauthenticated(ServiceError):
     """not-allowed"""
 
-    code = "unauthenticated"
-
 
 class Forbidden(ServiceError):
     """not-allowed"""
 
-    code = "forbidden"
-
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        scope: str | None = None,
-        code: str | None = None,
-        fields: Sequence[FieldError] = (),
-    ) -> None:
+    def __init__(self, message: str | None = None, *, scope: str | None = None, **options: Any) -> None:
         """
         Args:
-            scope: the one that the key would need, told in a header: the body is the same for all.
+            scope: the missing one, for the header X-Required-Scope. The body is the same for every Forbidden.
         """
-        super().__init__(
-            message, code=code, fields=fields, headers={"X-Required-Scope": scope} if scope else None
-        )
+        super().__init__(message, headers={"X-Required-Scope": scope} if scope else None, **options)
         self.scope = scope
 
     def told_fields(self) -> tuple[FieldError, ...]:
-        """With the scope."""
+        """The fields and the missing scope."""
         return self.fields + ((FieldError("scope", f"needs {self.scope}"),) if self.scope else ())
 
 
 class MissingScope(Forbidden):
     """not-allowed"""
 
-    # The key lacks the scope of the method, which X-Required-Scope names.
-    code = "missing_scope"
-
 
 class OperatorsOnly(Forbidden):
     """not-allowed"""
-
-    # The method, or what is asked of it, takes an operator's key.
-    code = "operators_only"
 
 
 class InstanceSuspended(Forbidden):
     """not-allowed"""
 
-    # The instance is suspended: its own keys can do nothing, operators' keys can read and manage it.
-    code = "instance_suspended"
-
 
 class MemberForbidden(Forbidden):
     """not-allowed"""
-
-    # The method is allowed, but not this of it.
-    code = "member_forbidden"
 
 
 class NotHeld(Forbidden):
     """not-allowed"""
 
-    # An instance that does not exist, or that the key does not hold: nothing tells the two apart.
-    code = "not_held"
-
 
 class NotFound(ServiceError):
     """not found"""
 
-    code = "not_found"
-
 
 class NoRoute(ServiceError):
     """no such address"""
-
-    code = "no_route"
 
 
 class WrongVerb(ServiceError):
@@ -200,62 +168,41 @@ class BadExpectation(ServiceError):
 class Conflict(ServiceError):
     """the change conflicts with what is stored"""
 
-    code = "conflict"
-
 
 class UserDeleted(Conflict):
     """this user is deleted: restore or purge it first"""
-
-    # The e-mail or externalId is that of a deleted user, who keeps both until it is purged.
-    code = "user_deleted"
 
 
 class IdempotencyConflict(ServiceError):
     """this idempotency key was used for another request"""
 
-    code = "idempotency_conflict"
-
 
 class StillRunning(ServiceError):
     """a call with this idempotency key is still running, try again"""
-
-    code = "still_running"
 
 
 class BadHttp(ServiceError):
     """this is not a valid HTTP request"""
 
-    code = "bad_http"
-
 
 class UriTooLong(ServiceError):
     """the address is too long"""
-
-    code = "uri_too_long"
 
 
 class HeadersTooLarge(ServiceError):
     """the headers are too large"""
 
-    code = "headers_too_large"
-
 
 class LengthRequired(ServiceError):
     """the header Content-Length is missing"""
-
-    code = "length_required"
 
 
 class TooLarge(ServiceError):
     """the body is too large"""
 
-    code = "too_large"
-
 
 class BatchFull(ServiceError):
     """the answers of this batch are too large; send this item and those after it in another one"""
-
-    code = "batch_full"
 
 
 class WrongType(ServiceError):
@@ -279,40 +226,29 @@ class TooMany(ServiceError):
 class Unavailable(ServiceError):
     """the service is busy or its database is away, try again"""
 
-    code = "unavailable"
-
 
 class ConnectionLost(Unavailable):
     """the connection to the database was lost, try again"""
-
-    code = "connection_lost"
 
 
 class NotBegun(ConnectionLost):
     """the connection to the database was lost before anything was done, try again"""
 
-    code = "not_begun"
-
 
 class Contention(Unavailable):
     """concurrent changes got in each other's way, try again"""
-
-    code = "contention"
 
 
 class OutcomeUnknown(Unavailable):
     """the connection was lost while committing, look before trying again"""
 
-    code = "outcome_unknown"
-
 
 def _duplicate(name: str) -> str:
-    # The text clients of this style of API match on; Postgres says it in the same words.
+    # Postgres's own words, which clients of this kind of API look for.
     return f'duplicate key value violates unique constraint "{name}"'
 
 
-# Constraint -> (kind, code, message, the member of the params it is about). A violation that is not
-# listed is a bug of ours and answered as one.
+# Constraint -> (kind, code, message, member of the params). A violation of any other constraint is a bug.
 CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
     "users_email": (Conflict, "duplicate_email", _duplicate("users_email"), "email"),
     "users_external_id": (Conflict, "duplicate_external_id", _duplicate("users_external_id"), "externalId"),
@@ -320,7 +256,7 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
         Conflict, "seats_exhausted", "the instance has no seat left (maxUsers)", "params",
     ),
     "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
-    # Gone while somebody was put into it, or it into something.
+    # The group or the user was deleted during the call.
     "group_members_group": (NotFound, "not_found", "not found: there is no such group", "name"),
     "group_members_user": (NotFound, "not_found", "not found: there is no such user", "email"),
     "instances_name": (Conflict, "duplicate_instance", _duplicate("instances_name"), "name"),
@@ -331,18 +267,18 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
 }  # fmt: skip
 
 DUPLICATES = ("duplicate_email", "duplicate_external_id", "user_deleted")
-"""The codes of what no two users of an instance share: whose it is already, a living or a deleted one."""
+"""The codes for an e-mail or externalId of another user, who may be deleted."""
 
 _NAME_IN_MESSAGE = re.compile(r'constraint "([^"]+)"')
 _SHARD_SUFFIX = re.compile(r"_\d+$")
 
 
 def from_constraint(constraint_name: str | None, message: str) -> ServiceError | None:
-    """The error that a violated constraint stands for, or None if the table does not know it.
+    """The error for a violated constraint, or None if it is not in CONSTRAINTS.
 
     Args:
-        constraint_name: as Postgres reports it; None on a sharded cluster.
-        message: the server's message, which names the shard's constraint there (users_email_102012).
+        constraint_name: as Postgres reports it; None on Citus.
+        message: the server's message, which on Citus has the shard's constraint (users_email_102012).
     """
     name = constraint_name
     if name is None:

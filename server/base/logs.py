@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, ours and the libraries' alike."""
+"""Structured logs: JSON lines on standard error, also for libraries."""
 
 import io
 import logging
@@ -15,11 +15,11 @@ from server.base.printable import printable_json
 
 
 def configure(level: str, stream: BinaryIO | None = None) -> None:
-    """Set structlog and the standard library's logging up, once a process.
+    """Set up structlog and the standard library's logging, once in each process.
 
     Args:
-        level: the least level that is written: debug, info, warning or error.
-        stream: where to; by default standard error.
+        level: the lowest level that is logged: debug, info, warning or error.
+        stream: the destination; default: standard error.
     """
     stream = stream or sys.stderr.buffer
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -52,13 +52,13 @@ def configure(level: str, stream: BinaryIO | None = None) -> None:
 
 
 _direct: list[BinaryIO] = []
-"""Where info() writes, if such lines are wanted."""
+"""The stream of info(), if that level is logged."""
 
 
 def info(event: str, **members: Any) -> None:
-    """One line at the level info, in the form of the others but past structlog's chain.
+    """Log at level info, in the same format but without structlog's processors.
 
-    Every call writes one: the chain took longer than checking its params.
+    Each call logs a line: the processors took longer than validating its params.
     """
     for stream in _direct:
         line = {**members, "event": event, "level": "info", "timestamp": datetime.now(UTC)}
@@ -67,8 +67,8 @@ def info(event: str, **members: Any) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong and where, without the error's text, which may quote addresses or rows."""
-    for _ in range(10):  # deep enough, whatever causes what
+    """The type, code and place of an error, without its text, which may contain data."""
+    for _ in range(10):  # enough, and ends if errors cause each other
         error = error.__cause__ or error
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in place)
@@ -77,9 +77,9 @@ def cause_of(error: BaseException) -> str:
 
 
 def safe_traceback(error: BaseException) -> list[str]:
-    """Where an exception came from, and its causes, without what it quotes.
+    """The traceback of an exception and its causes, without data.
 
-    The driver's messages hold rows and arguments, hashes among them; only their kind and SQLSTATE stay.
+    Messages of the driver contain rows and arguments, such as hashes: only their type and SQLSTATE are kept.
     """
     lines: list[str] = []
     seen: set[int] = set()

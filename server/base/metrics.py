@@ -1,7 +1,8 @@
-"""What happened, as facts; who looks at it is decided here: Prometheus and the log."""
+"""Facts about calls and jobs, for Prometheus and the log."""
 
 import os
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 from prometheus_client import (
@@ -21,7 +22,7 @@ log = structlog.get_logger("officerpc")
 
 
 class CallFact(NamedTuple):
-    """One call of a method came to its end."""
+    """A call of a method that ended."""
 
     method: str
     code: str
@@ -29,12 +30,12 @@ class CallFact(NamedTuple):
     request_id: str
     key_id: int
     instance: str | None
-    # What our own or the driver's exception was, where the caller is told less.
+    # The type of the exception, if the answer does not show it.
     cause: str | None
 
 
 class RefusalFact(NamedTuple):
-    """One request was answered before it became a call."""
+    """A request that was refused before it became a call."""
 
     front: str
     code: str
@@ -44,23 +45,23 @@ class RefusalFact(NamedTuple):
 
 
 class JobFact(NamedTuple):
-    """One try of a job of the queue came to its end."""
+    """A try of a job or a delivery that ended."""
 
     kind: str
-    # done, retried (later, that is), parked, or stopped with its worker.
+    # done, retried (will be), parked, or stopped (with its worker).
     outcome: str
     seconds: float
-    # None for a delivery, which is no job of the queue.
+    # None for a delivery.
     job_id: int | None
     tries: int
     cause: str | None
-    # The webhook that a delivery goes to, by its id in its instance.
+    # The instance and the webhook of a delivery.
     instance: str | None = None
     webhook_id: int | None = None
 
 
 class Metrics:
-    """Observes facts."""
+    """Counts and logs facts."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -82,45 +83,36 @@ class Metrics:
         self._jobs = Counter(
             "officerpc_jobs", "Tries of jobs by kind and outcome.", ["kind", "outcome"], registry=registry
         )
-        # labels() looks them up under a lock; there are few, so they are kept.
+        # labels() takes a lock, so its few results are kept.
         self._kept: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
-        self._lag = Gauge(
+        newest = partial(Gauge, registry=registry, multiprocess_mode="livemostrecent")
+        self.lag = Gauge(
             "officerpc_event_loop_lag_seconds",
             "The longest the event loop was late in its last minute.",
             registry=registry,
             multiprocess_mode="livemax",
-        )
-
-        self._unsent = Gauge(
+        ).set
+        self.unsent = Gauge(
             "officerpc_unsent_bytes",
             "Bytes of answers that clients have not read yet, and of batches that run.",
             registry=registry,
             multiprocess_mode="livesum",
-        )
-        self._unread = Gauge(
-            "officerpc_webhooks_unread_seconds",
-            "Age of the oldest event that a webhook has not read.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self._due = Gauge(
-            "officerpc_webhooks_due_seconds",
-            "For how long the delivery that waits longest has been due.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-
-        self._halted = Gauge(
+        ).set
+        self.webhooks_unread = newest(
+            "officerpc_webhooks_unread_seconds", "Age of the oldest event that a webhook has not read."
+        ).set
+        self.webhooks_due = newest(
+            "officerpc_webhooks_due_seconds", "For how long the delivery that waits longest has been due."
+        ).set
+        self._halted = newest(
             "officerpc_feed_halted_seconds",
             "Age of the transaction that holds the feed of changes and webhooks back; 0: it ended.",
             ["pid", "application"],
-            registry=registry,
-            multiprocess_mode="livemostrecent",
         )
         self._halting: tuple[str, str] | None = None
 
     def call(self, fact: CallFact) -> None:
-        """A call ended, well or not."""
+        """A call ended, with or without an error."""
         kept = self._kept.get((fact.method, fact.code))
         if kept is None:
             kept = (self._calls.labels(fact.method, fact.code), self._seconds.labels(fact.method))
@@ -139,51 +131,19 @@ class Metrics:
         )
 
     def refusal(self, fact: RefusalFact) -> None:
-        """A request was refused at the door."""
+        """A request was refused before it became a call."""
         self._refusals.labels(fact.front, fact.code).inc()
-        log.info(
-            "refused",
-            front=fact.front,
-            code=fact.code,
-            status=fact.status,
-            request_id=fact.request_id,
-            **({"cause": fact.cause} if fact.cause else {}),
-        )
+        log.info("refused", **_known(fact._asdict()))
 
     def job(self, fact: JobFact) -> None:
-        """A try of a job ended, well or not."""
+        """A try of a job ended, with or without success."""
         self._jobs.labels(fact.kind, fact.outcome).inc()
-        tell = {"retried": log.warning, "parked": log.error}.get(fact.outcome, logs.info)
-        tell(
-            "job",
-            kind=fact.kind,
-            outcome=fact.outcome,
-            ms=round(fact.seconds * 1000, 2),
-            **({"job_id": fact.job_id} if fact.job_id is not None else {}),
-            **({"webhook_id": fact.webhook_id} if fact.webhook_id is not None else {}),
-            tries=fact.tries,
-            **({"instance": fact.instance} if fact.instance else {}),
-            **({"cause": fact.cause} if fact.cause else {}),
-        )
-
-    def lag(self, seconds: float) -> None:
-        """How late the event loop was at worst, lately."""
-        self._lag.set(seconds)
-
-    def unsent(self, size: int) -> None:
-        """How many bytes of answers this process holds."""
-        self._unsent.set(size)
-
-    def webhooks_unread(self, seconds: float) -> None:
-        """How old the oldest event is that a webhook has not read; 0 where all have read all."""
-        self._unread.set(seconds)
-
-    def webhooks_due(self, seconds: float) -> None:
-        """For how long a delivery has been due at most; 0 where none is."""
-        self._due.set(seconds)
+        write = {"retried": log.warning, "parked": log.error}.get(fact.outcome, logs.info)
+        members = _known(fact._asdict())
+        write("job", ms=round(members.pop("seconds") * 1000, 2), **members)
 
     def feed_halted(self, by: tuple[str, str] | None, seconds: float = 0.0) -> None:
-        """Which transaction (process id and application) holds the feed back for so long; None: none does."""
+        """The transaction (process id and application) that holds the feed back, and its age; None: none."""
         if self._halting is not None and self._halting != by:
             self._halted.labels(*self._halting).set(0.0)
         self._halting = by
@@ -191,9 +151,13 @@ class Metrics:
             self._halted.labels(*by).set(seconds)
 
     def exposition(self) -> bytes:
-        """The Prometheus text format, over all workers."""
+        """The Prometheus text format, for all workers."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
         gathered = CollectorRegistry()
         MultiProcessCollector(gathered)  # type: ignore[no-untyped-call]
         return generate_latest(gathered)
+
+
+def _known(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What every model of params and results is, and how params are validated."""
+"""Base classes of params and results, and the validation of params."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from server.base.strict import Strict
 M = TypeVar("M", bound=BaseModel)
 
 IN_EVENTS = "in events"
-"""Context for model_dump of what goes into an event: members that are SECRET become HIDDEN."""
+"""Context of model_dump for events: SECRET members become HIDDEN."""
 HIDDEN = "***"
-"""What stands in an event for a secret that was set."""
+"""Stands for a secret in an event."""
 
 
 def _hidden(value: Any, info: SerializationInfo) -> Any:
@@ -35,17 +35,17 @@ def _hidden(value: Any, info: SerializationInfo) -> Any:
 
 
 SECRET = PlainSerializer(_hidden)
-"""For the type of a member that no event may hold, as in Annotated[str, SECRET]: passwords, hashes, tokens
-and codes. What tenants store of their own is told as it is, whatever its members are called."""
+"""Annotates the type of a secret, as in Annotated[str, SECRET]: passwords, hashes, tokens and codes. Events
+show tenants' own data unchanged, whatever its members are called."""
 
 WITH_SECRETS = "with secrets"
-"""Context for model_dump of what goes into the database: without it secrets are left out."""
+"""Context of model_dump for the database: without it secrets are left out."""
 
 Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|::1)$")]
 
 
 class Params(Strict):
-    """What every params model is."""
+    """Base of all params models."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,10 +67,10 @@ def without_controls(text: str) -> str:
 
 
 class TenantParams(Params):
-    """Params of a method that works within one instance."""
+    """Params of a method of one instance."""
 
     instance: str | int | None = Field(
-        None, description="The instance by its name; left out, the key's default.", examples=["MYINSTANCE"]
+        None, description="The instance's name; default: that of the key.", examples=["MYINSTANCE"]
     )
 
 
@@ -86,10 +86,10 @@ def something_besides(*names: str) -> Any:
 
 
 class JsonSchema(GenerateJsonSchema):
-    """JSON Schema of params and results, without defaults of null and without titles of members.
+    """JSON Schema of params and results, without null defaults and without titles of members.
 
-    Such a default only says what may be left out, as `required` does: null is refused there, or a value. And
-    generators of clients take two schemas of one title for one type.
+    A null default only means that the member is optional, which `required` says: null may not even be valid.
+    Client generators take two schemas with the same title for one type.
     """
 
     def field_title_should_be_set(self, schema: object) -> bool:
@@ -103,9 +103,9 @@ class JsonSchema(GenerateJsonSchema):
 
 
 class Unchecked(Params):
-    """Params of a method that says what is wrong with the params of another: theirs, good or bad.
+    """Params of a method that validates the params of another method.
 
-    The schema has the members of the other model, none of them required.
+    The schema has the members of the other model, all optional.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -124,7 +124,7 @@ class Unchecked(Params):
 
 
 class Result(BaseModel):
-    """What a result model is: it documents the wire, and the tests hold every answer against it."""
+    """Base of all result models. They document the answers, and tests check every answer with them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -137,11 +137,11 @@ class Failure(Result):
 
 
 MAX_MEMBERS = 200
-"""Of params; no method has as many."""
+"""Members of params at most; no method has so many."""
 
 
 def positions(model: type[BaseModel]) -> list[str]:
-    """The members in the order in which they go by position: the required ones first."""
+    """The members in the order of positional params: the required ones first."""
     model = getattr(model, "checked_by", model)
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
     return sorted(fields, key=lambda name: not fields[name].is_required())
@@ -154,17 +154,16 @@ def validated(
     *,
     settings: Settings | None = None,
 ) -> Any:
-    """Params as an instance of their model.
+    """Validate params.
 
     Args:
         model: a registered params model.
         params: parsed JSON: an object, a list (members by position; null leaves an optional one out) or None.
-        known_bad: what is wrong with them already.
-        settings: the server's, where members are checked against them (the context of validators); without
-            them their defaults hold.
+        known_bad: errors that are known already.
+        settings: the server's, as the context of validators; default: the default settings.
 
     Raises:
-        Invalid: naming every bad member.
+        Invalid: it names every bad member.
     """
     if params is None:
         params = {}
@@ -189,7 +188,7 @@ def validated(
 
 
 MAX_FAILURES = 100
-"""Bad members that are named at once; nobody mends more by hand."""
+"""Bad members that one error names."""
 
 _MESSAGES = {
     "missing": "is required",
@@ -205,7 +204,7 @@ _MESSAGES = {
 
 
 def field_errors(error: ValidationError) -> list[FieldError]:
-    """Every failure of a validation, worded for the caller and never quoting what it sent."""
+    """Every error of a validation, worded for the caller, without the values it sent."""
     found: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
         found.setdefault(_path(detail), _MESSAGES.get(detail["type"]) or _worded(detail))
@@ -215,21 +214,20 @@ def field_errors(error: ValidationError) -> list[FieldError]:
 
 
 def _path(detail: ErrorDetails) -> str:
-    # The place in the caller's JSON: union branches add parts of their own, which end in a type's name.
+    # The path in the caller's JSON, without the type names that union branches add.
     parts = [str(part)[:64] for part in detail["loc"] if part not in ("str", "int", "constrained-str")]
     return ".".join(parts) or "params"
 
 
+_OPENINGS = {
+    "Value error, ": "", "Input should be ": "must be ", "String should ": "must ", "List should ": "must ",
+    "Dictionary should ": "must ",
+}  # fmt: skip
+
+
 def _worded(detail: ErrorDetails) -> str:
     message = detail["msg"]
-    for opening in (
-        "Value error, ",
-        "Input should be ",
-        "String should ",
-        "List should ",
-        "Dictionary should ",
-    ):
+    for opening, ours in _OPENINGS.items():
         if message.startswith(opening):
-            rest = message.removeprefix(opening)
-            return {"Input should be ": "must be ", "Value error, ": ""}.get(opening, "must ") + rest
+            return ours + message.removeprefix(opening)
     return message[:1].lower() + message[1:]

@@ -1,14 +1,14 @@
-"""Turns of the event loop for others in the course of long work."""
+"""Yielding to the event loop during long work."""
 
 import asyncio
 import time
 
 _SLICE = 0.001
-"""Seconds of work after which the event loop gets a turn for others."""
+"""Seconds of work after which other tasks get a turn."""
 
 
 class Pace:
-    """Gives way to others now and then in the course of long work."""
+    """Lets other tasks run during long work."""
 
     __slots__ = ("_since",)
 
@@ -16,7 +16,7 @@ class Pace:
         self._since = time.perf_counter()
 
     async def rest(self) -> None:
-        """Between two steps: gives way where the last turn is long ago."""
+        """Call this between two steps: yields if the last turn is long ago."""
         if time.perf_counter() - self._since > _SLICE:
             await asyncio.sleep(0)
             self._since = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Pages of lists: cursors, and the row beyond a page that tells that there is a next one."""
+"""Pages of lists: cursors, and the extra row that shows that there is a next page."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 After = Annotated[
     Annotated[str, Field(max_length=2000)] | None,
-    Field(description="The next of the page before; null for the first page."),
+    Field(description="`next` of the previous page; null for the first page."),
 ]
-"""Where a page begins."""
-Next = Annotated[str | None, Field(description="Pass it as after for the next page; null on the last.")]
-"""Where the page after it begins."""
+"""The cursor of a page."""
+Next = Annotated[str | None, Field(description="`after` of the next page; null on the last page.")]
+"""The cursor of the next page."""
 Limit = Annotated[int, Field(ge=1, le=1000)]
 """Rows of a page."""
 _SOURCES = {"after": "a page gave as next", "cursor": "an answer gave as cursor"}
@@ -26,37 +26,37 @@ _SOURCES = {"after": "a page gave as next", "cursor": "an answer gave as cursor"
 def page(
     rows: Sequence[T], limit: int, key: Callable[[T], str], *, is_cut: bool = False
 ) -> tuple[Sequence[T], str | None]:
-    """The rows of a page, and the cursor of the next one if there is one.
+    """The rows of a page, and the cursor of the next page, or None.
 
     Args:
-        rows: in the order of their keys, asked for with a row limit of limit + 1.
+        rows: sorted by their keys, from a query with the row limit limit + 1.
         limit: rows of a page.
-        key: what the query compares with to begin after a row.
-        is_cut: whether the query ended early, so that more may follow fewer rows.
+        key: the sort key of a row, as the query compares it.
+        is_cut: whether the query ended early, so that more rows may follow.
     """
     shown = rows[:limit]
     return shown, to_cursor(key(shown[-1])) if is_cut or len(rows) > limit else None
 
 
 def to_cursor(key: str) -> str:
-    """An opaque place in a list."""
+    """An opaque cursor for a key."""
     return base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode()
 
 
 def from_cursor(cursor: str | None, member: str = "after") -> str:
-    """The key behind a cursor; empty for the start.
+    """The key in a cursor; empty for the start.
 
     Args:
-        member: of the params, that the cursor came in.
+        member: the member of the params with the cursor.
 
     Raises:
-        Invalid: it is no cursor that to_cursor made.
+        Invalid: it is not a cursor of to_cursor.
     """
     if cursor is None:
         return ""
     try:
         key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
-        if "\0" in key:  # Postgres takes no such text
+        if "\0" in key:  # Postgres refuses NUL
             raise ValueError
     except ValueError as error:
         raise _bad_cursor(member) from error
@@ -66,15 +66,15 @@ def from_cursor(cursor: str | None, member: str = "after") -> str:
 def parts_of(
     cursor: str, *kinds: Callable[[str], Any], separator: str = " ", member: str = "after"
 ) -> list[Any]:
-    """What stands in the key behind a cursor, part by part.
+    """The parts of the key in a cursor.
 
     Args:
-        kinds: what each part is read with; ValueError where it is no such part.
-        separator: what stands between two parts.
-        member: of the params, that the cursor came in.
+        kinds: the parser of each part; it raises ValueError for a bad one.
+        separator: between two parts.
+        member: the member of the params with the cursor.
 
     Raises:
-        Invalid: it is no cursor that was made of such parts.
+        Invalid: it is not a cursor with such parts.
     """
     parts = from_cursor(cursor, member).split(separator)
     try:
@@ -84,7 +84,7 @@ def parts_of(
 
 
 def number_below(end: int) -> Callable[[str], int]:
-    """Reads a part that is a number from 0 on, lower than this."""
+    """A parser of integers from 0 to end - 1."""
 
     def read(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or (number := int(text)) >= end:
@@ -95,10 +95,10 @@ def number_below(end: int) -> Callable[[str], int]:
 
 
 def moment(text: str) -> datetime:
-    """Reads a part that is a moment, in UTC.
+    """Parse a time, into UTC.
 
     Raises:
-        ValueError: it is none, has no time zone, or is in none of the years that can be sent to the database.
+        ValueError: it is not a time, has no time zone, or its year is out of range.
     """
     given = datetime.fromisoformat(text)
     if given.tzinfo is None:

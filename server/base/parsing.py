@@ -1,4 +1,4 @@
-"""JSON as every wire takes it: RFC 8259, with limits, in time linear in the length of the text."""
+"""The JSON parser of all wires: RFC 8259 with limits, in linear time."""
 
 import asyncio
 from typing import Any
@@ -10,9 +10,9 @@ from server.base.errors import Malformed
 MAX_DEPTH = 32
 """Levels of objects and arrays."""
 MAX_VALUES = 50_000
-"""Members and items of a body that is parsed on the event loop."""
+"""Members and items of a body that the event loop parses."""
 MAX_VALUES_ASIDE = 100_000
-"""Members and items of a body that a thread parses. 1,000 users with every member have half as many."""
+"""Members and items of a body that a thread parses. 1,000 complete users have half as many."""
 _LONG_BODY = 65536
 """Bytes from which a thread parses."""
 
@@ -24,7 +24,7 @@ _AS_SPACE = bytes.maketrans(b"[]{}:,", b"      ")
 
 
 async def parse_long_json(body: bytes) -> Any:
-    """parse_json for a body of any length: a thread parses a long one, so that the event loop stays free."""
+    """parse_json, in a thread if the body is long, so that the event loop stays free."""
     if len(body) < _LONG_BODY:
         return parse_json(body)
     return await asyncio.to_thread(parse_json, body, MAX_VALUES_ASIDE)
@@ -33,24 +33,23 @@ async def parse_long_json(body: bytes) -> Any:
 def parse_json(body: bytes, max_values: int = MAX_VALUES) -> Any:
     """Parse a JSON text.
 
-    The text may come from an attacker, so every step is linear in its length. No regular expression is used:
-    one that looks for strings is quadratic on a text of many quotes whose last string has no end.
+    The text may come from an attacker, so each step takes linear time. A regular expression for strings would
+    be quadratic for a text of many quotes whose last string has no end.
 
     Args:
-        max_values: members and items that it may have.
+        max_values: members and items at most.
 
     Raises:
         Malformed: broken JSON, NaN, lone surrogates, NUL, duplicate members, more than 32 levels, or an
-            integer beyond 64 bits (the limits that the design sets for bodies).
+            integer beyond 64 bits.
     """
-    # In valid JSON, backslashes stand in strings alone. Once the escaped backslashes are gone, every \" is
-    # an escaped quote. Once those are gone too, each quote begins or ends a string, and what stands outside
-    # of strings is brackets, colons, commas, numbers and literals.
+    # In valid JSON, backslashes are only in strings. Without the escaped backslashes every \" is an escaped
+    # quote. Without those too, each quote begins or ends a string, and outside of strings there are brackets,
+    # colons, commas, numbers and literals.
     unescaped = body.replace(rb"\\", b"")
     structure = b"".join(unescaped.replace(rb"\"", b"").split(b'"')[::2])
     colons = structure.count(b":")
-    # Before the parser builds them. On a text that is not valid this counts something else, but that is
-    # refused in any case.
+    # Before the parser builds the values. For invalid JSON the count is wrong, but that is refused anyway.
     containers = structure.count(b"[") + structure.count(b"{")
     if structure.count(b",") + colons > max_values or containers > max_values:
         raise Malformed(f"the JSON holds more than {max_values} values")
@@ -69,10 +68,10 @@ def parse_json(body: bytes, max_values: int = MAX_VALUES) -> Any:
 
 
 def _members(value: dict[str, Any] | list[Any], level: int) -> int:
-    """How many members the objects within a value have.
+    """Count the members of all objects in a value.
 
     Raises:
-        Malformed: the value is nested too deep.
+        Malformed: the value is nested too deeply.
     """
     if level > MAX_DEPTH:
         raise Malformed(f"the JSON is nested deeper than {MAX_DEPTH} levels")
@@ -84,10 +83,10 @@ def _members(value: dict[str, Any] | list[Any], level: int) -> int:
 
 
 def _check_integers(structure: bytes) -> None:
-    """Raises Malformed for an integer beyond 64 bits, of which orjson makes a float."""
+    """Raise Malformed for an integer beyond 64 bits, which orjson would make a float."""
     for token in structure.translate(_AS_SPACE).split():
         if len(token) < _DIGITS or not token.removeprefix(b"-").isdigit():
             continue  # short, or with a fraction or an exponent
-        # The length comes first: int() takes quadratic time. JSON has no leading zeros.
+        # The length first: int() takes quadratic time. JSON has no leading zeros.
         if len(token) > _DIGITS + 1 or not _MIN_INTEGER <= int(token) <= _MAX_INTEGER:
             raise Malformed("the JSON holds an integer beyond 64 bits")

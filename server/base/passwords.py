@@ -1,4 +1,4 @@
-"""Password hashing off the event loop, in a bounded pool with a bounded queue."""
+"""Password hashing in a pool of threads with a limited queue."""
 
 import asyncio
 import contextlib
@@ -15,38 +15,38 @@ from argon2.exceptions import VerificationError
 
 from server.base.errors import Unavailable
 from server.base.settings import Settings
+from server.base.shares import Shares
 from server.base.threads import BoundedPool
 
 MAX_PASSWORD = 1024
-"""Characters of a password; longer ones are refused, never cut (OWASP, NIST SP 800-63B)."""
+"""Characters of a password; longer ones are refused, not cut (OWASP, NIST SP 800-63B)."""
 
-# A stored hash names its own cost. These ceilings keep a hostile import from taking the machine:
-# 64 MiB and a few passes are several times what RFC 9106 recommends for memory-constrained servers.
-# That of bcrypt is a setting.
+# A stored hash has its own cost. These limits keep a hostile import from exhausting the server: 64 MiB and a
+# few passes are several times what RFC 9106 recommends with little memory. The limit of bcrypt is a setting.
 MAX_MEMORY_KIB, MAX_TIME, MAX_PARALLELISM = 65536, 6, 8
 _PHC = re.compile(
     r"\$argon2id\$v=19\$m=(\d{1,10}),t=(\d{1,10}),p=(\d{1,10})\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{16,172}"
 )
-# 2x is what a faulty implementation made. Salt and hash end within a character, whose other bits are zero.
+# Not 2x, of a faulty implementation. The unused bits in the last characters of salt and hash are zero.
 _BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]")
 BCRYPT_BYTES = 72
-"""What bcrypt looks at of a password; what comes after makes no difference to it."""
+"""The bytes of a password that bcrypt uses; it ignores the rest."""
 
 
 def normalized(password: str) -> str:
-    """The form that is hashed: NFKC, so that one password typed on two keyboards is one (SP 800-63B)."""
+    """The form that is hashed: NFKC, so that the keyboard makes no difference (SP 800-63B)."""
     return unicodedata.normalize("NFKC", password)
 
 
 @functools.cache
 def _common_passwords() -> frozenset[str]:
-    # A millisecond, once, when the first password is held against them.
+    # Takes a millisecond, at the first password.
     path = Path(__file__).parent / "data" / "common-passwords.txt"
     return frozenset(path.read_text(encoding="utf-8").splitlines())
 
 
 def is_common(password: str) -> bool:
-    """Whether a password is one of the 10,000 most common ones, in any case (SP 800-63B, 3.1.1.2)."""
+    """Whether a password is one of the 10,000 most common, in any case (SP 800-63B, 3.1.1.2)."""
     return normalized(password).lower() in _common_passwords()
 
 
@@ -54,11 +54,15 @@ def hash_problem(password_hash: str, max_bcrypt_cost: int) -> str | None:
     """What is wrong with an imported hash, or None.
 
     Args:
-        password_hash: argon2id as a PHC string, or bcrypt ($2a$, $2b$, $2y$), with costs under the ceilings.
-        max_bcrypt_cost: the ceiling of bcrypt's.
+        password_hash: argon2id as a PHC string, or bcrypt ($2a$, $2b$, $2y$).
+        max_bcrypt_cost: the limit of bcrypt's cost.
     """
     if password_hash.startswith("$2"):
-        return _bcrypt_problem(password_hash, max_bcrypt_cost)
+        found = _BCRYPT.fullmatch(password_hash)
+        cost = int(found[1]) if found else 0
+        if cost > max_bcrypt_cost:
+            return f"costs too much: at most cost {max_bcrypt_cost}"
+        return None if cost >= 4 else "is not a valid bcrypt hash ($2a$, $2b$ or $2y$)"
     found = _PHC.fullmatch(password_hash)
     if not found:
         return "must be an argon2id hash in PHC form, or a bcrypt hash"
@@ -70,16 +74,8 @@ def hash_problem(password_hash: str, max_bcrypt_cost: int) -> str | None:
     return None
 
 
-def _bcrypt_problem(password_hash: str, max_cost: int) -> str | None:
-    found = _BCRYPT.fullmatch(password_hash)
-    cost = int(found[1]) if found else 0
-    if cost > max_cost:
-        return f"costs too much: at most cost {max_cost}"
-    return None if cost >= 4 else "is not a valid bcrypt hash ($2a$, $2b$ or $2y$)"
-
-
 class PasswordHasher:
-    """Argon2id with the settings' parameters, at most so many at once and so many waiting."""
+    """Argon2id with the parameters of the settings, and limits for running and waiting hashes."""
 
     def __init__(self, settings: Settings) -> None:
         self._argon2 = argon2.PasswordHasher(
@@ -88,19 +84,18 @@ class PasswordHasher:
             parallelism=settings.argon2_parallelism,
         )
         threads = settings.threads_for_hashing()
-        # One thread more than one instance can use: while its expensive hashes keep all of those, another's
-        # login need not wait for any of them to end.
-        self._pool = BoundedPool(
-            "argon2",
-            threads=threads + 1,
+        # One thread more than one instance can use, so that its expensive hashes never block another's login.
+        slots = Shares(
+            size=threads + 1,
             of_one=threads,
             waiting=settings.hash_queue,
             refusal="too many passwords are being hashed, try again",
         )
+        self._pool = BoundedPool("argon2", slots)
         self._dummy: str | None = None
 
     def close(self) -> None:
-        """Drop what waits and end the threads."""
+        """Cancel waiting hashes and end the threads."""
         self._pool.close()
 
     async def hash(self, password: str) -> str:
@@ -114,8 +109,8 @@ class PasswordHasher:
     async def hash_all(self, passwords: Sequence[str]) -> list[str]:
         """The PHC strings of many passwords, in their order.
 
-        No more of them are in the queue than can run at once, so that others of the instance need not wait
-        for all; where the queue is full, these wait.
+        Only as many are queued as can run at once, so that other calls of the instance do not wait for all of
+        them. If the queue is full, these wait.
         """
         hashes = [""] * len(passwords)
         waiting = iter(enumerate(passwords))
@@ -134,7 +129,7 @@ class PasswordHasher:
         return hashes
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password is right. None costs the same time and is always wrong.
+        """Whether the password is right. Without a hash it takes as long, and the answer is False.
 
         Raises:
             Unavailable: too many hashes are waiting; try again after a second.
@@ -145,10 +140,9 @@ class PasswordHasher:
         return right and password_hash is not None
 
     def outdated(self, password_hash: str, password: str) -> bool:
-        """Whether a right password should be hashed anew: it was with bcrypt, or with other parameters.
+        """Whether a right password should be hashed again: the hash is bcrypt, or has other parameters.
 
-        But not one that bcrypt has seen a part of alone: its end may be mistyped, and would count from then
-        on.
+        But not if the password is longer than bcrypt reads: its end was not verified.
         """
         if password_hash.startswith("$2"):
             return len(password.encode()) <= BCRYPT_BYTES
@@ -166,7 +160,7 @@ class PasswordHasher:
 
 
 def _verify_bcrypt(password_hash: str, password: str) -> bool:
-    # Another system hashed it, so as it was typed; the form that is hashed here is tried where it differs.
+    # Another system hashed the password, probably as it was typed; the normalized form is tried too.
     for form in dict.fromkeys((password, normalized(password))):
         with contextlib.suppress(ValueError):  # a damaged hash is a failed login
             if bcrypt.checkpw(form.encode()[:BCRYPT_BYTES], password_hash.encode()):
@@ -175,15 +169,15 @@ def _verify_bcrypt(password_hash: str, password: str) -> bool:
 
 
 class DryHasher(PasswordHasher):
-    """The same hasher for calls that store nothing: new passwords are not hashed, known ones verified."""
+    """The hasher of dry runs: it verifies passwords, but does not hash new ones."""
 
     def __init__(self, hasher: PasswordHasher) -> None:
         """
         Args:
-            hasher: the one whose pool is used.
+            hasher: its pool is used.
         """
         vars(self).update(vars(hasher))
 
     async def hash(self, password: str) -> str:
-        """A string in place of the hash, which takes no time and verifies nothing."""
+        """A placeholder."""
         return "not hashed"

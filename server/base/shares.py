@@ -1,4 +1,4 @@
-"""Shares: slots of what is scarce, handed out so that no instance keeps another waiting."""
+"""Fair shares: limited slots, distributed so that no instance keeps another waiting."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ from contextvars import ContextVar
 from server.base.errors import Unavailable
 
 SERVER, FILES, KEY_LOOKUPS, PROOFS = 0, -1, -2, -3
-"""Shares that are no instance's: the server's own tasks and operators' calls about no instance; readers of
-/files; look-ups of keys, whose instance is not known yet; proofs that the database takes writes."""
+"""Shares without an instance: the server's own tasks and operators' calls without an instance; readers of
+/files; look-ups of keys, whose instance is not known yet; proofs that the database accepts writes."""
 
 CURRENT_SHARE: ContextVar[int] = ContextVar("CURRENT_SHARE", default=SERVER)
-"""Whose share the running task takes from: an instance's id, or one of those above. Dispatch sets it."""
+"""The share of the running task: an instance's id, or one of those above. Dispatch sets it."""
 
 
 @contextlib.contextmanager
 def taking_from(share: int) -> Iterator[None]:
-    """Within the block the running task takes from this share."""
+    """The running task uses this share within the block."""
     token = CURRENT_SHARE.set(share)
     try:
         yield
@@ -30,9 +30,9 @@ def taking_from(share: int) -> Iterator[None]:
 class Shares:
     """A number of slots, of which each share may hold some.
 
-    A free slot goes to any share that holds none. A share that holds one already leaves the last free slot
-    for those, and never holds more than of_one. Whoever waits is served in turn, one of each share (round
-    robin), and within a share in the order of arrival.
+    A free slot goes to any share that holds none. A share that holds one already cannot have the last free
+    slot, and never holds more than of_one. Waiting shares are served round robin, and the tasks of a share
+    first in, first out.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class Shares:
     ) -> None:
         """
         Args:
-            size: slots; by default as many as are asked for, so that only of_one limits.
+            size: number of slots; default: no limit but of_one.
             of_one: slots that one share may hold.
-            waiting: how many of one share may wait.
-            waiting_in_all: how many of all shares together may, where each keeps much in memory.
-            refusal: what the next one is told.
+            waiting: how many tasks of one share may wait.
+            waiting_in_all: how many tasks of all shares may wait, if each needs much memory.
+            refusal: error message for the next task.
         """
-        self.of_one = of_one
+        self.size, self.of_one = size, of_one
         self._free = size
         self._waiting_limit, self._waiting_in_all = waiting, waiting_in_all
         self._refusal = refusal
-        # By share: slots held, and those who wait. The share that is first served next stands first.
+        # By share: slots held, and waiting tasks. The share that is served next comes first.
         self._held: dict[int, int] = {}
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
 
     def take_now(self, share: int) -> bool:
-        """Take a slot if one is free for this share. Whoever waits in it could not have it either."""
+        """Take a slot if one is free for this share. None of its waiting tasks could have it."""
         if not self._is_free(share):
             return False
         self._free -= 1
@@ -69,10 +69,10 @@ class Shares:
         return True
 
     async def take(self, share: int) -> None:
-        """Take a slot, when the turn comes.
+        """Take a slot, after waiting if necessary.
 
         Raises:
-            Unavailable: too many of this share are waiting; try again after a second.
+            Unavailable: too many tasks are waiting; try again after a second.
         """
         if self.take_now(share):
             return
@@ -93,7 +93,7 @@ class Shares:
             raise
 
     def give_back(self, share: int) -> None:
-        """A slot is free again: whoever may have it next gets it."""
+        """Free a slot, for the next waiting task."""
         held = self._held.pop(share) - 1
         if held:
             self._held[share] = held
@@ -103,7 +103,7 @@ class Shares:
 
     @contextlib.asynccontextmanager
     async def turn(self, share: int) -> AsyncIterator[None]:
-        """A slot for as long as the block lasts; take says what it raises."""
+        """Hold a slot during the block; raises as take."""
         await self.take(share)
         try:
             yield
@@ -115,12 +115,12 @@ class Shares:
         return self._free > 0 if held == 0 else self._free > 1 and held < self.of_one
 
     def _serve(self) -> None:
-        # At most as many shares as hold slots are passed over, so this ends soon however many wait.
+        # Skips at most the shares that hold slots, so it is fast however many wait.
         while (share := next(filter(self._is_free, self._waiting), None)) is not None:
             queue = self._waiting.pop(share)
             while queue:
                 turn = queue.popleft()
-                if not turn.done():  # else it was cancelled a moment ago
+                if not turn.done():  # not cancelled
                     self.take_now(share)
                     turn.set_result(None)
                     break
@@ -129,7 +129,7 @@ class Shares:
 
     def _forget(self, share: int, turn: "asyncio.Future[None]") -> None:
         queue = self._waiting.get(share, deque())
-        with contextlib.suppress(ValueError):  # passed over already
+        with contextlib.suppress(ValueError):  # removed by _serve
             queue.remove(turn)
         if not queue:
             self._waiting.pop(share, None)

@@ -1,4 +1,4 @@
-"""What every model of a caller's input is: strict about types, without members that nobody declared."""
+"""The base of models of input: strict types, no unknown members."""
 
 from functools import cache
 from types import NoneType, UnionType
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, JsonValue, mod
 from pydantic_core import CoreSchema, core_schema
 
 _MAX_EXACT = 2**53
-"""Beyond it a JSON number with a fraction may have been rounded (RFC 8259, section 6)."""
+"""A larger JSON number with a fraction may be rounded (RFC 8259, section 6)."""
 
 
 def whole(value: Any) -> Any:
-    """A number without a fraction, such as 1.0, as an integer; any other value as it is."""
+    """A float such as 1.0 as an integer; any other value unchanged."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT:
         return int(value)
     return value
 
 
 def _with_whole_numbers(schema: Any) -> Any:
-    """The same schema, of pydantic-core, with whole before each integer. JSON Schema does not show it."""
+    """A pydantic-core schema with whole before each integer, which JSON Schema does not show."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(_with_whole_numbers(part) for part in schema)
     if not isinstance(schema, dict):
@@ -38,19 +38,19 @@ def _with_whole_numbers(schema: Any) -> Any:
                 for choice in choices
             ]
             return schema | {"choices": named}
-    # What stands under these is no schema.
+    # The values of these are no schemas.
     kept = ("metadata", "serialization", "cls", "config", "default", "expected")
     return {key: part if key in kept else _with_whole_numbers(part) for key, part in schema.items()}
 
 
 class Strict(BaseModel):
-    """Takes no type for another: no text for a number, no boolean for an integer.
+    """Converts no types: no text to a number, no boolean to an integer.
 
-    1.0 and 1e2 are integers, as in JSON Schema (draft 2020-12, section 6.1.1): many clients write every
-    number with a fraction. Members of any type keep the number as it came.
+    1.0 and 1e2 are integers, as in JSON Schema (draft 2020-12, section 6.1.1): many clients send all numbers
+    as floats. Members of type Any keep the float.
 
-    Null for an optional member that takes no null is the same as leaving it out. Where null has a meaning, as
-    in `sessionsLimit: int | None`, it keeps it.
+    Null for an optional member whose type has no null means that it is left out. In
+    `sessionsLimit: int | None` null is a value.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -71,7 +71,7 @@ class Strict(BaseModel):
 
 @cache
 def _without_null(model: type[Strict]) -> frozenset[str]:
-    """The optional members of a model that take no null."""
+    """The optional members of a model whose types have no null."""
     return frozenset(
         field.alias or name
         for name, field in model.model_fields.items()

@@ -1,7 +1,7 @@
-"""Answers that clients have not read yet: how much memory they may take, and whose are dropped beyond that.
+"""The memory limit of answers that clients have not read yet.
 
-An answer that fits into the socket's buffer is not counted. What is counted stays in this process: answers
-whose client reads slowly or not at all, and those of batches that still run.
+An answer that fits into the socket's buffer is not counted. Answers to clients that read slowly or not at all
+are, and the answers of running batches.
 """
 
 from collections import Counter
@@ -9,61 +9,61 @@ from collections.abc import Callable
 from typing import Protocol
 
 SHARE = 4
-"""The batches of one owner may hold one part in so many of the limit."""
+"""The batches of one owner may hold a quarter of the limit."""
 
 
 class Connection(Protocol):
-    """A connection whose client has not read all of its answer."""
+    """A connection with an unread answer."""
 
     def drop(self) -> None:
-        """Close it at once; what was not sent is lost."""
+        """Close it at once; unsent bytes are lost."""
 
 
 class Unsent:
     """Counts the bytes of unread answers of one worker and keeps them within a limit.
 
-    When it is exceeded, the owner that holds most loses its oldest unread answers: a client that reads is not
-    refused for the sake of those that do not.
+    Beyond it the owner that holds most loses its oldest unread answers: clients that read are not refused
+    because of clients that do not.
     """
 
     def __init__(self, limit: int, observe: Callable[[int], None]) -> None:
         """
         Args:
-            limit: bytes that all of them may hold.
-            observe: told the bytes held whenever they change.
+            limit: bytes of all unread answers.
+            observe: called with the bytes whenever they change.
         """
         self.held = 0
         self._limit = limit
         self._observe = observe
         self._of: Counter[int] = Counter()
-        # The connections that wait for their client, by owner, the oldest first, with the bytes of each.
+        # By owner: connections with unread answers, the oldest first, and the bytes of each.
         self._waiting: dict[int, dict[Connection, int]] = {}
 
     def grow(self, owner: int, size: int) -> bool:
-        """Count more bytes of a batch that runs; shrink() gives them back.
+        """Count more bytes of a running batch, until shrink().
 
         Args:
-            owner: the instance whose key calls, so that one tenant's batches leave room for another's.
+            owner: the instance of the calling key, so that one tenant's batches leave room for others.
 
         Returns:
-            False where the batches of this owner should hold no more. The bytes are counted all the same.
+            False if the batches of this owner should hold no more. The bytes are counted nevertheless.
         """
         self._count(owner, size)
         self._make_room()
         return self.held <= self._limit and self._of[owner] <= self._limit // SHARE
 
     def shrink(self, owner: int, size: int) -> None:
-        """The bytes of a batch are gone, or are an answer by now."""
+        """The bytes of a batch are gone, or became an answer."""
         self._count(owner, -size)
 
     def wait(self, owner: int, connection: Connection, size: int) -> None:
-        """An answer did not fit into the socket's buffer: its bytes stay until done()."""
+        """Count the bytes of an answer that did not fit into the socket's buffer, until done()."""
         self._waiting.setdefault(owner, {})[connection] = size
         self._count(owner, size)
         self._make_room()
 
     def done(self, owner: int, connection: Connection) -> None:
-        """The answer was read, or the connection is gone. Harmless if nothing is counted for it."""
+        """The answer was read, or the connection is closed. Harmless if nothing is counted."""
         waiting = self._waiting.get(owner, {})
         size = waiting.pop(connection, None)
         if size is not None:

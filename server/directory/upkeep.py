@@ -36,7 +36,7 @@ def _ended(row: Row) -> Change:
 
 
 _EMITTED: dict[str, tuple[str, Callable[[Row], Change]]] = {
-    "purge_retained_users": ("retention", _purged),
+    "hold_retained_users": ("retention", _purged),
     "end_expired_plans": ("planEnd", _ended),
 }
 """Statement -> the method name in its events, and the change of each row."""
@@ -58,7 +58,7 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
         instances = await db.all("find_retained_instances", **kept)
     gone = {"users": 0}
     for row in instances:
-        gone["users"] += await _purge(database, "purge_retained_users", **row, **kept)
+        gone["users"] += await _purge(database, "hold_retained_users", **row, **kept)
     for what, query in (
         ("sessions", "purge_expired_sessions"),
         ("plans", "end_expired_plans"),
@@ -93,6 +93,9 @@ async def _purge_batch(database: Database, query: str, values: dict[str, Any]) -
     method, change_of = _EMITTED[query]
     async with database.round(), database.transaction() as db:
         rows = [values | dict(row) for row in await db.all(query, row_limit=_BATCH, **values)]
+        if rows and query == "hold_retained_users":
+            ids, moment = [row["user_id"] for row in rows], rows[0]["moment"]
+            await db.run("purge_users", instance_id=values["instance_id"], ids=ids, moment=moment)
         rows.sort(key=lambda row: (row["instance_id"], row["user_id"]))
         actor = system_actor(method, method)
         for instance_id, group in groupby(rows, key=lambda row: row["instance_id"]):

@@ -103,7 +103,7 @@ async def list_deliveries(call: Call, params: ListDeliveries) -> Any:
     if params.after is not None:
         before = parts_of(params.after, moment, uuid.UUID)
     ref = {"instance_id": call.instance.id, "webhook_id": params.id}
-    found(await call.db.one("get_webhook", **ref))
+    found(await call.db.one("list_webhooks", **ref))
     states = [params.state] if params.state else list(get_args(State))
     rows = await call.db.all(
         "list_deliveries",

@@ -8,7 +8,15 @@ from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams, something_besides
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
-from server.directory.groups import ADMINS, GroupName, group_key, groups_of, is_admins, record_groups
+from server.directory.groups import (
+    ADMINS,
+    GroupName,
+    find_group_ids,
+    group_key,
+    groups_of,
+    is_admins,
+    record_groups,
+)
 from server.directory.rows import Edit
 from server.directory.users import ABSENT, Email, Line, found
 from server.methods.registry import Example, method
@@ -151,8 +159,7 @@ async def _set_membership(call: Call, params: Membership, *, joins: bool) -> Lit
         if member["is_admin"] != joins:
             await change.change(call, Edit(member, member | {"is_admin": joins}))
     else:
-        key = group_key(params.name)
-        group_id = await call.db.value("find_group", instance_id=call.instance.id, name_key=key)
+        group_id = (await find_group_ids(call, [params.name])).get(group_key(params.name))
         if group_id is None:
             raise _not_found("name", "there is no such group")
         await call.db.run(

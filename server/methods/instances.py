@@ -117,7 +117,12 @@ async def create_instance(call: Call, params: CreateInstance, password_hash: str
     admin = CreateUser(**params.admin.model_dump(exclude_unset=True, exclude={"password"}), isAdmin=True)
     user = (await create(call, Batch.one(admin, password_hash)))[0]
     await call.db.one(
-        "create_root_account", instance_id=row["id"], user_id=user["id"], title=user["displayName"]
+        "create_account",
+        instance_id=row["id"],
+        user_id=user["id"],
+        sponsor_id=None,
+        title=user["displayName"],
+        placed=True,
     )
     return {
         "name": row["name"], "title": row["title"], "isActive": row["is_active"],

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from server.base.errors import NotFound
 from server.base.models import Result
+from server.directory.rows import quotas
 from server.directory.users import UserRef, email_key, found
 from server.methods.registry import Example, method
 from server.tenants.call import Call
@@ -43,9 +44,9 @@ async def get_quotas_by_email(call: Call, params: UserRef) -> Any:
     createUser and updateUserByEmail set them (`quotas`); updateInstance sets the defaults (`defaultQuotas`).
     """
     key = email_key(params.email)
-    row = found(await call.db.one("get_quotas", instance_id=call.instance.id, email_key=key))
+    user = found(await call.db.one("find_user", instance_id=call.instance.id, email_key=key))
     defaults = call.instance.settings.defaultQuotas.model_dump()
     return {
         what: {"limit": defaults[what] if own is None else own, "isDefault": own is None}
-        for what, own in row.items()
+        for what, own in quotas(user).items()
     }

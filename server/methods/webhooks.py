@@ -135,7 +135,8 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
 )
 async def list_webhooks(call: Call, params: TenantParams) -> Any:
     """List the webhooks of an instance, at most 50, without their secrets."""
-    return [dict(row) for row in await call.db.all("list_webhooks", instance_id=call.instance.id)]
+    rows = await call.db.all("list_webhooks", instance_id=call.instance.id, webhook_id=None)
+    return [dict(row) for row in rows]
 
 
 class WebhookRef(TenantParams):
@@ -153,7 +154,8 @@ class WebhookRef(TenantParams):
 )
 async def get_webhook(call: Call, params: WebhookRef) -> Any:
     """Look up a webhook."""
-    return dict(found(await call.db.one("get_webhook", instance_id=call.instance.id, webhook_id=params.id)))
+    ref = {"instance_id": call.instance.id, "webhook_id": params.id}
+    return dict(found(await call.db.one("list_webhooks", **ref)))
 
 
 class UpdateWebhook(WebhookRef):

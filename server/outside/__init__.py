@@ -1,4 +1,4 @@
-"""What is reached outside: SMTP, Microsoft Graph, addresses that tenants name, picture files.
+"""External services and data: SMTP, Microsoft Graph, tenants' webhooks, pictures.
 
-It touches no table.
+It accesses no table.
 """

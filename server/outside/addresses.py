@@ -1,6 +1,6 @@
 """Which IP addresses are public, by the special-purpose registries of IANA.
 
-Python's ipaddress follows the registries as they were at its release, and differs between patch releases.
+Python's ipaddress has the registries of its release date, and differs between patch releases.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Special(NamedTuple):
-    """A network with a purpose of its own."""
+    """A special-purpose network."""
 
     network: IPv4Network | IPv6Network
     name: str
@@ -81,15 +81,10 @@ _IPV6 = _rows(
     ("fe80::/10", "Link-Local Unicast", "RFC 4291", False),
 )
 
-# What stands in other registries, or in none.
+# From other registries, or none.
 _OTHERS = _rows(
     ("224.0.0.0/4", "Multicast", "RFC 5771", False),
-    (
-        "168.63.129.16/32",
-        "Azure's virtual public address, reached from within a virtual network",
-        "Azure",
-        False,
-    ),
+    ("168.63.129.16/32", "Azure's internal platform address", "Azure", False),
     ("::/96", "IPv4-compatible Address", "RFC 4291", False),
     ("fec0::/10", "Site-Local Unicast", "RFC 3879", False),
     ("ff00::/8", "Multicast", "RFC 4291", False),
@@ -105,14 +100,13 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether tenants may have the server connect to an address.
+    """Whether the server may connect to an address that a tenant chose.
 
-    An address is refused if any network that holds it is not globally reachable. Smaller networks within it
-    that are (192.0.0.9, 2001:20::/28) make no exception, as no receiver of webhooks is there. IPv6 addresses
-    are public within 2000::/3, which is all that is assigned (RFC 4291). Addresses that stand for one of IPv4
-    are refused if they are mapped, compatible, 6to4 or Teredo; a NAT64 address (RFC 6052), as DNS64 gives it
-    to hosts without IPv4, is public if the IPv4 address in it is. A translation prefix of the host's own
-    network can be any network, and is not recognized.
+    An address is refused if any network that contains it is not globally reachable, even if a smaller one is
+    (192.0.0.9, 2001:20::/28): no webhook receiver is there. IPv6 addresses are public within 2000::/3, the
+    only assigned block (RFC 4291). Mapped, compatible, 6to4 and Teredo addresses are refused. A NAT64 address
+    (RFC 6052), which DNS64 gives to hosts without IPv4, is public if its IPv4 address is. Other translation
+    prefixes of the host's network are not recognized.
     """
     if any(address in network for network in _REFUSED[address.version]):
         return False

@@ -1,4 +1,4 @@
-"""Microsoft Graph, as far as creating users in an instance's directory goes.
+"""Microsoft Graph: creates users in an instance's directory.
 
 Sources: the client credentials flow of the Microsoft identity platform; "Create user", "Get user",
 "onPremisesExtensionAttributes" and "Throttling" of Graph v1.0.
@@ -22,31 +22,32 @@ from server.base.tokens import digest, new_secret
 TIMEOUT = 20.0
 """Seconds that each request may take."""
 EARLY = 60.0
-"""Seconds before its end from which on a token is not used any more."""
+"""Seconds before its expiry after which a token is not used."""
 MAX_TOKENS = 1000
 MARK = "extensionAttribute15"
-"""Where the directory keeps whose creation a user is; employeeId, at 16 characters, is too short for it."""
+"""The attribute with our idempotency marker; employeeId, with 16 characters, is too short for it."""
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
-# What may stand in a user principal name, and so in a nickname made of one.
+# Everything else is valid in a user principal name, and so in a nickname.
 _NOT_IN_NICKNAME = re.compile(r"[^A-Za-z0-9'._!#^~-]")
 
 
 class Office365(Strict):
-    """Who an instance is at Microsoft: an application that may create users there (User.ReadWrite.All)."""
+    """An instance's application at Microsoft, which may create users (User.ReadWrite.All)."""
 
     tenantId: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$", description="The directory: an id or one of its domains."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,99}$",
+        description="The directory (tenant): its id or one of its domains.",
     )
-    clientId: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$", description="The application.")
+    clientId: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$", description="The application (client) id.")
     clientSecret: SecretStr | None = Field(
         None, min_length=1, max_length=500, description="Never shown: null in every answer."
     )
     domain: Host | None = Field(
-        None, description="Instead of the e-mail's domain, where the directory does not have that one."
+        None, description="In place of the e-mail's domain, if that is not one of the directory."
     )
     usageLocation: str | None = Field(
-        None, pattern=r"^[A-Z]{2}$", description="Country (ISO 3166-1) of new users, which licences need."
+        None, pattern=r"^[A-Z]{2}$", description="Country (ISO 3166-1) of new users; licences need it."
     )
 
     @field_serializer("clientSecret")
@@ -59,7 +60,7 @@ class Office365(Strict):
 
 
 class Refused(Exception):
-    """Graph will not create this user, now or later, unless somebody mends something"""
+    """Graph refuses to create this user, and will again unless something is changed"""
 
     def __init__(self, code: str, message: str = "") -> None:
         self.code = code
@@ -68,7 +69,7 @@ class Refused(Exception):
 
 
 class Busy(Refused):
-    """Graph cannot be reached, or asks to come back later"""
+    """Graph cannot be reached, or asks for a later retry"""
 
     def __init__(self, code: str, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -76,14 +77,14 @@ class Busy(Refused):
 
 
 class Graph:
-    """Creates users, with one session for all instances and a token for each."""
+    """Creates users, with one HTTP session for all instances and a token for each."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._tokens: dict[tuple[str, ...], tuple[float, str]] = {}
 
     async def close(self) -> None:
-        """Close the connections; the next request would open others."""
+        """Close the connections; the next request opens new ones."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -100,20 +101,20 @@ class Graph:
         is_active: bool,
         mark: str,
     ) -> str | None:
-        """Create a user, whom nobody can be before an administrator there has given it a password.
+        """Create a user, who cannot sign in before an administrator of the directory sets a password.
 
-        The password that Graph asks for is random, to be changed at the first sign-in, and kept nowhere: ours
-        cannot be read back from its hash, and must not wait in clear in a queue.
+        The password that Graph requires is random, must be changed at the first sign-in, and is not stored.
+        The user's own password is known as a hash only, and must not be in a queue in clear.
 
         Args:
-            mark: what tells this user from any other; one who carries it is the work of an earlier try.
+            mark: the idempotency marker; an existing user with it was created by an earlier try.
 
         Returns:
             Graph's id of the user.
 
         Raises:
             Busy: another try may succeed.
-            Refused: it will not; `name_taken` where the name is that of another user.
+            Refused: no try will; `name_taken` if another user has the name.
         """
         name, _, domain = email.rpartition("@")
         principal = f"{name}@{credentials.domain or domain}"
@@ -129,11 +130,11 @@ class Graph:
         body |= {member: value for member, value in optional.items() if value}
         status, answer, retry_after = await self._asked(settings, credentials, "POST", "/users", json=body)
         if _exists_already(status, answer):
-            # In parentheses any name can be asked for; quotes are doubled (OData).
+            # In parentheses any name is possible; quotes are doubled (OData).
             named = quote(principal.replace("'", "''"), safe="@")
             path = f"/users('{named}')?$select=id,onPremisesExtensionAttributes"
             status, answer, retry_after = await self._asked(settings, credentials, "GET", path)
-            if status == 404:  # created a moment ago, and not to be seen everywhere yet
+            if status == 404:  # just created, and not replicated yet
                 raise Busy("http_404", retry_after)
             marks = answer.get("onPremisesExtensionAttributes")
             if status == 200 and not (isinstance(marks, dict) and marks.get(MARK) == mark):
@@ -152,11 +153,11 @@ class Graph:
             answered = await self._request(verb, url, headers=headers, **content)
             if answered[0] != 401:
                 break
-            self._tokens.pop(_token_key(settings, credentials), None)  # withdrawn before its time
+            self._tokens.pop(_token_key(settings, credentials), None)  # revoked early
         return answered
 
     async def _token(self, settings: Settings, credentials: Office365) -> str:
-        """A token that is good for a while (RFC 6749, section 4.4)."""
+        """A valid token (RFC 6749, section 4.4)."""
         key = _token_key(settings, credentials)
         until, token = self._tokens.get(key, (0.0, ""))
         if until > time.monotonic():
@@ -188,7 +189,7 @@ class Graph:
         return token
 
     async def _request(self, verb: str, url: str, **content: Any) -> tuple[int, dict[str, Any], float]:
-        """Status, the JSON object of the answer ({} where there is none), and seconds of Retry-After."""
+        """The status, the JSON object of the answer ({} if it is none), and the seconds of Retry-After."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT),
@@ -196,7 +197,7 @@ class Graph:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         try:
-            # Whoever answers with a redirect is not to get a secret sent on.
+            # No redirects: they could send a secret elsewhere.
             async with self._session.request(
                 verb, URL(url, encoded=True), allow_redirects=False, **content
             ) as response:
@@ -219,7 +220,7 @@ def _token_key(settings: Settings, credentials: Office365) -> tuple[str, ...]:
 
 
 def _exists_already(status: int, answer: dict[str, Any]) -> bool:
-    """Whether somebody has this name: perhaps ours, by a worker that died before it could note it."""
+    """Whether a user with this name exists: perhaps ours, if a worker died before it stored the result."""
     if status == 409:
         return True
     error = answer.get("error")
@@ -229,7 +230,7 @@ def _exists_already(status: int, answer: dict[str, Any]) -> bool:
     for detail in details if isinstance(details, list) else ():
         if isinstance(detail, dict) and detail.get("code") == "ObjectConflict":
             return detail.get("target") in (None, "userPrincipalName")
-    # Not every answer has details; this is how Graph has worded it for years.
+    # Not every answer has details; Graph has used these words for years.
     message = str(error.get("message"))
     return "userPrincipalName already exists" in message
 

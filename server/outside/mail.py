@@ -1,7 +1,7 @@
-"""Mails: rendered from server/templates/<language>/, sent over SMTP or, without a server, kept as files.
+"""Mails: rendered from templates/<language>/, sent by SMTP or, without a server, stored as files.
 
 A translation is a folder named by its ISO 639-1 code with three files for each mail: <name>.subject.j2,
-<name>.txt.j2 and <name>.html.j2. A mail that a language lacks goes out in English.
+<name>.txt.j2 and <name>.html.j2. A mail without a translation is sent in English.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ from server.base.settings import Settings
 FALLBACK = "en"
 RIGHT_TO_LEFT = frozenset({"ar", "dv", "fa", "he", "ps", "sd", "ug", "ur", "yi"})
 TIMEOUT = 30.0
-"""Seconds that the mail server has for each of its answers."""
+"""Seconds for each answer of the mail server."""
 ENCODED_WORD = "=?"
-"""How an encoded word (RFC 2047) begins. Python's header parser decodes encoded words in addresses too, and
-writes the decoded text, line breaks included, into the message."""
+"""The beginning of an encoded word (RFC 2047). Python's header parser decodes encoded words in addresses too,
+and writes the decoded text with its line breaks into the message."""
 LONGEST_SUBJECT = 300
-"""Characters: more than any title with the words around it has."""
+"""Characters; no subject needs so many."""
 HEADERS = (
     "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type",
     "Content-Language",
 )  # fmt: skip
-"""The header fields of every mail, in their order: no more and no fewer."""
+"""All header fields of every mail, in order."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Refused(Exception):
-    """the mail server will not take this mail, now or later"""
+    """the mail server refuses this mail permanently"""
 
 
 class Unusable(Refused):
@@ -55,7 +55,7 @@ class Unusable(Refused):
 
 
 class Mail(NamedTuple):
-    """What a mail says."""
+    """The content of a mail."""
 
     language: str
     subject: str
@@ -78,12 +78,12 @@ def render(name: str, language: str, values: dict[str, Any]) -> Mail:
     """A mail in a user's language.
 
     Args:
-        name: of its templates.
-        language: ISO 639-1; English where there is no translation.
-        values: what the templates name, all of it.
+        name: the name of its templates.
+        language: ISO 639-1; English if there is no translation.
+        values: all variables of the templates.
 
     Raises:
-        jinja2.UndefinedError: a template names something else.
+        jinja2.UndefinedError: a template uses another variable.
     """
     environment = _environment()
     parts = ("subject.j2", "txt.j2", "html.j2")
@@ -101,33 +101,33 @@ def render(name: str, language: str, values: dict[str, Any]) -> Mail:
 
 
 def _one_line(text: str) -> str:
-    """A subject that cannot begin another header field, neither as it is nor decoded as encoded words."""
+    """A subject without line breaks or encoded words, which could add header fields."""
     line = " ".join(text.split())
     line = "".join(char for char in line if unicodedata.category(char) != "Cc")
     return line.replace(ENCODED_WORD, "= ?")[:LONGEST_SUBJECT]
 
 
 def compose(settings: Settings, to: str, mail: Mail) -> EmailMessage:
-    """The message as it goes out (RFC 5322, text and HTML as alternatives).
+    """The message that is sent (RFC 5322, text and HTML as alternatives).
 
     Args:
-        to: one address, without a name.
+        to: one address, without a display name.
 
     Raises:
-        Unusable: to is no address, or the finished message would have another recipient or header field.
+        Unusable: to is not an address, or the message would have another recipient or header field.
     """
     found = _parsed(to)
     sender = settings.mail_from
-    # A domain in ASCII goes through every server; a local part beyond ASCII needs one with SMTPUTF8.
+    # All servers accept an ASCII domain; a local part beyond ASCII needs SMTPUTF8.
     policy = email.policy.SMTP if (found.local_part + sender).isascii() else email.policy.SMTPUTF8
-    # Bodies in seven bits, so that the bytes go through every server as they are.
+    # 7-bit bodies, which no server changes.
     message = EmailMessage(policy=policy.clone(cte_type="7bit"))
     message["From"] = sender
     message["To"] = Address(username=found.local_part, domain=found.ascii_domain)
     message["Subject"] = _one_line(mail.subject)
     message["Date"] = datetime.now(UTC)
     message["Message-ID"] = make_msgid(domain=_domain(message["From"]))
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies, please
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies
     message.set_content(mail.text)
     message.add_alternative(mail.html, subtype="html")
     message["Content-Language"] = mail.language
@@ -141,19 +141,19 @@ def _parsed(to: str) -> ValidatedEmail:
     try:
         return validate_email(to, check_deliverability=False, globally_deliverable=False)
     except EmailNotValidError:
-        raise Unusable from None  # its text quotes the address
+        raise Unusable from None  # its text contains the address
 
 
 def recipient_of(address: ValidatedEmail) -> str:
-    """The address as it stands in the envelope and in the header To."""
+    """The address in the envelope and in the header To."""
     return f"{address.local_part}@{address.ascii_domain}"
 
 
 def _check(raw: bytes, recipient: str) -> None:
-    """Hold the finished bytes against what they must say, whatever the library made of the values.
+    """Check the bytes of the message, whatever the library made of the values.
 
     Raises:
-        Unusable: there is another header field, or To is not this one address.
+        Unusable: there is another header field, or To is not this address alone.
     """
     message = email.message_from_string(raw.decode(), policy=email.policy.default)
     to = message["To"]
@@ -166,10 +166,10 @@ def _domain(sender: AddressHeader) -> str:
 
 
 async def send(settings: Settings, to: str, mail: Mail) -> None:
-    """Hand a mail to the mail server, or write it into the data directory where there is none.
+    """Send a mail to the mail server, or write it into the data directory if there is none.
 
     Raises:
-        Refused: the server says that it never will take it, or the address cannot be used.
+        Refused: the server refuses it permanently, or the address is unusable.
         aiosmtplib.SMTPException, OSError: another try may succeed.
     """
     message = compose(settings, to, mail)
@@ -177,7 +177,7 @@ async def send(settings: Settings, to: str, mail: Mail) -> None:
         await asyncio.to_thread(_keep, folder(settings), message)
         return
     password = settings.smtp_password and settings.smtp_password.get_secret_value()
-    # Envelope and bytes are given apart, so that no header decides who gets the mail.
+    # The envelope is given separately, so that no header decides about the recipient.
     sender, recipient = message["From"].addresses[0].addr_spec, recipient_of(_parsed(to))
     try:
         await aiosmtplib.send(
@@ -204,12 +204,12 @@ async def send(settings: Settings, to: str, mail: Mail) -> None:
 
 
 def folder(settings: Settings) -> Path:
-    """Where mails are kept while there is no mail server."""
+    """The folder of mails without a mail server."""
     return settings.data_dir / "mail"
 
 
 def _keep(target: Path, message: EmailMessage) -> None:
-    # The codes within are secrets. Under its name a file is whole: it is written beside and renamed.
+    # Mails contain secret codes. A file is written under another name and renamed when it is complete.
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(6)}.eml"
     unfinished = target / f".{name}"

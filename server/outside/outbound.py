@@ -1,7 +1,7 @@
-"""Signed requests to addresses that tenants name, and to public ones alone.
+"""Signed requests to addresses that tenants choose, which must be public.
 
-Signatures are those of Standard Webhooks (https://www.standardwebhooks.com). Names are looked up apart from
-all others' and for each connection anew: neither a slow name server nor one that changes its mind does harm.
+Signatures follow Standard Webhooks (https://www.standardwebhooks.com). DNS look-ups have their own threads,
+against slow name servers, and are made for each connection, against DNS rebinding.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
@@ -28,29 +29,29 @@ from server.base.settings import Settings
 from server.outside.addresses import is_public
 
 TIME_LIMIT = 15.0
-"""Seconds that one try may take."""
+"""Seconds for one try."""
 AT_ONCE = 512
 """Deliveries that a worker sends at the same time."""
 LOOKUPS = 64
-"""Names that a worker looks up at the same time."""
+"""DNS look-ups of a worker at the same time."""
 LOOKUPS_EACH = 4
-"""Of these, at most so many for one instance."""
+"""Of these, for one instance at most."""
 LOOKUP_LIMIT = 5.0
-"""Seconds to wait for a name's addresses, and for room to look them up."""
+"""Seconds for a look-up, including the wait for its turn."""
 READ_AT_MOST = 4096
-"""Bytes of an answer; whatever follows is not waited for."""
+"""Bytes of an answer that are read; the rest is not waited for."""
 READ_FOR = 1.0
-"""Seconds in which these may come: the status has said already what there is to know."""
+"""Seconds for reading them: the status alone decides."""
 BASE_HEADERS = {"User-Agent": "officerpc", "Content-Type": "application/json", "Accept-Encoding": "identity"}
 KEPT_ALIVE = 4.0
-"""Seconds that an idle connection is kept: less than the five after which many servers close theirs."""
+"""Seconds that an idle connection is kept: less than the five of many servers."""
 _SECRET_BYTES = 32
 _behalf_of: ContextVar[int] = ContextVar("behalf_of")
 """The instance whose webhook is being sent to."""
 
 
 def new_secret() -> str:
-    """A secret to sign with, as Standard Webhooks writes it."""
+    """A signing secret in the format of Standard Webhooks."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
@@ -58,11 +59,11 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """One signature, with its version.
 
     Args:
-        secret: as new_secret made it.
+        secret: from new_secret.
         timestamp: Unix seconds of the try.
 
     Raises:
-        ValueError: that is no secret.
+        ValueError: it is not such a secret.
     """
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
@@ -75,7 +76,7 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 def headers_of(
     message_id: str, body: bytes, secret: str, old_secret: str | None, timestamp: int
 ) -> dict[str, str]:
-    """The headers of one try, signed with the secret and, during its overlap, with the one before."""
+    """The headers of one try, signed with the secret and, during the overlap, with the old one."""
     signing = [secret] if old_secret is None else [secret, old_secret]
     return BASE_HEADERS | {
         "webhook-id": message_id,
@@ -85,7 +86,7 @@ def headers_of(
 
 
 def url_problem(settings: Settings, url: str) -> str | None:
-    """What is wrong with a webhook's address, as far as that shows without a look-up; or None."""
+    """What is wrong with a webhook's address, as far as it can be seen without DNS; or None."""
     anywhere = settings.webhook_private_addresses
     try:
         parts = urlsplit(url)
@@ -121,30 +122,29 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
 
 
 class _Lookups:
-    """Looks names up in threads of its own, so many for each instance.
+    """DNS look-ups in their own threads, with a limit for each instance.
 
-    The loop's own look-ups (those of Postgres, mail and Graph) share a few threads, which names that tenants
-    choose could hold up for everybody: a look-up cannot be ended, not even by a time limit. So each keeps its
-    room until it has ended, and those who gave it up do not get more of it. The threads are daemons, which
-    nothing waits for at the end of the process.
+    The event loop's look-ups (of Postgres, mail and Graph) share a few threads, which names chosen by tenants
+    could block: a look-up cannot be cancelled, not even by a time limit. So each keeps its slot until it has
+    ended, also after its caller gave up. The threads are daemons: the process does not wait for them.
     """
 
     def __init__(self) -> None:
-        self._room = asyncio.Semaphore(LOOKUPS)
-        self._rooms: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
+        self._slots = asyncio.Semaphore(LOOKUPS)
+        self._slots_each: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
 
     async def look_up(self, host: str, port: int, family: int) -> list[Any]:
         """The answer of socket.getaddrinfo.
 
         Raises:
-            OSError: the name is not known.
-            TimeoutError: there was no answer, or no room, in time.
+            OSError: the name is unknown.
+            TimeoutError: there was no answer, or no free slot, in time.
         """
-        own = self._rooms.setdefault(_behalf_of.get(), asyncio.Semaphore(LOOKUPS_EACH))
+        own = self._slots_each.setdefault(_behalf_of.get(), asyncio.Semaphore(LOOKUPS_EACH))
         async with asyncio.timeout(LOOKUP_LIMIT):
             await own.acquire()
             try:
-                await self._room.acquire()
+                await self._slots.acquire()
             except BaseException:
                 own.release()
                 raise
@@ -154,43 +154,38 @@ class _Lookups:
         self, own: asyncio.Semaphore, host: str, port: int, family: int
     ) -> "asyncio.Future[list[Any]]":
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[list[Any]] = loop.create_future()
+        found: Future[list[Any]] = Future()
+        found.set_running_or_notify_cancel()  # a caller who gives up does not end it
 
-        def end(result: list[Any], error: Exception | None) -> None:
+        def release() -> None:
             own.release()
-            self._room.release()
-            if found.done():  # it was given up
-                return
-            if error is None:
-                found.set_result(result)
-            else:
-                found.set_exception(error)
+            self._slots.release()
+
+        def ended(_: "Future[list[Any]]") -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(release)
 
         def look() -> None:
-            result: list[Any] = []
-            error: Exception | None = None
             try:
-                result = socket.getaddrinfo(
-                    host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-                )
-            except (OSError, ValueError) as failed:  # ValueError: a label that is too long
-                error = failed if isinstance(failed, OSError) else OSError(str(failed))
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(end, result, error)
+                kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
+                found.set_result(socket.getaddrinfo(host, port, family, kind, flags=flags))
+            except (OSError, ValueError) as error:  # ValueError: a label that is too long
+                found.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
 
+        found.add_done_callback(ended)
         try:
             threading.Thread(target=look, name="webhook-lookup", daemon=True).start()
         except RuntimeError as error:  # no more threads
-            end([], OSError(str(error)))
-        return found
+            found.set_exception(OSError(str(error)))
+        return asyncio.wrap_future(found)
 
 
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookups] = WeakKeyDictionary()
-"""Those of each loop: a process has one, the tests have many."""
+"""By event loop: a process has one, the tests have many."""
 
 
 class _Resolver(AbstractResolver):
-    """What aiohttp asks for addresses."""
+    """A resolver for aiohttp."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -209,15 +204,21 @@ class _Resolver(AbstractResolver):
 
 
 make_resolver: Callable[[], AbstractResolver] = _Resolver
-"""What looks names up; the tests have their own."""
+"""Replaced by tests."""
 
 
 class ForbiddenAddress(OSError):
     """the name leads to an address that is not public"""
 
 
+def _require_public(host: str) -> None:
+    address = _literal(host)
+    if address is None or not is_public(address):
+        raise ForbiddenAddress
+
+
 class _PublicResolver(AbstractResolver):
-    """Looks names up for connecting at once, and refuses a name of which any address is not public."""
+    """Refuses names with an address that is not public."""
 
     def __init__(self) -> None:
         self._behind = make_resolver()
@@ -227,9 +228,7 @@ class _PublicResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         found = await self._behind.resolve(host, port, family)
         for result in found:
-            address = _literal(result["host"])
-            if address is None or not is_public(address):
-                raise ForbiddenAddress
+            _require_public(result["host"])
         return found
 
     async def close(self) -> None:
@@ -239,25 +238,23 @@ class _PublicResolver(AbstractResolver):
 def _public_socket(
     info: tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, Any],
 ) -> socket.socket:
-    """A socket for one address: the last gate, which addresses that were no names have to pass as well."""
+    """A socket for one address: the last check, also for addresses in URLs, which no resolver sees."""
     family, kind, protocol, _, where = info
-    address = _literal(where[0])
-    if address is None or not is_public(address):
-        raise ForbiddenAddress
+    _require_public(where[0])
     return socket.socket(family, kind, protocol)
 
 
 class Outcome(NamedTuple):
-    """What a try came to."""
+    """The result of a try."""
 
     status: int | None
-    # None where it was taken.
+    # None after success.
     error: str | None
     seconds: float
 
 
 class Sender:
-    """Posts what is signed already. `async with Sender(settings) as sender`."""
+    """Posts signed deliveries. `async with Sender(settings) as sender`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -265,7 +262,7 @@ class Sender:
 
     async def __aenter__(self) -> "Sender":
         anywhere = self._settings.webhook_private_addresses
-        # Nothing is remembered of names: each connection is made to what was checked for it.
+        # No DNS cache: each connection goes to the addresses that were checked for it.
         connector = aiohttp.TCPConnector(
             resolver=make_resolver() if anywhere else _PublicResolver(),
             socket_factory=None if anywhere else _public_socket,
@@ -285,14 +282,14 @@ class Sender:
         await self._session.close()
 
     async def send(self, instance_id: int, url: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
-        """One try for an instance. Only a status from 200 to 299 is success; redirects are not followed."""
+        """One try for an instance. Only 200 to 299 is success; redirects are not followed."""
         began = time.perf_counter()
         _behalf_of.set(instance_id)
         status, error = await self._post(url, body, headers)
         return Outcome(status, error, time.perf_counter() - began)
 
     async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
-        if url_problem(self._settings, url):  # the settings may have changed since it was stored
+        if url_problem(self._settings, url):  # the settings may have changed
             return None, "forbidden_address"
         status: int | None = None
         try:
@@ -307,7 +304,7 @@ class Sender:
 
 
 async def _read_a_little(response: aiohttp.ClientResponse) -> None:
-    """What comes of an answer at once, so that its connection can be used again."""
+    """Read a short answer, so that its connection can be used again."""
     left = READ_AT_MOST
     async with asyncio.timeout(READ_FOR):
         while left > 0 and (chunk := await response.content.read(left)):
@@ -317,7 +314,7 @@ async def _read_a_little(response: aiohttp.ClientResponse) -> None:
 
 
 def _failure(failed: Exception) -> str:
-    """What kept a try from its answer. Raises whatever is a bug of ours."""
+    """The code of an error without an answer. Raises errors that are bugs of ours."""
     match failed:
         case aiohttp.ClientConnectorError():
             forbidden = isinstance(failed.os_error, ForbiddenAddress)

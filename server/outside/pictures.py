@@ -1,4 +1,4 @@
-"""Pictures that are sent in: measured before they are decoded, then encoded anew in two sizes."""
+"""Uploaded pictures: measured before they are decoded, then encoded again in two sizes."""
 
 import base64
 import contextlib
@@ -10,33 +10,34 @@ from PIL import GifImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, Png
 
 from server.base.errors import FieldError, Invalid
 from server.base.settings import Settings
+from server.base.shares import Shares
 from server.base.threads import BoundedPool
 
 LARGE, SMALL = 512, 128
-"""The longer side of the two sizes in pixels; a smaller picture stays as small as it is."""
+"""The longer side of the two sizes in pixels; smaller pictures are not enlarged."""
 
-# What decoding may take. With the bytes that were sent it stays under 100 MB, whatever the picture.
+# Memory for decoding: with the uploaded bytes less than 100 MB for any picture.
 _MEMORY = 76 * 1024 * 1024
-# Each scan of a progressive JPEG goes over the whole picture: cameras write about ten, the hostile thousands.
+# Each scan of a progressive JPEG covers the whole picture: cameras write about ten, attackers thousands.
 _SCANS = 64
-# Waiting, each with all its bytes: of one instance, and of all.
+# Waiting pictures, each with all its bytes: of one instance, and of all.
 _WAITING, _WAITING_IN_ALL = 4, 16
 
-# By content; the extension of a file name proves nothing. Pillow's other formats are never tried.
+# By content, not by file name. Pillow's other formats are never tried.
 _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     b"GIF87a": GifImagePlugin.GifImageFile,
     b"GIF89a": GifImagePlugin.GifImageFile,
 }
-# What Pillow thinks of somebody's EXIF is not for our log.
+# Pillow warns about bad EXIF data.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Compressed texts in a PNG, which nobody reads here, may inflate to this; Pillow allows 64 MiB.
+# Limit of decompressed PNG texts, which are not used here; Pillow's is 64 MiB.
 PngImagePlugin.MAX_TEXT_MEMORY = 2 * 1024 * 1024
 
 
 class Picture(NamedTuple):
-    """A picture as it is served: PNG where something shows through, else JPEG, and nothing but pixels."""
+    """A picture as it is served: PNG if it is transparent, else JPEG, without metadata."""
 
     media_type: str
     small: bytes
@@ -44,37 +45,37 @@ class Picture(NamedTuple):
 
 
 class _BadPicture(Exception):
-    """The message is for the caller."""
+    """Its message is for the caller."""
 
 
 class Pictures:
-    """Decodes and encodes, one picture at a time and few waiting: each waits with all its bytes."""
+    """Decodes and encodes, one picture at a time and few waiting, as each holds all its bytes."""
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.picture_limit
         self._pixels = settings.picture_pixels
-        self._pool = BoundedPool(
-            "pictures",
-            threads=1,
+        slots = Shares(
+            size=1,
             of_one=1,
             waiting=_WAITING,
             waiting_in_all=_WAITING_IN_ALL,
             refusal="too many pictures are being read, try again",
         )
+        self._pool = BoundedPool("pictures", slots)
 
     def close(self) -> None:
-        """Drop what waits and end the thread."""
+        """Cancel waiting pictures and end the thread."""
         self._pool.close()
 
     async def reencoded(self, data: str, member: str) -> Picture:
-        """A picture in both sizes, upright, without metadata; of an animation the first frame.
+        """A picture in both sizes, rotated by its EXIF, without metadata; of an animation the first frame.
 
         Args:
             data: a PNG, JPEG or GIF in base64 (seeds/001, "Loading avatar").
-            member: what the caller calls it, for the error.
+            member: its name in the params, for the error.
 
         Raises:
-            Invalid: it is too long (bytes), too large (pixels), or no such picture.
+            Invalid: it has too many bytes or pixels, or is not such a picture.
             Unavailable: too many pictures are waiting; try again after a second.
         """
         try:
@@ -95,18 +96,18 @@ def _reencoded(data: str, most_pixels: int) -> Picture:
         raise _BadPicture("must be a PNG, JPEG or GIF picture")
     try:
         image: Image.Image = _measured(kind(io.BytesIO(content)), content, most_pixels)
-        image = _plain(image)  # of the two only the new one stays
+        image = _plain(image)  # frees the first one
         return _encoded(_upright(image))
     except _BadPicture:
         raise
     except Image.DecompressionBombError as error:  # a GIF whose frame is larger than its screen
         raise _BadPicture(f"has more than {most_pixels} pixels") from error
-    except Exception as error:  # broken files make Pillow's readers fail in more ways than they name
+    except Exception as error:  # Pillow raises any exception for broken files
         raise _BadPicture("is damaged or cut short") from error
 
 
 def _measured(image: ImageFile.ImageFile, content: bytes, most_pixels: int) -> ImageFile.ImageFile:
-    """The picture, of which only the header is read yet: small enough to be decoded."""
+    """The picture, prepared to decode, after only its header was read; refused if it is too large."""
     pixels = image.width * image.height
     if pixels > most_pixels:
         raise _BadPicture(f"has {image.width} x {image.height} pixels, more than {most_pixels} in all")
@@ -114,21 +115,21 @@ def _measured(image: ImageFile.ImageFile, content: bytes, most_pixels: int) -> I
         if content.count(b"\xff\xda") > _SCANS:
             raise _BadPicture(f"has more than {_SCANS} scans")
         memory = _kept_coefficients(image, content)
-        # libjpeg can decode at 1/2, 1/4 or 1/8: ask for twice what is needed, so that scaling stays smooth.
+        # libjpeg can decode at 1/2, 1/4 or 1/8: twice the needed size keeps scaling smooth.
         shrink = max(image.size) / (2 * LARGE)
         image.draft(None, (max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
         memory += 4 * image.width * image.height
     elif image.mode in ("L", "RGB") and not image.has_transparency_data:
         memory = 4 * pixels
     else:
-        memory = 8 * pixels  # four bytes each, and once more while it is converted or scaled
+        memory = 8 * pixels  # four bytes each, twice while it is converted or scaled
     if memory > _MEMORY:
         raise _BadPicture(f"takes too much memory to decode at {pixels} pixels: send it smaller")
     return image
 
 
 def _kept_coefficients(image: JpegImagePlugin.JpegImageFile, content: bytes) -> int:
-    """Bytes that libjpeg holds of a whole picture, unless its one scan has every component."""
+    """Bytes that libjpeg keeps for the whole picture, unless one scan has all components."""
     assert image.fp is not None
     length = 6 + 2 * image.layers
     scan = content[: image.fp.tell()][-length - 2 :]
@@ -140,10 +141,10 @@ def _kept_coefficients(image: JpegImagePlugin.JpegImageFile, content: bytes) -> 
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Decoded, in a mode that can be scaled."""
+    """The decoded picture in a mode that can be scaled."""
     if image.mode != "RGBA" and image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode == "I;16":  # sixteen bits of grey
+    if image.mode == "I;16":  # 16-bit grey
         return image.point(lambda value: value / 256).convert("L")
     if image.mode == "1":
         return image.convert("L")
@@ -151,9 +152,9 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """At most LARGE on the longer side, as L, RGB or RGBA, the way up that its EXIF says."""
+    """Scaled to LARGE, rotated by its EXIF, as L, RGB or RGBA."""
     image.thumbnail((LARGE, LARGE), Image.Resampling.LANCZOS)
-    with contextlib.suppress(Exception):  # broken EXIF says nothing
+    with contextlib.suppress(Exception):  # broken EXIF is ignored
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "CMYK" or (image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)):
         image = image.convert("RGB")
@@ -161,7 +162,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> Picture:
-    image.info = {}  # whatever stands here, the encoders would write
+    image.info = {}  # the encoders would write this
     small = image.copy()
     small.thumbnail((SMALL, SMALL), Image.Resampling.LANCZOS)
     name = "PNG" if image.mode == "RGBA" else "JPEG"
@@ -174,13 +175,13 @@ def _encoded(image: Image.Image) -> Picture:
 
 
 def picture_path(instance_id: int, name: str, size: str = "large") -> str:
-    """Where a stored picture is served: wires/files.py. This is what stands in a user's avatar."""
+    """The path of a stored picture (wires/files.py), which is the user's avatar."""
     return f"/files/{instance_id}-{name}-{size}"
 
 
 def avatar_url(settings: Settings, stored: str) -> str:
-    """A user's avatar as callers are told: a stored picture's path with this server's address before it.
+    """A user's avatar in answers: the path of a stored picture gets this server's address.
 
-    The address is never taken from a request, whose Host header may name anybody's.
+    The address is not taken from the Host header of a request, which an attacker may choose.
     """
     return settings.own_address() + stored if stored.startswith("/") else stored

@@ -1,4 +1,4 @@
 """Postgres: the pool, transactions, named queries, migrations, the embedded server.
 
-It knows SQL by name and no tenant.
+It runs SQL by name and knows nothing of tenants.
 """

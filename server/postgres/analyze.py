@@ -1,8 +1,8 @@
-"""Statistics for the planner: tables that have grown tenfold are analyzed at once.
+"""Statistics for the planner: a table that has grown tenfold is analyzed at once.
 
-Sessions keep generic plans, those of the foreign keys' triggers among them. A plan made while a table was
-nearly empty reads far too many rows once the table has grown, and is kept until the next ANALYZE. Autovacuum
-looks only once a minute, and after a restore it knows of no changes at all.
+Sessions keep generic plans, also those of foreign key triggers. A plan that was made for a nearly empty table
+is slow once the table has grown, and is kept until the next ANALYZE. Autovacuum looks once a minute, and does
+not notice a restore.
 """
 
 import asyncio
@@ -17,22 +17,20 @@ from server.postgres.db import Database, pass_on_cancelling
 log = structlog.get_logger()
 
 LOOK_EVERY = 0.1
-"""Seconds between two looks while tables are written to; each takes the database about half a millisecond."""
+"""Seconds between two looks during writes; each takes the database about half a millisecond."""
 PAUSE = 60.0
-"""Seconds after a failure, such as an ANALYZE that takes longer than a statement may."""
+"""Seconds after a failure, such as an ANALYZE that exceeds statement_timeout."""
 
 
 async def analyze_grown(database: Database) -> list[str]:
-    """Run ANALYZE on every table that has grown tenfold since its last one.
-
-    One that another session is at is left to it.
+    """Run ANALYZE on every table that has grown tenfold since its last one, unless another session does.
 
     Returns:
         the names of the tables.
     """
     done: list[str] = []
     async with database.connection() as connection:
-        # Each in a transaction of its own: locks are short, and none holds up the feed of changes.
+        # Each in its own transaction: short locks, and the feed of changes does not wait.
         while True:
             async with database.round():
                 row = await connection.one("find_grown_table", others=done)
@@ -43,7 +41,7 @@ async def analyze_grown(database: Database) -> list[str]:
 
 
 async def keep_analyzing(database: Database) -> None:
-    """analyze_grown at the start and as this process writes, until cancelled."""
+    """Run analyze_grown at the start and after writes of this process, until cancelled."""
     seen, said = -1, False
     while True:
         pause = LOOK_EVERY
@@ -53,7 +51,7 @@ async def keep_analyzing(database: Database) -> None:
                 if done := await analyze_grown(database):
                     log.info("analyzed", tables=done)
                 said = False
-            except Exception as error:  # autovacuum gets there later
+            except Exception as error:  # autovacuum will do it later
                 pass_on_cancelling(error)
                 pause = LOOK_EVERY * 50 if isinstance(error, Unavailable) else PAUSE
                 if not said:
@@ -65,7 +63,7 @@ async def keep_analyzing(database: Database) -> None:
 
 @contextlib.asynccontextmanager
 async def analyzing(database: Database) -> AsyncIterator[None]:
-    """keep_analyzing for as long as the block lasts."""
+    """Run keep_analyzing during the block."""
     task = asyncio.create_task(keep_analyzing(database))
     try:
         yield

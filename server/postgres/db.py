@@ -1,9 +1,9 @@
-"""The one place that talks to Postgres: pool, transactions, named queries, driver errors."""
+"""Access to Postgres: connections, transactions, named queries, and the driver's errors."""
 
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from socket import gaierror
 from ssl import SSLError
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -34,20 +34,20 @@ T = TypeVar("T")
 Row: TypeAlias = Any
 """An asyncpg.Record: columns by name."""
 
-# Seconds after which a connection is asked whether it lives before one statement is all that it is given.
+# Seconds of idling after which a connection is tested before it runs a single statement.
 _RESTED = 1.0
 TRIES = 4
-"""How often something is read while connections turn out to be lost."""
-# How a connection is lost while a statement runs.
+"""How often a read is tried on lost connections."""
+# Errors of a connection that is lost during a statement.
 _LOST = (
     OSError, pg.InternalClientError, pg.PostgresConnectionError, pg.AdminShutdownError, pg.CrashShutdownError
 )  # fmt: skip
 
 
 class Connection:
-    """Named queries on one database connection, with or without a transaction around them.
+    """Runs named queries on one connection of the pool, with or without a transaction.
 
-    `async with database.connection() as connection` takes one of the pool's and gives it back.
+    `async with database.connection() as connection` takes the connection and gives it back.
     """
 
     __slots__ = ("_database", "raw")
@@ -127,17 +127,17 @@ class Database:
             settings.database_direct_url.get_secret_value() if settings.database_direct_url else url
         )
         self.queries = load_queries()
-        # Statements and transactions that may have written, begun by this process.
+        # Writes that this process has begun.
         self.writes_begun = 0
         self.pool: Pool
         self.writes = Writes(self._prove_writable)
-        # Seconds for one round of a background task: those of a call, and enough for two slow statements.
+        # Seconds for one round of a background task: as long as a call, and at least two slow statements.
         self._round_limit = max(settings.call_timeout, 2 * settings.statement_timeout)
         self._advised = False
         self._renewing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Make the pool. Connections open on first use, so a server can start while its database is away."""
+        """Create the pool. Connections open at their first use: the server can start before its database."""
         settings = self._settings
         options: dict[str, Any] = (
             {"statement_cache_size": 0}
@@ -145,8 +145,8 @@ class Database:
             else {
                 "server_settings": {
                     "application_name": "officerpc",
-                    # Every statement is short, and written for one plan whatever its parameters are: neither
-                    # compiling nor planning it anew nor workers for it would pay.
+                    # Statements are short and written for one plan with any parameters: JIT, custom plans
+                    # and parallel workers would cost more than they save.
                     "jit": "off",
                     "plan_cache_mode": "force_generic_plan",
                     "max_parallel_workers_per_gather": "0",
@@ -163,9 +163,9 @@ class Database:
             max_size=settings.pool_size,
             max_queries=10_000_000,
             timeout=settings.connect_timeout,
-            # No command_timeout: a timer for each statement costs a tenth of a call. The server's own
-            # statement_timeout ends slow ones; for a server that does not answer at all, dispatch has one
-            # timer for all calls, and look_up and direct have theirs.
+            # No command_timeout: a timer for each statement costs a tenth of a call. Postgres's
+            # statement_timeout ends slow statements. If Postgres does not answer at all, the timer of
+            # dispatch ends calls; look_up and direct have their own.
             connection_class=DriverConnection,
             init=self._set_up,
             **options,
@@ -174,8 +174,8 @@ class Database:
 
     async def _set_up(self, raw: "asyncpg.Connection") -> None:
         await _set_codecs(raw)
-        # Citus chooses the node of an instance when it plans, by the values of the parameters. Behind a
-        # pooler nothing is set for the session.
+        # Citus plans a statement for the node of its instance, which it knows from the parameter values.
+        # Behind a pooler the setting is for this transaction only.
         if await raw.fetchrow(
             "SELECT set_config('plan_cache_mode', 'force_custom_plan', $1)"
             " FROM pg_extension WHERE extname = 'citus'",
@@ -184,24 +184,21 @@ class Database:
             self.queries = load_queries(citus=True)
 
     async def close(self) -> None:
-        """Close the pool; a database that does not answer is left behind after two seconds."""
+        """Close the pool, within two seconds even if the database does not answer."""
         await self.writes.close()
         await self.pool.close(2)
 
     def connection(self) -> Connection:
-        """A connection in autocommit: each statement is a transaction of its own."""
+        """A connection in autocommit mode."""
         return Connection(self)
 
     async def look_up(self, name: str, /, **values: Any) -> Row | None:
-        """The first row of a named query that only reads, or None.
-
-        A connection may have been ended while it idled, as all the others may, which shows when it is used.
-        """
+        """The first row of a named query that only reads, or None. Retried if an idle connection was lost."""
         async with self._limited(self._settings.statement_timeout):
             return await self._tried(lambda connection: connection.one(name, **values))
 
     async def _tried(self, use: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do what may be done twice, on another connection where one turns out to be lost."""
+        """Do something that is safe to repeat, again on another connection if one is lost."""
         for _ in range(TRIES - 1):
             with contextlib.suppress(ConnectionLost):
                 async with self.connection() as connection:
@@ -210,10 +207,9 @@ class Database:
             return await use(connection)
 
     def round(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """A limit of time for what a background task does with the database in one go.
+        """A time limit for one round of a background task, as call_timeout is for calls.
 
-        Calls have call_timeout. Without a limit a task would wait for good where Postgres's host has
-        vanished, or where a COMMIT waits for a standby; see transaction for what becomes of that.
+        Without it a task would wait forever if Postgres's host is gone or a COMMIT waits for a standby.
 
         Raises:
             Unavailable: the time is up.
@@ -230,37 +226,28 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def statement(self) -> AsyncIterator[Connection]:
-        """A connection for a single statement that writes: it is a transaction by itself.
+        """A connection for one writing statement, which is a transaction by itself.
 
         Raises:
-            NotBegun: the connection had been lost before.
-            OutcomeUnknown: the connection was lost, or time ran out, while it ran.
-            Unavailable: writes are in doubt (see Writes), nothing was begun.
+            NotBegun: the connection was lost before the statement was sent.
+            OutcomeUnknown: the connection was lost, or the time was up, while it ran.
+            Unavailable: writes are in doubt (see Writes); nothing was done.
         """
-        self.writes_begun += 1
-        if self.writes.in_doubt:
-            await self._check_writes()
+        await self._begin_write()
         async with self.connection() as connection:
             if self.pool.idled(connection.raw) > _RESTED:
-                # A transaction would see at its beginning that it is lost, when nothing has been done yet.
-                try:
+                with _nothing_done():
                     await connection.value("check_writable")
-                except DRIVER_ERRORS as error:
-                    if isinstance(translated(error), ConnectionLost):
-                        raise NotBegun(retry_after=1) from error
-                    raise
             try:
                 yield connection
-            except pg.InterfaceError as error:
-                if isinstance(translated(error), ConnectionLost):  # found closed, nothing was sent
+            except pg.ProtocolError as error:  # in an answer
+                raise OutcomeUnknown() from error
+            except (pg.InterfaceError, pg.InternalClientError) as error:
+                # Before anything is sent asyncpg finds the connection closed, or refuses to write
+                # (_ensure_connected, _set_state) because the server ended the session while it was idle.
+                if isinstance(translated(error), ConnectionLost):
                     raise NotBegun(retry_after=1) from error
                 raise
-            except pg.ProtocolError as error:  # of an answer
-                raise OutcomeUnknown() from error
-            except pg.InternalClientError as error:
-                # The server had said while it idled that it ends it: asyncpg's protocol is out of step then,
-                # and refuses before it writes (_ensure_connected, _set_state).
-                raise NotBegun(retry_after=1) from error
             except (*_LOST, asyncio.CancelledError) as error:
                 raise self._unknown(error) from error
 
@@ -269,29 +256,22 @@ class Database:
         """A connection in a transaction that commits at the end of the block, or rolls back on any error.
 
         Args:
-            dry_run: roll back at the end too. Constraints are checked statement by statement: none waits for
-                the commit.
+            dry_run: always roll back. No constraint is deferred to the commit.
 
         Raises:
-            NotBegun: the connection had been lost before the transaction began.
-            OutcomeUnknown: the connection was lost, or time ran out, while committing.
-            Unavailable: writes are in doubt (see Writes), nothing was begun.
+            NotBegun: the connection was lost before the transaction began.
+            OutcomeUnknown: the connection was lost, or the time was up, during the commit.
+            Unavailable: writes are in doubt (see Writes); nothing was done.
         """
-        self.writes_begun += 1
-        if self.writes.in_doubt:
-            await self._check_writes()
+        await self._begin_write()
         async with self.connection() as connection:
             transaction = connection.raw.transaction()
-            try:
+            with _nothing_done():
                 await transaction.start()
-            except DRIVER_ERRORS as error:
-                if isinstance(translated(error), ConnectionLost):
-                    raise NotBegun(retry_after=1) from error
-                raise
             try:
                 yield connection
             except BaseException:
-                # Bounded: a server that is frozen does not even hear that it should give up.
+                # Limited: a frozen server would never answer.
                 with contextlib.suppress(*DRIVER_ERRORS):
                     async with asyncio.timeout(2):
                         await transaction.rollback()
@@ -307,9 +287,9 @@ class Database:
                 raise self._unknown(error) from error
 
     async def writable(self) -> bool:
-        """Whether the database takes writes, which one has shown a moment ago (see Writes).
+        """Whether the database accepts writes (see Writes).
 
-        If it only reads, it is connected to anew: the next one might take them.
+        If it is read-only, all connections are opened again: another server may be the primary now.
         """
         row = await self.look_up("check_writable")
         writable = row is not None and row["writable"]
@@ -319,25 +299,26 @@ class Database:
 
     async def _prove_writable(self, in_doubt: bool) -> bool:
         async def prove(connection: Connection) -> bool:
-            # First, as all proofs write the same row: while one waits for a standby the next ones fail at
-            # its lock. Otherwise each would leave another server process waiting.
+            # First, because all proofs write the same row: while one waits for a standby, the next ones fail
+            # at its lock instead of leaving more server processes waiting.
             written = bool(await connection.value("write_heartbeat"))
             if in_doubt:
                 with contextlib.suppress(pg.InsufficientPrivilegeError):  # of temporary tables
                     await connection.run("try_for_room")
             return written
 
-        # All callers wait for this, so it does not take from the share of the one that began it.
+        # All callers wait for this: it has a share of its own.
         with taking_from(PROOFS):
             return await self._tried(prove)
 
-    async def _check_writes(self) -> None:
-        """Refuse a write that would fail as those before it did."""
-        if not await self.writes.proven():
+    async def _begin_write(self) -> None:
+        """Count a write, and refuse it if earlier ones failed and this would too."""
+        self.writes_begun += 1
+        if self.writes.in_doubt and not await self.writes.proven():
             raise Unavailable(retry_after=1)
 
     async def direct(self) -> "asyncpg.Connection":
-        """A connection of its own, past any pooler; the caller closes it."""
+        """A connection outside the pool and past any pooler; the caller closes it."""
         try:
             connection = await asyncpg.connect(
                 self._direct_url,
@@ -350,14 +331,14 @@ class Database:
         return connection
 
     def _unknown(self, error: BaseException) -> OutcomeUnknown:
-        if isinstance(error, asyncio.CancelledError):  # the call's time was up before the answer
+        if isinstance(error, asyncio.CancelledError):  # the call's time was up
             self.writes.doubt("no answer to a commit")
         return OutcomeUnknown()
 
     def raise_translated(self, error: BaseException) -> NoReturn:
-        """Raise what a driver error stands for."""
+        """Raise the ServiceError for a driver error."""
         if isinstance(error, pg.ReadOnlySQLTransactionError):
-            # A failover left us on a standby: connect anew, where target_session_attrs leads.
+            # After a failover this server is a standby: connect again, by target_session_attrs.
             self._renewing = asyncio.get_running_loop().create_task(self.pool.renew())
         elif isinstance(error, pg.DiskFullError | pg.PostgresIOError):
             self.writes.doubt(type(error).__name__)
@@ -365,17 +346,28 @@ class Database:
             self._advised = True
             log.error("connections_refused", advice=text)
         known = translated(error)
-        if known is error:  # a bug: not its own cause
+        if known is error:  # a bug of ours
             raise error
         raise known from error
 
 
+@contextlib.contextmanager
+def _nothing_done() -> Iterator[None]:
+    """Raise NotBegun if the connection is lost within the block, which writes nothing."""
+    try:
+        yield
+    except DRIVER_ERRORS as error:
+        if isinstance(translated(error), ConnectionLost):
+            raise NotBegun(retry_after=1) from error
+        raise
+
+
 def translated(error: BaseException) -> BaseException:
-    """The ServiceError a driver error stands for; the error itself if it is a bug of ours."""
+    """The ServiceError for a driver error; the error itself if it is a bug of ours."""
     match error:
         case ServiceError():
             return error
-        # XX000 is what Citus reports for a violation by rows that it copies to a shard.
+        # Citus reports XX000 for a violation by rows that it copies to a shard.
         case pg.IntegrityConstraintViolationError() | pg.InternalServerError():
             return from_constraint(error.constraint_name, str(error)) or error
         case pg.SerializationError() | pg.DeadlockDetectedError() | pg.InvalidCachedStatementError():
@@ -384,9 +376,8 @@ def translated(error: BaseException) -> BaseException:
             return Invalid("a text holds a character that cannot be stored")
         case pg.PostgresConnectionError() | pg.AdminShutdownError() | pg.CrashShutdownError():
             return ConnectionLost(retry_after=1)
-        case pg.InterfaceError() if not isinstance(error, ValueError):
-            return ConnectionLost(retry_after=1)
-        case pg.InternalClientError():  # how a connection that the server ended shows at its next use
+        # InternalClientError: the server ended the session while it was idle. ValueError: a bad argument.
+        case pg.InternalClientError() | pg.InterfaceError() if not isinstance(error, ValueError):
             return ConnectionLost(retry_after=1)
         case (
             pg.OperatorInterventionError()
@@ -406,19 +397,19 @@ def translated(error: BaseException) -> BaseException:
 
 
 def pass_on_cancelling(error: Exception) -> None:
-    """Stop if this task is to stop: a commit that is cancelled says that its outcome is unknown instead."""
+    """Raise CancelledError if this task is cancelled: a cancelled commit raised OutcomeUnknown instead."""
     if (task := asyncio.current_task()) is not None and task.cancelling():
         raise asyncio.CancelledError from error
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether a database may yet come: nobody listens, it is starting, it has no primary, it is full.
+    """Whether waiting for the database may help: nothing listens, it is starting, has no primary, is full.
 
-    Not so where it refuses who connects, or how, or knows no such database, nor where the operating system
-    refuses something else than a connection, such as reading a file.
+    Waiting does not help if the login, the way of connecting or the database name is wrong, or if the
+    operating system refuses something else, such as reading a file.
 
     Args:
-        error: the driver's, or what it was translated into.
+        error: the driver's error or its translation.
     """
     cause = error.__cause__ if isinstance(error, ServiceError) else error
     if isinstance(cause, pg.InvalidAuthorizationSpecificationError | pg.InvalidCatalogNameError):
@@ -429,18 +420,18 @@ def is_away(error: BaseException) -> bool:
 
 
 _UNREACHED = (None, errno.ENOENT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
-"""Of a host or a Unix socket (ENOENT) that is not there. None: asyncio tried several addresses of a host."""
+"""Of a missing host or Unix socket (ENOENT). None: asyncio tried several addresses of a host."""
 
 
 def _is_of_connecting(error: OSError) -> bool:
-    """Whether a connection failed in a way that may pass. An error with a file name is about that file."""
+    """Whether connecting failed for a reason that may pass. An error with a file name is about that file."""
     if isinstance(error, ConnectionError | TimeoutError | gaierror):
         return True
     return not isinstance(error, SSLError) and error.filename is None and error.errno in _UNREACHED
 
 
 def advice(error: BaseException) -> str | None:
-    """What an operator has to set, where a pooler refuses what each connection of the pool asks for."""
+    """What the operator has to set, if a pooler refuses the startup parameters."""
     for _ in range(10):
         if isinstance(error, pg.ProtocolViolationError) and "startup parameter" in str(error):
             return (

@@ -5,29 +5,26 @@ import time
 
 
 class Deadlines:
-    """What must end within so many seconds.
-
-    One timer watches all of it: under uvloop one for each call would cost as much as a fifth of its query.
-    """
+    """A time limit shared by many blocks, with one timer: a timer for each would cost a fifth of a query."""
 
     LOOK_EVERY = 0.25
 
     def __init__(self, seconds: float) -> None:
         """
         Args:
-            seconds: the same for all, so that the first to begin is the first whose time is up.
+            seconds: the same for all, so the first block to begin is the first to expire.
         """
         self.seconds = seconds
         self.running: dict[Deadline, None] = {}
         self._watch: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
-        """See to it that somebody looks as long as anything runs."""
+        """Start the timer if it does not run."""
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._look())
 
     async def _look(self) -> None:
-        while self.running:  # what begins later starts this again
+        while self.running:  # a later block starts this again
             await asyncio.sleep(min(self.LOOK_EVERY, self.seconds))
             now = time.monotonic()
             for deadline in self.running:
@@ -37,7 +34,7 @@ class Deadlines:
 
 
 class Deadline:
-    """Cancels what runs within its block when its time is up: the block then raises TimeoutError."""
+    """Cancels its block when the time is up: the block then raises TimeoutError."""
 
     __slots__ = ("_all", "_cancelling", "_passed", "_task", "due")
 
@@ -56,7 +53,7 @@ class Deadline:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         del self._all.running[self]
-        # As asyncio.timeout does: whoever else cancelled the task meanwhile is heard.
+        # As asyncio.timeout does: a cancellation by others still counts.
         if (
             self._passed
             and self._task.uncancel() <= self._cancelling

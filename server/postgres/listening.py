@@ -1,4 +1,4 @@
-"""Hearing of notifications on a connection past the pool, for as long as the process runs."""
+"""LISTEN on a connection outside the pool, as long as the process runs."""
 
 import asyncio
 import contextlib
@@ -14,14 +14,14 @@ async def listen(
     begun: Callable[[], None] = lambda: None,
     lost: Callable[[Exception | None], None] = lambda _: None,
 ) -> None:
-    """Hear of notifications until cancelled, connecting again with a growing pause when the line is lost.
+    """Receive notifications until cancelled; reconnect with a growing pause when the connection is lost.
 
-    What is notified while the line is down is never heard.
+    Notifications that are sent while it is lost never arrive.
 
     Args:
         heard: called with each payload.
-        begun: called whenever notifications are heard from now on.
-        lost: called when the line was lost or cannot be had; None: the server or the network closed it.
+        begun: called after each (re)connection.
+        lost: called when the connection is lost or fails; None: the server or the network closed it.
     """
     pause = 0.1
     while True:
@@ -34,7 +34,7 @@ async def listen(
                 begun()
                 pause = 0.1
                 while not closed.is_set():
-                    # A frozen server keeps the line open: ask it something now and then.
+                    # A frozen server keeps the connection open: test it every two seconds.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(closed.wait(), 2)
                         continue
@@ -42,7 +42,7 @@ async def listen(
                 lost(None)
             finally:
                 connection.terminate()
-        except Exception as error:  # whatever it was, the line is lost
+        except Exception as error:  # any error means that the connection is lost
             lost(error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, 5.0)

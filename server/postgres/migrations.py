@@ -1,4 +1,4 @@
-"""Migrations: the schema, brought up to date in order."""
+"""Migrations of the schema."""
 
 import asyncio
 import contextlib
@@ -16,10 +16,10 @@ from server.postgres.queries import sql_dir
 log = structlog.get_logger()
 
 LOCK_TIMEOUT = 2
-"""Seconds that a migration waits for a lock; all later writes of that table wait behind it."""
+"""Seconds that a migration waits for a lock; later writes of the table wait behind it."""
 LONGEST_PAUSE = 30.0
 """Seconds between two tries of a migration."""
-# Any constant serves, as long as every officerpc uses the same.
+# Any constant, the same in every officerpc.
 _MIGRATION_LOCK = 0x0FF1CE
 
 
@@ -44,12 +44,12 @@ def load_migrations() -> list[Migration]:
 
 
 class MigrationError(Exception):
-    """The schema is not one that this program can work on."""
+    """The schema does not fit this program."""
 
 
 @contextlib.asynccontextmanager
 async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None]:
-    """Only one of those who hold this at a time, in the whole database. It may be taken again within."""
+    """Hold the advisory lock of migrations during the block. It is reentrant."""
     await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
     try:
         yield
@@ -58,21 +58,21 @@ async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None
 
 
 async def migrate(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
-    """Bring the schema up to date, one transaction a migration, under an advisory lock.
+    """Apply missing migrations, each in a transaction, under an advisory lock.
 
-    While another transaction, such as that of pg_dump, holds a table that a migration changes, the migration
-    is tried again until that ends; each failed try is logged.
+    While another transaction, such as pg_dump's, locks a table that a migration changes, the migration is
+    tried again; each failed try is logged.
 
     Args:
         connection: direct, not through a transaction pooler.
-        migrations: as load_migrations gives them.
+        migrations: all, as from load_migrations.
 
     Returns:
         the names of the migrations that were applied.
 
     Raises:
-        MigrationError: an applied migration is not the file it was, the database knows a later one, or the
-            role may not apply those that are missing.
+        MigrationError: the file of an applied migration has changed, the database has an unknown one, or the
+            role lacks privileges.
     """
     async with migration_lock(connection):
         try:
@@ -84,7 +84,7 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
 
 
 async def pending(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[Migration]:
-    """Those of the migrations that were not yet applied.
+    """The migrations that are not applied yet.
 
     Raises:
         MigrationError: as migrate does.
@@ -112,13 +112,13 @@ async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) 
         pause = 1.0
         while not await _took_its_locks(connection, migration):
             log.error("migration_waits_for_lock", migration=migration.name, next_try_seconds=pause)
-            await asyncio.sleep(pause)  # meanwhile the writes that queued behind it go on
+            await asyncio.sleep(pause)  # so that the writes that wait behind it can run
             pause = min(pause * 2, LONGEST_PAUSE)
     return [migration.name for migration in missing]
 
 
 async def _took_its_locks(connection: "asyncpg.Connection", migration: Migration) -> bool:
-    """Apply a migration; False, with nothing applied, where others hold what it has to lock for too long."""
+    """Apply a migration; False, with nothing applied, if it did not get its locks in time."""
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")

@@ -1,4 +1,4 @@
-"""The named statements of sql/queries, with the views of sql/views and the columns of sql/columns in them."""
+"""The named statements of sql/queries, with views of sql/views and columns of sql/columns inserted."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from aiosql.adapters.asyncpg import AsyncPGAdapter
 
 
 class NamedQuery(NamedTuple):
-    """One statement of sql/queries with the order in which its parameters go."""
+    """A statement of sql/queries, and the order of its parameters."""
 
     name: str
     sql: str
@@ -18,7 +18,7 @@ class NamedQuery(NamedTuple):
 
 
 def sql_dir() -> Path:
-    """The SQL files: inside the package where it is installed, beside it in a checkout."""
+    """The folder of the SQL files: in an installed package inside it, in a checkout beside it."""
     server = Path(__file__).parent.parent
     packaged = server / "sql"
     return packaged if packaged.is_dir() else server.parent / "sql"
@@ -29,7 +29,7 @@ def load_queries(*, citus: bool = False) -> dict[str, NamedQuery]:
     """Every named query of sql/queries/*.sql.
 
     Args:
-        citus: in the form that sql/citus/*.sql has instead, where there is one. Its parameters are the same.
+        citus: use the variants in sql/citus/*.sql, which have the same parameters.
     """
     queries = _load("queries")
     return queries | _load("citus") if citus else queries
@@ -37,7 +37,7 @@ def load_queries(*, citus: bool = False) -> dict[str, NamedQuery]:
 
 @functools.cache
 def load_columns() -> dict[str, dict[str, str]]:
-    """The lists of sql/columns by the name of their file: each column and its type."""
+    """The lists of sql/columns, by file name: each column and its type."""
     return {
         path.stem: dict(
             line.split(" ", 1)
@@ -67,7 +67,7 @@ def _load(folder: str) -> dict[str, NamedQuery]:
 
 
 def _load_views() -> dict[str, str]:
-    """The text of each sql/views/*.sql, without comments, by the name of its file."""
+    """The text of each sql/views/*.sql without comments, by file name."""
     views = {}
     for path in (sql_dir() / "views").glob("*.sql"):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -76,11 +76,10 @@ def _load_views() -> dict[str, str]:
 
 
 def _with_views(statement: str, views: dict[str, str]) -> str:
-    """A statement with the views that it reads as common table expressions before it.
+    """A statement with the views that it reads as common table expressions.
 
-    They are not views of the database: each subquery in them names the instance by a parameter, so that Citus
-    sends the statement to one shard. A view can only equate columns, and goes to all of them.
-    Postgres inlines both.
+    Views of the database cannot have parameters: Citus would send the statement to all shards. Here each
+    subquery names the instance by a parameter, so one shard is enough. Postgres inlines both.
     """
     if not (named := _named(statement, views)):
         return statement
@@ -93,7 +92,7 @@ def _with_views(statement: str, views: dict[str, str]) -> str:
 
 
 def _with_columns(statement: str) -> str:
-    """A statement with the columns of a list (a file of sql/columns) in place of the name of the list.
+    """A statement with the columns of a list (a file of sql/columns) in place of its name.
 
     `u.LIST` becomes `u.a, u.b`; `LIST text`, in a record, the columns with their types; `LIST = given.LIST`,
     in an UPDATE, an assignment of each.
@@ -113,7 +112,7 @@ def _with_columns(statement: str) -> str:
 
 
 def _named(sql: str, views: dict[str, str]) -> dict[str, None]:
-    """The views that a text reads, in the order of first use; those that these read stand before them."""
+    """The views that a text reads, in the order of their first use, each after those that it reads."""
     named: dict[str, None] = {}
     for name in re.findall(r"\b(?:FROM|JOIN)\s+(\w+)", sql):
         if name in views:

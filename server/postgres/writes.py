@@ -1,4 +1,4 @@
-"""Whether the database takes writes, known from a write that went through a moment ago."""
+"""Whether the database accepts writes, known from a recent write."""
 
 import asyncio
 import time
@@ -9,29 +9,28 @@ import structlog
 log = structlog.get_logger()
 
 FRESH = 5.0
-"""Seconds for which one write is proof enough that the next will go through."""
+"""Seconds for which a successful write proves that the next one will succeed."""
 PATIENCE = 2.0
 """Seconds that a caller waits for a proof."""
 LIMIT = 10.0
-"""Seconds after which a proof that got no answer is given up, and the next caller begins another one."""
+"""Seconds after which a proof without an answer is given up. The next caller begins another one."""
 PAUSE = 1.0
 """Seconds after a failed proof before the next one begins."""
 
 
 class Writes:
-    """Remembers that writes work or may not work, and finds out with a write of its own.
+    """A circuit breaker for writes.
 
-    A write that found the disk full, or whose COMMIT was not answered in time (its standby is gone), puts
-    all writes in doubt: the next ones wait for a proof and are refused without it, before they begin. They
-    would fail in the same way, and each that waits for a standby holds a server process and its locks until
-    that is back.
+    If the disk is full, or a COMMIT is not answered in time (its standby is gone), all writes are in doubt:
+    the next ones need a proof, which is a small write, and are refused without it before they begin. They
+    would fail too, and while they wait for a standby each holds a server process and its locks.
     """
 
     def __init__(self, prove: Callable[[bool], Awaitable[bool]]) -> None:
         """
         Args:
-            prove: writes something and answers whether the database took it; told whether writes are in
-                doubt, so that it must show that there is room as well.
+            prove: writes something and returns whether the database accepted it. Its argument is whether
+                writes are in doubt: then it also tests for free disk space.
         """
         self._prove = prove
         self._proven_at = self._failed_at = float("-inf")
@@ -40,10 +39,10 @@ class Writes:
         self.in_doubt = False
 
     def doubt(self, cause: str) -> None:
-        """A write failed in a way in which others will, too.
+        """Note that a write failed in a way in which others will too.
 
         Args:
-            cause: what it met, for the log.
+            cause: for the log.
         """
         if not self.in_doubt:
             log.warning("writes_in_doubt", cause=cause)
@@ -51,10 +50,10 @@ class Writes:
         self._doubts += 1
 
     async def proven(self) -> bool:
-        """Whether a write went through within FRESH seconds and none failed since, or one goes through now.
+        """Whether a write succeeded within FRESH seconds and none failed since, or a proof succeeds now.
 
-        One proof runs at a time, for all that wait. It is not cancelled when they stop waiting: its write
-        could be at its COMMIT. For PAUSE seconds after one that failed the answer is no, without another one.
+        One proof runs at a time, for all callers. It is not cancelled with them: it may be committing. For
+        PAUSE seconds after a failed proof the answer is no, without another one.
         """
         if not self.in_doubt and time.monotonic() - self._proven_at < FRESH:
             return True
@@ -64,7 +63,7 @@ class Writes:
                 return False
             proving = self._proving = asyncio.create_task(self._find_out())
         done, _ = await asyncio.wait({proving}, timeout=PATIENCE)
-        # Not of self._proving: another caller may have begun the next proof before this one woke up.
+        # Not self._proving: another caller may have begun the next proof meanwhile.
         return bool(done) and proving.result()
 
     async def _find_out(self) -> bool:
@@ -72,9 +71,7 @@ class Writes:
         try:
             async with asyncio.timeout(LIMIT):
                 taken = await self._prove(self.in_doubt)
-        except (
-            Exception
-        ) as error:  # the driver's, ours, a missing table: whatever it was, nothing was written
+        except Exception as error:  # of the driver, ours, a missing table: nothing was written
             log.info("write_not_proven", cause=type(error).__name__)
             taken = False
         if not taken:
@@ -86,7 +83,7 @@ class Writes:
         return taken
 
     async def close(self) -> None:
-        """Give up a proof that still waits."""
+        """Cancel a running proof."""
         if self._proving is not None:
             self._proving.cancel()
             await asyncio.wait({self._proving})

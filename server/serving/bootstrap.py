@@ -41,10 +41,9 @@ async def bootstrap(
             migrations = await migrate(connection, load_migrations())
             async with database.connection() as db:
                 await db.value("mend_event_clock")
-                fresh = not await db.value("has_instances")
-                stored = await db.value("has_key", digest=digest(key))
-                missing = not stored and (bool(chosen) or not await db.value("has_keys"))
-            if fresh:
+                found = await db.one("find_first_start", digest=digest(key))
+            assert found is not None
+            if not found["has_instances"]:
                 admin = {"email": settings.bootstrap_admin_email}
                 await dispatcher.call(
                     OPERATOR,
@@ -52,8 +51,8 @@ async def bootstrap(
                     {"name": settings.bootstrap_instance, "admin": admin},
                     RequestContext("bootstrap"),
                 )
-            if not missing:
-                return FirstStart(migrations, key if stored else None)
+            if found["has_key"] or (found["has_keys"] and not chosen):
+                return FirstStart(migrations, key if found["has_key"] else None)
             instances = [settings.bootstrap_instance]
             async with database.transaction() as db:
                 row = await db.one(

@@ -1,5 +1,5 @@
 -- name: find_due_webhooks(after_instance, after_lane, looks)
--- Goes through all webhooks: Citus takes no recursive query over instances.
+-- Reads all webhooks: Citus runs no recursive query across instances.
 SELECT
     w.instance_id, w.id AS webhook_id, next.due_at,
     next.due_at <= now() AND w.is_active AND i.is_active AND i.deleted_at IS NULL AS is_due,
@@ -18,8 +18,8 @@ ORDER BY w.instance_id, w.id
 LIMIT :looks::integer;
 
 -- name: claim_deliveries(lease, instance_ids, lanes, shares)
--- Citus has no SKIP LOCKED over instances. It runs updates of several shards one after another: a worker waits until the
--- claim of another one is committed. A LIMIT there can depend on parameters and the webhook only.
+-- Citus has no SKIP LOCKED across instances. It updates several shards one after another: a second worker waits
+-- until the first claim is committed. There a LIMIT can depend on parameters and the webhook only.
 WITH asked AS MATERIALIZED (
     SELECT
         instance_id, webhook_id, now() AS claimed_at, now() + make_interval(secs => :lease) AS due_at,

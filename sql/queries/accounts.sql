@@ -1,6 +1,7 @@
 -- name: create_account(instance_id, user_id, sponsor_id, title, placed)^
--- An account under its sponsor, with a place under the sponsor's in tree 0 unless places are made by hand.
--- No row if the sponsor does not exist or should but does not stand in tree 0.
+-- Creates an account under its sponsor, with a position under the sponsor's in tree 0 if placed is true. A null
+-- sponsor: the first account of an instance, its administrator's, at the root. No row if the sponsor does not exist,
+-- or has no position in tree 0 although placed is true.
 WITH sponsor AS (
     SELECT a.id, p.id AS position_id, p.path
     FROM accounts AS a
@@ -8,6 +9,8 @@ WITH sponsor AS (
     WHERE
         a.instance_id = :instance_id AND a.id = :sponsor_id AND a.deleted_at IS NULL
         AND (p.path IS NOT NULL OR NOT :placed::boolean)
+    UNION ALL
+    SELECT NULL, NULL, text2ltree('i' || :instance_id::bigint || '.t0') WHERE :sponsor_id::bigint IS NULL
 ),
 
 counter AS (
@@ -37,56 +40,25 @@ new_position AS (
     WHERE :placed::boolean
 )
 
-SELECT id, title
-FROM new_account;
-
--- name: create_root_account(instance_id, user_id, title)^
--- The first account of an instance, its administrator's, at the root of tree 0.
-WITH counter AS (
-    UPDATE instance_counters
-    SET accounts = accounts + 1, positions = positions + 1
-    WHERE instance_id = :instance_id
-    RETURNING accounts AS account_id, positions AS position_id
-),
-
-new_account AS (
-    INSERT INTO accounts (instance_id, id, user_id, title)
-    SELECT :instance_id, account_id, :user_id, :title
-    FROM counter
-    RETURNING id, title
-),
-
-new_position AS (
-    INSERT INTO positions (instance_id, id, tree_id, account_id, user_id, path)
-    SELECT
-        :instance_id, position_id, 0, account_id, :user_id,
-        text2ltree('i' || :instance_id::bigint || '.t0.' || position_id)
-    FROM counter
-)
-
-SELECT id, title
-FROM new_account;
+SELECT id, title FROM new_account;
 
 -- name: add_position(instance_id, account_id, tree_id, parent_id)^
--- A place for an account: under another place of the tree or, with a null parent, at the root of an empty tree.
+-- Gives an account a position under another one of the tree or, with a null parent, at the root of an empty tree.
 WITH parent AS (
-    SELECT path
-    FROM positions
+    SELECT path FROM positions
     WHERE instance_id = :instance_id AND tree_id = :tree_id AND id = :parent_id
 ),
 
 place AS (
-    SELECT path
-    FROM parent
+    SELECT path FROM parent
     UNION ALL
     SELECT text2ltree('i' || :instance_id::bigint || '.t' || :tree_id::integer)
     WHERE
         :parent_id::bigint IS NULL
         AND (
-            SELECT taken.account_id
-            FROM positions AS taken
+            SELECT taken.account_id FROM positions AS taken
             WHERE taken.instance_id = :instance_id AND taken.tree_id = :tree_id
-            ORDER BY taken.account_id -- by the index, which tells at once of an empty tree
+            ORDER BY taken.account_id -- uses the index, so an empty tree is found at once
             LIMIT 1
         ) IS NULL
 ),
@@ -108,14 +80,13 @@ INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = :account_id 
 RETURNING id;
 
 -- name: lock_trees(instance_id)!
--- Holds every change of the instance's trees off until the transaction ends: placing takes this row too.
-SELECT instance_id
-FROM instance_counters
+-- Locks the trees of the instance until the transaction ends: add_position and create_account lock this row too.
+SELECT instance_id FROM instance_counters
 WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
 
 -- name: move_position(instance_id, position_id, parent_id)
--- Puts a place with all beneath it under another place of its tree; no row if that lies beneath it itself.
+-- Moves a position, with all below it, under another one of its tree; no row if the new parent is itself below it.
 WITH moved AS (
     SELECT p.path AS old_path, p.parent_id AS old_parent_id, parent.path AS new_parent
     FROM positions AS p
@@ -132,13 +103,13 @@ SET
 FROM moved
 WHERE
     positions.instance_id = :instance_id AND positions.path <@ moved.old_path
-    -- What the index knows; see search_downline.
+    -- What the index holds; see search_users.
     AND subpath(positions.path, 0, 100) >= subpath(moved.old_path, 0, 100)
     AND subpath(positions.path, 0, 100) < text2ltree(ltree2text(subpath(moved.old_path, 0, 100)) || '0')
 RETURNING positions.id, moved.old_parent_id;
 
 -- name: find_position(instance_id, account_id, tree_id)^
--- Where an account stands in a tree.
+-- The position of an account in a tree.
 SELECT p.id, p.path::text AS path
 FROM positions AS p
 INNER JOIN accounts AS a ON a.instance_id = :instance_id AND a.id = p.account_id
@@ -147,16 +118,14 @@ WHERE
     AND a.deleted_at IS NULL;
 
 -- name: get_branch(instance_id, position_id, depth, row_limit)
--- The places beneath a place, level by level, down to a depth, and no further than asked. A closed account
--- keeps its place, for those beneath it.
+-- The positions below one, level by level, down to a depth and up to row_limit. A closed account keeps its position,
+-- for the accounts below it.
 WITH RECURSIVE branch AS (
     SELECT id, parent_id, account_id, user_id, 1 AS level
     FROM (
-        SELECT id, parent_id, account_id, user_id
-        FROM positions
+        SELECT id, parent_id, account_id, user_id FROM positions
         WHERE instance_id = :instance_id AND parent_id = :position_id
-        ORDER BY id
-        LIMIT :row_limit
+        ORDER BY id LIMIT :row_limit
     ) AS first_level
     UNION ALL
     SELECT p.id, p.parent_id, p.account_id, p.user_id, branch.level + 1
@@ -166,8 +135,7 @@ WITH RECURSIVE branch AS (
 ),
 
 shown AS (
-    SELECT id, parent_id, account_id, user_id, level
-    FROM branch
+    SELECT id, parent_id, account_id, user_id, level FROM branch
     LIMIT :row_limit
 )
 

@@ -1,13 +1,14 @@
 -- name: hold_counters(instance_id)^
--- Keeps others from creating users in the instance until the transaction ends; how many more it may have, null for any.
-SELECT max_users - living_users AS seats
-FROM instance_counters
+-- Locks the counters, so that no other transaction creates users in the instance. seats: how many more users it may
+-- have, null for any number.
+SELECT max_users - living_users AS seats FROM instance_counters
 WHERE instance_id = :instance_id
 FOR NO KEY UPDATE;
 
 -- name: find_taken(instance_id, email_keys, external_ids)
--- Whoever holds one of these addresses, as e-mail or as login (email_key is then the login), or external ids, deleted or not.
--- Joins instead of any(): a plan from when the table was small would go through the array for each row of it.
+-- Existing users, deleted or not, with one of these external ids, or with one of these addresses as e-mail or as
+-- login (email_key is then the login). Joins instead of any(): a generic plan that was made while the table was
+-- small would scan the array for each of its rows.
 SELECT u.id, u.email_key, u.external_id, u.deleted_at
 FROM unnest(:email_keys::text []) AS wanted (email_key)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.email_key
@@ -22,7 +23,7 @@ FROM unnest(:external_ids::text []) AS wanted (external_id)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.external_id = wanted.external_id;
 
 -- name: find_created_by(instance_id, email_keys, request_id)
--- Whose of these addresses were created by one request, for an import that was interrupted.
+-- The addresses of users that one request created, for an import that was interrupted.
 SELECT u.email_key
 FROM unnest(:email_keys::text []) AS wanted (email_key)
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.email_key = wanted.email_key

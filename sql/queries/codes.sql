@@ -1,7 +1,7 @@
 -- name: issue_code(instance_id, email_key, purpose, digest, lifetime)^
--- A code for a user who may log in (or may once it is confirmed), instead of those it had for the purpose.
--- Who is to get it; no row where there is nobody, no e-mail, or nothing left to confirm. The lifetime is in seconds.
--- User and instance are held, so that whatever takes the right away from now on finds the code to end.
+-- Replaces a user's codes for the purpose by a new one, and returns the recipient. No row if no active user has this
+-- e-mail, or if the purpose is confirm and it is confirmed already. lifetime: seconds. User and instance are locked:
+-- a later change that takes the right to log in away sees this code and deletes it.
 WITH recipient AS (
     SELECT
         u.id, u.email, u.full_name AS name, u.language, coalesce(nullif(i.title, ''), i.name) AS title
@@ -30,12 +30,11 @@ issued AS (
     FROM recipient
 )
 
-SELECT email, name, language, title
-FROM recipient;
+SELECT email, name, language, title FROM recipient;
 
 -- name: redeem_code(instance_id, digest, purpose)^
--- Whose code it was, once: of several who redeem it together, the row goes to one. The user is held first: one who is
--- suspended, deleted or renamed meanwhile has no code any more.
+-- Deletes a code and returns its user. If several calls redeem it at the same time, one gets the row. The user is
+-- locked first: after a suspension, deletion or rename the code is gone.
 WITH held AS (
     SELECT u.id
     FROM codes AS c
@@ -54,6 +53,6 @@ WHERE
 RETURNING held.id AS user_id;
 
 -- name: end_codes_of_instance(instance_id)!
--- Every code of an instance, which has been held by a statement before this one.
+-- Deletes all codes of an instance, which is locked by an earlier statement.
 DELETE FROM codes
 WHERE instance_id = :instance_id;

@@ -1,10 +1,9 @@
 -- name: create_users(instance_id, users, login_count, layout, method, actor_kind, key_id, key_name, request_id, address, origin)^
--- Users, one or many, each with all that it has from the start: credential, login, what the layout says (the roles of
--- mailboxes, calendars and folders), and its event, where one is given. All of it is numbered in the order of the users,
--- each of whom says its number, counted back from the last one's 0. The row has the last ids. login_count: of the users
--- who have a login.
--- No row where an e-mail is another user's login, or where logins were written while this waited for the counters: their
--- number then differs from the one that this statement saw at its start.
+-- Creates users, each with its credential, its login, the mailboxes, calendars and folders of the layout (their
+-- roles), and its event if one is given. Ids follow the order of the users: number counts from 1 - n to 0, and the
+-- row has the last ids. login_count: users with a login. No row if an e-mail is the login of another user, or if
+-- logins were written while this waited for the counters: the count of logins then differs from the one in this
+-- statement's snapshot.
 WITH counter AS (
     UPDATE instance_counters
     SET
@@ -47,15 +46,13 @@ new_users AS (
 
 new_credentials AS (
     INSERT INTO credentials (instance_id, user_id, password_hash)
-    SELECT :instance_id, user_id, password_hash
-    FROM given
+    SELECT :instance_id, user_id, password_hash FROM given
     WHERE password_hash IS NOT NULL
 ),
 
 new_logins AS (
     INSERT INTO logins (instance_id, login_key, user_id)
-    SELECT :instance_id, login_key, user_id
-    FROM given
+    SELECT :instance_id, login_key, user_id FROM given
     WHERE login_key IS NOT NULL
 ),
 
@@ -94,8 +91,7 @@ SELECT users, mailboxes, calendars, folders, floor(extract(EPOCH FROM now()))::b
 FROM counter;
 
 -- name: find_plans(instance_id, plan_ids)
--- Which of these plans there are, kept from being removed until the transaction ends, and the day of today.
-SELECT id, (now() AT TIME ZONE 'UTC')::date AS today
-FROM plans
+-- Those of these plans that exist, locked against removal until the transaction ends, and today's date.
+SELECT id, (now() AT TIME ZONE 'UTC')::date AS today FROM plans
 WHERE instance_id = :instance_id AND id = any(:plan_ids::bigint [])
 FOR KEY SHARE;

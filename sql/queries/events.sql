@@ -1,5 +1,5 @@
 -- name: insert_events(instance_id, after_seq, types, user_ids, befores, afters, method, actor_kind, key_id, key_name, request_id, address, origin)!
--- What one actor changed, in its order. The numbers of a transaction's events in an instance begin behind after_seq.
+-- Events of one actor, in order. The numbers of a transaction's events in an instance continue after after_seq.
 INSERT INTO events (
     instance_id, place, type, user_id, before, after, method, actor_kind, key_id, key_name, request_id, address, origin
 )
@@ -10,10 +10,10 @@ FROM unnest(:types::text [], :user_ids::bigint [], :befores::jsonb [], :afters::
 WITH ORDINALITY AS change (type, user_id, before, after, seq);
 
 -- name: read_events(instance_id, xid, seq, horizon, row_limit, byte_limit)
--- Events after a place, in the order in which all can be read: no further than the oldest transaction that still
--- runs, so that whatever commits later comes later. horizon is what find_feed_end gave before. The order is that of the column, not of the text it is shown as.
--- The event that reaches byte_limit is the last one; page_bytes: what it and those before it have. Sizes are told
--- without reading what is stored beside the row.
+-- Events after a position, in the order in which they become readable: up to the oldest running transaction, so that
+-- later commits come later. horizon: from an earlier find_feed_end. The sort is by the column xid, not by its text.
+-- The page ends with the event that reaches byte_limit; page_bytes: the size of it and those before it.
+-- pg_column_size reads no TOAST.
 SELECT
     xid::text AS xid, place AS seq, id::text AS id, type, user_id, before, after, origin,
     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS moment, page_bytes
@@ -29,15 +29,14 @@ FROM (
         WHERE
             instance_id = :instance_id AND (xid, place) > (:xid::text::xid8, :seq::integer)
             AND xid < :horizon::text::xid8
-        ORDER BY events.xid, events.place
-        LIMIT :row_limit
+        ORDER BY events.xid, events.place LIMIT :row_limit
     ) AS looked
 ) AS page
 WHERE page_bytes - bytes < :byte_limit
 ORDER BY page.xid, page.place;
 
 -- name: find_feed_end()$
--- Every event before it can be read: those of older transactions are committed or never will be. It only grows.
+-- Every event before it can be read: all older transactions have ended. It only grows.
 SELECT event_horizon()::text AS xid;
 
 -- name: get_event(instance_id, event_id)^
@@ -49,30 +48,26 @@ FROM events
 WHERE instance_id = :instance_id AND id = :event_id;
 
 -- name: find_event_users(instance_id, key)
--- Whom an e-mail or login may stand for: the user who has it, deleted or not, and those who had it when they were purged
+-- The users that an e-mail or login may mean: the user who has it, deleted or not, and purged users who had it
 -- (indexes events_of_purged and events_of_purged_logins).
-SELECT id AS user_id
-FROM users
+SELECT id AS user_id FROM users
 WHERE instance_id = :instance_id AND email_key = :key
 UNION
-SELECT user_id
-FROM logins
+SELECT user_id FROM logins
 WHERE instance_id = :instance_id AND login_key = :key
 UNION
-SELECT user_id
-FROM events
+SELECT user_id FROM events
 WHERE instance_id = :instance_id AND type = 'user.purged' AND lower(before ->> 'email') = :key
 UNION
-SELECT user_id
-FROM events
+SELECT user_id FROM events
 WHERE
     instance_id = :instance_id AND type = 'user.purged' AND before ->> 'login' IS NOT NULL
     AND lower(before ->> 'login') = :key;
 
 -- name: list_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_seq, look, row_limit, byte_limit)
--- A page of the audit, the newest first. Of all users (user_ids null; index events_by_time) no more than look events are
--- looked at for those of the type and method; of some users all theirs are (index events_by_user).
--- byte_limit and page_bytes are as in read_events.
+-- A page of the audit, the newest first. Without user_ids at most look events are searched for the type and method
+-- (index events_by_time); with user_ids all events of these users are (index events_by_user). byte_limit and
+-- page_bytes are as in read_events.
 SELECT
     id::text AS id, type, user_id AS "userId", before, after, method,
     coalesce(actor_kind, CASE WHEN key_id > 0 THEN 'key' ELSE 'system' END) AS actor_kind, key_id, key_name,
@@ -88,8 +83,7 @@ FROM (
             looked.*, coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) AS bytes
         FROM (
             (
-                SELECT *
-                FROM events
+                SELECT * FROM events
                 WHERE
                     instance_id = :instance_id AND :user_ids::bigint[] IS NULL
                     AND created_at >= :since AND created_at < :until
@@ -99,8 +93,7 @@ FROM (
             )
             UNION ALL
             (
-                SELECT *
-                FROM events
+                SELECT * FROM events
                 WHERE
                     instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
                     AND created_at >= :since AND created_at < :until
@@ -119,12 +112,10 @@ WHERE page_bytes - bytes < :byte_limit
 ORDER BY page.created_at DESC, page.xid DESC, page.place DESC;
 
 -- name: skip_events(instance_id, since, until, before_time, before_xid, before_seq, look)^
--- The last event that list_events looked at, if there were as many.
-SELECT created_at, xid::text AS xid, place AS seq
-FROM events
+-- The last event that list_events searched, if it searched as many as look.
+SELECT created_at, xid::text AS xid, place AS seq FROM events
 WHERE
     instance_id = :instance_id AND created_at >= :since AND created_at < :until
     AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
 ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-OFFSET :look - 1
-LIMIT 1;
+OFFSET :look - 1 LIMIT 1;

@@ -8,15 +8,13 @@ WITH counter AS (
 )
 
 INSERT INTO groups (instance_id, id, name, name_key, description)
-SELECT :instance_id, id, :name, :name_key, :description
-FROM counter
+SELECT :instance_id, id, :name, :name_key, :description FROM counter
 RETURNING id, name, description, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
 -- name: update_group(instance_id, name_key, new_name, new_name_key, description)^
 -- Null leaves a column as it is.
 WITH held AS (
-    SELECT id, name, description
-    FROM groups
+    SELECT id, name, description FROM groups
     WHERE instance_id = :instance_id AND name_key = :name_key
     FOR UPDATE
 ),
@@ -38,34 +36,25 @@ SELECT
 FROM changed;
 
 -- name: delete_group(instance_id, name_key)^
--- Its memberships go with it.
+-- Deletes a group and, by the foreign key, its memberships.
 DELETE FROM groups
 WHERE instance_id = :instance_id AND name_key = :name_key
 RETURNING name, description;
 
--- name: find_group(instance_id, name_key)$
--- The id of a group, which stays until the transaction ends.
-SELECT id
-FROM groups
-WHERE instance_id = :instance_id AND name_key = :name_key
-FOR KEY SHARE;
-
 -- name: get_group(instance_id, name_key)$
 -- The id of a group.
-SELECT id
-FROM groups
+SELECT id FROM groups
 WHERE instance_id = :instance_id AND name_key = :name_key;
 
 -- name: find_groups(instance_id, name_keys)
--- Those of the named groups that exist; they stay until the transaction ends.
-SELECT id, name_key
-FROM groups
+-- Existing groups by name, locked against deletion until the transaction ends.
+SELECT id, name_key FROM groups
 WHERE instance_id = :instance_id AND name_key = any(:name_keys::text[])
 ORDER BY id
 FOR KEY SHARE;
 
 -- name: replace_groups(instance_id, user_ids, member_ids, group_ids)!
--- Users, who are held, in these groups, which stay, and in no others: of each pair of the last two a membership.
+-- Makes these (member_ids, group_ids) pairs the only memberships of user_ids. The users and the groups are locked.
 WITH others AS (
     DELETE FROM group_members AS gm
     USING unnest(:user_ids::bigint[]) AS held (id)
@@ -83,32 +72,29 @@ FROM unnest(:member_ids::bigint[], :group_ids::bigint[]) AS wanted (user_id, gro
 ON CONFLICT DO NOTHING;
 
 -- name: join_group(instance_id, user_id, group_id)!
--- A user, who is held, in a group that stays; it may be in it already.
+-- Adds a user to a group, if it is not a member. Both are locked.
 INSERT INTO group_members (instance_id, user_id, group_id)
 VALUES (:instance_id, :user_id, :group_id)
 ON CONFLICT DO NOTHING;
 
 -- name: leave_group(instance_id, user_id, group_id)!
--- A user, who is held, out of one group.
+-- Removes a user, who is locked, from a group.
 DELETE FROM group_members
 WHERE instance_id = :instance_id AND user_id = :user_id AND group_id = :group_id;
 
 -- name: list_groups(instance_id, after, row_limit)
--- A page of groups in the order of their names, Admins among them, with how many living members each has.
--- Deleted members are few, so that they are counted apart.
+-- A page of groups by name, Admins among them, with the number of members that are not deleted. Deleted members are
+-- few, so they are counted separately and subtracted.
 WITH page AS (
-    SELECT id, name, name_key, description, created_at
-    FROM groups
+    SELECT id, name, name_key, description, created_at FROM groups
     WHERE instance_id = :instance_id AND name_key > :after
-    ORDER BY name_key
-    LIMIT :row_limit
+    ORDER BY name_key LIMIT :row_limit
 )
 
 SELECT
     page.id, page.name, page.description, false AS "isReserved",
     (
-        SELECT count(*)
-        FROM group_members
+        SELECT count(*) FROM group_members
         WHERE instance_id = :instance_id AND group_id = page.id
     ) - (
         SELECT count(*)
@@ -123,12 +109,10 @@ UNION ALL
 SELECT
     0 AS id, 'Admins' AS name, 'Administrators' AS description, true AS "isReserved",
     (
-        SELECT count(*)
-        FROM users
+        SELECT count(*) FROM users
         WHERE instance_id = :instance_id AND is_admin AND deleted_at IS NULL
     ) AS members,
     floor(extract(EPOCH FROM created_at))::bigint AS "createdAt", 'admins' AS name_key
 FROM instances
 WHERE id = :instance_id AND 'admins' COLLATE "C" > :after
-ORDER BY name_key
-LIMIT :row_limit;
+ORDER BY name_key LIMIT :row_limit;

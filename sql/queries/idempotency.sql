@@ -1,14 +1,13 @@
 -- name: find_answer(instance_id, key_id, name)^
--- What was asked and answered under an idempotency key in the last 24 hours.
-SELECT request, answer
-FROM idempotency_keys
+-- The request and the answer stored under an idempotency key in the last 24 hours.
+SELECT request, answer FROM idempotency_keys
 WHERE
     instance_id = :instance_id AND key_id = :key_id AND name = :name
     AND created_at > now() - interval '24 hours';
 
 -- name: claim_idempotency_key(instance_id, key_id, name, request, lock_id)^
--- Takes an idempotency key for this transaction. is_free is false at once, without waiting, while another one
--- has it; is_claimed is false where there is an answer.
+-- Claims an idempotency key for this transaction, without waiting. is_free is false while another transaction has
+-- claimed it; is_claimed is false if an answer is stored.
 WITH attempt AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock(:lock_id::bigint) AS is_free
 ),
@@ -24,11 +23,10 @@ claimed AS (
     RETURNING 1
 )
 
-SELECT is_free, EXISTS (SELECT FROM claimed) AS is_claimed
-FROM attempt;
+SELECT is_free, EXISTS (SELECT FROM claimed) AS is_claimed FROM attempt;
 
 -- name: keep_answer(instance_id, key_id, name, answer)!
--- What the call that has claimed the key answers, for those who ask again.
+-- Stores the answer of the call that claimed the key, for retries.
 UPDATE idempotency_keys
 SET answer = :answer
 WHERE instance_id = :instance_id AND key_id = :key_id AND name = :name;

@@ -8,8 +8,7 @@ WITH new_instance AS (
 
 counters AS (
     INSERT INTO instance_counters (instance_id, max_users)
-    SELECT id, (settings ->> 'maxUsers')::bigint
-    FROM new_instance
+    SELECT id, (settings ->> 'maxUsers')::bigint FROM new_instance
 )
 
 SELECT
@@ -17,7 +16,7 @@ SELECT
 FROM new_instance;
 
 -- name: get_instance(instance_id)^
--- One instance with its numbers of users.
+-- One instance, with its number of users and its limit.
 SELECT
     i.name, i.title, i.is_active AS "isActive", i.settings,
     floor(extract(EPOCH FROM i.created_at))::bigint AS "createdAt",
@@ -33,11 +32,10 @@ SELECT
     floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM instances
 WHERE name > :after AND deleted_at IS NULL
-ORDER BY name
-LIMIT :row_limit;
+ORDER BY name LIMIT :row_limit;
 
 -- name: update_counters(instance_id, is_active, settings)!
--- What instance_counters repeats of its instance.
+-- Copies what instance_counters repeats of its instance.
 UPDATE instance_counters
 SET
     max_users = CASE
@@ -53,7 +51,7 @@ WHERE
     );
 
 -- name: update_instance(instance_id, title, is_active, settings)!
--- Null leaves a column as it is; settings come whole, merged by the method that checked them.
+-- Null leaves a column unchanged; settings are complete, merged and checked by the method.
 UPDATE instances
 SET
     title = coalesce(:title, title),
@@ -62,28 +60,25 @@ SET
 WHERE id = :instance_id;
 
 -- name: lock_instance(instance_id)^
--- What is stored, held until the transaction ends, so that two merges do not lose one another. No row where the instance
--- was deleted, also while this waited for it.
-SELECT title, is_active AS "isActive", settings
-FROM instances
+-- Locks an instance until the transaction ends, so that concurrent merges do not overwrite each other. No row if it
+-- is deleted, also if that happened while this waited.
+SELECT title, is_active AS "isActive", settings FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
 -- name: is_suspended(instance_id)$
--- Whether an instance is suspended; no row where it was deleted.
-SELECT NOT is_active AS is_suspended
-FROM instances
+-- Whether an instance is suspended; no row if it is deleted.
+SELECT NOT is_active AS is_suspended FROM instances
 WHERE id = :instance_id AND deleted_at IS NULL;
 
 -- name: find_instance(name)$
--- Whether a name is taken.
-SELECT id
-FROM instances
+-- The id of the instance with a name, to see whether the name is taken.
+SELECT id FROM instances
 WHERE name = :name;
 
 -- name: delete_instance(instance_id)$
--- Soft: nothing of its data goes, but no call gets there any more. Its name is free again: the new one has
--- characters that no name can have. Logins that are under way make no session: see create_session.
+-- Soft delete: all data stays, but no call can reach it. The name becomes free: the stored one gets characters that
+-- no valid name has. Logins in progress create no session: see create_session.
 WITH deleted AS (
     UPDATE instances
     SET is_active = false, deleted_at = now(), name = '~' || id || '~' || name
@@ -98,9 +93,10 @@ counters AS (
     WHERE instance_counters.instance_id = :instance_id
 )
 
-SELECT id
-FROM deleted;
+SELECT id FROM deleted;
 
--- name: has_instances()$
--- Whether there is any instance yet, for the first start.
-SELECT EXISTS (SELECT FROM instances);
+-- name: find_first_start(digest)^
+-- For the first start: whether any instance or key exists, and whether this key does, revoked or not.
+SELECT
+    EXISTS (SELECT FROM instances) AS has_instances, EXISTS (SELECT FROM api_keys) AS has_keys,
+    EXISTS (SELECT FROM api_keys WHERE digest = :digest) AS has_key;

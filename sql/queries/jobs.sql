@@ -1,16 +1,15 @@
 -- name: enqueue_job(instance_id, kind, payload, delay)!
--- A job for the queue, from delay seconds after the start of this transaction on. Workers hear of it at the commit.
+-- Adds a job, due delay seconds after the start of this transaction. Workers are notified at the commit.
 WITH job AS (
     INSERT INTO jobs (instance_id, kind, payload, due_at)
     VALUES (:instance_id, :kind, :payload, now() + make_interval(secs => :delay))
     RETURNING instance_id, kind
 )
 
-SELECT pg_notify('officerpc_jobs', instance_id || ' ' || kind)
-FROM job;
+SELECT pg_notify('officerpc_jobs', instance_id || ' ' || kind) FROM job;
 
 -- name: renew_leases(instance_ids, job_ids, attempts, lease)!
--- Tries that take long keep others away for lease seconds more.
+-- Extends the leases of running tries to lease seconds from now.
 UPDATE jobs
 SET due_at = now() + make_interval(secs => :lease)
 FROM unnest(:instance_ids::bigint[], :job_ids::bigint[], :attempts::integer[]) AS one (instance_id, id, attempt)
@@ -19,9 +18,9 @@ WHERE
     AND jobs.state = 'running';
 
 -- name: settle_jobs(instance_ids, job_ids, attempts, outcomes, due_ins)!
--- What tries came to: done, retried, parked, stopped with its worker, or suspended,
--- after which all tries are ahead again. A try that was taken for
--- dead, and is made again by another worker, counts only if it succeeded. Rows are locked in the order of their keys.
+-- Stores the outcomes of tries: done, retried, parked, stopped (with its worker), or suspended (the number of tries
+-- starts again). If a lease ended and another worker tries the job again, the first try counts only if it succeeded.
+-- Rows are locked in the order of their keys.
 WITH told AS (
     SELECT *
     FROM unnest(:instance_ids::bigint[], :job_ids::bigint[], :attempts::integer[], :outcomes::text[], :due_ins::float8[])

@@ -1,6 +1,6 @@
 -- name: find_key(digest)^
--- A key that is neither revoked nor expired, with its default instance unless that was deleted. seconds_left is null
--- without expiry.
+-- A key that is neither revoked nor expired, with its default instance if that is not deleted. seconds_left: null if
+-- it never expires.
 SELECT
     k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute,
     extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left,
@@ -11,9 +11,8 @@ LEFT JOIN instances AS i ON k.default_instance_id = i.id AND i.deleted_at IS NUL
 WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now());
 
 -- name: find_key_instance(name, key_id, is_operator)^
--- An instance by name, if the key holds it; an operator key holds all.
-SELECT i.id, i.name, i.is_active, i.settings
-FROM instances AS i
+-- An instance by name, if the key can access it; an operator's key can access all.
+SELECT i.id, i.name, i.is_active, i.settings FROM instances AS i
 WHERE
     i.name = :name AND i.deleted_at IS NULL
     AND (
@@ -25,8 +24,8 @@ WHERE
     );
 
 -- name: create_key(name, digest, prefix, scopes, is_operator, instance_names, networks, lifetime, rate_per_minute, maker_id)^
--- A key for the named instances, the first being its default. The lifetime is in seconds, null for none; it ends
--- with that of the key that makes it.
+-- A key for the named instances, the first being its default. lifetime: seconds, null for none. The key expires no
+-- later than the key that creates it (maker_id).
 WITH held AS (
     SELECT i.id, n.place
     FROM unnest(:instance_names::text[]) WITH ORDINALITY AS n (name, place)
@@ -60,65 +59,28 @@ SELECT
 FROM new_key;
 
 -- name: list_keys(instance_id, after, row_limit)
--- Keys without their secrets: those that hold this instance and no other, or all where it is null.
+-- A page of keys without their secrets.
 SELECT
-    k.id, k.name, k.prefix, k.scopes, k.is_operator AS "isOperator",
-    array(
-        SELECT i.name
-        FROM api_key_instances AS held
-        INNER JOIN instances AS i ON held.instance_id = i.id
-        WHERE held.api_key_id = k.id AND i.deleted_at IS NULL
-        ORDER BY held.instance_id <> k.default_instance_id, i.name
-    ) AS instances,
-    k.networks::text[] AS networks, k.rate_per_minute AS "ratePerMinute",
-    floor(extract(EPOCH FROM k.created_at))::bigint AS "createdAt",
-    floor(extract(EPOCH FROM k.expires_at))::bigint AS "expiresAt",
-    floor(extract(EPOCH FROM k.revoked_at))::bigint AS "revokedAt"
-FROM api_keys AS k
-WHERE
-    k.id > :after
-    AND (
-        :instance_id::bigint IS NULL
-        OR (
-            NOT k.is_operator AND k.default_instance_id = :instance_id
-            AND NOT EXISTS (
-                SELECT FROM api_key_instances AS other
-                WHERE other.api_key_id = k.id AND other.instance_id <> :instance_id
-            )
-        )
-    )
-ORDER BY k.id
-LIMIT :row_limit;
+    id, name, prefix, scopes, is_operator AS "isOperator", instances, networks::text[] AS networks,
+    rate_per_minute AS "ratePerMinute", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
+    floor(extract(EPOCH FROM expires_at))::bigint AS "expiresAt",
+    floor(extract(EPOCH FROM revoked_at))::bigint AS "revokedAt"
+FROM managed_keys
+WHERE id > :after
+ORDER BY id LIMIT :row_limit;
 
 -- name: lock_key(key_id, instance_id)^
--- A living key that the caller may manage (the same rule as list_keys), held for the change.
+-- A valid key that the caller may manage, locked for a change.
 SELECT
-    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute,
-    array(
-        SELECT i.name
-        FROM api_key_instances AS held
-        INNER JOIN instances AS i ON held.instance_id = i.id
-        WHERE held.api_key_id = k.id AND i.deleted_at IS NULL
-        ORDER BY held.instance_id <> k.default_instance_id, i.name
-    ) AS instances,
+    k.id, k.name, k.scopes, k.is_operator, k.networks::text[] AS networks, k.rate_per_minute, managed.instances,
     extract(EPOCH FROM k.expires_at - now())::float8 AS seconds_left
 FROM api_keys AS k
-WHERE
-    k.id = :key_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
-    AND (
-        :instance_id::bigint IS NULL
-        OR (
-            NOT k.is_operator AND k.default_instance_id = :instance_id
-            AND NOT EXISTS (
-                SELECT FROM api_key_instances AS other
-                WHERE other.api_key_id = k.id AND other.instance_id <> :instance_id
-            )
-        )
-    )
+INNER JOIN managed_keys AS managed ON managed.id = k.id
+WHERE k.id = :key_id AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
 FOR UPDATE OF k;
 
 -- name: find_only_instance(key_id)^
--- The instance that a key holds, if it is one that was not deleted and no other.
+-- The instance of a key that has exactly one, if it is not deleted.
 SELECT i.name
 FROM api_key_instances AS held
 INNER JOIN instances AS i ON held.instance_id = i.id
@@ -130,7 +92,7 @@ WHERE
     );
 
 -- name: expire_key(key_id, overlap)!
--- Ends a rotated key after the overlap in seconds, never later than it would have ended.
+-- Lets a rotated key expire after the overlap in seconds, or earlier if it was going to.
 UPDATE api_keys
 SET expires_at = least(expires_at, now() + make_interval(secs => :overlap))
 WHERE id = :key_id;
@@ -142,19 +104,11 @@ SET name = :name, scopes = :scopes, rate_per_minute = :rate_per_minute
 WHERE id = :key_id;
 
 -- name: revoke_key(key_id)!
--- Ends a key now.
+-- Revokes a key, from now on.
 UPDATE api_keys
 SET revoked_at = now()
 WHERE id = :key_id AND revoked_at IS NULL;
 
 -- name: announce_keys_changed()!
--- Tells every worker that listens to forget the keys and instances it remembers.
+-- Tells all listening workers to drop their cached keys and instances.
 SELECT pg_notify('officerpc_keys', '');
-
--- name: has_key(digest)$
--- Whether a key is known, revoked or not, so that the first start does not make it twice.
-SELECT EXISTS (SELECT FROM api_keys WHERE digest = :digest);
-
--- name: has_keys()$
--- Whether there is any key yet, for the first start.
-SELECT EXISTS (SELECT FROM api_keys);

@@ -1,16 +1,15 @@
 -- name: get_login_delay(instance_id, subjects)^
--- Seconds until another login may be tried; null where it may be now.
+-- Seconds until the next login is allowed; null if it is allowed now.
 SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
 FROM login_failures
 WHERE instance_id = :instance_id AND subject = any(:subjects::bytea[]) AND delayed_until > now();
 
 -- name: note_failed_login(instance_id, subject, allowed, forgiven_every, longest)^
--- True once it is counted; nothing where others failed meanwhile, so that a delay has begun, or were the first to fail.
--- Each failure is forgiven after so many seconds, one after the other. From the last allowed one on there is a
--- delay, of a second at first, which doubles with each, up to the longest.
+-- Counts a failed login. No row if concurrent failures began a delay, or inserted the first row. One failure is
+-- forgiven every forgiven_every seconds. From the failure number `allowed` on there is a delay: one second, doubled
+-- by each further failure, at most `longest`.
 WITH known AS (
-    SELECT forgiven_at, delayed_until
-    FROM login_failures
+    SELECT forgiven_at, delayed_until FROM login_failures
     WHERE instance_id = :instance_id AND subject = :subject
     FOR UPDATE
 ),
@@ -51,15 +50,13 @@ first AS (
     RETURNING subject
 )
 
-SELECT true AS counted
-FROM again
+SELECT true AS counted FROM again
 UNION ALL
-SELECT true AS counted
-FROM first;
+SELECT true AS counted FROM first;
 
 -- name: forget_failed_logins(instance_id, forgiven, subjects)^
--- After a right password: the failures that it forgives are forgotten, unless others failed meanwhile, so that a delay
--- has begun. Then its seconds.
+-- After a correct password: deletes the failures that it forgives, and returns the seconds of the delay that
+-- concurrent failures began, if they did.
 WITH delay AS (
     SELECT ceil(extract(EPOCH FROM max(delayed_until) - now()))::integer AS seconds
     FROM login_failures
@@ -71,17 +68,9 @@ forgotten AS (
     WHERE instance_id = :instance_id AND subject = any(:forgiven::bytea[]) AND delayed_until <= now()
 )
 
-SELECT seconds
-FROM delay;
-
--- name: get_quotas(instance_id, email_key)^
--- A living user's own quotas.
-SELECT mail_quota AS mail, files_quota AS files
-FROM users
-WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
+SELECT seconds FROM delay;
 
 -- name: has_seat(instance_id)$
--- Whether the instance may have one more living user.
-SELECT max_users IS NULL OR living_users < max_users AS has_seat
-FROM instance_counters
+-- Whether the instance may have one more user.
+SELECT max_users IS NULL OR living_users < max_users AS has_seat FROM instance_counters
 WHERE instance_id = :instance_id;

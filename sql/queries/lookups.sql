@@ -1,7 +1,6 @@
 -- name: get_user(instance_id, instance_name, email_key)^
 -- One living user by e-mail.
-SELECT *
-FROM documented_users
+SELECT * FROM documented_users
 WHERE email_key = :email_key;
 
 -- name: read_users(instance_id, instance_name, ids)
@@ -11,9 +10,8 @@ FROM unnest(:ids::bigint []) AS wanted (id)
 INNER JOIN documented_users AS shown ON shown.id = wanted.id;
 
 -- name: get_whole_user(instance_id, user_id, key, external_id)^
--- All of one user, deleted or not.
-SELECT *
-FROM shown_users
+-- One user with everything, deleted or not.
+SELECT * FROM shown_users
 WHERE id = (SELECT id FROM named_user);
 
 -- name: get_member(instance_id, user_id, key, external_id)^
@@ -32,24 +30,22 @@ WHERE id = any(:ids::bigint []) AND deleted_at IS NULL
 ORDER BY id;
 
 -- name: groups_of(instance_id, user_ids)
--- The names of the groups of users who are held: a statement that waits for them has looked at their groups before it
--- waited.
+-- The names of the groups of users who are locked by an earlier statement: one that waits for a lock reads groups
+-- with the snapshot from before it waited.
 SELECT shown.id, shown."groups" AS names
 FROM unnest(:user_ids::bigint []) AS wanted (id)
 INNER JOIN shown_users AS shown ON shown.id = wanted.id;
 
 -- name: export_users(instance_id, after, row_limit)
--- A page of living users with all that createUser could be given to make them again, for officerpc users export.
--- By their ids, which never change: renamed in between, a user is still in one page and no other.
-SELECT u.id, u.user_columns
-FROM users AS u
+-- A page of users with all that createUser needs to create them again, for officerpc users export. By id, which
+-- never changes: a user who is renamed between two pages is in one page only.
+SELECT u.id, u.user_columns FROM users AS u
 WHERE u.instance_id = :instance_id AND u.deleted_at IS NULL AND u.id > :after
-ORDER BY u.id
-LIMIT :row_limit;
+ORDER BY u.id LIMIT :row_limit;
 
 -- name: list_users(instance_id, status, after, starts_with, row_limit)
--- A page of users in the order of their addresses. Each status has an index of its own (users_admins, users_suspended,
--- users_deleted); the parts of the others are not run.
+-- A page of users in the order of their addresses. Each status has its own index (users_admins, users_suspended,
+-- users_deleted); the branches of the other statuses are not run.
 (
     SELECT * FROM listed_users
     WHERE :status::text = 'all' AND deleted_at IS NULL
@@ -75,10 +71,9 @@ UNION ALL
 );
 
 -- name: list_group_members(instance_id, group_id, after, row_limit)
--- A page of living members of a group, of Admins where group_id is null (index users_admin_ids), in the order of their ids.
+-- A page of the members of a group, or of Admins if group_id is null (index users_admin_ids), by id.
 (
-    SELECT id, email, "displayName", "isActive"
-    FROM shown_users
+    SELECT id, email, "displayName", "isActive" FROM shown_users
     WHERE :group_id::bigint IS NULL AND "isAdmin" AND deleted_at IS NULL AND id > :after
     ORDER BY id LIMIT :row_limit
 )
@@ -93,8 +88,9 @@ UNION ALL
 );
 
 -- name: page_store_users(instance_id, query, row_offset, row_limit)^
--- The ids of a page of living users, and how many there are on all pages: those who are not deactivated where query is null
--- (index users_store_active), those who are (users_store_deactivated), or administrators who are not (users_store_admins).
+-- The ids of a page of users and the number of users on all pages. query: null for active users (index
+-- users_store_active), 'deactivated' (users_store_deactivated), or 'admins' for active administrators
+-- (users_store_admins).
 SELECT
     array(
         (
@@ -124,19 +120,16 @@ SELECT
     END AS total
 FROM instance_counters
 CROSS JOIN (
-    SELECT count(*) AS total
-    FROM shown_users
+    SELECT count(*) AS total FROM shown_users
     WHERE :query::text IS DISTINCT FROM 'admins' AND NOT "isActive" AND deleted_at IS NULL
 ) AS deactivated
 WHERE instance_id = :instance_id;
 
 -- name: list_sessions(instance_id, email_key, after, row_limit)
 -- A page of the sessions of one user, the oldest first.
-SELECT id, email, "createdAt", "expiresAt"
-FROM shown_sessions
+SELECT id, email, "createdAt", "expiresAt" FROM shown_sessions
 WHERE email_key = :email_key AND id > :after
-ORDER BY id
-LIMIT :row_limit;
+ORDER BY id LIMIT :row_limit;
 
 -- name: list_auth_sessions(instance_id, user_id, before, row_limit)
 -- A page of the sessions of an instance, or of one user (index sessions_by_user), the newest first.

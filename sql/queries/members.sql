@@ -1,12 +1,11 @@
 -- name: list_fields(instance_id)
 -- An instance's own profile fields.
-SELECT alias, title, type, mandatory, choices
-FROM profile_fields
+SELECT alias, title, type, mandatory, choices FROM profile_fields
 WHERE instance_id = :instance_id AND removed_at IS NULL
 ORDER BY alias;
 
 -- name: define_field(instance_id, alias, title, type, mandatory, choices)$
--- A new field, or another form of one; what it was before.
+-- Creates or replaces a profile field, and returns what it was before.
 WITH held AS (
     SELECT jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 'choices', choices) AS before
     FROM profile_fields
@@ -14,7 +13,7 @@ WITH held AS (
     FOR NO KEY UPDATE
 ),
 
--- As the insertion reads it, it holds the old form before it writes.
+-- Reading held makes the lock come before the write.
 defined AS (
     INSERT INTO profile_fields (instance_id, alias, title, type, mandatory, choices)
     SELECT :instance_id, :alias, :title, :type, :mandatory, :choices
@@ -31,7 +30,7 @@ FROM defined
 LEFT JOIN held ON true;
 
 -- name: remove_field(instance_id, alias)$
--- The values that users have of it stay where they are, unseen.
+-- Hides a profile field. Its values stay stored in the users.
 WITH removed AS (
     UPDATE profile_fields
     SET removed_at = now()
@@ -43,27 +42,26 @@ SELECT jsonb_build_object('title', title, 'type', type, 'mandatory', mandatory, 
 FROM removed;
 
 -- name: create_document(instance_id, document_id, entity, action, user_id, fields, asked_by)!
--- A note of what was asked of the queue about a user, who is held, which puts those of one user in an order.
+-- Records an asynchronous change of a user. The user is locked, so its documents have an order.
 INSERT INTO documents (instance_id, id, entity, action, user_id, fields, asked_by, created_at)
 VALUES (
     :instance_id, :document_id, :entity, :action, :user_id, :fields, :asked_by, statement_timestamp()
 );
 
 -- name: list_unfinished(instance_id, user_id)
--- What was asked about a user and is not done, in the order in which it was asked.
-SELECT id, fields, asked_by
-FROM documents
+-- Changes of a user that are not finished, in the order of their requests.
+SELECT id, fields, asked_by FROM documents
 WHERE instance_id = :instance_id AND user_id = :user_id AND result IS NULL
 ORDER BY created_at, id;
 
 -- name: finish_document(instance_id, document_id, result)!
--- What came of it.
+-- Stores the result of a change.
 UPDATE documents
 SET result = :result
 WHERE instance_id = :instance_id AND id = :document_id;
 
 -- name: get_document(instance_id, document_id)^
--- A document with its result, if there is one yet; a deleted user is not shown in it.
+-- A document with its result, if it is finished; a deleted user is left out of the result.
 SELECT
     d.id::text AS id, d.entity, d.action,
     CASE WHEN u.deleted_at IS NULL THEN d.result ELSE jsonb_set(d.result, '{member}', 'null') END AS result

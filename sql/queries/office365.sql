@@ -1,9 +1,8 @@
 -- name: begin_office365(instance_id, user_id)^
--- Asks for a user to be created in Microsoft's directory. No row where that is under way or done already. What is
--- pending is tried for five hours and a half, so that of one untouched for six the end could not be noted.
+-- Requests a user's creation in Microsoft's directory. No row if it is pending or done. A pending row that was
+-- untouched for six hours starts again: tries end after five and a half, and the worker could not store the end.
 WITH held AS MATERIALIZED (
-    SELECT state
-    FROM office365_accounts
+    SELECT state FROM office365_accounts
     WHERE instance_id = :instance_id AND user_id = :user_id
 ),
 
@@ -23,7 +22,7 @@ FROM begun
 LEFT JOIN held ON true;
 
 -- name: get_office365_state(instance_id, email_key)^
--- What came of it for a living user.
+-- The state of a user's creation in Microsoft's directory.
 SELECT
     o.state, o.object_id AS "objectId", o.error,
     floor(extract(EPOCH FROM o.updated_at))::bigint AS "updatedAt"
@@ -32,7 +31,7 @@ INNER JOIN office365_accounts AS o ON o.instance_id = :instance_id AND o.user_id
 WHERE u.instance_id = :instance_id AND u.email_key = :email_key AND u.deleted_at IS NULL;
 
 -- name: get_office365_user(instance_id, user_id)^
--- Who is to be created, by which credentials (in the settings), and whether that still is to be done.
+-- The user to create, the settings with the credentials, and whether the work still has to be done.
 SELECT
     u.uuid::text AS uuid, u.email, u.display_name, u.fields, u.is_active, i.settings, o.state = 'done' AS is_done,
     u.deleted_at IS NOT NULL OR i.deleted_at IS NOT NULL AS is_gone, NOT i.is_active AS is_suspended
@@ -42,10 +41,9 @@ INNER JOIN instances AS i ON i.id = :instance_id
 WHERE o.instance_id = :instance_id AND o.user_id = :user_id;
 
 -- name: note_office365(instance_id, user_id, state, object_id, error)^
--- What a try came to; without an error the last one stays. What is done stays done: then there is no row.
+-- Stores the outcome of a try; without an error the last error stays. No row if the state is done already.
 WITH held AS (
-    SELECT state
-    FROM office365_accounts
+    SELECT state FROM office365_accounts
     WHERE instance_id = :instance_id AND user_id = :user_id AND state <> 'done'
     FOR NO KEY UPDATE
 )

@@ -1,11 +1,11 @@
 -- name: insert_picture(instance_id, user_id, name, media_type, small, large)!
--- The picture of a user, who is held and whose avatar leads to it by now.
+-- The picture of a user, who is locked and whose avatar already has its address.
 INSERT INTO pictures (instance_id, user_id, name, media_type, small, large)
 VALUES (:instance_id, :user_id, :name, :media_type, :small, :large);
 
 -- name: get_picture(instance_id, name, is_small)^
--- One size of a picture by its random name. That of a deleted or suspended user or instance is kept, unseen, until they
--- are back.
+-- One size of a picture by its random name. The picture of a deleted or suspended user or instance stays stored but
+-- is not shown.
 SELECT p.media_type, CASE WHEN :is_small::boolean THEN p.small ELSE p.large END AS content
 FROM pictures AS p
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = p.user_id

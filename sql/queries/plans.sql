@@ -23,14 +23,13 @@ FROM plans
 WHERE instance_id = :instance_id AND id = :plan_id;
 
 -- name: hold_plan(instance_id, plan_id)^
--- The same, kept from others until the transaction ends.
-SELECT type, name, details, duration, options
-FROM plans
+-- One plan, locked until the transaction ends.
+SELECT type, name, details, duration, options FROM plans
 WHERE instance_id = :instance_id AND id = :plan_id
 FOR NO KEY UPDATE;
 
 -- name: change_plan(instance_id, plan_id, type, name, details, duration, options)!
--- All of a plan that can change. Periods that users hold stay as they are.
+-- Everything that can change of a plan. Assigned plans keep their dates.
 UPDATE plans
 SET
     type = :type, name = :name, details = :details, duration = :duration, options = :options,
@@ -38,20 +37,17 @@ SET
 WHERE instance_id = :instance_id AND id = :plan_id;
 
 -- name: list_plans(instance_id, name_part, row_offset, row_limit)
--- A page of plans whose names hold the part, in any case, in the order of their ids; total is of all pages.
+-- A page of plans whose names contain name_part, in any case, by id.
 SELECT
     id, type, name, details, duration, options, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt",
     floor(extract(EPOCH FROM updated_at))::bigint AS "updatedAt"
 FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0
-ORDER BY id
-OFFSET :row_offset
-LIMIT :row_limit;
+ORDER BY id OFFSET :row_offset LIMIT :row_limit;
 
 -- name: count_plans(instance_id, name_part)$
--- How many list_plans could show.
-SELECT count(*) AS total
-FROM plans
+-- How many plans all pages of list_plans have.
+SELECT count(*) AS total FROM plans
 WHERE instance_id = :instance_id AND position(lower(:name_part) IN lower(name)) > 0;
 
 -- name: assign_plans(instance_id, user_ids, plan_ids, last_days, name, keeps_end)
@@ -118,13 +114,11 @@ INNER JOIN given ON assigned.user_id = given.user_id
 ORDER BY given.place;
 
 -- name: name_newest_plan(instance_id, user_id, name)^
--- What the newest of a user's plans that last is called for it, and was before.
+-- Renames the newest of a user's plans that have not ended; returns the old name.
 WITH newest AS (
-    SELECT id, name
-    FROM user_plans
+    SELECT id, name FROM user_plans
     WHERE instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
-    ORDER BY id DESC
-    LIMIT 1
+    ORDER BY id DESC LIMIT 1
     FOR NO KEY UPDATE
 )
 
@@ -135,13 +129,13 @@ WHERE user_plans.instance_id = :instance_id AND user_plans.id = newest.id
 RETURNING user_plans.plan_id, newest.name AS old_name;
 
 -- name: is_over(last_day)$
--- Whether a day is over, in UTC and by this clock.
+-- Whether a day is past, in UTC by the database's clock.
 SELECT :last_day::date < (now() AT TIME ZONE 'UTC')::date AS is_over;
 
 -- name: switch_plan(instance_id, user_id, plan_id, from_day, valid_to, name)^
--- The plan from a day on, null for today, instead of whatever plans a user, who is held, has then. Those end with the day
--- before or, where it is today, at once; what was to begin later does not. No row where there is no such plan, a day is
--- over, or the user has the plan already until before that day.
+-- Assigns a plan from a day on (null: today) in place of all others that a user, who is locked, has on that day.
+-- Those end the day before or, for today, at once; those that would begin later are deleted. No row if the plan does
+-- not exist, a day is past, or the user has this plan already with an end before that day.
 WITH wanted AS (
     SELECT
         p.id, p.duration, now_is.today, coalesce(:from_day::date, now_is.today) AS begins,
@@ -242,9 +236,9 @@ SELECT
 FROM begun;
 
 -- name: end_plan(instance_id, user_id, plan_id, last_day)^
--- Ends a plan that a user, who is held, has: at once where the day is null, else with that day. One that was to begin
--- later is taken away. No row where the user does not have it, or the day is over. Where the plan ends before that day
--- already, nothing is changed and is_later is true.
+-- Ends a plan of a user, who is locked: at once if last_day is null, else with that day. A plan that would begin
+-- later is deleted. No row if the user does not have it, or the day is past. If the plan already ends before that
+-- day, nothing changes and is_later is true.
 WITH held AS (
     SELECT
         up.id, now_is.today, CASE WHEN :last_day::date IS NULL THEN now() END AS ends_at,
@@ -285,17 +279,14 @@ SELECT
     false AS is_later
 FROM ended
 UNION ALL
-SELECT plan AS before, NULL AS after, false AS is_later
-FROM cancelled
+SELECT plan AS before, NULL AS after, false AS is_later FROM cancelled
 UNION ALL
-SELECT plan AS before, plan AS after, true AS is_later
-FROM held
+SELECT plan AS before, plan AS after, true AS is_later FROM held
 WHERE is_later;
 
 -- name: list_active_plans(instance_id, user_id)
--- The plans that a user has now or will have.
-SELECT id, plan_id
-FROM user_plans
+-- A user's plans, current and future.
+SELECT id, plan_id FROM user_plans
 WHERE
     instance_id = :instance_id AND user_id = :user_id AND ended_at IS NULL
     AND coalesce(valid_to >= (now() AT TIME ZONE 'UTC')::date, true)

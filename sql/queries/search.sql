@@ -1,14 +1,13 @@
 -- name: sample_users(instance_id, searched, most)^
--- How many of so many users match a text, and how much there is to look through. The ids are scattered by a
--- prime, as if drawn by lot.
+-- How many of a random sample (size: most) of users match a text, and the numbers of users, accounts and positions.
+-- Multiplying by a prime spreads the ids.
 SELECT
     counters.living_users AS users, counters.accounts, counters.positions, count(taken.id) AS sampled,
     count(taken.id) FILTER (WHERE strpos(taken.search_text, lower(:searched)) > 0) AS matching
 FROM instance_counters AS counters
 CROSS JOIN generate_series(1, :most::bigint) AS lot
 LEFT JOIN LATERAL (
-    SELECT id, search_text
-    FROM users
+    SELECT id, search_text FROM users
     WHERE
         instance_id = :instance_id AND id = 1 + lot * 2654435761 % greatest(counters.users, 1)
         AND deleted_at IS NULL
@@ -18,16 +17,16 @@ WHERE counters.instance_id = :instance_id
 GROUP BY counters.living_users, counters.accounts, counters.positions;
 
 -- name: search_users(instance_id, tree_id, path, searched, pattern, walks, tie, walk_rows, wanted, account_id, sorts, row_offset, row_limit)
--- Living users whose address or name holds a text, or whose account has the given id: of the instance or, where path is not
--- null, of those beneath that place of a tree. walks names the parts of candidates that are run, so many rows of each; the
--- first matches, as many as wanted (null: all), are sorted and paged.
---   id, -id: those with an account, in the order of the accounts
---   user, -user, email, -email, fullname, -fullname: everybody in that order; after id or -id those without an account.
---     tie orders those of one name
---   trigrams, bigrams: those that the index finds
---   all: everybody beneath the place
--- A prepared statement has one plan for every text: this is why the caller chooses. OFFSET 0 keeps the planner, which takes
--- the parts for large, from joining them in another way than row by row. A sort is any of the walks in an order.
+-- Users whose address or name contains a text, or whose account has the id account_id: of the instance or, if path is not
+-- null, of those below that position of a tree. walks chooses the branches of candidates that run, with walk_rows rows each;
+-- the first matches, as many as wanted (null: all), are sorted and paged.
+--   id, -id: users with an account, in the order of the accounts
+--   user, -user, email, -email, fullname, -fullname: all users in that order; after id or -id those without an account.
+--     tie: the order of users with the same name
+--   trigrams, bigrams: users found by these indexes
+--   all: all users below the position
+-- The caller chooses, because a prepared statement has one plan for every text. OFFSET 0 makes the planner, which
+-- overestimates the branches, join row by row. sorts: one to three of the orders above.
 WITH candidates AS (
     SELECT user_id AS id, NULL AS search_text, true AS has_account, true AS is_asked_for
     FROM accounts
@@ -36,8 +35,7 @@ WITH candidates AS (
     SELECT named.id, named.search_text, true AS has_account, false AS is_asked_for
     FROM (
         (
-            SELECT user_id, NULL::ltree AS path
-            FROM accounts
+            SELECT user_id, NULL::ltree AS path FROM accounts
             WHERE
                 'id' = any(:walks::text[]) AND :path::text IS NULL AND instance_id = :instance_id
                 AND deleted_at IS NULL
@@ -45,8 +43,7 @@ WITH candidates AS (
         )
         UNION ALL
         (
-            SELECT user_id, NULL::ltree AS path
-            FROM accounts
+            SELECT user_id, NULL::ltree AS path FROM accounts
             WHERE
                 '-id' = any(:walks::text[]) AND :path::text IS NULL AND instance_id = :instance_id
                 AND deleted_at IS NULL
@@ -54,8 +51,7 @@ WITH candidates AS (
         )
         UNION ALL
         (
-            SELECT user_id, path
-            FROM positions
+            SELECT user_id, path FROM positions
             WHERE
                 'id' = any(:walks::text[]) AND :path::text IS NOT NULL AND instance_id = :instance_id
                 AND tree_id = :tree_id
@@ -63,25 +59,22 @@ WITH candidates AS (
         )
         UNION ALL
         (
-            SELECT user_id, path
-            FROM positions
+            SELECT user_id, path FROM positions
             WHERE
                 '-id' = any(:walks::text[]) AND :path::text IS NOT NULL AND instance_id = :instance_id
                 AND tree_id = :tree_id
             ORDER BY account_id DESC LIMIT :walk_rows
         )
         UNION ALL
-        SELECT user_id, path
-        FROM positions
+        SELECT user_id, path FROM positions
         WHERE
             'all' = any(:walks::text[]) AND instance_id = :instance_id
             AND subpath(path, 0, 100) >= subpath(:path::text::ltree, 0, 100)
-            -- A label is a number, and nothing but what is beneath it comes before the same with a zero.
+            -- Labels are numbers: only positions below this one sort between its path and the path with a zero added.
             AND subpath(path, 0, 100) < text2ltree(ltree2text(subpath(:path::text::ltree, 0, 100)) || '0')
     ) AS walked
     CROSS JOIN LATERAL (
-        SELECT id, search_text
-        FROM users
+        SELECT id, search_text FROM users
         WHERE
             (:path::text IS NULL OR walked.path <@ :path::text::ltree)
             AND instance_id = :instance_id AND id = walked.user_id AND deleted_at IS NULL
@@ -89,36 +82,31 @@ WITH candidates AS (
     ) AS named
     UNION ALL
     (
-        SELECT id, search_text, false AS has_account, false AS is_asked_for
-        FROM users
+        SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
         WHERE 'user' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY id LIMIT :walk_rows
     )
     UNION ALL
     (
-        SELECT id, search_text, false AS has_account, false AS is_asked_for
-        FROM users
+        SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
         WHERE '-user' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY id DESC LIMIT :walk_rows
     )
     UNION ALL
     (
-        SELECT id, search_text, false AS has_account, false AS is_asked_for
-        FROM users
+        SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
         WHERE 'email' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY email_key LIMIT :walk_rows
     )
     UNION ALL
     (
-        SELECT id, search_text, false AS has_account, false AS is_asked_for
-        FROM users
+        SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
         WHERE '-email' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY email_key DESC LIMIT :walk_rows
     )
     UNION ALL
     (
-        SELECT id, search_text, false AS has_account, false AS is_asked_for
-        FROM users
+        SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
         WHERE 'fullname' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY
             lower(full_name),
@@ -136,8 +124,7 @@ WITH candidates AS (
     )
     UNION ALL
     (
-        SELECT id, search_text, false AS has_account, false AS is_asked_for
-        FROM users
+        SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
         WHERE '-fullname' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         ORDER BY
             lower(full_name) DESC,
@@ -154,14 +141,12 @@ WITH candidates AS (
         LIMIT :walk_rows
     )
     UNION ALL
-    SELECT id, search_text, false AS has_account, false AS is_asked_for
-    FROM users
+    SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
     WHERE
         'trigrams' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         AND search_text LIKE lower(:pattern)
     UNION ALL
-    SELECT id, search_text, false AS has_account, false AS is_asked_for
-    FROM users
+    SELECT id, search_text, false AS has_account, false AS is_asked_for FROM users
     WHERE
         'bigrams' = any(:walks::text[]) AND instance_id = :instance_id AND deleted_at IS NULL
         AND bigrams(search_text) @@ bigrams_of(lower(:searched))
@@ -171,8 +156,7 @@ matching AS (
     SELECT candidates.id, beneath.id AS position_id
     FROM candidates
     LEFT JOIN LATERAL (
-        SELECT id
-        FROM positions
+        SELECT id FROM positions
         WHERE
             :path::text IS NOT NULL AND instance_id = :instance_id AND tree_id = :tree_id
             AND user_id = candidates.id AND path <@ :path::text::ltree AND nlevel(path) > nlevel(:path::text::ltree)
@@ -194,14 +178,12 @@ matching AS (
 SELECT a.id, u.id AS "user", u.email, u.full_name AS fullname, found.position_id AS "positionId", count(*) OVER () AS total
 FROM (SELECT DISTINCT id, position_id FROM matching) AS found
 CROSS JOIN LATERAL (
-    SELECT id, email, email_key, full_name
-    FROM users
+    SELECT id, email, email_key, full_name FROM users
     WHERE instance_id = :instance_id AND id = found.id AND deleted_at IS NULL
     OFFSET 0
 ) AS u
 LEFT JOIN LATERAL (
-    SELECT id
-    FROM accounts
+    SELECT id FROM accounts
     WHERE instance_id = :instance_id AND user_id = found.id AND deleted_at IS NULL
     OFFSET 0
 ) AS a ON true
@@ -216,18 +198,16 @@ ORDER BY
     CASE (:sorts::text[])[3] WHEN 'email' THEN u.email_key WHEN 'fullname' THEN lower(u.full_name) END,
     CASE (:sorts::text[])[3] WHEN '-email' THEN u.email_key WHEN '-fullname' THEN lower(u.full_name) END DESC,
     u.id
-OFFSET :row_offset
-LIMIT :row_limit;
+OFFSET :row_offset LIMIT :row_limit;
 
 -- name: count_beneath(instance_id, path, positions, most, lots)^
--- How many stand at and beneath a place, counted no further than asked; and how many of so many places, drawn
--- by lot from all that the instance ever had, are among them.
+-- How many positions are at or below one, counted up to most; and how many of a random sample (size: lots) of all
+-- positions are among them.
 SELECT
     (
         SELECT count(*)
         FROM (
-            SELECT id
-            FROM positions
+            SELECT id FROM positions
             WHERE
                 instance_id = :instance_id
                 AND subpath(path, 0, 100) >= subpath(:path::text::ltree, 0, 100)
@@ -239,8 +219,7 @@ SELECT
         SELECT count(*)
         FROM generate_series(1, :lots::bigint) AS lot
         CROSS JOIN LATERAL (
-            SELECT path
-            FROM positions
+            SELECT path FROM positions
             WHERE instance_id = :instance_id AND id = 1 + lot * 2654435761 % greatest(:positions::bigint, 1)
             OFFSET 0
         ) AS taken

@@ -1,5 +1,5 @@
 -- name: get_credential(instance_id, user_id, key, external_id)^
--- What a login, by login or e-mail, is checked against; no row for a user who may not log in.
+-- What a login, by login or e-mail, is checked against; no row if the user may not log in.
 SELECT u.id AS user_id, u.email_key, c.password_hash
 FROM users AS u
 INNER JOIN credentials AS c ON c.instance_id = :instance_id AND c.user_id = u.id
@@ -8,9 +8,8 @@ WHERE
     AND u.id = (SELECT id FROM named_user);
 
 -- name: create_session(instance_id, user_id, password_hash, new_password_hash, token_digest, lifetime)^
--- Only while the user may log in and the password that was verified is still the stored one.
--- A stored hash made with older parameters is replaced on the way. The lifetime is in seconds. No session in an instance
--- that was suspended meanwhile.
+-- Creates a session, if the user still may log in, the verified password is still the stored one and the instance is
+-- not suspended. Replaces a hash with old parameters by new_password_hash. lifetime: seconds.
 WITH verified AS (
     SELECT c.user_id, u.sessions_limit
     FROM credentials AS c
@@ -53,7 +52,7 @@ FROM new_session
 CROSS JOIN verified;
 
 -- name: find_session(instance_id, token_digest)^
--- A living session of a user who may log in.
+-- A valid session of a user who may log in.
 SELECT u.email_key, floor(extract(EPOCH FROM s.expires_at))::bigint AS expires_at
 FROM sessions AS s
 INNER JOIN users AS u ON u.instance_id = :instance_id AND u.id = s.user_id
@@ -62,18 +61,17 @@ WHERE
     AND u.is_active AND u.confirmed_at IS NOT NULL AND u.deleted_at IS NULL;
 
 -- name: end_session(instance_id, token_digest)^
--- Logout; whose session it was, if there was such a one.
+-- Logs out; returns the session, if it existed.
 DELETE FROM sessions
 WHERE instance_id = :instance_id AND token_digest = :token_digest
 RETURNING id, user_id;
 
 -- name: end_all_sessions(instance_id)$
--- Every session of an instance; how many of them lived.
+-- Deletes all sessions of an instance; how many of them were valid.
 WITH ended AS (
     DELETE FROM sessions
     WHERE instance_id = :instance_id
     RETURNING expires_at
 )
 
-SELECT count(*) FILTER (WHERE expires_at > now()) AS ended
-FROM ended;
+SELECT count(*) FILTER (WHERE expires_at > now()) AS ended FROM ended;

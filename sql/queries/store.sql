@@ -1,7 +1,6 @@
 -- name: find_store_user(instance_id, user_id, email_key, external_id)$
--- The id of a living user by whichever of the three is given; the id goes first, the external id last.
-SELECT id
-FROM users
+-- The id of a user, by id first, then by e-mail, then by external id.
+SELECT id FROM users
 WHERE
     instance_id = :instance_id AND deleted_at IS NULL
     AND (id = :user_id OR email_key = :email_key OR external_id = :external_id)
@@ -10,25 +9,22 @@ LIMIT 1;
 
 
 -- name: end_excess_sessions(instance_id, user_id, sessions_limit)$
--- The living sessions of a user, who has been held, but for the newest so many; how many ended.
+-- Deletes all but the newest sessions_limit valid sessions of a user, who is locked; how many.
 WITH ended AS (
     DELETE FROM sessions
     USING (
-        SELECT id
-        FROM sessions
+        SELECT id FROM sessions
         WHERE instance_id = :instance_id AND user_id = :user_id AND expires_at > now()
-        ORDER BY id DESC
-        OFFSET :sessions_limit
+        ORDER BY id DESC OFFSET :sessions_limit
     ) AS excess
     WHERE sessions.instance_id = :instance_id AND sessions.id = excess.id
     RETURNING sessions.id
 )
 
-SELECT count(*) AS ended
-FROM ended;
+SELECT count(*) AS ended FROM ended;
 
 -- name: end_session_by_id(instance_id, session_id)^
--- A session, if it lived; whose it was.
+-- Deletes a valid session; returns its user.
 DELETE FROM sessions
 USING users AS u
 WHERE

@@ -1,45 +1,36 @@
--- Operator and background statements: the only ones that read across instances.
--- A purge chooses a bounded number of rows without a lock, as Citus cannot lock rows of several instances. A row that can
--- change is compared once more when it is deleted. Of two purges that choose the same rows, the second waits for the first
--- and finds them gone.
+-- Statements of operators and background tasks: the only ones that read across instances.
+-- A purge chooses a limited number of rows without a lock, as Citus cannot lock rows of several instances. A row that may
+-- change is compared again when it is deleted. If two purges choose the same rows, the second waits and finds them deleted.
 
 -- name: check_writable()$
--- Readiness: true where the database takes writes.
+-- Whether the database accepts writes.
 SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off' AS writable;
 
 -- name: write_heartbeat()$
--- The write that shows that others will go through.
+-- A write that shows that others will succeed.
 INSERT INTO heartbeats (id) VALUES (1)
 ON CONFLICT (id) DO UPDATE SET written_at = now()
 RETURNING true AS written;
 
 -- name: try_for_room()!
--- Takes a megabyte of disk and gives it back when it commits or fails; an error where there is none. Updating a row does
--- not show that: it finds room in its page, and the log in a file that has been made before.
+-- Takes a megabyte of disk until the commit; an error if the disk is full. An UPDATE does not show that: it finds
+-- room in its page, and WAL files are allocated in advance.
 CREATE TEMPORARY TABLE room ON COMMIT DROP AS
-SELECT repeat('x', 1000) AS filler
-FROM generate_series(1, 1000);
+SELECT repeat('x', 1000) AS filler FROM generate_series(1, 1000);
 
 -- name: find_batch_end(after_instance, after_user, batch_size)^
--- The last user of the next batch in the order of the primary key; no row past the end.
-SELECT max(instance_id) AS instance_id, max(id) FILTER (WHERE is_last) AS user_id, count(*) AS users
+-- The last user of the next batch by primary key, and the size of the batch; no row after the last one.
+SELECT instance_id, id AS user_id, count(*) OVER () AS users
 FROM (
-    SELECT
-        instance_id, id,
-        row_number() OVER (ORDER BY instance_id DESC, id DESC) = 1 AS is_last
-    FROM (
-        SELECT instance_id, id
-        FROM users
-        WHERE (instance_id, id) > (:after_instance, :after_user)
-        ORDER BY instance_id, id
-        LIMIT :batch_size
-    ) AS batch
-) AS marked
-HAVING count(*) > 0;
+    SELECT instance_id, id FROM users
+    WHERE (instance_id, id) > (:after_instance, :after_user)
+    ORDER BY instance_id, id LIMIT :batch_size
+) AS batch
+ORDER BY instance_id DESC, id DESC LIMIT 1;
 
 -- name: find_incomplete_users(after_instance, after_user, last_instance, last_user, mailboxes, calendars, folders)
--- Users of one batch that lack a mailbox, calendar or folder of these roles, with the roles that they have. Roles are unique
--- and checked by the schema, so counting them finds the gaps.
+-- Users of one batch without a mailbox, calendar or folder of these roles, and the roles that they have. The schema
+-- makes roles unique and valid, so a count finds the gaps.
 SELECT
     u.instance_id, i.name AS instance, u.id AS user_id, u.email,
     array(SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id) AS mailboxes,
@@ -61,12 +52,11 @@ WHERE
 ORDER BY u.instance_id, u.id;
 
 -- name: count_users()$
--- All users of all instances, deleted ones included.
-SELECT count(*) AS users
-FROM users;
+-- Users of all instances, deleted ones included.
+SELECT count(*) AS users FROM users;
 
 -- name: repair_user(instance_id, user_id, mailboxes, calendars, folders)!
--- Adds what a user lacks, by its roles.
+-- Adds missing mailboxes, calendars and folders of a user, by role.
 WITH counter AS (
     UPDATE instance_counters
     SET
@@ -100,7 +90,7 @@ FROM counter
 CROSS JOIN unnest(:folders::text[]) WITH ORDINALITY AS lacking (role, place);
 
 -- name: find_retained_instances(default_days)
--- Instances with users whose retention is over.
+-- Instances that have users past their retention.
 SELECT c.instance_id
 FROM instance_counters AS c
 INNER JOIN instances AS i ON c.instance_id = i.id
@@ -113,44 +103,27 @@ WHERE EXISTS (
         )
 );
 
--- name: purge_retained_users(instance_id, default_days, row_limit)
--- Takes users of an instance whose retention is over, as purge_users does. Those that are held are left.
-WITH due AS MATERIALIZED (
-    SELECT u.id, now() AS moment
-    FROM users AS u
-    WHERE
-        u.instance_id = :instance_id
-        AND u.deleted_at < now() - make_interval(
-            days => coalesce(
-                (SELECT (i.settings ->> 'retentionDays')::integer FROM instances AS i WHERE i.id = :instance_id),
-                :default_days
-            )
+-- name: hold_retained_users(instance_id, default_days, row_limit)
+-- Users of an instance past their retention, locked for purge_users. Users locked by others are skipped.
+SELECT u.id AS user_id, u.email, u.login, u.display_name, u.external_id, now() AS moment
+FROM users AS u
+WHERE
+    u.instance_id = :instance_id
+    AND u.deleted_at < now() - make_interval(
+        days => coalesce(
+            (SELECT (i.settings ->> 'retentionDays')::integer FROM instances AS i WHERE i.id = :instance_id),
+            :default_days
         )
-    ORDER BY u.deleted_at
-    LIMIT :row_limit
-    FOR UPDATE SKIP LOCKED
-),
-
-left_behind AS (
-    UPDATE accounts
-    SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, due.moment)
-    FROM due
-    WHERE accounts.instance_id = :instance_id AND accounts.user_id = due.id
-)
-
-DELETE FROM users
-USING due
-WHERE users.instance_id = :instance_id AND users.id = due.id
-RETURNING users.id AS user_id, users.email, users.login, users.display_name, users.external_id;
+    )
+ORDER BY u.deleted_at LIMIT :row_limit
+FOR UPDATE SKIP LOCKED;
 
 -- name: purge_expired_sessions(row_limit)
--- Takes sessions that have expired.
+-- Deletes expired sessions.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM sessions
+    SELECT instance_id, id FROM sessions
     WHERE expires_at < now()
-    ORDER BY expires_at
-    LIMIT :row_limit
+    ORDER BY expires_at LIMIT :row_limit
 )
 
 DELETE FROM sessions
@@ -158,13 +131,11 @@ WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
 RETURNING id;
 
 -- name: end_expired_plans(row_limit)
--- Ends plans of users whose last day, of UTC, is over.
+-- Ends users' plans whose last day (UTC) is past.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM user_plans
+    SELECT instance_id, id FROM user_plans
     WHERE ended_at IS NULL AND valid_to < (now() AT TIME ZONE 'UTC')::date
-    ORDER BY valid_to
-    LIMIT :row_limit
+    ORDER BY valid_to LIMIT :row_limit
 )
 
 UPDATE user_plans
@@ -178,13 +149,11 @@ RETURNING
     user_plans.valid_to;
 
 -- name: purge_expired_codes(row_limit)
--- Takes codes that have expired.
+-- Deletes expired codes.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, digest
-    FROM codes
+    SELECT instance_id, digest FROM codes
     WHERE expires_at < now()
-    ORDER BY expires_at
-    LIMIT :row_limit
+    ORDER BY expires_at LIMIT :row_limit
 )
 
 DELETE FROM codes
@@ -192,13 +161,11 @@ WHERE (instance_id, digest) IN (SELECT instance_id, digest FROM due)
 RETURNING digest;
 
 -- name: purge_old_answers(row_limit)
--- Takes idempotency keys and their answers after 24 hours.
+-- Deletes idempotency keys and their answers after 24 hours.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, key_id, name, created_at
-    FROM idempotency_keys
+    SELECT instance_id, key_id, name, created_at FROM idempotency_keys
     WHERE created_at <= now() - interval '24 hours'
-    ORDER BY created_at
-    LIMIT :row_limit
+    ORDER BY created_at LIMIT :row_limit
 )
 
 DELETE FROM idempotency_keys
@@ -206,13 +173,11 @@ WHERE (instance_id, key_id, name, created_at) IN (SELECT instance_id, key_id, na
 RETURNING name;
 
 -- name: purge_login_failures(row_limit)
--- Takes failed logins that are forgiven.
+-- Deletes forgiven login failures.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, subject, forgiven_at
-    FROM login_failures
+    SELECT instance_id, subject, forgiven_at FROM login_failures
     WHERE forgiven_at < now() AND delayed_until < now()
-    ORDER BY forgiven_at
-    LIMIT :row_limit
+    ORDER BY forgiven_at LIMIT :row_limit
 )
 
 DELETE FROM login_failures
@@ -220,13 +185,11 @@ WHERE (instance_id, subject, forgiven_at) IN (SELECT instance_id, subject, forgi
 RETURNING subject;
 
 -- name: purge_old_documents(row_limit)
--- Takes documents a week after they were asked for.
+-- Deletes documents after a week.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM documents
+    SELECT instance_id, id FROM documents
     WHERE created_at < now() - interval '7 days'
-    ORDER BY created_at
-    LIMIT :row_limit
+    ORDER BY created_at LIMIT :row_limit
 )
 
 DELETE FROM documents
@@ -234,10 +197,9 @@ WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
 RETURNING id;
 
 -- name: purge_parked_jobs(row_limit)
--- Takes jobs that have been parked for thirty days, a bounded number at a time.
+-- Deletes jobs that were parked for thirty days.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id
-    FROM jobs
+    SELECT instance_id, id FROM jobs
     WHERE state = 'parked' AND due_at < now() - interval '30 days'
     LIMIT :row_limit
     FOR UPDATE SKIP LOCKED
@@ -249,13 +211,12 @@ WHERE jobs.instance_id = due.instance_id AND jobs.id = due.id
 RETURNING jobs.id;
 
 -- name: purge_old_events(row_limit)
--- Takes events that have been kept for their time, a bounded number at a time: by a function of the owner of the
--- tables, as the application's role need not be able to.
-SELECT id
-FROM purge_old_events(:row_limit) AS id;
+-- Deletes events after their retention, by a function of the owner of the tables: the application's role may lack
+-- the permission.
+SELECT id FROM purge_old_events(:row_limit) AS id;
 
 -- name: purge_old_deliveries(row_limit)
--- Takes deliveries after thirty whole days of UTC: those that came to an end, and those that wait for what is switched off
+-- Deletes deliveries after thirty full days (UTC): finished ones, and pending ones whose webhook or instance is off
 -- or deleted.
 WITH due AS MATERIALIZED (
     SELECT d.instance_id, d.webhook_id, d.event_id, d.state
@@ -265,8 +226,7 @@ WITH due AS MATERIALIZED (
     WHERE
         (d.created_at AT TIME ZONE 'UTC')::date < (now() AT TIME ZONE 'UTC')::date - 30
         AND (d.state <> 'pending' OR NOT w.is_active OR NOT i.is_active OR i.deleted_at IS NOT NULL)
-    ORDER BY (d.created_at AT TIME ZONE 'UTC')::date
-    LIMIT :row_limit
+    ORDER BY (d.created_at AT TIME ZONE 'UTC')::date LIMIT :row_limit
 )
 
 DELETE FROM deliveries
@@ -274,17 +234,15 @@ WHERE (instance_id, webhook_id, event_id, state) IN (SELECT instance_id, webhook
 RETURNING event_id;
 
 -- name: purge_deleted_webhooks_deliveries(row_limit)
--- Takes deliveries of webhooks that were deleted. A range instead of equality has the planner read so many of a webhook in
--- the order of the index deliveries_log, not all of them to take some.
+-- Deletes deliveries of deleted webhooks. A range instead of = makes the planner read the first rows in the order of
+-- the index deliveries_log, instead of all rows of the webhook.
 WITH due AS MATERIALIZED (
     SELECT left_behind.instance_id, left_behind.webhook_id, left_behind.event_id
     FROM webhooks AS w
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.event_id
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.event_id FROM deliveries AS d
         WHERE d.instance_id = w.instance_id AND d.webhook_id >= w.id AND d.webhook_id <= w.id
-        ORDER BY d.webhook_id, d.state, d.created_at
-        LIMIT :row_limit
+        ORDER BY d.webhook_id, d.state, d.created_at LIMIT :row_limit
     ) AS left_behind
     WHERE w.deleted_at IS NOT NULL
     LIMIT :row_limit
@@ -295,10 +253,9 @@ WHERE (instance_id, webhook_id, event_id) IN (SELECT instance_id, webhook_id, ev
 RETURNING event_id;
 
 -- name: purge_deleted_webhooks(row_limit)
--- Takes webhooks that were deleted and have no deliveries left. None can be added: only one that is active is read for.
+-- Deletes deleted webhooks that have no deliveries left. None are added: only active webhooks get new ones.
 WITH due AS MATERIALIZED (
-    SELECT w.instance_id, w.id
-    FROM webhooks AS w
+    SELECT w.instance_id, w.id FROM webhooks AS w
     WHERE
         w.deleted_at IS NOT NULL
         AND NOT EXISTS (SELECT FROM deliveries AS d WHERE d.instance_id = w.instance_id AND d.webhook_id = w.id)
@@ -310,10 +267,9 @@ WHERE (instance_id, id) IN (SELECT instance_id, id FROM due)
 RETURNING id;
 
 -- name: forget_old_secrets(row_limit)
--- Takes secrets of webhooks whose overlap is over.
+-- Deletes old secrets of webhooks after their overlap.
 WITH due AS MATERIALIZED (
-    SELECT instance_id, id, old_secret_until
-    FROM webhooks
+    SELECT instance_id, id, old_secret_until FROM webhooks
     WHERE old_secret_until < now()
     LIMIT :row_limit
 )
@@ -324,9 +280,9 @@ WHERE (instance_id, id, old_secret_until) IN (SELECT instance_id, id, old_secret
 RETURNING id;
 
 -- name: find_waiting_webhooks()
--- Webhooks with events that they have not read, those of an instance that stopped at the same place one after another;
--- ready: such events can be read, and do not wait for an older transaction to end. horizon: as find_feed_end gives it.
--- age: seconds since the first of them.
+-- Webhooks with unread events; webhooks of an instance at the same position follow each other. ready: the events can
+-- be read now, without waiting for an older transaction. horizon: as from find_feed_end. age: seconds since the
+-- first unread event.
 WITH feed AS MATERIALIZED (
     SELECT event_horizon() AS horizon
 )
@@ -337,19 +293,18 @@ SELECT
 FROM webhooks AS w
 INNER JOIN instances AS i ON w.instance_id = i.id
 CROSS JOIN LATERAL (
-    SELECT e.xid, e.created_at
-    FROM events AS e
+    SELECT e.xid, e.created_at FROM events AS e
     WHERE e.instance_id = w.instance_id AND (e.xid, e.place) > (w.read_xid, w.read_place)
-    ORDER BY e.xid, e.place
-    LIMIT 1
+    ORDER BY e.xid, e.place LIMIT 1
 ) AS unread
 CROSS JOIN feed
 WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
 ORDER BY w.instance_id, w.read_xid, w.read_place;
 
 -- name: find_feed_halt()^
--- The transaction of this database that began to write first and has not ended: event_horizon() is its number, so that
--- no event of a later one shows. age: seconds since it began, null where this role may not see that (pg_read_all_stats).
+-- The oldest running transaction of this database that has written. event_horizon() is its number: events of later
+-- transactions cannot be read before it ends. age: seconds since its start, null if this role may not see it
+-- (pg_read_all_stats).
 SELECT
     holding.pid, coalesce(holding.application_name, '') AS application,
     extract(EPOCH FROM now() - holding.began)::float8 AS age
@@ -365,25 +320,22 @@ FROM (
     FROM pg_prepared_xacts AS p
     WHERE p.database = current_database()
 ) AS holding
-ORDER BY age(holding.transactionid) DESC
-LIMIT 1;
+ORDER BY age(holding.transactionid) DESC LIMIT 1;
 
 -- name: find_server_facts()^
--- What officerpc doctor holds against the settings. seconds: the database's clock.
+-- What officerpc doctor compares with the settings. seconds: the database's clock.
 SELECT
     current_setting('server_version') AS version, current_setting('server_version_num')::integer / 10000 AS major,
     current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer AS connections,
     extract(EPOCH FROM now())::float8 AS seconds;
 
 -- name: count_parked_jobs()$
-SELECT count(*) AS parked
-FROM jobs
+SELECT count(*) AS parked FROM jobs
 WHERE state = 'parked';
 
 -- name: find_tables_without_statistics()
--- Tables with rows that were never analyzed: their plans are those of empty ones.
-SELECT s.relname AS name, s.n_live_tup AS live_rows
-FROM pg_stat_user_tables AS s
+-- Tables with rows that were never analyzed: the planner takes them for empty.
+SELECT s.relname AS name, s.n_live_tup AS live_rows FROM pg_stat_user_tables AS s
 WHERE s.last_analyze IS NULL AND s.last_autoanalyze IS NULL AND s.n_live_tup > 1000
 ORDER BY s.n_live_tup DESC;
 
@@ -395,11 +347,10 @@ SELECT
     floor(extract(EPOCH FROM due_at))::bigint AS "dueAt"
 FROM jobs
 WHERE id > :after AND state = :state
-ORDER BY id
-LIMIT :row_limit;
+ORDER BY id LIMIT :row_limit;
 
 -- name: retry_job(job_id)$
--- A parked job waits again, with all its tries ahead.
+-- Puts a parked job back into the queue and starts its number of tries again.
 UPDATE jobs
 SET state = 'waiting', due_at = now(), first_attempt = attempts
 WHERE id = :job_id AND state = 'parked'
@@ -409,25 +360,21 @@ RETURNING id;
 SELECT adopt_old_jobs();
 
 -- name: find_due_jobs(after_instance, after_lane, looks)
--- The next instances and kinds of which jobs wait or run, whether any is due, and for how many seconds. Steps as
--- find_due_webhooks.
+-- The next (instance, kind) pairs with jobs that wait or run, whether one is due, and for how many seconds. Skips
+-- from pair to pair in the index, as find_due_webhooks.
 WITH RECURSIVE lanes AS (
     (
-        SELECT j.instance_id, j.kind, j.due_at, 1 AS step
-        FROM jobs AS j
+        SELECT j.instance_id, j.kind, j.due_at, 1 AS step FROM jobs AS j
         WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (:after_instance::bigint, :after_lane::text)
-        ORDER BY j.instance_id, j.kind, j.due_at
-        LIMIT 1
+        ORDER BY j.instance_id, j.kind, j.due_at LIMIT 1
     )
     UNION ALL
     SELECT next.instance_id, next.kind, next.due_at, lanes.step + 1
     FROM lanes
     CROSS JOIN LATERAL (
-        SELECT j.instance_id, j.kind, j.due_at
-        FROM jobs AS j
+        SELECT j.instance_id, j.kind, j.due_at FROM jobs AS j
         WHERE j.state <> 'parked' AND (j.instance_id, j.kind) > (lanes.instance_id, lanes.kind)
-        ORDER BY j.instance_id, j.kind, j.due_at
-        LIMIT 1
+        ORDER BY j.instance_id, j.kind, j.due_at LIMIT 1
     ) AS next
     WHERE lanes.step < :looks::integer
 )
@@ -437,18 +384,16 @@ FROM lanes
 ORDER BY instance_id, kind;
 
 -- name: claim_jobs(lease, instance_ids, lanes, shares)
--- Jobs that are due, of each instance and kind so many at most, those that wait longest first: for nobody else to take for
--- lease seconds. Arrays for the planner as in claim_deliveries.
+-- Claims due jobs for lease seconds: of each instance and kind up to its share, the longest due first. Arrays as in
+-- claim_deliveries.
 WITH taken AS MATERIALIZED (
     SELECT next.instance_id, next.id
     FROM unnest(:instance_ids::bigint[], :lanes::text[], :shares::integer[]) AS asked (instance_id, kind, share)
     CROSS JOIN LATERAL (
-        SELECT j.instance_id, j.id
-        FROM jobs AS j
+        SELECT j.instance_id, j.id FROM jobs AS j
         WHERE
             j.instance_id = asked.instance_id AND j.kind = asked.kind AND j.state <> 'parked' AND j.due_at <= now()
-        ORDER BY j.due_at
-        LIMIT asked.share
+        ORDER BY j.due_at LIMIT asked.share
         FOR UPDATE SKIP LOCKED
     ) AS next
 ),
@@ -466,26 +411,21 @@ WHERE jobs.instance_id = one.instance_id AND jobs.id = one.id
 RETURNING jobs.instance_id, jobs.id, jobs.kind, jobs.payload, jobs.attempts, jobs.first_attempt;
 
 -- name: find_due_webhooks(after_instance, after_lane, looks)
--- The next webhooks that have pending deliveries, in the order of their keys, and whether any is due that may be sent; age:
--- for how many seconds. Steps from webhook to webhook in the index deliveries_due, past their many deliveries, so many
--- steps at most.
+-- The next webhooks with pending deliveries by key, whether one is due that may be sent, and for how many seconds
+-- (age). A loose index scan: it skips from webhook to webhook in the index deliveries_due, in at most `looks` steps.
 WITH RECURSIVE waiting AS (
     (
-        SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.due_at, 1 AS step FROM deliveries AS d
         WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (:after_instance::bigint, :after_lane::bigint)
-        ORDER BY d.instance_id, d.webhook_id, d.due_at
-        LIMIT 1
+        ORDER BY d.instance_id, d.webhook_id, d.due_at LIMIT 1
     )
     UNION ALL
     SELECT next.instance_id, next.webhook_id, next.due_at, waiting.step + 1
     FROM waiting
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.due_at
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.due_at FROM deliveries AS d
         WHERE d.state = 'pending' AND (d.instance_id, d.webhook_id) > (waiting.instance_id, waiting.webhook_id)
-        ORDER BY d.instance_id, d.webhook_id, d.due_at
-        LIMIT 1
+        ORDER BY d.instance_id, d.webhook_id, d.due_at LIMIT 1
     ) AS next
     WHERE waiting.step < :looks::integer
 )
@@ -501,9 +441,9 @@ LEFT JOIN instances AS i ON waiting.instance_id = i.id
 ORDER BY waiting.instance_id, waiting.webhook_id;
 
 -- name: claim_deliveries(lease, instance_ids, lanes, shares)
--- Deliveries that are due, of each of these webhooks so many at most, those that wait longest first: for nobody else to
--- take for lease seconds. The commit does not wait for the disk: a claim that a crash undoes is made again. Arrays tell
--- the planner that few are taken: of a LIMIT that it does not know it expects a tenth of the table, and would read it all.
+-- Claims due deliveries for lease seconds: of each of these webhooks up to its share, the longest due first. The
+-- commit does not wait for the disk: a claim that a crash undoes is made again. Arrays tell the planner that there
+-- are few rows: for a LIMIT that it does not know it assumes a tenth of the table, and would scan it all.
 WITH asked AS (
     SELECT one.instance_id, one.webhook_id, one.share
     FROM set_config('synchronous_commit', 'off', true)
@@ -519,13 +459,11 @@ taken AS MATERIALIZED (
     INNER JOIN webhooks AS w ON asked.instance_id = w.instance_id AND asked.webhook_id = w.id
     INNER JOIN instances AS i ON w.instance_id = i.id
     CROSS JOIN LATERAL (
-        SELECT d.instance_id, d.webhook_id, d.event_id
-        FROM deliveries AS d
+        SELECT d.instance_id, d.webhook_id, d.event_id FROM deliveries AS d
         WHERE
             d.instance_id = asked.instance_id AND d.webhook_id = asked.webhook_id AND d.state = 'pending'
             AND d.due_at <= now()
-        ORDER BY d.due_at
-        LIMIT asked.share
+        ORDER BY d.due_at LIMIT asked.share
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS next
     WHERE w.is_active AND i.is_active AND i.deleted_at IS NULL
@@ -555,10 +493,9 @@ RETURNING
     floor(extract(EPOCH FROM now()))::bigint AS moment;
 
 -- name: mend_event_clock()$
--- After a dump was restored into another cluster: events go on behind the last one, which is that of some instance, or of
--- none (0). One look into the primary key for each, however many events there are: it runs at every start. Nothing that
--- can be seen in the cluster that wrote it is numbered beyond the newest transaction, so that there it does nothing,
--- whatever else is being written.
+-- After a dump was restored into another cluster: moves the event clock past the newest event of any instance or of
+-- none (0). It runs at every start, and reads one index entry for each instance. In the original cluster no visible
+-- event has a number beyond the newest transaction, so nothing changes there, also during concurrent writes.
 UPDATE event_clock
 SET ahead = ahead + latest.gap
 FROM (
@@ -569,19 +506,15 @@ FROM (
         SELECT last.xid
         FROM instance_counters AS c
         CROSS JOIN LATERAL (
-            SELECT e.xid
-            FROM events AS e
+            SELECT e.xid FROM events AS e
             WHERE e.instance_id = c.instance_id
-            ORDER BY e.xid DESC, e.place DESC
-            LIMIT 1
+            ORDER BY e.xid DESC, e.place DESC LIMIT 1
         ) AS last
         UNION ALL
         (
-            SELECT e.xid
-            FROM events AS e
+            SELECT e.xid FROM events AS e
             WHERE e.instance_id = 0
-            ORDER BY e.xid DESC, e.place DESC
-            LIMIT 1
+            ORDER BY e.xid DESC, e.place DESC LIMIT 1
         )
     ) AS newest
 ) AS latest
@@ -589,10 +522,9 @@ WHERE latest.gap >= 1000000
 RETURNING ahead;
 
 -- name: find_grown_table(others)^
--- A table of ours, other than those named, that is ten times as large as at its last ANALYZE, or was never analyzed:
--- by its pages, which are known at once, or by its rows, which Postgres counts within seconds after their commit. Tables
--- of less than eight pages are read quickly with any plan. An ANALYZE during a transaction that fills a table sees its
--- pages without rows; that is why rows count too.
+-- One of our tables, except `others`, that is ten times as large as at its last ANALYZE, or was never analyzed. Its
+-- size in pages is known at once; its rows are counted too, within seconds of their commit, because an ANALYZE
+-- during the transaction that fills a table sees pages without rows. Below eight pages any plan is fast.
 SELECT c.oid::regclass::text AS name
 FROM pg_class AS c
 CROSS JOIN LATERAL (
@@ -612,5 +544,5 @@ WHERE
 LIMIT 1;
 
 -- name: analyze_table(name)!
--- New statistics for a table; plans that were made without them are made anew, in every session.
+-- New statistics for a table; all sessions then make its plans again.
 SELECT analyze_table(:name::text::regclass);

@@ -1,7 +1,6 @@
 -- name: find_user(instance_id, email_key)^
--- Whether there is such a living user, and what validateReplacement compares with.
-SELECT id, is_admin, email, fields
-FROM users
+-- A living user: what validateReplacement compares with, and the user's own quotas.
+SELECT id, is_admin, email, fields, mail_quota, files_quota FROM users
 WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NULL;
 
 -- name: hold_users(instance_id, ids, keys, external_ids)
@@ -61,8 +60,7 @@ known AS MATERIALIZED (
 
 stored AS (
     INSERT INTO credentials (instance_id, user_id, password_hash, changed_at)
-    SELECT :instance_id, id, password_hash, moment
-    FROM given
+    SELECT :instance_id, id, password_hash, moment FROM given
     WHERE password_hash IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET password_hash = excluded.password_hash, changed_at = excluded.changed_at
@@ -75,7 +73,7 @@ counted AS (
     RETURNING true
 ),
 
--- The counters are held before codes and sessions, as where an instance is suspended or deleted.
+-- Locks the counters before codes and sessions, in the same order as suspending or deleting an instance.
 in_order AS (
     SELECT count(*) FROM counted
 ),
@@ -90,8 +88,7 @@ removed AS (
 
 kept AS (
     INSERT INTO logins (instance_id, login_key, user_id)
-    SELECT :instance_id, login_key, id
-    FROM given
+    SELECT :instance_id, login_key, id FROM given
     WHERE has_new_login AND login_key IS NOT NULL
     ON CONFLICT (instance_id, user_id) DO UPDATE
     SET login_key = excluded.login_key
@@ -135,8 +132,8 @@ GROUP BY given.id
 ORDER BY given.id;
 
 -- name: purge_users(instance_id, ids, moment)!
--- Takes users, who are held, for good, with all that was provisioned for them. An account keeps its place for those
--- beneath it, without a name.
+-- Deletes users, who are locked, with all that was provisioned for them. An account keeps its position for the
+-- accounts below it, without a name.
 WITH left_behind AS (
     UPDATE accounts
     SET user_id = NULL, title = '', deleted_at = coalesce(accounts.deleted_at, :moment::timestamptz)

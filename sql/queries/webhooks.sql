@@ -1,5 +1,5 @@
 -- name: create_webhook(instance_id, url, description, types, skip_origin, secret, horizon, most)^
--- A webhook for what comes after the horizon (find_feed_end); no row where the instance has as many as it may.
+-- A webhook for events after the horizon (find_feed_end); no row if the instance has `most` already.
 WITH counter AS (
     UPDATE instance_counters
     SET webhooks = webhooks + 1
@@ -16,25 +16,17 @@ RETURNING
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
--- name: list_webhooks(instance_id)
--- Every webhook of an instance, without its secrets.
+-- name: list_webhooks(instance_id, webhook_id)
+-- One webhook of an instance, or all where webhook_id is null, without their secrets.
 SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
 FROM webhooks
-WHERE instance_id = :instance_id AND deleted_at IS NULL
+WHERE instance_id = :instance_id AND deleted_at IS NULL AND (:webhook_id::bigint IS NULL OR id = :webhook_id)
 ORDER BY id;
 
--- name: get_webhook(instance_id, webhook_id)^
--- One webhook, without its secrets.
-SELECT
-    id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
-    disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
-FROM webhooks
-WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL;
-
 -- name: hold_webhook(instance_id, webhook_id)^
--- The same, kept from others until the transaction ends.
+-- One webhook without its secrets, locked until the transaction ends.
 SELECT
     id, url, description, types, skip_origin AS "skipOrigin", is_active AS "isActive",
     disabled_because AS "disabledBecause", floor(extract(EPOCH FROM created_at))::bigint AS "createdAt"
@@ -43,7 +35,7 @@ WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL
 FOR NO KEY UPDATE;
 
 -- name: get_webhook_secrets(instance_id, webhook_id)^
--- What a delivery is signed with and when, and where it goes.
+-- The secrets, the address and the time for signing and sending a delivery.
 SELECT
     url, secret, CASE WHEN old_secret_until > now() THEN old_secret END AS old_secret,
     floor(extract(EPOCH FROM now()))::bigint AS moment
@@ -51,7 +43,7 @@ FROM webhooks
 WHERE instance_id = :instance_id AND id = :webhook_id AND deleted_at IS NULL;
 
 -- name: update_webhook(instance_id, webhook_id, url, description, types, skip_origin, is_active)!
--- All that can change of a webhook, which has been held.
+-- Everything that can change of a webhook, which is locked.
 UPDATE webhooks
 SET
     url = :url, description = :description, types = :types, skip_origin = :skip_origin, is_active = :is_active,
@@ -61,7 +53,7 @@ SET
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: rotate_webhook_secret(instance_id, webhook_id, secret, overlap)^
--- Another secret; the one before signs beside it for so many seconds.
+-- Sets a new secret; the old one also signs for overlap seconds.
 WITH overlap AS (
     SELECT CASE WHEN :overlap::integer > 0 THEN now() + make_interval(secs => :overlap::integer) END AS ends_at
 ),
@@ -82,7 +74,8 @@ SELECT id, floor(extract(EPOCH FROM old_secret_until))::bigint AS "oldSecretUnti
 FROM rotated;
 
 -- name: delete_webhook(instance_id, webhook_id)!
--- A webhook, which has been held, is there no more: without its secrets, until the pruning has taken its deliveries.
+-- Marks a webhook, which is locked, as deleted and erases its secrets. Upkeep deletes its deliveries and then the
+-- row.
 UPDATE webhooks
 SET
     deleted_at = now(), is_active = false, url = '', secret = '', old_secret = NULL, old_secret_until = NULL,
@@ -90,8 +83,8 @@ SET
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: note_outcomes(instance_ids, webhook_ids, taken, failed)!
--- What tries of webhooks came to. taken: any of them was taken; failed: the last of them was not. Since when a webhook
--- has failed is the first failure after the last success. Rows are locked in the order of their keys.
+-- Stores outcomes of tries by webhook. taken: one of them succeeded; failed: the last one failed. failing_since: the
+-- first failure after the last success. Rows are locked in the order of their keys.
 WITH told AS MATERIALIZED (
     SELECT *, CASE WHEN failed THEN now() END AS failing_since
     FROM unnest(:instance_ids::bigint[], :webhook_ids::bigint[], :taken::boolean[], :failed::boolean[])
@@ -107,7 +100,7 @@ WHERE
     AND CASE WHEN told.failed THEN told.taken OR webhooks.failing_since IS NULL ELSE webhooks.failing_since IS NOT NULL END;
 
 -- name: disable_webhook(instance_id, webhook_id, because, failing_for)$
--- Nothing is sent any more until it is switched on again. True if it was on, and has failed for so many seconds.
+-- Switches a webhook off; true if it was on and has failed for failing_for seconds.
 UPDATE webhooks
 SET is_active = false, disabled_because = :because, updated_at = now()
 WHERE
@@ -116,7 +109,7 @@ WHERE
 RETURNING true AS disabled;
 
 -- name: take_webhook(instance_id, webhook_id)^
--- Where a webhook has read to, held for whoever makes its next deliveries; no row while somebody else does.
+-- Locks an active webhook to make its next deliveries; no row if another worker has locked it.
 SELECT w.types, w.skip_origin, w.read_xid::text AS xid, w.read_place AS seq, i.name AS instance
 FROM webhooks AS w
 INNER JOIN instances AS i ON i.id = :instance_id AND i.is_active AND i.deleted_at IS NULL
@@ -124,23 +117,23 @@ WHERE w.instance_id = :instance_id AND w.id = :webhook_id AND w.is_active
 FOR NO KEY UPDATE OF w SKIP LOCKED;
 
 -- name: insert_deliveries(instance_id, webhook_id, event_ids, types, bodies)!
--- Events to be delivered from now on.
+-- New deliveries of events, due now.
 INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body)
 SELECT :instance_id, :webhook_id, made.event_id, made.type, made.body
 FROM unnest(:event_ids::uuid[], :types::text[], :bodies::bytea[]) AS made (event_id, type, body)
 ON CONFLICT (instance_id, webhook_id, event_id) DO NOTHING;
 
 -- name: advance_webhook(instance_id, webhook_id, xid, seq)!
--- What has been read is not read again.
+-- Stores the position up to which a webhook has read.
 UPDATE webhooks
 SET read_xid = :xid::text::xid8, read_place = :seq
 WHERE instance_id = :instance_id AND id = :webhook_id;
 
 -- name: settle_deliveries(instance_ids, webhook_ids, event_ids, attempts, states, due_ins, statuses, errors)!
--- What tries came to. A try that was taken for dead, and is made again by somebody else, counts only if it succeeded; one
--- that began before the delivery was asked for again does not count. Rows are locked in the order of their keys. Pending
--- ones are those without done_at: asked for by their state, the index deliveries_due would be read for each, with all that
--- waits for the webhook.
+-- Stores outcomes of tries. If a lease ended and another worker tries again, the first try counts only if it
+-- succeeded. A try that began before a redelivery was requested does not count. Rows are locked in the order of
+-- their keys. done_at IS NULL instead of state = 'pending': the planner would read the index deliveries_due, with
+-- all pending deliveries of the webhook, for each row.
 WITH told AS MATERIALIZED (
     SELECT
         *, now() + make_interval(secs => due_in) AS due_at, CASE WHEN state <> 'pending' THEN now() END AS done_at
@@ -160,7 +153,7 @@ WHERE
     AND (deliveries.attempts = told.attempt OR told.state = 'delivered');
 
 -- name: redeliver(instance_id, webhook_id, event_id)$
--- A delivery from the start, whatever became of it or is just being tried.
+-- Starts a delivery again, whatever its state is.
 UPDATE deliveries
 SET
     state = 'pending', first_attempt = attempts, due_at = now(), status = NULL, error = NULL, done_at = NULL
@@ -168,8 +161,8 @@ WHERE instance_id = :instance_id AND webhook_id = :webhook_id AND event_id = :ev
 RETURNING true AS again;
 
 -- name: list_deliveries(instance_id, webhook_id, states, before_time, before_event, row_limit)
--- A page of a webhook's deliveries, the newest first: those of each state asked for, merged. In place of a state stands
--- 'has failed' for those whose last try failed (index deliveries_failing).
+-- A page of a webhook's deliveries, the newest first: those of each state in states, merged. 'has failed' stands for
+-- those whose last try failed (index deliveries_failing).
 SELECT
     page.event_id::text AS "eventId", page.type, page.state, page.attempts - page.first_attempt AS attempts, page.status,
     page.error,
@@ -187,8 +180,7 @@ CROSS JOIN LATERAL (
         WHERE
             d.instance_id = :instance_id AND d.webhook_id = :webhook_id AND d.state = asked.state
             AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
-        ORDER BY d.created_at DESC, d.event_id DESC
-        LIMIT :row_limit
+        ORDER BY d.created_at DESC, d.event_id DESC LIMIT :row_limit
     )
     UNION ALL
     (
@@ -199,9 +191,7 @@ CROSS JOIN LATERAL (
         WHERE
             asked.state = 'has failed' AND d.instance_id = :instance_id AND d.webhook_id = :webhook_id
             AND d.error IS NOT NULL AND (d.created_at, d.event_id) < (:before_time, :before_event::uuid)
-        ORDER BY d.created_at DESC, d.event_id DESC
-        LIMIT :row_limit
+        ORDER BY d.created_at DESC, d.event_id DESC LIMIT :row_limit
     )
 ) AS page
-ORDER BY page.created_at DESC, page.event_id DESC
-LIMIT :row_limit;
+ORDER BY page.created_at DESC, page.event_id DESC LIMIT :row_limit;

@@ -1,4 +1,4 @@
--- Living users as getUserByEmail documents them.
+-- Users who are not deleted, as getUserByEmail documents them.
 SELECT
     id, :instance_name::text AS instance, email, avatar, "groups", settings, apps, "values", profile, "displayName",
     "isActive", "isAdmin", false AS "isSysAdmin", "rootFiles", "trashFiles", inbox, spam, sent, "trashEmail", drafts,

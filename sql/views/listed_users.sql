@@ -1,4 +1,4 @@
--- Users as listUsers shows them, deleted ones too, after an address and beginning with a text.
+-- Users as listUsers shows them, deleted ones too: addresses after one and with a prefix.
 SELECT id, email, "displayName", "isActive", "isAdmin", "createdAt", "deletedAt", email_key, deleted_at
 FROM shown_users
 WHERE

@@ -1,4 +1,4 @@
--- The id of the user who is named in one of three ways, deleted or not: by id, by e-mail or login, or by external id.
+-- The id of a user, deleted or not, by id, by e-mail or login, or by external id.
 SELECT
     coalesce(
         :user_id::bigint,

@@ -1,4 +1,4 @@
--- Living sessions of living users, with what lists show of them.
+-- Valid sessions of users who are not deleted, as lists show them.
 SELECT
     s.id, s.user_id AS "userId", u.email, u.email_key, u.external_id AS "externalId",
     floor(extract(EPOCH FROM s.created_at))::bigint AS "createdAt",

@@ -1,5 +1,5 @@
--- Users of an instance with all that is shown of them, under the names of the wires. Every look-up and list of users reads
--- this. A column that a statement does not take costs nothing: Postgres drops its subquery or join.
+-- Users of an instance with everything that answers show, under the member names of the wires. All look-ups and lists read
+-- this. Unused columns cost nothing: Postgres drops their subqueries and joins.
 SELECT
     u.id, u.uuid::text AS uuid, u.email, u.email_key, u.login, u.external_id AS "externalId",
     u.display_name AS "displayName", u.full_name AS "fullName", u.is_active AS "isActive", u.is_admin AS "isAdmin",
@@ -61,7 +61,7 @@ LEFT JOIN LATERAL (
     WHERE instance_id = :instance_id AND user_id = u.id
 ) AS s ON true
 LEFT JOIN LATERAL (
-    -- The newest hundred.
+    -- The newest hundred plans.
     SELECT
         coalesce(max(newest.total), 0) AS total,
         coalesce(
