@@ -36,7 +36,7 @@ class CallFact(NamedTuple):
 class RefusalFact(NamedTuple):
     """One request was answered before it became a call."""
 
-    front: str
+    wire: str
     code: str
     status: int
     request_id: str
@@ -77,7 +77,7 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
         )
         self._refusals = Counter(
-            "officerpc_refusals", "Requests that never became a call.", ["front", "code"], registry=registry
+            "officerpc_refusals", "Requests that never became a call.", ["wire", "code"], registry=registry
         )
         self._jobs = Counter(
             "officerpc_jobs", "Tries of jobs by kind and outcome.", ["kind", "outcome"], registry=registry
@@ -140,10 +140,10 @@ class Metrics:
 
     def refusal(self, fact: RefusalFact) -> None:
         """A request was refused at the door."""
-        self._refusals.labels(fact.front, fact.code).inc()
+        self._refusals.labels(fact.wire, fact.code).inc()
         log.info(
             "refused",
-            front=fact.front,
+            wire=fact.wire,
             code=fact.code,
             status=fact.status,
             request_id=fact.request_id,
