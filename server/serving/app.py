@@ -13,6 +13,7 @@ from server.base.errors import ServiceError, Unavailable
 from server.base.metrics import Metrics
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
+from server.base.shares import Shares
 from server.base.unsent import Unsent
 from server.directory.upkeep import keep_purging
 from server.events.webhooks import keep_delivering
@@ -35,7 +36,6 @@ from server.wires.http import (
     UNSENT,
     Wire,
     answer,
-    large_bodies,
 )
 from server.wires.openapi import document
 
@@ -80,7 +80,9 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
-    app[LARGE_BODIES] = large_bodies()
+    app[LARGE_BODIES] = Shares(
+        size=16, of_one=2, waiting=100, refusal="too many large bodies are being sent, try again"
+    )
     app[LIMITER] = RateLimiter(settings.key_rate_limit, keys=settings.key_cache_size)
     app[INSTANCE_LIMITER] = RateLimiter(settings.instance_rate_limit, keys=settings.key_cache_size)
     app[publica.LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)

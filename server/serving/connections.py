@@ -240,7 +240,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         app = self.app
-        handler = http.within_boundary(cast(http.Handler, made.request_handler), WIRES, app[METRICS])
+        handler = http.error_boundary(cast(http.Handler, made.request_handler), WIRES, app[METRICS])
         if origins := app[SETTINGS].cors_origins:
             handler = cors.allowing(origins, handler)
         server = _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)
