@@ -1,6 +1,6 @@
 """The first start: schema, demo instance with its administrator, and its API key."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.base.settings import Settings
 from server.base.tokens import digest
@@ -13,25 +13,24 @@ from server.tenants.call import RequestContext
 from server.tenants.principals import OPERATOR, TENANT_SCOPES
 
 
-@dataclass(frozen=True, slots=True)
-class FirstStart:
-    """What came of it."""
+class FirstStart(NamedTuple):
+    """The outcome of bootstrap."""
 
     migrations: list[str]
-    # The chosen or offered key in clear, where it is stored. None where there was another one already.
+    # The first API key in clear; None if another key already existed.
     api_key: str | None
 
 
 async def bootstrap(
     settings: Settings, database: Database, dispatcher: Dispatcher, offered_key: str
 ) -> FirstStart:
-    """Migrate, and make the demo instance and its key where there is none yet.
+    """Migrate, and create the demo instance and its API key if there are none.
 
-    Several servers may start at once: an advisory lock lets one of them do it.
+    If several servers start at once, an advisory lock lets them do it one after the other.
 
     Args:
-        offered_key: a new key, stored where there is none and OFFICERPC_BOOTSTRAP_API_KEY is not set. A try
-            whose COMMIT was not answered may have stored it: the next one is given the same key and finds it.
+        offered_key: a new key, stored if there is none and OFFICERPC_BOOTSTRAP_API_KEY is not set. Retries
+            pass the same key: a COMMIT without an answer may have stored it.
     """
     chosen = settings.bootstrap_api_key and settings.bootstrap_api_key.get_secret_value()
     key = chosen or offered_key
@@ -41,10 +40,10 @@ async def bootstrap(
             migrations = await migrate(connection, load_migrations())
             async with database.connection() as db:
                 await db.value("mend_event_clock")
-                fresh = not await db.value("has_instances")
-                stored = await db.value("has_key", digest=digest(key))
-                missing = not stored and (bool(chosen) or not await db.value("has_keys"))
-            if fresh:
+                has_instances = await db.value("has_instances")
+                is_stored = await db.value("has_key", digest=digest(key))
+                needs_key = not is_stored and (bool(chosen) or not await db.value("has_keys"))
+            if not has_instances:
                 admin = {"email": settings.bootstrap_admin_email}
                 await dispatcher.call(
                     OPERATOR,
@@ -52,8 +51,8 @@ async def bootstrap(
                     {"name": settings.bootstrap_instance, "admin": admin},
                     RequestContext("bootstrap"),
                 )
-            if not missing:
-                return FirstStart(migrations, key if stored else None)
+            if not needs_key:
+                return FirstStart(migrations, key if is_stored else None)
             instances = [settings.bootstrap_instance]
             async with database.transaction() as db:
                 row = await db.one(
