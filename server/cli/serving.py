@@ -111,10 +111,10 @@ def _serve(settings: Settings, database: Located) -> None:
             await session.database.close()
 
     try:
-        started = asyncio.run(first_start())
+        stored_key = asyncio.run(first_start())
     except (MigrationError, ServiceError, *DRIVER_ERRORS) as error:
         fail(f"the database cannot be prepared: {advice(error) or error.__cause__ or error}")
-    key = started.api_key if settings.bootstrap_api_key is None else None
+    key = stored_key if settings.bootstrap_api_key is None else None
     if key is not None:  # before anything else can go wrong: it is nowhere else
         say(f"API key of {settings.bootstrap_instance}, shown this once: {key}")
     Arbiter(settings, database.url, listening, database.look_after, lambda: _greet(settings, key)).run()

@@ -130,7 +130,19 @@ class Dispatcher:
             model = validated(method.params, params, bad, settings=self._settings)
             if refusal := access.member_refusal(caller, model, method.member_scopes):
                 raise refusal
-            call = self._begin(caller, method, context, dry_run=context.dry_run or bool(dry_run))
+            context = context._replace(dry_run=context.dry_run or bool(dry_run))
+            hasher = self._dry_hasher if context.dry_run else self._hasher
+            call = Call(
+                caller,
+                self._settings,
+                self._database,
+                hasher,
+                self.pictures,
+                self.keys,
+                context,
+                self.methods,
+                method.name,
+            )
             with Deadline(self._deadlines):
                 idempotent = IdempotentCall.of(method, caller, context.idempotency_key, params)
                 kept = await idempotent.find(self._database) if idempotent else None
@@ -176,19 +188,6 @@ class Dispatcher:
         if method is None:
             raise UnknownMethod(f"unknown method {name[:64]}")
         return method
-
-    def _begin(self, caller: Principal, method: Method, context: RequestContext, *, dry_run: bool) -> Call:
-        return Call(
-            caller,
-            self._settings,
-            self._database,
-            self._dry_hasher if dry_run else self._hasher,
-            self.pictures,
-            self.keys,
-            context._replace(dry_run=dry_run) if dry_run else context,
-            self.methods,
-            method.name,
-        )
 
     def _turn(self, method: Method, params: BaseModel) -> AbstractAsyncContextManager[object]:
         """Wait until the call may run, if only few such calls of one instance run at once."""

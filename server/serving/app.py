@@ -122,23 +122,12 @@ def create_app(
     app.on_shutdown.append(stop_workers)
     for wire in WIRES:
         wire.add_routes(app.router)
-    app.router.add_route("GET", "/", _index)
-    app.router.add_route("GET", "/openapi.json", _openapi)
-    app.router.add_route("GET", "/livez", _alive)
-    app.router.add_route("GET", "/readyz", _ready)
-    app.router.add_route("GET", "/metrics", _metrics)
-    _add_head(app.router)
+    app.router.add_get("/", _index)
+    app.router.add_get("/openapi.json", _openapi)
+    app.router.add_get("/livez", _alive)
+    app.router.add_get("/readyz", _ready)
+    app.router.add_get("/metrics", _metrics)
     return app
-
-
-def _add_head(router: web.UrlDispatcher) -> None:
-    """Add HEAD for every GET (RFC 9110, section 9.1), except at /rpc, where GET is a call that may write."""
-    routes = {(route.resource, route.method): route for route in router.routes()}
-    for (resource, verb), route in routes.items():
-        if verb != "GET" or (resource, "HEAD") in routes or not isinstance(resource, web.Resource):
-            continue
-        if resource.canonical.rstrip("/") != "/rpc":
-            resource.add_route("HEAD", route.handler)
 
 
 def create_waiting_app(settings: Settings) -> web.Application:
@@ -150,8 +139,7 @@ def create_waiting_app(settings: Settings) -> web.Application:
     async def unavailable(request: web.Request) -> web.Response:
         raise Unavailable(retry_after=1)
 
-    app.router.add_route("GET", "/livez", _alive)
-    _add_head(app.router)
+    app.router.add_get("/livez", _alive)
     rpc.WIRE.add_routes(app.router, unavailable)
     app.router.add_route("*", "/{path:.*}", unavailable)
     return app

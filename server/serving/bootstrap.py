@@ -1,7 +1,5 @@
 """The first start: schema, demo instance with its administrator, and its API key."""
 
-from typing import NamedTuple
-
 from server.base.settings import Settings
 from server.base.tokens import digest
 from server.events.changes import Change
@@ -13,17 +11,9 @@ from server.tenants.call import RequestContext
 from server.tenants.principals import OPERATOR, TENANT_SCOPES
 
 
-class FirstStart(NamedTuple):
-    """The outcome of bootstrap."""
-
-    migrations: list[str]
-    # The first API key in clear; None if another key already existed.
-    api_key: str | None
-
-
 async def bootstrap(
     settings: Settings, database: Database, dispatcher: Dispatcher, offered_key: str
-) -> FirstStart:
+) -> str | None:
     """Migrate, and create the demo instance and its API key if there are none.
 
     If several servers start at once, an advisory lock lets them do it one after the other.
@@ -31,13 +21,16 @@ async def bootstrap(
     Args:
         offered_key: a new key, stored if there is none and OFFICERPC_BOOTSTRAP_API_KEY is not set. Retries
             pass the same key: a COMMIT without an answer may have stored it.
+
+    Returns:
+        the first API key in clear; None if another key already existed.
     """
     chosen = settings.bootstrap_api_key and settings.bootstrap_api_key.get_secret_value()
     key = chosen or offered_key
     connection = await database.direct()
     try:
         async with migration_lock(connection):
-            migrations = await migrate(connection, load_migrations())
+            await migrate(connection, load_migrations())
             async with database.connection() as db:
                 await db.value("mend_event_clock")
                 has_instances = await db.value("has_instances")
@@ -52,7 +45,7 @@ async def bootstrap(
                     RequestContext("bootstrap"),
                 )
             if not needs_key:
-                return FirstStart(migrations, key if is_stored else None)
+                return key if is_stored else None
             instances = [settings.bootstrap_instance]
             async with database.transaction() as db:
                 row = await db.one(
@@ -64,6 +57,6 @@ async def bootstrap(
                 created = {"id": row["id"], "name": "bootstrap", "instances": instances}
                 actor = system_actor("createApiKey", "bootstrap")
                 await emit(db, 0, actor, [Change("", None, None, created)])
-            return FirstStart(migrations, key)
+            return key
     finally:
         await connection.close(timeout=5)

@@ -14,7 +14,6 @@ from aiohttp.web_request import BaseRequest
 from server.base.error_codes import ERROR_CODES
 from server.base.errors import BadHttp, HeadersTooLarge, ServiceError, UriTooLong
 from server.base.logs import safe_traceback
-from server.base.unsent import Unsent
 from server.serving import cors
 from server.serving.app import METRICS, WIRES
 from server.wires import http
@@ -22,8 +21,8 @@ from server.wires.http import SETTINGS, UNSENT, answer
 
 log = structlog.get_logger()
 
-# Bytes of a request's address, bytes of a header, number of headers. aiohttp has one error for both sizes, which
-# names only the limit: the two must differ.
+# Bytes of a request's address, bytes of a header, number of headers. aiohttp has one error for both sizes,
+# which names only the limit: the two must differ.
 _TARGET_LIMIT, _FIELD_LIMIT, _FIELDS = 8190, 8192, 128
 _HALF_CLOSED = 1.0
 """Seconds for a client to close its side of an idle connection."""
@@ -153,31 +152,24 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    def __init__(
-        self,
-        original: web.Server,
-        handler: http.Handler,
-        unsent: Unsent,
-        write_timeout: float,
-        idle_grace: Callable[[], float],
-    ) -> None:
+    def __init__(self, original: web.Server, app: web.Application, idle_grace: Callable[[], float]) -> None:
         """
         Args:
             original: aiohttp's server for the application.
-            handler: the application's, wrapped.
-            unsent: counts bytes that clients have not read.
-            write_timeout: seconds after which clients that do not read are disconnected.
-            idle_grace: seconds at shutdown for idle clients to send another request; its answer has
-                Connection: close.
+            idle_grace: see Runner.
         """
+        settings = app[SETTINGS]
+        handler = http.error_boundary(cast(http.Handler, original.request_handler), WIRES, app[METRICS])
+        if settings.cors_origins:
+            handler = cors.allowing(settings.cors_origins, handler)
         super().__init__(
             cast(Any, handler),
             request_factory=original.request_factory,
             loop=original._loop,
             **original._kwargs,
         )
-        self.unsent = unsent
-        self.write_timeout = write_timeout
+        self.unsent = app[UNSENT]
+        self.write_timeout = settings.write_timeout
         self.ending = False
         self._idle_grace = idle_grace
 
@@ -224,7 +216,8 @@ class Runner(web.AppRunner):
         """
         Args:
             app: made by create_app.
-            idle_grace: see _Server; called at shutdown.
+            idle_grace: called at shutdown: seconds for idle clients to send another request, whose answer
+                has Connection: close.
             keeps_connections: False: each connection ends with its answer (Connection: close).
         """
         settings = app[SETTINGS]
@@ -241,11 +234,6 @@ class Runner(web.AppRunner):
         )
 
     async def _make_server(self) -> web.Server:
-        original = await super()._make_server()
-        app = self.app
-        handler = http.error_boundary(cast(http.Handler, original.request_handler), WIRES, app[METRICS])
-        if origins := app[SETTINGS].cors_origins:
-            handler = cors.allowing(origins, handler)
-        server = _Server(original, handler, app[UNSENT], app[SETTINGS].write_timeout, self._idle_grace)
+        server = _Server(await super()._make_server(), self.app, self._idle_grace)
         server.ending = not self._keeps_connections
         return server

@@ -73,7 +73,11 @@ class Calls:
 
     def headers(self) -> dict[str, str]:
         """Headers that hold for all calls: a batch with any new work is not marked as replayed."""
-        headers = _limit_headers(self.allowances) if self.allowances else {}
+        headers: dict[str, str] = {}
+        if rates := self.allowances.items():
+            # draft-ietf-httpapi-ratelimit-headers-10: q calls in w seconds; r are left, for t seconds.
+            headers["RateLimit-Policy"] = ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in rates)
+            headers["RateLimit"] = ", ".join(f'"{name}";r={a.remaining};t={a.resets_in}' for name, a in rates)
         if self.scopes:
             headers["X-Required-Scope"] = ", ".join(sorted(self.scopes))
         if self.begun and self.replayed == self.begun:
@@ -195,14 +199,6 @@ def enforce(request: web.Request, limit: str, allowance: Allowance | None) -> No
     request[CALLS].allowances[limit] = allowance
     if not allowance.granted:
         raise TooMany(retry_after=allowance.resets_in)
-
-
-def _limit_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
-    # draft-ietf-httpapi-ratelimit-headers-10: q calls in a window of w seconds; r are left, for t seconds.
-    return {
-        "RateLimit-Policy": ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in allowances.items()),
-        "RateLimit": ", ".join(f'"{name}";r={a.remaining};t={a.resets_in}' for name, a in allowances.items()),
-    }
 
 
 def address_of(request: web.Request) -> str | None:

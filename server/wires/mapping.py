@@ -9,6 +9,8 @@ import re
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import orjson
@@ -126,7 +128,7 @@ def same(*names: str) -> dict[str, Member]:
 class MethodResult(NamedTuple):
     """In Route.result: the type of the method's result, in a generic model if one is given."""
 
-    within: Any = None
+    model: Any = None
 
 
 class CompletedCall(NamedTuple):
@@ -182,6 +184,16 @@ class Route:
     def members(self) -> dict[str, Member]:
         """The members of query and body."""
         return {**(self.query or {}), **(self.body or {})}
+
+    def answer_type(self, method_result: Any) -> Any:
+        """The type of the answer; None: no body.
+
+        Args:
+            method_result: the type of the method's result.
+        """
+        if not isinstance(self.result, MethodResult):
+            return self.result
+        return method_result if self.result.model is None else self.result.model[method_result]
 
 
 class ParsedCall(NamedTuple):
@@ -248,9 +260,6 @@ class RestWire(Wire):
     # Checks, such as limits, once the caller is known.
     before: Callable[[web.Request, Principal, Route], Awaitable[None]] | None = None
     call: Call = call
-    # A generic model around every result, and the function that makes its data.
-    envelope: Any = None
-    enveloped: Callable[[CompletedCall], Any] | None = None
     # Headers of every answer.
     headers: Callable[[web.Request], dict[str, str]] = lambda request: {}
     # In the OpenAPI document: these headers, and the header parameters of every route.
@@ -263,31 +272,20 @@ class RestWire(Wire):
         return answer(status, None if body is None else orjson.dumps(body), self.headers(request))
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Add every route under every mount."""
+        """Add every route under every mount. A GET also serves HEAD (RFC 9110, section 9.1)."""
         for route in self.routes:
             handle = route.handle or handler(self, route)
             path = self.base + route.path
             paths = (path.rstrip("/"), path.rstrip("/") + "/") if self.either_slash else (path,)
-            for mount in self.mounts:
-                for path in paths:
-                    router.add_route(route.verb, mount + path, handle)
-
-    def kind(self, route: Route, method_result: Any) -> Any:
-        """The type of a route's answer; None: no body.
-
-        Args:
-            method_result: the type of its method's result.
-        """
-        kind = route.result
-        if isinstance(kind, MethodResult):
-            kind = method_result if kind.within is None else kind.within[method_result]
-        return kind if kind is None or self.envelope is None else self.envelope[kind]
+            add = router.add_get if route.verb == "GET" else partial(router.add_route, route.verb)
+            for mount, path in product(self.mounts, paths):
+                add(mount + path, handle)
 
 
 def handler(wire: RestWire, route: Route) -> Handler:
     """The handler of a route: authenticate, parse, call the method, render."""
-    kind = wire.kind(route, Any)
-    render = None if kind is None else renderer(kind)
+    answer_type = route.answer_type(Any)
+    render = None if answer_type is None else renderer(answer_type)
 
     async def handle(request: web.Request) -> web.Response:
         caller = await authenticate(request, *wire.key_headers)
@@ -304,11 +302,9 @@ def handler(wire: RestWire, route: Route) -> Handler:
             headers["Link"] = f'<{next_page}>; rel="next"'
         if render is None:
             return answer(route.status, None, headers)
-        completed = CompletedCall(request, parsed.params, result)
         if route.source is not None:
-            completed = completed._replace(result=route.source(completed))
-        data = completed.result if wire.enveloped is None else wire.enveloped(completed)
-        return answer(route.status, orjson.dumps(render(data)), headers)
+            result = route.source(CompletedCall(request, parsed.params, result))
+        return answer(route.status, orjson.dumps(render(result)), headers)
 
     return handle
 

@@ -260,7 +260,7 @@ def _render_error(request: web.Request, error: ServiceError, status: int) -> tup
     return status, _failed(error, status_of(type(error), ERROR_CODES), _locale(request))
 
 
-def _enveloped(call: CompletedCall) -> dict[str, Any]:
+def _envelope(call: CompletedCall) -> dict[str, Any]:
     return {"payload": call.result, "locale": _locale(call.request)}
 
 
@@ -309,13 +309,13 @@ def _type(is_filled_in: bool, format: Format = TYPE, beside: str | None = None) 
 def _route(
     verb: str, path: str, method: str, result: Any, members: Mapping[str, Member], *numbers: str, **more: Any
 ) -> Route:
-    """A route that takes its members in the query and in a JSON body.
+    """A route that takes its members in the query and in a JSON body, and answers in an envelope.
 
     Args:
         numbers: the integers among them, which are text in a query.
     """
     query = {name: replace(one, format=INTEGER) if name in numbers else one for name, one in members.items()}
-    return Route(verb, path, method, result, query=query, body=members, **more)
+    return Route(verb, path, method, result, query=query, body=members, source=_envelope, **more)
 
 
 def _routes(gateway: str) -> tuple[Route, ...]:
@@ -330,60 +330,61 @@ def _routes(gateway: str) -> tuple[Route, ...]:
     delete = {"authId": Member("id"), "withAccount": Member("withAccount", ZERO_OR_ONE)}
     return (
         _route(
-            "GET", f"{user}/check-auth", "checkAuth", AuthPayload,
+            "GET", f"{user}/check-auth", "checkAuth", Succeeded[AuthPayload],
             # clientAddress is not in the document: failed logins from other addresses then cause no delay.
             typed | same("login", "password", "clientAddress"),
         ),
-        _route("GET", f"{user}/exists", "userExists", ExistencePayload, typed | same("login")),
-        _route("GET", f"{user}/get", "getUserById", AuthPayload, same("id"), "id"),
+        _route("GET", f"{user}/exists", "userExists", Succeeded[ExistencePayload], typed | same("login")),
+        _route("GET", f"{user}/get", "getUserById", Succeeded[AuthPayload], same("id"), "id"),
         _route(
-            "GET", f"{user}/search", "searchUsers", MethodResult(),
+            "GET", f"{user}/search", "searchUsers", MethodResult(Succeeded),
             same("searchText", "accountId", "treeId", "sortBy", "perPage", "pageNumber"),
             "accountId", "treeId", "perPage", "pageNumber",
         ),
         _route(
-            "POST", f"{user}/create", "createMember", CreatedPayload,
+            "POST", f"{user}/create", "createMember", Succeeded[CreatedPayload],
             typed | same("login", "password", "sponsorId", "confirmationUrl", "profile", "language"),
             links=links("user/get", "id", "auth/id"),
         ),
-        _route("POST", f"{user}/delete", "deleteUserById", NoPayload, delete),
-        _route("DELETE", f"{user}/delete", "deleteUserById", NoPayload, delete),
+        _route("POST", f"{user}/delete", "deleteUserById", Succeeded[NoPayload], delete),
+        _route("DELETE", f"{user}/delete", "deleteUserById", Succeeded[NoPayload], delete),
         _route(
-            "POST", f"{user}/mail-confirm", "confirmEmail", NoPayload,
+            "POST", f"{user}/mail-confirm", "confirmEmail", Succeeded[NoPayload],
             same("code", "email") | {"force": Member(None, ZERO_OR_ONE)},
             instead={"force": "forceConfirmEmail"},
         ),
         _route(
-            "POST", f"{user}/profile-update", "updateProfile", MethodResult(),
+            "POST", f"{user}/profile-update", "updateProfile", MethodResult(Succeeded),
             {"authId": Member("id"), "userId": Member("id"), "profile": Member("profile")},
             links=links("document/get", "id", "documentId"),
         ),
-        _route("DELETE", f"{user}/remove-avatar", "removeAvatar", NoPayload, same("id"), "id"),
+        _route("DELETE", f"{user}/remove-avatar", "removeAvatar", Succeeded[NoPayload], same("id"), "id"),
         _route(
-            "POST", f"{user}/reset-password", "requestPasswordReset", NoPayload,
+            "POST", f"{user}/reset-password", "requestPasswordReset", Succeeded[NoPayload],
             same("email", "confirmationUrl"),
         ),
         _route(
-            "POST", f"{user}/set-password", "setPassword", NoPayload,
+            "POST", f"{user}/set-password", "setPassword", Succeeded[NoPayload],
             _type(is_filled_in, TYPE_OR_NUMBER, beside="userId")
             | {"id": Member("id"), "userId": Member("id")}
             | same("newPassword", "code"),
             instead={"code": "resetPasswordWithCode"},
         ),
         _route(
-            "POST", f"{user}/change-language", "changeLanguage", NoPayload,
+            "POST", f"{user}/change-language", "changeLanguage", Succeeded[NoPayload],
             {"authId": Member("id")} | same("language"),
         ),
-        _route("GET", f"{gateway}/document/get", "getDocument", DocumentPayload, same("id")),
+        _route("GET", f"{gateway}/document/get", "getDocument", Succeeded[DocumentPayload], same("id")),
         _route(
-            "GET", f"{gateway}/profile-field/get-list", "listProfileFields", MethodResult(Listed), {}
+            "GET", f"{gateway}/profile-field/get-list", "listProfileFields",
+            MethodResult(Succeeded[Listed[T]]), {},
         ),
         _route(
-            "POST", f"{account}/add-to-tree", "addToTree", MethodResult(),
+            "POST", f"{account}/add-to-tree", "addToTree", MethodResult(Succeeded),
             {"accountID": Member("accountId")} | same("sponsorPositionId", "treeId"),
         ),
         _route(
-            "GET", f"{account}/get-branch", "getBranch", MethodResult(Listed),
+            "GET", f"{account}/get-branch", "getBranch", MethodResult(Succeeded[Listed[T]]),
             same("accountId", "treeId", "depth", "limit"), "accountId", "treeId", "depth", "limit",
         ),
     )  # fmt: skip
@@ -399,8 +400,6 @@ WIRE = RestWire(
     errors=STATUSES,
     render_error=_render_error,
     error_type=lambda status: Failure,
-    envelope=Succeeded,
-    enveloped=_enveloped,
     header_parameters={
         "Locale": {
             "type": "string",

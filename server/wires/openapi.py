@@ -51,16 +51,12 @@ _OF_WRITING = ("Idempotency-Replayed", "Dry-Run")
 # Parameters of every operation that writes.
 _WRITING: dict[str, Schema] = {
     "Idempotency-Key": {
-        "name": "Idempotency-Key",
-        "in": "header",
         "description": "Safe retries: sent again with the same key within 24 hours, the request does nothing"
         " and gets the first answer.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255},
         "examples": {"An order number": {"value": "order-17"}},
     },
     "Dry-Run": {
-        "name": "Dry-Run",
-        "in": "header",
         "description": "true: check everything, answer as usual and write nothing.",
         "schema": {"type": "boolean"},
     },
@@ -125,7 +121,7 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "parameters": _WRITING,
+            "parameters": {name: {"name": name, "in": "header"} | rest for name, rest in _WRITING.items()},
             "headers": _HEADERS,
             "responses": responses,
             "securitySchemes": {
@@ -215,7 +211,7 @@ def _operation(
 
 def _success(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any]) -> dict[str, Any]:
     """The Response Object of a success."""
-    kind = wire.kind(route, schemas.methods[route.method].result)
+    kind = route.answer_type(schemas.methods[route.method].result)
     told: dict[str, Any] = {"description": "Done.", **_content(schemas, kind)}
     if route.status in refusals:  # errors have this status too
         refusal = refusals[route.status]

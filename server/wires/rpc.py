@@ -351,7 +351,7 @@ class RpcWire(Wire):
     """The wire of /rpc."""
 
     def add_routes(self, router: web.UrlDispatcher, handler: Handler = _handle) -> None:
-        """Add POST, and GET with a body, which the documented clients send.
+        """Add POST, and GET with a body, which the documented clients send. No HEAD: a GET may write.
 
         Args:
             handler: another one for the time when the database is being prepared.
