@@ -186,13 +186,13 @@ def _operation(
     if writes:
         whole["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in _WRITING]
     answers = {
-        status: told
-        for status, told in refusals.items()
+        status: refusal
+        for status, refusal in refusals.items()
         if route.needs_length or status != status_of(errors.LengthRequired, wire.errors)
     }
     answers |= route.responses or {route.status: _success(wire, route, schemas, refusals)}
-    for status, told in sorted(answers.items()):
-        response = told | {"headers": _headers(wire, status, writes) | told.get("headers", {})}
+    for status, response in sorted(answers.items()):
+        response = response | {"headers": _headers(wire, status, writes) | response.get("headers", {})}
         name = f"{wire.name}-{status}"
         if status >= 400 and shared.setdefault(name, response) == response:
             response = {"$ref": f"#/components/responses/{name}"}
@@ -212,20 +212,20 @@ def _operation(
 def _success(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any]) -> dict[str, Any]:
     """The Response Object of a success."""
     kind = route.answer_type(schemas.methods[route.method].result)
-    told: dict[str, Any] = {"description": "Done.", **_content(schemas, kind)}
+    response: dict[str, Any] = {"description": "Done.", **_content(schemas, kind)}
     if route.status in refusals:  # errors have this status too
         refusal = refusals[route.status]
-        told["description"] = f"Done; or: {refusal['description']}"
-        contents = [one["content"]["application/json"]["schema"] for one in (told, refusal)]
-        told |= _json({"anyOf": contents})
+        response["description"] = f"Done; or: {refusal['description']}"
+        contents = [one["content"]["application/json"]["schema"] for one in (response, refusal)]
+        response |= _json({"anyOf": contents})
     if route.links is not None:
-        told["links"] = {
+        response["links"] = {
             target: {"operationId": target, "parameters": dict(route.links.values)}
             for other in wire.routes
             if other.path.startswith(route.links.target)
             and (target := operation_id(other.verb, _path(wire, other)))
         }
-    return told
+    return response
 
 
 def _headers(wire: RestWire, status: int, writes: bool) -> dict[str, Any]:
