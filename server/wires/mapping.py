@@ -126,9 +126,9 @@ def same(*names: str) -> dict[str, Member]:
 
 
 class MethodResult(NamedTuple):
-    """In Route.result: the type of the method's result, in a generic model if one is given."""
+    """In Route.result: the type of the method's result, in these generic models, the outermost first."""
 
-    model: Any = None
+    models: tuple[Any, ...] = ()
 
 
 class CompletedCall(NamedTuple):
@@ -193,7 +193,9 @@ class Route:
         """
         if not isinstance(self.result, MethodResult):
             return self.result
-        return method_result if self.result.model is None else self.result.model[method_result]
+        for model in reversed(self.result.models):
+            method_result = model[method_result]
+        return method_result
 
 
 class ParsedCall(NamedTuple):

@@ -337,7 +337,7 @@ def _routes(gateway: str) -> tuple[Route, ...]:
         _route("GET", f"{user}/exists", "userExists", Succeeded[ExistencePayload], typed | same("login")),
         _route("GET", f"{user}/get", "getUserById", Succeeded[AuthPayload], same("id"), "id"),
         _route(
-            "GET", f"{user}/search", "searchUsers", MethodResult(Succeeded),
+            "GET", f"{user}/search", "searchUsers", MethodResult((Succeeded,)),
             same("searchText", "accountId", "treeId", "sortBy", "perPage", "pageNumber"),
             "accountId", "treeId", "perPage", "pageNumber",
         ),
@@ -354,7 +354,7 @@ def _routes(gateway: str) -> tuple[Route, ...]:
             instead={"force": "forceConfirmEmail"},
         ),
         _route(
-            "POST", f"{user}/profile-update", "updateProfile", MethodResult(Succeeded),
+            "POST", f"{user}/profile-update", "updateProfile", MethodResult((Succeeded,)),
             {"authId": Member("id"), "userId": Member("id"), "profile": Member("profile")},
             links=links("document/get", "id", "documentId"),
         ),
@@ -377,14 +377,14 @@ def _routes(gateway: str) -> tuple[Route, ...]:
         _route("GET", f"{gateway}/document/get", "getDocument", Succeeded[DocumentPayload], same("id")),
         _route(
             "GET", f"{gateway}/profile-field/get-list", "listProfileFields",
-            MethodResult(Succeeded[Listed[T]]), {},
+            MethodResult((Succeeded, Listed)), {},
         ),
         _route(
-            "POST", f"{account}/add-to-tree", "addToTree", MethodResult(Succeeded),
+            "POST", f"{account}/add-to-tree", "addToTree", MethodResult((Succeeded,)),
             {"accountID": Member("accountId")} | same("sponsorPositionId", "treeId"),
         ),
         _route(
-            "GET", f"{account}/get-branch", "getBranch", MethodResult(Succeeded[Listed[T]]),
+            "GET", f"{account}/get-branch", "getBranch", MethodResult((Succeeded, Listed)),
             same("accountId", "treeId", "depth", "limit"), "accountId", "treeId", "depth", "limit",
         ),
     )  # fmt: skip

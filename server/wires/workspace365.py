@@ -235,10 +235,10 @@ async def _call_validating(request: web.Request, caller: Principal, route: Route
     of_path = not isinstance(refused, Conflict)
     failures = parsed.failures + in_wire_names(failures, route, parsed.names, of_path=of_path)
     if failures:
-        error = Invalid.of(failures)
+        invalid = Invalid.of(failures)
         if refused is not None:
-            error.code = refused.code
-        raise error from refused
+            invalid.code = refused.code
+        raise invalid from refused
     return None
 
 
