@@ -171,9 +171,9 @@ async def test_a_role_that_owns_no_tables_serves(
     assert (await officerpc("migrate", "--json", OFFICERPC_DATABASE_URL=app_role)).json == {"applied": []}
     session = Session(Settings(**FAST_HASHES, data_dir=tmp_path), app_role)
     await session.database.open()
-    started = await bootstrap(session.settings, session.database, session.dispatcher, new_key())
-    assert started.api_key is not None
-    client = (await serve(url=app_role)).using(started.api_key)
+    key = await bootstrap(session.settings, session.database, session.dispatcher, new_key())
+    assert key is not None
+    client = (await serve(url=app_role)).using(key)
     jane = {"email": "jane@example.com"}
     await client.call("createUser", jane | {"password": "demo1234"})
     await client.call("createUsers", {"users": [{"email": "ann@example.com"}]})

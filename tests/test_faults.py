@@ -393,11 +393,11 @@ def own_postgres(postgres_url: str) -> Iterator[tuple[OwnPostgres, str]]:
         settings = Settings(argon2_memory=64, argon2_time=1)
         database, _, hasher, dispatcher = build(settings, url)
         await database.open()
-        started = await bootstrap(settings, database, dispatcher, new_key())
+        key = await bootstrap(settings, database, dispatcher, new_key())
         hasher.close()
         await database.close()
-        assert started.api_key is not None
-        return started.api_key
+        assert key is not None
+        return key
 
     with folder_for_postgres() as folder:
         server = asyncio.run(OwnPostgres.beside(postgres_url, folder))

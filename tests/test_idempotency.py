@@ -288,7 +288,7 @@ async def test_fifty_parallel_calls_do_the_work_once(serve: Serve, db: asyncpg.C
 
 
 async def test_still_running(client: Client, db: asyncpg.Connection) -> None:
-    """Answered at once, without waiting for the call that has the key; on each front."""
+    """Answered at once, without waiting for the call that has the key; on each wire."""
     locked = db.transaction()
     await locked.start()
     await db.execute("SELECT * FROM instance_counters FOR UPDATE")

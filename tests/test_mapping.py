@@ -11,27 +11,27 @@ from server.base.errors import Conflict, Invalid, ServiceError
 from server.methods.registry import METHODS
 from server.serving import app as composition
 from server.serving import connections
-from server.wires.mapping import FLAG, ID, INTEGER, Links, Member, Own, RestWire, Route, status_of
+from server.wires.mapping import FLAG, ID, INTEGER, Links, Member, MethodResult, RestWire, Route, status_of
 from server.wires.openapi import document
-from server.wires.rendering import Always, By, From, Shown, renderer
+from server.wires.rendering import AnswerModel, Computed, From, always, renderer
 
 # --- the wire -----------------------------------------------------------------------------------------
 
 
-class Person(Shown):
+class Person(AnswerModel):
     """A user as the toy wire shows it."""
 
     number: Annotated[int, From("id")]
     kind: Literal["person"]
     mail: Annotated[str, From("email")]
-    admin: Annotated[Literal["yes", "no"], By(lambda flag: "yes" if flag else "no"), From("isAdmin")]
-    tags: Annotated[list[str], Always([])]
+    admin: Annotated[Literal["yes", "no"], Computed(lambda flag: "yes" if flag else "no"), From("isAdmin")]
+    tags: Annotated[list[str], always([])]
     # Left out where there is none.
     # Left out where its value is None.
-    token: Annotated[str | None, By(lambda text: text or None), From("token")] = None
+    token: Annotated[str | None, Computed(lambda text: text or None), From("token")] = None
 
 
-class Problem(Shown):
+class Problem(AnswerModel):
     """What went wrong."""
 
     problem: str
@@ -48,7 +48,7 @@ PERSON = {
 BY_MAIL = {"mail": (Member("email"),)}
 
 
-def error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
+def render_error(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     """One line, and the members that it is about."""
     members = [field for field, _ in error.fields]
     return status, _problem({"problem": error.message, "members": members})
@@ -62,7 +62,7 @@ TOY = RestWire(
     either_slash=True,
     key_headers=("X-Toy-Key", "x-api-key"),
     errors={Invalid: 422, Conflict: 409},
-    error_form=error_form,
+    render_error=render_error,
     error_type=lambda status: Problem,
     routes=(
         Route(
@@ -72,7 +72,7 @@ TOY = RestWire(
         Route("GET", "/people/{mail}", "getUserByEmail", Person, parts=BY_MAIL),
         Route("PUT", "/people/{mail}/off", "updateUserByEmail", status=204, parts=BY_MAIL, fixed={"isActive": False}),
         Route("DELETE", "/members/{number}", "deactivateUserById", status=204, parts={"number": (Member("id", ID),)}),
-        Route("GET", "/plans", "listPlans", Own(), query={"page": Member("page", INTEGER), "size": Member("perPage", INTEGER)}),
+        Route("GET", "/plans", "listPlans", MethodResult(), query={"page": Member("page", INTEGER), "size": Member("perPage", INTEGER)}),
     ),
 )  # fmt: skip
 

@@ -25,7 +25,7 @@ async def test_metrics(client: Client) -> None:
     assert 'officerpc_calls_total{code="ok",method="getUserByEmail"} 1.0' in text
     assert 'officerpc_calls_total{code="not_found",method="getUserByEmail"} 1.0' in text
     assert 'officerpc_calls_total{code="unknown_method",method="unknown"} 1.0' in text
-    assert 'officerpc_refusals_total{code="unauthenticated",front="rpc"} 1.0' in text
+    assert 'officerpc_refusals_total{code="unauthenticated",wire="rpc"} 1.0' in text
     assert 'officerpc_call_seconds_count{method="getUserByEmail"} 2.0' in text
 
 

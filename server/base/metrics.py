@@ -37,7 +37,7 @@ class CallFact(NamedTuple):
 class RefusalFact(NamedTuple):
     """A request that was refused before it became a call."""
 
-    front: str
+    wire: str
     code: str
     status: int
     request_id: str
@@ -78,7 +78,7 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
         )
         self._refusals = Counter(
-            "officerpc_refusals", "Requests that never became a call.", ["front", "code"], registry=registry
+            "officerpc_refusals", "Requests that never became a call.", ["wire", "code"], registry=registry
         )
         self._jobs = Counter(
             "officerpc_jobs", "Tries of jobs by kind and outcome.", ["kind", "outcome"], registry=registry
@@ -132,7 +132,7 @@ class Metrics:
 
     def refusal(self, fact: RefusalFact) -> None:
         """A request was refused before it became a call."""
-        self._refusals.labels(fact.front, fact.code).inc()
+        self._refusals.labels(fact.wire, fact.code).inc()
         log.info("refused", **_known(fact._asdict()))
 
     def job(self, fact: JobFact) -> None:

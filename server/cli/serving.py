@@ -106,10 +106,10 @@ def _serve(settings: Settings, database: Located) -> None:
             )
 
     try:
-        started = asyncio.run(first_start())
+        stored_key = asyncio.run(first_start())
     except (MigrationError, ServiceError, *DRIVER_ERRORS) as error:
         fail(f"the database cannot be prepared: {advice(error) or error.__cause__ or error}")
-    key = started.api_key if settings.bootstrap_api_key is None else None
+    key = stored_key if settings.bootstrap_api_key is None else None
     if key is not None:  # now, before anything can fail: it is stored nowhere
         say(f"API key of {settings.bootstrap_instance}, shown this once: {key}")
     Arbiter(settings, database.url, listening, database.look_after, lambda: _greet(settings, key)).run()

@@ -1,1 +1,1 @@
-"""How a method is run and described: dispatch, idempotent calls, OpenRPC, OpenAPI."""
+"""Running and describing methods: dispatch, idempotent calls, OpenRPC."""

@@ -1,4 +1,4 @@
-"""The description of the service, by the service."""
+"""The method rpc.discover."""
 
 import asyncio
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BeforeValidator
 
-import server.methods  # noqa: F401  # all others: importing them fills the registry
+import server.methods  # noqa: F401  # registers all other methods
 from server.base.models import Params
 from server.methods.registry import Example, method
 from server.rpc.openrpc import VERSION, rendered
@@ -14,11 +14,11 @@ from server.tenants.call import Call
 
 
 def _parsed(value: Any) -> Any:
-    return orjson.loads(orjson.dumps(value))  # the result is JSON already
+    return orjson.loads(orjson.dumps(value))  # the result is already JSON
 
 
 class NoParams(Params):
-    """Nothing."""
+    """No params."""
 
 
 @method(

@@ -1,4 +1,4 @@
-"""How a call is run: every wire hands its calls to Dispatcher."""
+"""Running calls of methods, for all wires."""
 
 import asyncio
 import random
@@ -39,24 +39,23 @@ from server.tenants.principals import Principal
 
 _ATTEMPTS = 4
 _MANY_AT_ONCE, _MANY_WAITING = 2, 50
-"""Calls about many users that run at once for one instance, and those that wait; the same for long lists. Two
-keep the event loop and Postgres busy in turn; each of those that wait holds all its items in memory."""
+"""Bulk calls of one instance that run at once, and that wait; the same for long lists. Two keep the event
+loop and Postgres busy in turn; each waiting call keeps all its items in memory."""
 _LONG_LIST = 100
-"""Rows beyond which a list is long: decoding a thousand keeps the event loop busy for some milliseconds."""
-_NO_TURN = nullcontext()
+"""Lists of more rows are long: decoding a thousand rows blocks the event loop for some milliseconds."""
 
 
-class Answered(NamedTuple):
-    """What a call answers."""
+class Answer(NamedTuple):
+    """The answer of a call."""
 
-    # Ready to be rendered as JSON.
+    # Can be rendered as JSON.
     result: Any
-    # Whether it is the stored answer to the same call, sent before under the same idempotency key.
+    # Whether it is the stored answer of the same call, sent before with the same idempotency key.
     replayed: bool = False
 
 
 class Dispatcher:
-    """Checks, runs and observes calls."""
+    """Checks, runs and reports calls."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class Dispatcher:
         """
         Args:
             methods: the registry.
-            check_results: hold every answer against its result model, as the tests do.
+            check_results: validate every result with its model, as the tests do.
         """
         self.methods = methods
         self.keys = keys
@@ -97,33 +96,27 @@ class Dispatcher:
         )
 
     async def call(self, caller: Principal, name: object, params: object, context: RequestContext) -> Any:
-        """The result of answer alone."""
+        """The result of `answer`."""
         return (await self.answer(caller, name, params, context)).result
 
     async def answer(
         self, caller: Principal, name: object, params: object, context: RequestContext
-    ) -> Answered:
+    ) -> Answer:
         """Run one method for a caller.
 
-        With an idempotency key, a method that writes and keeps its answer does its work once: the same call
-        sent again within 24 hours gets the answer of the first. Only committed work is kept: a refused call
-        has changed nothing, and may be sent again, corrected or not, under its key. A dry run does everything
-        and is rolled back.
+        With an idempotency key, a method that writes and keeps its answer runs once: the same call sent again
+        within 24 hours gets the first answer. Only answers of committed calls are kept: a refused call may be
+        sent again with its key, changed or not. A dry run does everything and is rolled back.
 
         Args:
-            caller: who calls.
-            name: the method, as it came.
-            params: its params as parsed from JSON, not yet validated; None for none.
-            context: what else is known of the call.
-
-        Returns:
-            the result, and whether the work had been done before.
+            name: of the method, as the client sent it.
+            params: parsed JSON, not yet validated; None: no params.
 
         Raises:
             IdempotencyConflict: the idempotency key was used for another request.
-            StillRunning: the same call is being done at this moment.
-            ServiceError: an error in the request, or one to try again.
-            Exception: a bug of ours; the wire answers 500 and logs it.
+            StillRunning: the same call is running.
+            ServiceError: any other error for the caller.
+            Exception: a bug; the wire answers 500 and logs it.
         """
         started = time.perf_counter()
         method, call, code, cause = None, None, "internal", None
@@ -133,25 +126,38 @@ class Dispatcher:
             if refusal := access.method_refusal(caller, method):
                 raise refusal
             params, dry_run = without_dry_run(params)
-            model = self._validated(method, params, dry_run)
+            bad = [] if isinstance(dry_run, bool) else [FieldError(DRY_RUN, "must be true or false")]
+            model = validated(method.params, params, bad, settings=self._settings)
             if refusal := access.member_refusal(caller, model, method.member_scopes):
                 raise refusal
-            call = self._begin(caller, method, context, dry_run=context.dry_run or bool(dry_run))
+            context = context._replace(dry_run=context.dry_run or bool(dry_run))
+            hasher = self._dry_hasher if context.dry_run else self._hasher
+            call = Call(
+                caller,
+                self._settings,
+                self._database,
+                hasher,
+                self.pictures,
+                self.keys,
+                context,
+                self.methods,
+                method.name,
+            )
             with Deadline(self._deadlines):
-                repeatable = IdempotentCall.of(method, caller, context.idempotency_key, params)
-                kept = await repeatable.find(self._database) if repeatable else None
-                if repeatable and kept:
-                    if not caller.is_operator:  # whose call may have deleted the instance itself
+                idempotent = IdempotentCall.of(method, caller, context.idempotency_key, params)
+                kept = await idempotent.find(self._database) if idempotent else None
+                if idempotent and kept:
+                    if not caller.is_operator:  # an operator's call may have deleted the instance
                         call.instance = await call.find_instance(getattr(model, "instance", None))
-                    answered = Answered(repeatable.opened(kept), replayed=True)
+                    answer = Answer(idempotent.decrypt(kept), replayed=True)
                 else:
                     if isinstance(model, TenantParams):
                         call.instance = await call.find_instance(model.instance)
                         CURRENT_SHARE.set(call.instance.id)
                     async with self._turn(method, model):
-                        answered = await self._run(method, call, model, repeatable)
+                        answer = await self._run(method, call, model, idempotent)
             code = "ok"
-            return answered
+            return answer
         except TimeoutError as error:
             code, cause = "unavailable", "call_timeout"
             raise Unavailable("the call took too long, try again", retry_after=1) from error
@@ -183,47 +189,30 @@ class Dispatcher:
             raise UnknownMethod(f"unknown method {name[:64]}")
         return method
 
-    def _validated(self, method: Method, params: object, dry_run: object) -> Any:
-        bad = [] if isinstance(dry_run, bool) else [FieldError(DRY_RUN, "must be true or false")]
-        return validated(method.params, params, bad, settings=self._settings)
-
-    def _begin(self, caller: Principal, method: Method, context: RequestContext, *, dry_run: bool) -> Call:
-        return Call(
-            caller,
-            self._settings,
-            self._database,
-            self._dry_hasher if dry_run else self._hasher,
-            self.pictures,
-            self.keys,
-            context._replace(dry_run=dry_run) if dry_run else context,
-            self.methods,
-            method.name,
-        )
-
     def _turn(self, method: Method, params: BaseModel) -> AbstractAsyncContextManager[object]:
-        """Waits until the call may run, where few of its kind run at once for one instance."""
+        """Wait until the call may run, if only few such calls of one instance run at once."""
         if method.many:
             return self._many.turn(CURRENT_SHARE.get())
         if "limit" in method.params.model_fields and params.limit > _LONG_LIST:  # type: ignore[attr-defined]
             return self._long_lists.turn(CURRENT_SHARE.get())
-        return _NO_TURN
+        return nullcontext()
 
     async def _run(
-        self, method: Method, call: Call, params: BaseModel, repeatable: IdempotentCall | None
-    ) -> Answered:
+        self, method: Method, call: Call, params: BaseModel, idempotent: IdempotentCall | None
+    ) -> Answer:
         arguments: tuple[Any, ...] = (call, params)
         if method.prepare is not None:
             arguments = (call, params, await method.prepare(call, params))
         if method.writes:
-            answered = await self._write(method, call, arguments, repeatable)
+            answer = await self._write(method, call, arguments, idempotent)
         else:
-            answered = Answered(await self._read(method, call, arguments))
+            answer = Answer(await self._read(method, call, arguments))
         if not call.context.dry_run:
-            for then in call.after_commit:
-                then()
+            for function in call.after_commit:
+                function()
         if self._check_results:
-            TypeAdapter(method.result).validate_python(answered.result)
-        return answered
+            TypeAdapter(method.result).validate_python(answer.result)
+        return answer
 
     async def _read(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:
         for _ in range(TRIES - 1):
@@ -234,42 +223,42 @@ class Dispatcher:
             return await method.handler(*arguments)
 
     async def _write(
-        self, method: Method, call: Call, arguments: tuple[Any, ...], repeatable: IdempotentCall | None
-    ) -> Answered:
+        self, method: Method, call: Call, arguments: tuple[Any, ...], idempotent: IdempotentCall | None
+    ) -> Answer:
         dry_run = call.context.dry_run
         if dry_run:
-            repeatable = None
+            idempotent = None
         call.single = method.single is not None and method.single(arguments[1])
         for attempt in range(1, _ATTEMPTS + 1):
             call.after_commit.clear()
             call.changes.clear()
             try:
-                if call.single and not dry_run and repeatable is None:
+                if call.single and not dry_run and idempotent is None:
                     async with self._database.statement() as call.db:
-                        return Answered(await method.handler(*arguments))
+                        return Answer(await method.handler(*arguments))
                 async with self._database.transaction(dry_run=dry_run) as call.db:
-                    if repeatable and (kept := await repeatable.claim(call.db)):
-                        return Answered(repeatable.opened(kept), replayed=True)
+                    if idempotent and (kept := await idempotent.claim(call.db)):
+                        return Answer(idempotent.decrypt(kept), replayed=True)
                     result = await method.handler(*arguments)
                     if not call.single:
                         await _emit(call, arguments[1])
-                    if repeatable:
-                        result = await repeatable.keep(call.db, result)
-                    return Answered(result)
+                    if idempotent:
+                        result = await idempotent.keep(call.db, result)
+                    return Answer(result)
             except OutcomeUnknown as error:
-                if repeatable is None:
+                if idempotent is None:
                     raise
                 text = "the connection was lost while committing, send it again under its idempotency key"
                 raise OutcomeUnknown(text, retry_after=1) from error
             except Conflict as error:
                 explained: ServiceError | None = None
                 if call.explain is not None:
-                    with suppress(Unavailable):  # then without its reason
+                    with suppress(Unavailable):  # then the conflict itself is the answer
                         explained = await call.explain(error)
                 raise explained or error from error.__cause__
             except (Contention, NotBegun):
-                # Serialization failures, deadlocks, idle connections that died: nothing was done. The whole
-                # transaction runs again, after a pause with jitter.
+                # Serialization failures, deadlocks, idle connections that died: nothing was committed. The
+                # whole transaction runs again, after a pause with jitter.
                 if attempt == _ATTEMPTS:
                     raise
                 await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311
@@ -277,7 +266,7 @@ class Dispatcher:
 
 
 async def _emit(call: Call, params: BaseModel) -> None:
-    """Write down what a call changed; what it was asked for, where it told no changes."""
+    """Store the events of a call; if it has none, one with its params."""
     changes = call.changes
     if not changes:
         given = params.model_dump(mode="json", exclude_unset=True, exclude={"instance"}, context=IN_EVENTS)

@@ -1,7 +1,7 @@
 """The registry as an OpenRPC document (https://spec.open-rpc.org)."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -10,12 +10,12 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from server.base.error_codes import ERROR_CODES
-from server.base.errors import ServiceError, kind_of
+from server.base.errors import kind_of
 from server.base.models import JsonSchema, positions
 from server.methods.registry import DRY_RUN, Method
 
 VERSION = "1.2.6"
-"""Of the specification: the newest that the published generators of clients take. It is a valid 1.4 too."""
+"""Version of the specification: the newest that published generators of clients accept; also valid as 1.4."""
 
 RPC_CODES: dict[str, int] = {
     "malformed_json": -32700,
@@ -36,64 +36,58 @@ RPC_CODES: dict[str, int] = {
     "batch_full": -32030,
     "unavailable": -32053,
 }
-"""Kind of error -> JSON-RPC 2.0 code; those above -32100 are this server's own."""
+"""Error code -> JSON-RPC 2.0 code; those above -32100 are this server's own."""
 
 
-def rpc_code(error: ServiceError | type[ServiceError]) -> int:
-    """The JSON-RPC 2.0 code of an error, by its kind or the nearest kind above it."""
-    kind = error if isinstance(error, type) else type(error)
-    for ancestor in kind.__mro__:
-        if (code := RPC_CODES.get(getattr(ancestor, "code", ""))) is not None:
-            return code
-    return RPC_CODES["internal"]
-
-
+@cache
 def rpc_number(code: str) -> int:
-    """The JSON-RPC 2.0 code that goes with one of ERROR_CODES; those of one kind share a number."""
-    return RPC_CODES.get(code) or rpc_code(kind_of(code))
+    """The JSON-RPC 2.0 code of an error code: its own, or that of the nearest base class of its kind."""
+    codes = (code, *(getattr(kind, "code", "") for kind in kind_of(code).__mro__))
+    return next(RPC_CODES[code] for code in codes if code in RPC_CODES)
 
 
 def _error(code: str) -> dict[str, Any]:
-    """An error code as an Error Object of a method; components/errors says more of it."""
+    """The Error Object of a method; components/errors has more."""
     return {"code": rpc_number(code), "message": ERROR_CODES[code].meaning, "data": {"code": code}}
 
 
 def _whole_error(code: str) -> dict[str, Any]:
+    """The Error Object in components/errors."""
     entry = ERROR_CODES[code]
-    more = {"retryable": entry.retryable, "remedy": entry.remedy, "httpStatus": entry.status}
-    return _error(code) | {"data": {"code": code} | more}
+    data = {"code": code, "retryable": entry.retryable, "remedy": entry.remedy, "httpStatus": entry.status}
+    return _error(code) | {"data": data}
 
 
 _DRY_RUN = {
     "name": DRY_RUN,
     "required": False,
     "schema": {"type": "boolean", "default": False},
-    "description": "By name alone. True: check everything and answer as usual, and write nothing.",
+    "description": "Only as a named parameter. True: check everything, answer as usual and write nothing.",
 }
 _OF_ARRAYS = frozenset({
     "at", "concat", "entries", "every", "fill", "filter", "find", "flat", "includes", "join", "keys",
     "length", "map", "pop", "push", "reduce", "reverse", "shift", "slice", "some", "sort", "splice",
     "unshift", "values", "with",
 })  # fmt: skip
-"""What every array of JavaScript has.
+"""Members of every JavaScript array.
 
-Clients of @open-rpc/generator look a param that is left out up by its name in their list of params, where the
-method may be called either way, and there they find a function.
+If a method takes params by name and by position, clients of @open-rpc/generator look up an omitted param by
+its name in their array of params. For these names they would find a function.
 """
 _TEMPLATE = "#/components/schemas/{model}"
 _DISCOVERY = "rpc."
-"""How the names of methods begin that belong to the protocol and describe themselves nowhere."""
+"""Prefix of the protocol's own methods, which the document leaves out."""
 
 
 @lru_cache(maxsize=1)
 def document(methods: tuple[Method, ...], address: str | None = None) -> dict[str, Any]:
-    """The OpenRPC document of a registry's methods. Takes a while, once.
+    """Make the OpenRPC document of a registry. It is slow, and done once.
 
-    Params go by name or by position; extensions to the OneOffice document carry the tag `extension`.
+    Params go by name or by position; extensions of the OneOffice document have the tag `extension`.
 
     Args:
         methods: the registry's.
-        address: where clients reach the server, without a slash at the end; None: it is not told.
+        address: URL of the server without a slash at the end; None: the document has no servers.
     """
     methods = tuple(method for method in methods if not method.name.startswith(_DISCOVERY))
     _, definitions = models_json_schema(
@@ -108,15 +102,16 @@ def document(methods: tuple[Method, ...], address: str | None = None) -> dict[st
         "info": {
             "title": "officerpc",
             "version": version("officerpc"),
-            "description": "Users of office suites: provision, change, suspend and look them up. "
+            "description": "Provision, change, suspend and look up users of office suites. "
             "The API key goes into the header x-api-key. "
-            "A call that writes takes an Idempotency-Key: as an HTTP header, or as idempotencyKey beside "
-            "method. Sent again with it within 24 hours, it is answered as the first time and does nothing. "
-            "Every method takes its params by name or by position, whatever its paramStructure says. "
-            "Null for an optional param whose schema has no null is the same as leaving it out; in a list of "
-            "params, which has the order of the document, so is any null. "
-            "components/errors has every error code, those that a request can be refused with before its "
-            "method is known included; error codes of one kind share a number, data.code tells them apart.",
+            "Calls that write take an idempotency key: the HTTP header Idempotency-Key, or the member "
+            "idempotencyKey next to method. Sent again with its key within 24 hours, a call does nothing and "
+            "gets the first answer. "
+            "Every method takes its params by name or by position, whatever its paramStructure is. "
+            "Null for an optional param whose schema has no null omits it. In a list of params, in the order "
+            "of the document, any null of an optional param omits it. "
+            "components/errors has every error code, including those of requests that are refused before "
+            "their method is known. Several error codes can share a number; data.code is unique.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         **({"servers": [{"name": "officerpc", "url": f"{address}/rpc"}]} if address else {}),
@@ -130,12 +125,12 @@ def document(methods: tuple[Method, ...], address: str | None = None) -> dict[st
 
 @lru_cache(maxsize=1)
 def rendered(methods: tuple[Method, ...], address: str) -> bytes:
-    """The same document as JSON."""
+    """The document as JSON."""
     return orjson.dumps(document(methods, address))
 
 
 def _referred_to(described: Any, schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the schemas that a description refers to, directly or by another one."""
+    """The schemas that a description refers to, directly or through others."""
     found: dict[str, Any] = {}
     waiting = [described]
     while waiting:
@@ -193,9 +188,6 @@ def _method(method: Method, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_position(given: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The params of an example as the first of the method's: there are tools that send them as a list.
-
-    Null stands for what the example leaves out.
-    """
+    """The params of an example in the method's order, as some tools send them as a list; null: omitted."""
     count = max((names.index(name) + 1 for name in given), default=0)
     return [{"name": name, "value": given.get(name)} for name in names[:count]]

@@ -1,1 +1,1 @@
-"""The server as a program: the aiohttp application, its connections, worker processes, the first start."""
+"""The server process: aiohttp application, client connections, worker processes, first start."""

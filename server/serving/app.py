@@ -1,4 +1,4 @@
-"""Composition root: settings in, a running application out."""
+"""Composition root: makes the application from the settings."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,12 @@ from functools import lru_cache
 import orjson
 from aiohttp import web
 
-import server.rpc.discovery  # noqa: F401  # the last of the methods; the others come with it
+import server.rpc.discovery  # noqa: F401  # registers all methods
 from server.base.errors import ServiceError, Unavailable
 from server.base.metrics import Metrics
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
+from server.base.shares import Shares
 from server.base.unsent import Unsent
 from server.directory.upkeep import keep_purging
 from server.events.webhooks import keep_delivering
@@ -35,7 +36,6 @@ from server.wires.http import (
     UNSENT,
     Wire,
     answer,
-    large_bodies,
 )
 from server.wires.openapi import document
 
@@ -43,7 +43,7 @@ REST_WIRES = (files.WIRE, online_office.WIRE, workspace365.WIRE, publica.WIRE)
 WIRES: tuple[Wire, ...] = (rpc.WIRE, *REST_WIRES)
 DATABASE = web.AppKey("DATABASE", Database)
 METRICS = web.AppKey("METRICS", Metrics)
-_LAG_EVERY = 0.05
+_LAG_INTERVAL = 0.05
 
 
 def build(
@@ -53,7 +53,7 @@ def build(
     methods: Mapping[str, Method] = METHODS,
     check_results: bool = False,
 ) -> tuple[Database, KeyCache, PasswordHasher, Dispatcher]:
-    """The parts beneath the wires, put together but not yet opened; see create_app for the arguments."""
+    """Make what the wires need, without connecting to the database; see create_app for the arguments."""
     database = Database(settings, database_url)
     keys = KeyCache(database, settings.key_cache_size)
     hasher = PasswordHasher(settings)
@@ -70,17 +70,18 @@ def create_app(
     methods: Mapping[str, Method] = METHODS,
     check_results: bool = False,
 ) -> web.Application:
-    """The application with all its wires.
+    """Make the application with all wires.
 
     Args:
-        settings: read from the environment.
-        database_url: a migrated database; it may be away when the application starts.
+        database_url: a migrated database; it may be unavailable when the application starts.
         methods: the registry.
-        check_results: hold every answer against its result model, as the tests do.
+        check_results: validate every result with its model, as the tests do.
     """
     app = web.Application()
     app[SETTINGS] = settings
-    app[LARGE_BODIES] = large_bodies()
+    app[LARGE_BODIES] = Shares(
+        size=16, of_one=2, waiting=100, refusal="too many large bodies are being sent, try again"
+    )
     app[LIMITER] = RateLimiter(settings.key_rate_limit, keys=settings.key_cache_size)
     app[INSTANCE_LIMITER] = RateLimiter(settings.instance_rate_limit, keys=settings.key_cache_size)
     app[publica.LIMITER] = RateLimiter(settings.rate_limit, keys=settings.key_cache_size)
@@ -91,9 +92,9 @@ def create_app(
     app[UNSENT] = Unsent(settings.unsent_limit, metrics.unsent)
     app[DATABASE], app[KEYS], app[DISPATCHER], app[METRICS] = database, keys, dispatcher, metrics
 
-    working: list[asyncio.Task[None]] = []
+    workers: list[asyncio.Task[None]] = []
 
-    async def running(app: web.Application) -> AsyncIterator[None]:
+    async def run_tasks(app: web.Application) -> AsyncIterator[None]:
         await database.open()
         tasks = [
             asyncio.create_task(keys.listen()),
@@ -102,49 +103,35 @@ def create_app(
         ]
         if settings.run_jobs:
             services = Services(settings, database, metrics)
-            working.append(asyncio.create_task(work(services)))
+            workers.append(asyncio.create_task(work(services)))
             tasks.append(asyncio.create_task(keep_purging(database, settings)))
             tasks.append(asyncio.create_task(keep_delivering(settings, database, metrics)))
         yield
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *working, return_exceptions=True)
+        await asyncio.gather(*tasks, *workers, return_exceptions=True)
         hasher.close()
         dispatcher.pictures.close()
         await database.close()
 
-    async def stop_working(app: web.Application) -> None:
-        for task in working:  # jobs have as long to finish as the calls that run, beside them
+    async def stop_workers(app: web.Application) -> None:
+        for task in workers:  # running jobs have as much time to finish as running calls
             task.cancel()
 
-    app.cleanup_ctx.append(running)
-    app.on_shutdown.append(stop_working)
+    app.cleanup_ctx.append(run_tasks)
+    app.on_shutdown.append(stop_workers)
     for wire in WIRES:
         wire.add_routes(app.router)
-    app.router.add_route("GET", "/", _index)
-    app.router.add_route("GET", "/openapi.json", _openapi)
-    app.router.add_route("GET", "/livez", _alive)
-    app.router.add_route("GET", "/readyz", _ready)
-    app.router.add_route("GET", "/metrics", _metrics)
-    _add_head(app.router)
+    app.router.add_get("/", _index)
+    app.router.add_get("/openapi.json", _openapi)
+    app.router.add_get("/livez", _alive)
+    app.router.add_get("/readyz", _ready)
+    app.router.add_get("/metrics", _metrics)
     return app
 
 
-def _add_head(router: web.UrlDispatcher) -> None:
-    """HEAD wherever GET is (RFC 9110, section 9.1), except at /rpc.
-
-    GET /rpc is a call that may write; HEAD must not, and would lose the result.
-    """
-    routes = {(route.resource, route.method): route for route in router.routes()}
-    for (resource, verb), route in routes.items():
-        if verb != "GET" or (resource, "HEAD") in routes or not isinstance(resource, web.Resource):
-            continue
-        if resource.canonical.rstrip("/") != "/rpc":
-            resource.add_route("HEAD", route.handler)
-
-
 def create_waiting_app(settings: Settings) -> web.Application:
-    """What answers while the database is being prepared: live, not ready, and 503 on every wire."""
+    """Make the application for the time when the database is being prepared: 200 at /livez, else 503."""
     app = web.Application()
     app[SETTINGS], app[METRICS] = settings, Metrics()
     app[UNSENT] = Unsent(settings.unsent_limit, app[METRICS].unsent)
@@ -152,8 +139,7 @@ def create_waiting_app(settings: Settings) -> web.Application:
     async def unavailable(request: web.Request) -> web.Response:
         raise Unavailable(retry_after=1)
 
-    app.router.add_route("GET", "/livez", _alive)
-    _add_head(app.router)
+    app.router.add_get("/livez", _alive)
     rpc.WIRE.add_routes(app.router, unavailable)
     app.router.add_route("*", "/{path:.*}", unavailable)
     return app
@@ -166,7 +152,7 @@ def openapi(methods: tuple[Method, ...] = tuple(METHODS.values())) -> bytes:
 
 
 async def _openapi(request: web.Request) -> web.Response:
-    """The OpenAPI document, for everybody: it holds nothing that is not published."""
+    """The OpenAPI document. It needs no key."""
     methods = tuple(request.app[DISPATCHER].methods.values())
     return answer(200, await asyncio.to_thread(openapi, methods), {"Cache-Control": "public, max-age=300"})
 
@@ -203,7 +189,7 @@ OpenRPC document.</li>
 
 
 async def _index(request: web.Request) -> web.Response:
-    """What leads to the documents: a page for browsers, which ask for HTML by name, else JSON."""
+    """Links to the documents: an HTML page if Accept names HTML, else JSON."""
     headers = {"Cache-Control": "public, max-age=300", "Vary": "Accept"}
     if "text/html" not in request.headers.get("Accept", "").lower():
         return answer(200, orjson.dumps(_INDEX, option=orjson.OPT_INDENT_2) + b"\n", headers)
@@ -215,33 +201,34 @@ async def _index(request: web.Request) -> web.Response:
 
 
 async def _alive(request: web.Request) -> web.Response:
-    """200 as long as the event loop turns."""
+    """200 while the event loop is running."""
     return answer(200, b'{"status":"alive"}')
 
 
 async def _ready(request: web.Request) -> web.Response:
-    """200 while the database takes writes, 503 otherwise."""
+    """200 while writes succeed, else 503."""
     writable = False
     with contextlib.suppress(ServiceError, TimeoutError):
         async with asyncio.timeout(2):
             writable = await request.app[DATABASE].writable()
-    return (
-        answer(200, b'{"status":"ready"}') if writable else answer(503, b'{"status":"database not writable"}')
-    )
+    if writable:
+        return answer(200, b'{"status":"ready"}')
+    return answer(503, b'{"status":"database not writable"}')
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format."""
+    """The metrics in the text format of Prometheus."""
     response = answer(200, request.app[DISPATCHER].metrics.exposition())
     response.content_type = "text/plain; version=0.0.4"
     return response
 
 
 async def _watch_lag(metrics: Metrics) -> None:
+    """Measure how late the event loop is at most in each minute."""
     loop, worst, until = asyncio.get_running_loop(), 0.0, 0.0
     while True:
-        due = loop.time() + _LAG_EVERY
-        await asyncio.sleep(_LAG_EVERY)
+        due = loop.time() + _LAG_INTERVAL
+        await asyncio.sleep(_LAG_INTERVAL)
         now = loop.time()
         if now > until:
             worst, until = 0.0, now + 60

@@ -1,7 +1,5 @@
 """The first start: schema, demo instance with its administrator, and its API key."""
 
-from dataclasses import dataclass
-
 from server.base.settings import Settings
 from server.base.tokens import digest
 from server.events.changes import Change
@@ -13,32 +11,26 @@ from server.tenants.call import RequestContext
 from server.tenants.principals import OPERATOR, TENANT_SCOPES
 
 
-@dataclass(frozen=True, slots=True)
-class FirstStart:
-    """What came of it."""
-
-    migrations: list[str]
-    # The chosen or offered key in clear, where it is stored. None where there was another one already.
-    api_key: str | None
-
-
 async def bootstrap(
     settings: Settings, database: Database, dispatcher: Dispatcher, offered_key: str
-) -> FirstStart:
-    """Migrate, and make the demo instance and its key where there is none yet.
+) -> str | None:
+    """Migrate, and create the demo instance and its API key if there are none.
 
-    Several servers may start at once: an advisory lock lets one of them do it.
+    If several servers start at once, an advisory lock lets them do it one after the other.
 
     Args:
-        offered_key: a new key, stored where there is none and OFFICERPC_BOOTSTRAP_API_KEY is not set. A try
-            whose COMMIT was not answered may have stored it: the next one is given the same key and finds it.
+        offered_key: a new key, stored if there is none and OFFICERPC_BOOTSTRAP_API_KEY is not set. Retries
+            pass the same key: a COMMIT without an answer may have stored it.
+
+    Returns:
+        the first API key in clear; None if another key already existed.
     """
     chosen = settings.bootstrap_api_key and settings.bootstrap_api_key.get_secret_value()
     key = chosen or offered_key
     connection = await database.direct()
     try:
         async with migration_lock(connection):
-            migrations = await migrate(connection, load_migrations())
+            await migrate(connection, load_migrations())
             async with database.connection() as db:
                 await db.value("mend_event_clock")
                 found = await db.one("find_first_start", digest=digest(key))
@@ -52,7 +44,7 @@ async def bootstrap(
                     RequestContext("bootstrap"),
                 )
             if found["has_key"] or (found["has_keys"] and not chosen):
-                return FirstStart(migrations, key if found["has_key"] else None)
+                return key if found["has_key"] else None
             instances = [settings.bootstrap_instance]
             async with database.transaction() as db:
                 row = await db.one(
@@ -64,6 +56,6 @@ async def bootstrap(
                 created = {"id": row["id"], "name": "bootstrap", "instances": instances}
                 actor = system_actor("createApiKey", "bootstrap")
                 await emit(db, 0, actor, [Change("", None, None, created)])
-            return FirstStart(migrations, key)
+            return key
     finally:
         await connection.close(timeout=5)

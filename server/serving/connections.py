@@ -1,4 +1,4 @@
-"""Connections of HTTP clients: their limits, requests that are no HTTP, and how they end."""
+"""Connections of HTTP clients: limits, invalid HTTP, slow readers, and shutdown."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -14,7 +14,6 @@ from aiohttp.web_request import BaseRequest
 from server.base.error_codes import ERROR_CODES
 from server.base.errors import BadHttp, HeadersTooLarge, ServiceError, UriTooLong
 from server.base.logs import safe_traceback
-from server.base.unsent import Unsent
 from server.serving import cors
 from server.serving.app import METRICS, WIRES
 from server.wires import http
@@ -22,18 +21,18 @@ from server.wires.http import SETTINGS, UNSENT, answer
 
 log = structlog.get_logger()
 
-# Bytes of a request's address, bytes of a header, number of headers. aiohttp raises one error for both sizes,
-# which names the limit alone, so the two have to differ.
+# Bytes of a request's address, bytes of a header, number of headers. aiohttp has one error for both sizes,
+# which names only the limit: the two must differ.
 _TARGET_LIMIT, _FIELD_LIMIT, _FIELDS = 8190, 8192, 128
 _HALF_CLOSED = 1.0
-"""Seconds that a client gets to close its side of an idle connection."""
+"""Seconds for a client to close its side of an idle connection."""
 _PIPELINED = 4
 _PROGRESS = 16 * 1024
-"""Bytes that a client has to read in each write timeout; one by one it could hold an answer for days."""
+"""Bytes that a client must read in each write timeout, so that no answer takes days."""
 
 
-def _not_http(error: BaseException | None) -> ServiceError:
-    """What is told of a request that aiohttp could not read."""
+def _error_of(error: BaseException | None) -> ServiceError:
+    """The error of a request that aiohttp could not parse."""
     if isinstance(error, LineTooLong) and error.args[1] == _TARGET_LIMIT:
         return UriTooLong(f"the address is longer than {_TARGET_LIMIT} bytes")
     if isinstance(error, LineTooLong):
@@ -44,13 +43,12 @@ def _not_http(error: BaseException | None) -> ServiceError:
 
 
 class _Connection(RequestHandler):
-    """aiohttp's connection, except for requests that are no HTTP, clients that do not read, and its end.
+    """aiohttp's connection, except for invalid HTTP, clients that do not read, and shutdown.
 
-    aiohttp answers what is no HTTP with a text page that repeats what it could not read, and logs the same:
-    an API key with a control character in it would stand in clear in both. Ours says and logs neither.
+    aiohttp answers invalid HTTP with a page that quotes it, and logs it: an API key with a control character
+    would be in both in clear. This class does neither.
 
-    A client that does not read its answer is disconnected after the write timeout; aiohttp would wait for it
-    without end.
+    A client that does not read its answer is disconnected after the write timeout; aiohttp has no such limit.
     """
 
     __slots__ = ("_check", "_owner", "_server", "_size", "_unread", "_writing")
@@ -58,17 +56,17 @@ class _Connection(RequestHandler):
     def __init__(self, server: "_Server", **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
-        # Of the answer that is written, or was written last: whose it is and how many bytes it has.
+        # Owner (see Calls) and bytes of the latest answer.
         self._owner = self._size = 0
-        # Set while the client has not read it, with the bytes left at the last check and the next check.
+        # While the client has not read it: the transport, the bytes left at the last check, the next check.
         self._writing: asyncio.Transport | None = None
         self._unread = 0
         self._check: asyncio.TimerHandle | None = None
-        # Pipelined requests that wait, each with its headers and body. aiohttp takes 32.
+        # Pipelined requests that wait, each with headers and body. aiohttp's limit is 32.
         self._max_msg_queue_size, self._msg_queue_resume_size = _PIPELINED, _PIPELINED // 2
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # An answer is written when the kernel has all of it: nothing is left behind unseen.
+        # resume_writing is then called when the kernel has the whole answer.
         cast(asyncio.Transport, transport).set_write_buffer_limits(0)
         super().connection_made(transport)
 
@@ -83,11 +81,11 @@ class _Connection(RequestHandler):
         self._owner = calls.owner if calls else 0
         self._size = len(resp.body) if isinstance(resp, web.Response) and isinstance(resp.body, bytes) else 0
         if self._server.ending and not self._messages:
-            resp.force_close()  # says Connection: close: the client opens another for its next request
+            resp.force_close()  # sends Connection: close
         return super().finish_response(request, resp, start_time)
 
     def pause_writing(self) -> None:
-        """Not all of an answer fits into the socket's buffer."""
+        """The socket's buffer is full."""
         super().pause_writing()
         if self.transport is None:
             return
@@ -97,14 +95,14 @@ class _Connection(RequestHandler):
         self._server.unsent.wait(self._owner, self, max(self._size, self._unread))
 
     def resume_writing(self) -> None:
-        """The client has read so much that the rest fits."""
+        """The socket's buffer has the rest of the answer."""
         super().resume_writing()
         self._sent()
 
     def half_close(self) -> None:
-        """End a connection without a request; one that the client sends at this moment is not run.
+        """Close our side of an idle connection. A request that the client is sending does not run.
 
-        It is read and thrown away (RFC 9112, section 9.6): closing at once would reset the connection.
+        It is read and ignored (RFC 9112, section 9.6): closing both sides would reset the connection.
         """
         if self._waiter is not None and not self._messages and self.transport is not None:
             self.transport.write_eof()
@@ -138,14 +136,14 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if isinstance(exc, ConnectionError):
-            raise exc  # the client is gone, which the boundary has noted
+            raise exc  # the client has disconnected; the boundary has logged it
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun, there is no room for another")
-        error = _not_http(exc) if status == 400 else ServiceError()
+            raise ConnectionError("part of an answer has been sent")
+        error = _error_of(exc) if status == 400 else ServiceError()
         status = ERROR_CODES[error.code].status
-        told = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
+        cause = safe_traceback(exc) if exc is not None and status >= 500 else type(exc).__name__
         request_id = http.request_id_of(None)
-        log.warning(error.code, status=status, request_id=request_id, error=told)
+        log.warning(error.code, status=status, request_id=request_id, error=cause)
         response = answer(
             status, orjson.dumps(error.message), {"X-Request-Id": request_id, "X-Error-Code": error.code}
         )
@@ -154,48 +152,45 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    def __init__(
-        self,
-        made: web.Server,
-        handler: http.Handler,
-        unsent: Unsent,
-        write_timeout: float,
-        patience: Callable[[], float],
-    ) -> None:
+    def __init__(self, original: web.Server, app: web.Application, idle_grace: Callable[[], float]) -> None:
         """
         Args:
-            made: as aiohttp makes it for the application.
-            handler: around the whole application.
-            unsent: counts what clients do not read.
-            write_timeout: seconds after which they are disconnected.
-            patience: seconds that idle clients get at the end to send a request and be told with its answer.
+            original: aiohttp's server for the application.
+            idle_grace: see Runner.
         """
+        settings = app[SETTINGS]
+        handler = http.error_boundary(cast(http.Handler, original.request_handler), WIRES, app[METRICS])
+        if settings.cors_origins:
+            handler = cors.allowing(settings.cors_origins, handler)
         super().__init__(
-            cast(Any, handler), request_factory=made.request_factory, loop=made._loop, **made._kwargs
+            cast(Any, handler),
+            request_factory=original.request_factory,
+            loop=original._loop,
+            **original._kwargs,
         )
-        self.unsent = unsent
-        self.write_timeout = write_timeout
+        self.unsent = app[UNSENT]
+        self.write_timeout = settings.write_timeout
         self.ending = False
-        self._patience = patience
+        self._idle_grace = idle_grace
 
     def pre_shutdown(self) -> None:
-        """No connection is accepted any more; those that there are end with their next answer."""
+        """No new connections are accepted; the others end with their next answer."""
         self.ending = True
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Wait for the clients, then end the connections that are idle, then wait for the calls that run.
+        """Wait for clients, then end idle connections, then wait for running calls.
 
         Args:
-            timeout: seconds for those calls.
+            timeout: seconds for running calls.
         """
-        await self._emptied(self._patience())
+        await self._wait_for_clients(self._idle_grace())
         for connection in self.connections:
             cast(_Connection, connection).half_close()
         super().pre_shutdown()
-        await self._emptied(_HALF_CLOSED)
+        await self._wait_for_clients(_HALF_CLOSED)
         await super().shutdown(timeout)
 
-    async def _emptied(self, seconds: float) -> None:
+    async def _wait_for_clients(self, seconds: float) -> None:
         until = self._loop.time() + seconds
         while self._connections and self._loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -205,30 +200,31 @@ class _Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Serves an application with our limits on connections, and nothing of aiohttp's own shows.
+    """Serves an application with our limits of connections and our errors.
 
-    The boundary is no middleware but around the application, which costs each request less and also takes
-    what aiohttp refuses before any middleware.
+    The error boundary wraps the application. As a middleware it would be slower, and would miss requests that
+    aiohttp refuses before any middleware.
     """
 
     def __init__(
         self,
         app: web.Application,
-        patience: Callable[[], float] = lambda: 0.0,
+        idle_grace: Callable[[], float] = lambda: 0.0,
         *,
         keeps_connections: bool = True,
     ) -> None:
         """
         Args:
             app: made by create_app.
-            patience: seconds that idle clients get at the end, asked for then.
-            keeps_connections: False: each ends with its answer, which says so (Connection: close).
+            idle_grace: called at shutdown: seconds for idle clients to send another request, whose answer
+                has Connection: close.
+            keeps_connections: False: each connection ends with its answer (Connection: close).
         """
         settings = app[SETTINGS]
-        self._patience, self._keeps_connections = patience, keeps_connections
+        self._idle_grace, self._keeps_connections = idle_grace, keeps_connections
         super().__init__(
             app,
-            access_log=None,  # each call is logged by what it was, without its query string
+            access_log=None,  # calls are logged without query strings
             keepalive_timeout=settings.keepalive_timeout,
             shutdown_timeout=settings.shutdown_timeout,
             lingering_time=0,
@@ -238,11 +234,6 @@ class Runner(web.AppRunner):
         )
 
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        app = self.app
-        handler = http.within_boundary(cast(http.Handler, made.request_handler), WIRES, app[METRICS])
-        if origins := app[SETTINGS].cors_origins:
-            handler = cors.allowing(origins, handler)
-        server = _Server(made, handler, app[UNSENT], app[SETTINGS].write_timeout, self._patience)
+        server = _Server(await super()._make_server(), self.app, self._idle_grace)
         server.ending = not self._keeps_connections
         return server

@@ -1,4 +1,4 @@
-"""Cross-origin requests from browsers, where a setting allows them.
+"""Cross-origin requests from browsers (OFFICERPC_CORS_ORIGINS).
 
 Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -18,14 +18,14 @@ EXPOSED_HEADERS = (
     "WWW-Authenticate, ETag"
 )
 PREFLIGHT_SECONDS = 600
-"""For how long a browser may remember the answer to a preflight."""
+"""For this time a browser may cache the answer to a preflight."""
 
 
 def allowing(origins: tuple[str, ...], handler: Handler) -> Handler:
-    """Around a handler: pages of some origins may send requests and read the answers.
+    """Wrap a handler: pages of these origins may send requests and read the answers.
 
-    Credentials that a browser would add by itself, such as cookies, are never allowed: a key is a header that
-    the page sends. Other origins get no CORS headers, and are answered as if CORS were off.
+    Credentials such as cookies are never allowed: the page sends the key in a header. Answers to other
+    origins have no CORS headers.
 
     Args:
         origins: as browsers send them, such as https://shop.example.

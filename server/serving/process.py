@@ -1,4 +1,4 @@
-"""Worker processes: gunicorn's arbiter over aiohttp's uvloop worker."""
+"""Worker processes: gunicorn's arbiter with aiohttp's uvloop worker."""
 
 import gc
 import mmap
@@ -19,17 +19,17 @@ from server.base.settings import Settings
 from server.serving.app import create_app
 from server.serving.connections import Runner
 
-IDLE_AT_STOP = 1.0
-"""Seconds that kept-alive clients get to be told that the server stops."""
-ENDING_MARGIN = 30
-"""Seconds beyond those of clients and calls, for closing connections, the pool and the queue."""
+_STOP_GRACE = 1.0
+"""Seconds at shutdown for idle clients to send a request whose answer has Connection: close."""
+_STOP_MARGIN = 30
+"""Seconds of a worker's shutdown for closing connections, the pool and the queue."""
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-def _end_by_signal() -> None:
-    # They stay blocked until the worker's event loop runs: handlers that are set before it would lose them.
-    for number in _ENDING:
+def _reset_signals() -> None:
+    # They stay blocked until the worker's event loop runs: handlers set earlier would lose them.
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -39,7 +39,7 @@ def _forget_metrics(pid: int) -> None:
 
 
 class _Master(arbiter.Arbiter):  # type: ignore[misc]
-    """gunicorn's loop, which also looks after what the workers need. It comes by once a second at least."""
+    """gunicorn's loop, which also calls look_after at least once a second."""
 
     def manage_workers(self) -> None:
         try:
@@ -51,9 +51,9 @@ class _Master(arbiter.Arbiter):  # type: ignore[misc]
 
 
 class Arbiter(BaseApplication):  # type: ignore[misc]
-    """Starts the workers, replaces those that die, and ends them all on SIGTERM or SIGINT.
+    """Starts the workers, replaces those that die, and stops them all on SIGTERM or SIGINT.
 
-    On SIGHUP new workers take over before the old ones end. Settings and code stay those of the start.
+    On SIGHUP new workers start before the old ones stop. Settings and code stay those of the start.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
     ) -> None:
         """
         Args:
-            listening: the socket that workers take connections from; it is closed when this ends.
+            listening: the socket of the server; it is closed at the end.
             look_after: called every second; an exception ends the server with status 1.
             when_ready: called before the first worker starts.
         """
         self._settings = settings
         self._when_ready = when_ready
-        # Reloads until this process was forked, and (shared with all workers) until now.
+        # Number of reloads when this process was forked, and now (shared with all workers).
         self._reloads = 0
         self._reloads_now = mmap.mmap(-1, mmap.PAGESIZE)
         self._listening = listening.detach()
@@ -87,10 +87,10 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
             "bind": f"fd://{self._listening}",
             "workers": settings.workers,
             "worker_class": "aiohttp.GunicornUVLoopWebWorker",
-            # What runs gets shutdown_timeout; the arbiter waits a little longer than the workers do.
+            # Running calls get shutdown_timeout; the arbiter waits a little longer than the workers.
             "graceful_timeout": int(settings.shutdown_timeout) + 5,
-            # A worker that ends no longer tells that it lives, and must not be killed before its calls' time.
-            "timeout": max(60, int(settings.keepalive_timeout + settings.shutdown_timeout) + ENDING_MARGIN),
+            # A stopping worker sends no heartbeats, and must not be killed before its calls may finish.
+            "timeout": max(60, int(settings.keepalive_timeout + settings.shutdown_timeout) + _STOP_MARGIN),
             "proc_name": "officerpc",
             "accesslog": None,
             "loglevel": "warning",
@@ -106,34 +106,34 @@ class Arbiter(BaseApplication):  # type: ignore[misc]
         self._reloads += 1
         self._reloads_now[0] = self._reloads % 256
 
-    def _patience(self) -> float:
-        """For how long a worker that ends waits for idle clients, in seconds.
+    def _idle_grace(self) -> float:
+        """Seconds that a stopping worker waits for idle clients.
 
-        One that was replaced can wait until they send a request or have idled for too long: others serve.
+        After a reload, while new workers serve, it waits until they send a request or their time is over.
         """
         if self._reloads_now[0] == self._reloads % 256:
-            return IDLE_AT_STOP
+            return _STOP_GRACE
         return min(self._settings.keepalive_timeout, self._settings.shutdown_timeout)
 
     def run(self) -> None:
-        """Serve until a signal ends it."""
-        # A worker would inherit the arbiter's handlers, and lose signals that come before it has its own.
+        """Serve until a signal."""
+        # A worker inherits the arbiter's handlers, and would lose signals until it has set its own.
         os.register_at_fork(
-            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING),
-            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING),
-            after_in_child=_end_by_signal,
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS),
+            after_in_child=_reset_signals,
         )
         _Master(self).run()
 
     def load(self) -> Any:
-        """What a worker serves, made within the worker."""
+        """The function by which a worker makes its runner."""
 
-        async def runner() -> web.AppRunner:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-            made = Runner(create_app(self._settings, self._database_url), self._patience)
-            # All of this stays. A full collection that goes through it keeps the event loop for 50 ms.
+        async def make_runner() -> web.AppRunner:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+            runner = Runner(create_app(self._settings, self._database_url), self._idle_grace)
+            # These objects live until the end. A full collection of them blocks the event loop for 50 ms.
             gc.collect()
             gc.freeze()
-            return made
+            return runner
 
-        return runner
+        return make_runner

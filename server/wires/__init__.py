@@ -1,4 +1,1 @@
-"""The wire formats, one module each.
-
-A wire reads requests and renders answers; methods it reaches through dispatch alone.
-"""
+"""The wire formats, one module each: a wire parses requests, calls the dispatcher and renders answers."""

@@ -1,4 +1,4 @@
-"""What every wire needs of HTTP: bodies, JSON, keys, answers."""
+"""HTTP for all wires: API keys, rate limits, bodies, answers and errors."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ from server.base.errors import (
 from server.base.logs import safe_traceback
 from server.base.metrics import Metrics, RefusalFact
 from server.base.settings import Settings
-from server.base.shares import SERVER, Shares
+from server.base.shares import Shares
 from server.base.unsent import Unsent
 from server.methods.registry import DRY_RUN, without_dry_run
 from server.rpc.dispatch import Dispatcher
@@ -47,72 +47,74 @@ DISPATCHER = web.AppKey("DISPATCHER", Dispatcher)
 KEYS = web.AppKey("KEYS", KeyCache)
 SETTINGS = web.AppKey("SETTINGS", Settings)
 LIMITER = web.AppKey("LIMITER", RateLimiter)
-"""Of keys, on all wires together; a wire that has a limit of its own counts for itself too."""
+"""Calls of each key on all wires."""
 INSTANCE_LIMITER = web.AppKey("INSTANCE_LIMITER", RateLimiter)
-"""Of instances, on all wires and for all their keys together."""
+"""Calls of each instance on all wires, with any of its keys."""
 UNSENT = web.AppKey("UNSENT", Unsent)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 
 
 @dataclass(slots=True)
 class Calls:
-    """The calls that a request has become, and what its answer has to say of them beside its body."""
+    """The calls of a request, and the answer's headers about them."""
 
-    # Whose they are: the default instance of the key, or one number for each key without any; 0: nobody's.
+    # Id of the key's default instance; minus the key's id if it has none; 0 before the key is known.
     owner: int = 0
     begun: int = 0
     replayed: int = 0
-    # Those that write, and those of them that were rehearsed.
+    # Calls that write, and the dry runs among them.
     writing: int = 0
     dry: int = 0
     retry_after: int = 0
-    # Those that calls lacked, where the body tells of errors and the status does not.
+    # Missing scopes, where an error is in the body of a 200.
     scopes: set[str] = field(default_factory=set)
-    # What is left to the caller by each limit that it is under, by the limit's name.
+    # Limit's name -> what it leaves to the caller.
     allowances: dict[str, Allowance] = field(default_factory=dict)
 
     def headers(self) -> dict[str, str]:
-        """What holds for all of them: a batch that did any new work does not say that it was replayed."""
-        told = _limit_headers(self.allowances) if self.allowances else {}
+        """Headers that hold for all calls: a batch with any new work is not marked as replayed."""
+        headers: dict[str, str] = {}
+        if rates := self.allowances.items():
+            # draft-ietf-httpapi-ratelimit-headers-10: q calls in w seconds; r are left, for t seconds.
+            headers["RateLimit-Policy"] = ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in rates)
+            headers["RateLimit"] = ", ".join(f'"{name}";r={a.remaining};t={a.resets_in}' for name, a in rates)
         if self.scopes:
-            told["X-Required-Scope"] = ", ".join(sorted(self.scopes))
-        if not self.begun:
-            return told
-        if self.replayed == self.begun:
-            told["Idempotency-Replayed"] = "true"
+            headers["X-Required-Scope"] = ", ".join(sorted(self.scopes))
+        if self.begun and self.replayed == self.begun:
+            headers["Idempotency-Replayed"] = "true"
         if self.dry and self.dry == self.writing:
-            told["Dry-Run"] = "true"
+            headers["Dry-Run"] = "true"
         if self.retry_after:
-            told["Retry-After"] = str(self.retry_after)
-        return told
+            headers["Retry-After"] = str(self.retry_after)
+        return headers
 
 
 CALLS = web.RequestKey("CALLS", Calls)
 
 BEGINNING_SIZE = 65536
 BEGINNING = web.RequestKey("BEGINNING", bytes)
-"""The first bytes of a body that read_body refused, so many at most."""
+"""The first BEGINNING_SIZE bytes of a body that read_body refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire(ABC):
-    """One wire: where it listens and how it words errors."""
+    """A wire: its routes and its errors."""
 
     name: str
-    # Errors of requests whose paths begin with one of these are in its form.
+    # The wire renders errors of all requests whose paths begin with one of these.
     prefixes: tuple[str, ...]
 
     @abstractmethod
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Have the wire served."""
+        """Add the wire's routes."""
 
     @abstractmethod
     def error_response(self, request: web.Request, error: ServiceError) -> web.Response:
-        """The answer to an error, or to a bug of ours."""
+        """The answer to an error."""
 
 
 class Answer(web.Response):
-    """A response without the Server header, which aiohttp would add after every hook it offers."""
+    """A response without the Server header. aiohttp adds it after all of its hooks."""
 
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()
@@ -121,48 +123,44 @@ class Answer(web.Response):
 
 _HEADERS = CIMultiDict({"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
 _JSON_HEADERS = CIMultiDict(_HEADERS, **{"Content-Type": "application/json"})
-
-
 _LARGE_ANSWER = 65536
-"""Bytes from which headers and body are sent apart."""
+"""Bytes from which headers and body are sent separately."""
 
 
 def answer(status: int, body: bytes | None, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An answer in JSON, or without a body, with the headers that each has.
+    """An answer in JSON, or without a body, with the headers of every answer.
 
     Args:
-        headers: more of them, or others.
+        headers: more headers, or other values.
     """
     response = Answer(status=status, body=body, headers=_HEADERS if body is None else _JSON_HEADERS)
     if headers:
         response.headers.update(headers)
     if body is not None and len(body) > _LARGE_ANSWER:
-        # Headers and body in one piece would be a copy of the body, kept for as long as the client reads.
+        # Sent together, aiohttp would copy the body and keep the copy until the client has read it.
         response._send_headers_immediately = True
     return response
 
 
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 def request_id_of(given: str | None) -> str:
-    """The id of a request: the caller's own where it is short and plain, else a fresh one."""
-    if given and _GIVEN_ID.fullmatch(given):
+    """The id of a request: the client's if it is valid, else a new one."""
+    if given and _CLIENT_ID.fullmatch(given):
         return given
-    return f"{random.getrandbits(96):024x}"  # a name, no secret
+    return f"{random.getrandbits(96):024x}"  # not a secret
 
 
-async def authenticate(request: web.Request, *headers: str, counted: bool = True) -> Principal:
-    """Who calls; the call counts towards the rates of its key and of the key's instance.
+async def authenticate(request: web.Request, *headers: str) -> Principal:
+    """Find the caller by its API key.
 
     Args:
-        headers: where this wire looks for the key.
-        counted: False where the wire calls count itself.
+        headers: the wire's headers for keys.
 
     Raises:
         Unauthenticated: no key, or one that is unknown, revoked or expired.
         Invalid: more than one key.
-        TooMany: the key, or its instance, has made as many calls as it may.
     """
     given = [value for header in headers for value in request.headers.getall(header, ())]
     if len(given) > 1:
@@ -171,47 +169,40 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
         raise Unauthenticated
     caller = await request.app[KEYS].caller(given[0], address_of(request))
     request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.id
-    if counted:
-        count(request, caller)
     return caller
 
 
 def count(request: web.Request, caller: Principal) -> None:
-    """Count a call towards the rates of its key and of the key's (default) instance, where it has one.
+    """Count a call towards the rate limits of its key and of the key's default instance.
 
     Raises:
-        TooMany: the key, or its instance, has made as many calls as it may.
+        TooMany: the key, or its instance, is over its limit.
     """
-    allowance = request.app[LIMITER].spend(caller.id, caller.rate_per_minute)
-    if allowance is not None:
-        abide(request, "key", allowance)
+    enforce(request, "key", request.app[LIMITER].spend(caller.id, caller.rate_per_minute))
     if (instance := caller.default_instance) is not None:
         allowance = request.app[INSTANCE_LIMITER].spend(instance.id, instance.settings.ratePerMinute)
-        if allowance is not None:
-            abide(request, "instance", allowance)
+        enforce(request, "instance", allowance)
 
 
-def abide(request: web.Request, limit: str, allowance: Allowance) -> None:
-    """Have the answer tell what a limit leaves.
+def enforce(request: web.Request, limit: str, allowance: Allowance | None) -> None:
+    """Enforce a rate limit; the answer's headers show what it leaves.
+
+    Args:
+        limit: its name.
+        allowance: what it leaves; None: there is no limit.
 
     Raises:
-        TooMany: nothing any more.
+        TooMany: the call is over the limit.
     """
+    if allowance is None:
+        return
     request[CALLS].allowances[limit] = allowance
     if not allowance.granted:
         raise TooMany(retry_after=allowance.resets_in)
 
 
-def _limit_headers(allowances: Mapping[str, Allowance]) -> dict[str, str]:
-    # draft-ietf-httpapi-ratelimit-headers-10: q calls in a window of w seconds; r are left, for t seconds.
-    return {
-        "RateLimit-Policy": ", ".join(f'"{name}";q={a.limit};w={a.window}' for name, a in allowances.items()),
-        "RateLimit": ", ".join(f'"{name}";r={a.remaining};t={a.resets_in}' for name, a in allowances.items()),
-    }
-
-
 def address_of(request: web.Request) -> str | None:
-    """Where a request comes from: the first address, seen from here, that is no proxy of ours."""
+    """The client's address: the last hop that is not a trusted proxy; None if it is not known."""
     address = request.remote
     proxies = request.app[SETTINGS].trusted_proxies
     if not proxies or address is None:
@@ -228,13 +219,13 @@ def address_of(request: web.Request) -> str | None:
 
 
 def origin_of(request: web.Request) -> str | None:
-    """What the caller calls itself, by which it knows its own changes again among events.
+    """The client's name for itself (X-Origin). Its events have it, so it can recognize its own changes.
 
     Raises:
-        Invalid: no short, plain name.
+        Invalid: the name is not valid.
     """
     origin = request.headers.get("X-Origin")
-    if origin and not _GIVEN_ID.fullmatch(origin):
+    if origin and not _CLIENT_ID.fullmatch(origin):
         raise Invalid("X-Origin: must be 1 to 64 letters, digits, dots, colons, underscores or dashes")
     return origin or None
 
@@ -247,19 +238,19 @@ async def run(
     *,
     idempotency_key: object = None,
     dry_run: object = None,
-    place: int | None = None,
+    index: int | None = None,
 ) -> Any:
-    """Hand a call to the dispatcher, which observes it from here on.
+    """Run a method.
 
     Args:
-        idempotency_key, dry_run: as the envelope has them, where it can; null is none.
-        place: which of several calls in one request it is.
+        idempotency_key, dry_run: from the envelope; None: not given there.
+        index: of the call in a batch; None: no batch.
 
     Raises:
-        Invalid: what the headers Idempotency-Key, Dry-Run and X-Origin say cannot be; beside all that
-            dispatch raises.
+        Invalid: a bad value in the headers Idempotency-Key, Dry-Run or X-Origin.
+        ServiceError: see Dispatcher.answer.
     """
-    key = _idempotency_key(request, idempotency_key, place)
+    key = _idempotency_key(request, idempotency_key, index)
     dry = _dry_run(request, dry_run)
     context = RequestContext(request[REQUEST_ID], address_of(request), key, origin_of(request), dry_run=dry)
     calls = request[CALLS]
@@ -270,26 +261,25 @@ async def run(
         calls.writing += 1
         calls.dry += dry or without_dry_run(params)[1] is True
     try:
-        answered = await dispatcher.answer(caller, name, params, context)
+        result, is_replayed = await dispatcher.answer(caller, name, params, context)
     except ServiceError as error:
         calls.retry_after = max(calls.retry_after, error.retry_after or 0)
         raise
-    calls.replayed += answered.replayed
-    return answered.result
+    calls.replayed += is_replayed
+    return result
 
 
-def _idempotency_key(request: web.Request, given: object, place: int | None) -> str | None:
+def _idempotency_key(request: web.Request, given: object, index: int | None) -> str | None:
     if given is None and "Idempotency-Key" not in request.headers:
         return None
     sent = request.headers.getall("Idempotency-Key", ())
     keys = {checked_key(key) for key in (given, *sent) if key is not None}
-    if given is not None and place is not None:
-        return checked_key(given)  # in a batch the header is for those without their own
+    if given is not None and index is not None:
+        return checked_key(given)  # in a batch the header is for calls without their own key
     if len(keys) > 1 or len(sent) > 1:
         raise Invalid("send one idempotency key", code="bad_idempotency_key")
-    # The calls of a batch share the header: each is told from the others by its place, behind a character
-    # that no key has.
-    return keys.pop() if place is None else f"{keys.pop()}\n{place}"
+    # The calls of a batch share the header. A line feed, which no key contains, separates key and index.
+    return keys.pop() if index is None else f"{keys.pop()}\n{index}"
 
 
 def _dry_run(request: web.Request, given: object) -> bool:
@@ -304,38 +294,33 @@ def _dry_run(request: web.Request, given: object) -> bool:
 
 
 def body_limit(settings: Settings, *, with_picture: bool) -> int:
-    """Bytes that a body may have: more where it holds a picture, which base64 makes a third longer."""
+    """Bytes of a body at most. A picture in base64 is a third longer than the picture."""
     return settings.body_limit + (settings.picture_limit * 4 // 3 if with_picture else 0)
 
 
 LARGE_BODIES = web.AppKey("LARGE_BODIES", Shares)
-"""Bodies larger than usual, which hold pictures, while they are read. The others stay with their senders."""
+"""Slots for reading bodies larger than body_limit. Bodies without a slot stay in the network."""
 
 
-def large_bodies() -> Shares:
-    """So many at once, and few of any one instance."""
-    return Shares(size=16, of_one=2, waiting=100, refusal="too many large bodies are being sent, try again")
-
-
-async def read_body(request: web.Request, *, with_picture: bool = False, share: int = SERVER) -> bytes:
-    """The body of a request, inflated, within the limits of size and time.
+async def read_body(request: web.Request, *, with_picture: bool, share: int) -> bytes:
+    """The body of a request, decompressed, within the limits of size and time.
 
     Args:
-        with_picture: whether it may hold one.
-        share: whose it is.
+        with_picture: whether it may contain a picture.
+        share: the caller's, see Shares.
 
     Raises:
-        TooLarge: more bytes than allowed, before or after inflating.
+        TooLarge: more bytes than allowed, before or after decompression.
         TooSlow: it did not arrive in time.
-        Unavailable: too many large ones of the same instance are waiting.
-        Malformed: it cannot be inflated.
+        Unavailable: too many large bodies of the same instance are waiting.
+        Malformed: it cannot be decompressed.
     """
     settings = request.app[SETTINGS]
     limit = body_limit(settings, with_picture=with_picture)
     if (request.content_length or 0) > limit:
         raise TooLarge
     if request.content.is_eof() and not request.content.exception():
-        body = request.content.read_nowait()  # it came with its headers, as nearly all do
+        body = request.content.read_nowait()  # it came with its headers, as most do
         if len(body) > limit:
             request[BEGINNING] = body[:BEGINNING_SIZE]
             raise TooLarge
@@ -362,47 +347,46 @@ async def read_body(request: web.Request, *, with_picture: bool = False, share: 
     return b"".join(chunks)
 
 
-# The last two are of the draft of 2008 on JSON-RPC over HTTP.
+# The last two are from the draft of 2008 on JSON-RPC over HTTP.
 _JSON_TYPES = frozenset(("application/json", "application/json-rpc", "application/jsonrequest"))
 
 
 def require_json(request: web.Request) -> None:
-    """Check that the body is declared to be JSON in UTF-8.
+    """Check that Content-Type is JSON in UTF-8.
 
     Types with the suffix +json are JSON too (RFC 6839, section 3.1).
 
     Raises:
-        WrongType: it is declared to be something else, or nothing.
+        WrongType: it is missing, or another type.
     """
     if request.headers.get(hdrs.CONTENT_TYPE) == "application/json":
-        return  # as nearly always
+        return  # the usual case, fast
     is_json = request.content_type in _JSON_TYPES or request.content_type.endswith("+json")
     if not is_json or (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
         raise WrongType
 
 
 CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
-"""The challenge of each 401, which RFC 9110, section 11.6.1, requires.
+"""WWW-Authenticate of each 401, which RFC 9110, section 11.6.1, requires.
 
-No scheme is registered for a key in a header of its own, and a browser shows no login dialog for one that
-it does not know. Every wire takes the header x-api-key beside that of its document.
+No scheme is registered for API keys in a header. A browser shows no login dialog for an unknown scheme.
 """
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _wire_of(path: str, wires: Sequence[Wire]) -> Wire:
-    """The wire with the longest prefix of a path; the first for a path that is none's."""
+    """The wire with the longest matching prefix; the first wire if none matches."""
     lengths = {len(prefix): wire for wire in wires for prefix in wire.prefixes if path.startswith(prefix)}
     return lengths[max(lengths)] if lengths else wires[0]
 
 
-def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -> Handler:
-    """Around all that aiohttp does with a request: gives each its id, and each error its wire's form.
+def error_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -> Handler:
+    """Wrap an application: each request gets an id, and the path's wire renders its errors.
 
     Args:
-        handler: of the whole application.
-        wires: the longest prefix of the path decides; the first is for every other path.
+        handler: the application's.
+        wires: see _wire_of.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -422,7 +406,7 @@ def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -
             error = NoRoute()
         except Exception as bug:
             if isinstance(bug, OSError) and request.transport is None:
-                # The client went away and left its body unfinished: no fault of ours, and nobody to answer.
+                # The client disconnected while sending its body.
                 log.info("client_gone", request_id=request_id)
                 raise ConnectionResetError("the client is gone") from bug
             log.error("bug", request_id=request_id, traceback=safe_traceback(bug))
@@ -435,15 +419,14 @@ def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -
             if error.retry_after is not None:
                 response.headers["Retry-After"] = str(error.retry_after)
             if isinstance(error, (TooLarge, TooSlow)):
-                response.force_close()  # the rest of the body is not worth waiting for
-            if not calls.begun:  # else dispatch has observed it
+                response.force_close()  # instead of reading the rest of the body
+            if not calls.begun:  # else the dispatcher has reported it
                 metrics.refusal(
                     RefusalFact(wire.name, error.code, response.status, request_id, error.cause())
                 )
         if response.status == 401:
             response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
-        if told := calls.headers():
-            response.headers.update(told)
+        response.headers.update(calls.headers())
         response.headers["X-Request-Id"] = request_id
         return response
 

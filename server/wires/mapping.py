@@ -1,14 +1,16 @@
-"""A REST wire as a declaration: routes, renamed members, errors. One handler serves every route.
+"""REST wires as declarations: routes, renamed members, errors. One handler serves every route.
 
-A wire is a `RestWire` with `Route`s. A route names the method that serves it and what each part of the path,
-query parameter and body member is to that method. Its result is a type, such as a model of rendering.py: it
-renders the answer, and openapi.py describes the answer by it.
+A wire is a `RestWire` with `Route`s. A route names its method, and maps path parts, query parameters and body
+members to the method's params. Its result is a type, such as a model of rendering.py, that renders the answer
+and describes it in the OpenAPI document.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import orjson
@@ -26,34 +28,44 @@ from server.base.errors import (
 )
 from server.base.parsing import parse_long_json
 from server.tenants.principals import Principal
-from server.wires.http import DISPATCHER, Handler, Wire, answer, authenticate, read_body, require_json, run
+from server.wires.http import (
+    DISPATCHER,
+    Handler,
+    Wire,
+    answer,
+    authenticate,
+    count,
+    read_body,
+    require_json,
+    run,
+)
 from server.wires.rendering import renderer, unchanged
-from server.wires.schemas import Schema, one_of
+from server.wires.schemas import Schema, either, one_of
 
 
 def status_of(kind: type[ServiceError], statuses: Mapping[type[ServiceError], int]) -> int:
     """The HTTP status of a kind of error.
 
     Args:
-        statuses: those of a wire. A kind that is not there has that of the nearest kind above it; without
-            any, that of /rpc, but 404 for what is not found.
+        statuses: the wire's. A kind that is not in it has the status of its nearest base class in it, else
+            404 for NotFound and UnknownMethod, else the status at /rpc.
     """
     statuses = {NotFound: 404, UnknownMethod: 404, **statuses}
     own = next((statuses[known] for known in kind.__mro__ if known in statuses), None)
     return own or ERROR_CODES[kind.code].status
 
 
-# --- what is sent ---------------------------------------------------------------------------------------
+# --- members of requests --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How a wire writes a value, where that is not as the method takes it."""
+class Format:
+    """The format of a value on a wire, if it differs from the method's."""
 
-    # From what is sent to what the method takes. A value that is not in this form is returned as it is, for
-    # the method to refuse, or raises ValueError with what is wrong; in a path, where it can name nothing.
-    read: Callable[[Any], Any] = unchanged
-    # From the schema of the method's value to that of the value in a body.
+    # Wire's value -> method's value. Returns a value in another format unchanged, so that the method refuses
+    # it, or raises ValueError with the message; in a path, ValueError means NotFound.
+    parse: Callable[[Any], Any] = unchanged
+    # Schema of the method's value -> schema of the value in a body.
     schema: Callable[[Schema], Schema] = unchanged
 
 
@@ -62,14 +74,13 @@ def _integer(value: Any) -> Any:
 
 
 def or_digits(schema: Schema) -> Schema:
-    """An integer, or the same as text."""
-    number = {**schema.get("anyOf", [schema])[0]}
-    number.pop("description", None)
+    """The schema of an integer as a number or as text."""
+    number = schema.get("anyOf", [schema])[0]
     digits = len(str(number.get("maximum", number.get("exclusiveMaximum", 0)))) - 1
     least = "[1-9]" if number.get("minimum") else "0$|^[1-9]"
     text = {"type": "string", "pattern": f"^{least}[0-9]{{0,{digits - 1}}}$"}
-    rest = {name: part for name, part in schema.items() if name == "description"}
-    return rest | {"anyOf": [number, text]}
+    described = {name: part for name, part in schema.items() if name == "description"}
+    return either(number | described, text)
 
 
 def _id(text: str) -> int:
@@ -82,132 +93,135 @@ def _flag(value: Any) -> Any:
     return bool(value) if isinstance(value, (int, float)) and value in (0, 1) else value
 
 
-PLAIN = Form()
-INTEGER = Form(_integer, or_digits)
-"""Also as text, as every query has it."""
-ID = Form(_id)
+PLAIN = Format()
+INTEGER = Format(_integer, or_digits)
+"""An integer, also as text (in a query always)."""
+ID = Format(_id)
 """A positive integer in a path."""
-FLAG = Form(_flag, lambda _: one_of(0, 1, False, True))
+FLAG = Format(_flag, lambda _: one_of(0, 1, False, True))
 """A boolean, also as 1 or 0."""
-
-
-def _never(given: Container[str]) -> bool:
-    return False
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a body member, a query parameter or a part of a path is to the method."""
+    """How a body member, a query parameter or a part of a path maps to a param."""
 
-    # The method's name of it; "admin.email" is a member of a member. None: the method is not given it.
+    # The method's name; "admin.email" is the member email of the param admin. None: not for the method.
     param: str | None
-    form: Form = PLAIN
-    # Null, or an empty value where that stands for null, is not the same as leaving it out.
+    format: Format = PLAIN
+    # Whether null (or an empty value that means null) differs from an omitted member.
     nullable: bool = False
-    # It limits a list to some user's rows: empty, which would list all rows, is refused.
+    # Whether it filters a list by user: empty is refused, as it would list all rows.
     narrows: bool = False
-    # Whether it must be given beside these members; only where `param` is None, else the method says it.
-    needed: Callable[[Container[str]], bool] = _never
+    # Whether it is required, given the names of the other members. Only if `param` is None.
+    needed: Callable[[Container[str]], bool] = lambda given: False
 
 
-def same(*names: str, form: Form = PLAIN) -> dict[str, Member]:
-    """Members that have the method's names."""
-    return {name: Member(name, form) for name in names}
+def same(*names: str) -> dict[str, Member]:
+    """Members with the method's names."""
+    return {name: Member(name) for name in names}
 
 
 # --- routes and wires -----------------------------------------------------------------------------------
 
 
-class Own(NamedTuple):
-    """The method's own result, as it is or within a generic model."""
+class MethodResult(NamedTuple):
+    """In Route.result: the type of the method's result, in these generic models, the outermost first."""
 
-    within: Any = None
-
-    def kind(self, result: Any) -> Any:
-        """The type of the answer, from that of the method's result."""
-        return result if self.within is None else self.within[result]
+    models: tuple[Any, ...] = ()
 
 
-class Done(NamedTuple):
-    """A request that was served."""
+class CompletedCall(NamedTuple):
+    """A request, the params for its method and the method's result."""
 
     request: web.Request
-    # What the method was given, and what it answered.
     params: Mapping[str, Any]
     result: Any
 
 
 class Links(NamedTuple):
-    """Where what a success tells can be used: for the OpenAPI document."""
+    """The Link Objects of an answer in the OpenAPI document: routes that take its values."""
 
-    # The beginning of the paths of the other routes.
+    # Prefix of the paths of these routes.
     target: str
-    # Their parameters as runtime expressions (OpenAPI 3.1.1, section 4.8.20.4).
+    # Their parameters -> runtime expressions (OpenAPI 3.1.1, section 4.8.20.4).
     values: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One function of a wire: where it is, which method serves it, and how its members are written."""
+    """A function of a wire: verb, path, method and members."""
 
     verb: str
-    # Beneath the wire's base, as aiohttp writes it.
+    # Below the wire's base, in aiohttp's syntax.
     path: str
     method: str
-    # The type of the answer, Own, or None for an answer without a body.
+    # The type of the answer, a MethodResult, or None for an answer without a body.
     result: Any = None
     status: int = 200
-    # A part of the path -> what it may be; all that it can be goes to the method.
+    # Part of the path -> the params that it can be. The method gets all of them that it parses as.
     parts: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)
-    # None: whatever is there is ignored.
+    # None: query, or body, is ignored.
     query: Mapping[str, Member] | None = None
     body: Mapping[str, Member] | None = None
-    # Params that the path stands for.
+    # Constant params.
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    # A member that is given (a flag: set) -> the method that then serves the route instead.
+    # Member -> the method that is called instead if the member is given (a flag: true).
     instead: Mapping[str, str] = field(default_factory=dict)
-    # The method that describes the params in the OpenAPI document, where `method` takes good ones and bad.
+    # The method whose params the OpenAPI document shows, if `method` accepts invalid params too.
     like: str | None = None
-    # What the answer is rendered from, if that is not the method's result.
-    source: Callable[[Done], Any] | None = None
+    # The data for the answer, if that is not the method's result.
+    source: Callable[[CompletedCall], Any] | None = None
     # Whether a request without Content-Length is refused.
     needs_length: bool = False
-    # The query parameter that continues a list: the answer has a Link to the next page (RFC 8288).
+    # The query parameter for the next page of a list: the answer has a Link header with it (RFC 8288).
     continued_by: str | None = None
     links: Links | None = None
-    # For what cannot be declared: serves the route, and describes its responses in the OpenAPI document.
+    # Instead of the declarations: the handler, and the responses in the OpenAPI document.
     handle: Handler | None = None
     responses: Mapping[int, Schema] = field(default_factory=dict)
 
     def members(self) -> dict[str, Member]:
-        """Those of query and body."""
+        """The members of query and body."""
         return {**(self.query or {}), **(self.body or {})}
 
+    def answer_type(self, method_result: Any) -> Any:
+        """The type of the answer; None: no body.
 
-class Asked(NamedTuple):
-    """What a request asks for."""
+        Args:
+            method_result: the type of the method's result.
+        """
+        if not isinstance(self.result, MethodResult):
+            return self.result
+        for model in reversed(self.result.models):
+            method_result = model[method_result]
+        return method_result
+
+
+class ParsedCall(NamedTuple):
+    """The method and params of a request."""
 
     method: str
     params: dict[str, Any]
-    # The method's name of a param -> the one that the caller used.
+    # Method's name of a param -> the name that the caller used.
     names: dict[str, str]
-    # What is wrong with it already, in the wire's names.
+    # Errors found while parsing, in the wire's names.
     failures: list[FieldError]
 
 
-Call = Callable[[web.Request, Principal, Route, Asked], Awaitable[Any]]
+Call = Callable[[web.Request, Principal, Route, ParsedCall], Awaitable[Any]]
 
 
-async def call(request: web.Request, caller: Principal, route: Route, asked: Asked) -> Any:
-    """The result of what is asked for; errors name members as the wire does."""
-    if asked.failures:
-        raise Invalid.of(asked.failures)
+async def call(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
+    """Call the method. Errors name members as the wire does."""
+    if parsed.failures:
+        raise Invalid.of(parsed.failures)
     try:
-        return await run(request, caller, asked.method, asked.params)
+        return await run(request, caller, parsed.method, parsed.params)
     except (Invalid, Conflict) as error:
-        of_path = not isinstance(error, Conflict)  # which is about what is stored
-        fields = in_wire_names(error.fields, route, asked.names, of_path=of_path)
-        # Where the message is that of one field, as for a wrong code, it says it all.
+        of_path = not isinstance(error, Conflict)  # conflicts are about stored data
+        fields = in_wire_names(error.fields, route, parsed.names, of_path=of_path)
+        # A message that equals that of its one field, as for a wrong code, stays as it is.
         is_whole = not fields or error.message == error.fields[0].message
         message = error.message if is_whole else Invalid.of(fields).message
         raise type(error)(message, code=error.code, fields=fields) from error
@@ -215,101 +229,93 @@ async def call(request: web.Request, caller: Principal, route: Route, asked: Ask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestWire(Wire):
-    """A wire of routes."""
+    """A wire made of routes."""
 
     description: str
-    # Headers that the key may stand in, one of them.
+    # Headers for the API key; a request has one of them.
     key_headers: tuple[str, ...]
     routes: tuple[Route, ...]
-    # Prefixes beneath each of which every route is served, and what all paths begin with after them.
+    # The path of a route is mount + base + path; it is served under every mount.
     mounts: tuple[str, ...] = ("",)
     base: str = ""
-    # Whether a path is served with and without a slash at its end.
+    # Whether paths are served with and without a slash at the end.
     either_slash: bool = False
 
-    # Kind of error -> HTTP status (see status_of); from an error and its status to the answer's status and
-    # body, None for none; and the type of the body, by its status.
+    # Kind of error -> HTTP status (see status_of).
     errors: Mapping[type[ServiceError], int]
-    error_form: Callable[[web.Request, ServiceError, int], tuple[int, Any]]
+    # Request, error, its status -> the answer's status and body; None: no body.
+    render_error: Callable[[web.Request, ServiceError, int], tuple[int, Any]]
+    # HTTP status -> type of that body.
     error_type: Callable[[int], Any]
-    # Codes of errors that the wire itself gives, beside those of its methods.
+    # Error codes of the wire itself, in addition to those of its methods.
     error_codes: tuple[str, ...] = ()
-    # What a caller is told who sends a member, or a body, that cannot be.
+    # Message for unknown members, and the error for a body that is not an object.
     unknown: str = "is not a member of this call"
     no_object: Callable[[], ServiceError] = lambda: Invalid("the body must be an object")
 
-    # Values that stand for a member that is left out, where it is not nullable.
-    left_out: tuple[Any, ...] = (None,)
-    # Whether a route with a body refuses a request without one.
+    # Values that mean an omitted member, unless the member is nullable.
+    omitted: tuple[Any, ...] = (None,)
+    # Whether routes with a body refuse requests without one.
     needs_body: bool = False
-    # Whether query parameters that are unknown, or given again, are ignored instead of refused.
+    # Whether unknown and repeated query parameters are ignored.
     lenient_query: bool = False
-    # Runs once the caller is known: limits, and what an instance allows.
+    # Checks, such as limits, once the caller is known.
     before: Callable[[web.Request, Principal, Route], Awaitable[None]] | None = None
     call: Call = call
-    # A generic model around every result, and what it is rendered from.
-    envelope: Any = None
-    enveloped: Callable[[Done], Any] | None = None
     # Headers of every answer.
     headers: Callable[[web.Request], dict[str, str]] = lambda request: {}
-    # For the OpenAPI document: those headers, and header parameters that every route takes.
+    # In the OpenAPI document: these headers, and the header parameters of every route.
     header_schemas: Mapping[str, Schema] = field(default_factory=dict)
     header_parameters: Mapping[str, Schema] = field(default_factory=dict)
 
     def error_response(self, request: web.Request, error: ServiceError) -> web.Response:
-        """An error in the wire's form."""
-        status, body = self.error_form(request, error, status_of(type(error), self.errors))
+        """The answer to an error."""
+        status, body = self.render_error(request, error, status_of(type(error), self.errors))
         return answer(status, None if body is None else orjson.dumps(body), self.headers(request))
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Every route, beneath every mount."""
+        """Add every route under every mount. A GET also serves HEAD (RFC 9110, section 9.1)."""
         for route in self.routes:
             handle = route.handle or handler(self, route)
             path = self.base + route.path
             paths = (path.rstrip("/"), path.rstrip("/") + "/") if self.either_slash else (path,)
-            for mount in self.mounts:
-                for path in paths:
-                    router.add_route(route.verb, mount + path, handle)
-
-    def kind(self, route: Route, method_result: Any) -> Any:
-        """The type of a route's answer, from that of its method's result; None: no body."""
-        kind = route.result.kind(method_result) if isinstance(route.result, Own) else route.result
-        return kind if kind is None or self.envelope is None else self.envelope[kind]
+            add = router.add_get if route.verb == "GET" else partial(router.add_route, route.verb)
+            for mount, path in product(self.mounts, paths):
+                add(mount + path, handle)
 
 
 def handler(wire: RestWire, route: Route) -> Handler:
-    """What serves a route: authenticate, read, call the method, render."""
-    kind = wire.kind(route, Any)
-    render = None if kind is None else renderer(kind)
+    """The handler of a route: authenticate, parse, call the method, render."""
+    answer_type = route.answer_type(Any)
+    render = None if answer_type is None else renderer(answer_type)
 
     async def handle(request: web.Request) -> web.Response:
         caller = await authenticate(request, *wire.key_headers)
+        count(request, caller)
         if route.needs_length and hdrs.CONTENT_LENGTH not in request.headers:
             raise LengthRequired
         if wire.before is not None:
             await wire.before(request, caller, route)
-        asked = await _asked(wire, route, request, caller)
-        result = await wire.call(request, caller, route, asked)
+        parsed = await _parse(wire, route, request, caller)
+        result = await wire.call(request, caller, route, parsed)
         headers = wire.headers(request)
         if route.continued_by is not None and result["next"]:
             next_page = f"{wire.base}{route.path}?{route.continued_by}={result['next']}"
             headers["Link"] = f'<{next_page}>; rel="next"'
         if render is None:
             return answer(route.status, None, headers)
-        done = Done(request, asked.params, result)
         if route.source is not None:
-            done = done._replace(result=route.source(done))
-        shown = done.result if wire.enveloped is None else wire.enveloped(done)
-        return answer(route.status, orjson.dumps(render(shown)), headers)
+            result = route.source(CompletedCall(request, parsed.params, result))
+        return answer(route.status, orjson.dumps(render(result)), headers)
 
     return handle
 
 
-def named(route: Route, request: web.Request) -> dict[str, Any]:
-    """The params that the path names.
+def path_params(route: Route, request: web.Request) -> dict[str, Any]:
+    """The params in the path.
 
     Raises:
-        NotFound: a part of it cannot be the name of anything.
+        NotFound: a part of the path cannot be any of its params.
     """
     params: dict[str, Any] = {}
     for part, members in route.parts.items():
@@ -317,107 +323,99 @@ def named(route: Route, request: web.Request) -> dict[str, Any]:
         possible: dict[str, Any] = {}
         for member in members:
             with suppress(ValueError):
-                possible[member.param or ""] = member.form.read(text)
+                possible[member.param or ""] = member.format.parse(text)
         if not possible or "\0" in text:
             raise NotFound
         params |= possible
     return params
 
 
-async def _asked(wire: RestWire, route: Route, request: web.Request, caller: Principal) -> Asked:
-    """The method that is asked for and its params, from path, query and body."""
-    params = named(route, request) | dict(route.fixed)
+async def _parse(wire: RestWire, route: Route, request: web.Request, caller: Principal) -> ParsedCall:
+    """The method and its params, from path, query and body."""
+    params = path_params(route, request) | dict(route.fixed)
     declared = route.members()
     for member in declared.values():
         head, dot, _ = (member.param or "").partition(".")
-        if dot:  # there, so that errors are about its members
+        if dot:  # an empty object, so that errors name its members
             params.setdefault(head, {})
     method, names, seen = route.method, dict[str, str](), set[str]()
     bad: list[FieldError] = []
-    odd: list[FieldError] = []
-    for name, value, known in await _given(wire, route, request, caller):
+    unexpected: list[FieldError] = []
+    for name, value, known in await _values(wire, route, request, caller):
         if known is None:
-            odd.append(FieldError(name[:64], wire.unknown))
+            unexpected.append(FieldError(name[:64], wire.unknown))
         elif value == "" and known.narrows:
-            odd.append(FieldError(name, "must not be empty"))
-        elif value in wire.left_out and not known.nullable:
+            unexpected.append(FieldError(name, "must not be empty"))
+        elif value in wire.omitted and not known.nullable:
             continue
         elif name in seen:
-            odd.append(FieldError(name, "is given twice"))
+            unexpected.append(FieldError(name, "is given twice"))
         else:
             seen.add(name)
             if known.param in names:
-                odd.append(FieldError(name, f"stands for the same as {names[known.param]}"))
+                unexpected.append(FieldError(name, f"stands for the same as {names[known.param]}"))
                 continue
             try:
-                value = None if value in wire.left_out else known.form.read(value)
+                value = None if value in wire.omitted else known.format.parse(value)
             except ValueError as error:
                 bad.append(FieldError(name, str(error)))
             if name in route.instead and (known.param is not None or value):
                 method = route.instead[name]
             if known.param is not None:
                 names[known.param] = name
-                _put(params, known.param, value)
+                head, dot, rest = known.param.partition(".")
+                target = params[head] if dot else params
+                target[rest or head] = value
     for name, member in declared.items():
         if name not in seen and member.needed(seen):
             bad.append(FieldError(name, "is required"))
-    return Asked(method, params, names, bad + odd)
+    return ParsedCall(method, params, names, bad + unexpected)
 
 
-async def _given(
+async def _values(
     wire: RestWire, route: Route, request: web.Request, caller: Principal
 ) -> list[tuple[str, Any, Member | None]]:
-    """The values in query and body, each with what it is to the method: None for nothing.
+    """Name, value and declaration (None: unknown) of each value in query and body.
 
-    A member of the body stands in place of the query parameter of its name.
+    A body member replaces the query parameter of the same name.
     """
-    body: dict[str, Any] = {}
+    body: Any = {}
     if route.body is not None and (wire.needs_body or request.body_exists):
         require_json(request)
         with_picture = request.app[DISPATCHER].methods[route.method].with_picture
-        parsed = await parse_long_json(
-            await read_body(request, with_picture=with_picture, share=caller.share)
-        )
-        if not isinstance(parsed, dict):
+        text = await read_body(request, with_picture=with_picture, share=caller.share)
+        body = await parse_long_json(text)
+        if not isinstance(body, dict):
             raise wire.no_object()
-        body = parsed
-    given = []
+    values = []
     if route.query is not None:
-        query = dict(request.query) if wire.lenient_query else request.query  # a dict has the first of a name
+        query = dict(request.query) if wire.lenient_query else request.query  # dict: the first of each name
         for name, value in query.items():
             if name not in body and (name in route.query or not wire.lenient_query):
-                given.append((name, value, route.query.get(name)))
-    return given + [(name, value, (route.body or {}).get(name)) for name, value in body.items()]
-
-
-def _put(params: dict[str, Any], param: str, value: Any) -> None:
-    head, dot, rest = param.partition(".")
-    if dot:
-        params[head][rest] = value
-    else:
-        params[head] = value
+                values.append((name, value, route.query.get(name)))
+    return values + [(name, value, (route.body or {}).get(name)) for name, value in body.items()]
 
 
 def in_wire_names(
-    fields: Iterable[FieldError], route: Route, used: Mapping[str, str], *, of_path: bool = True
+    fields: Iterable[FieldError], route: Route, used: Mapping[str, str], *, of_path: bool
 ) -> list[FieldError]:
-    """What is wrong, in the wire's names.
+    """Errors of members in the wire's names.
 
     Args:
-        fields: the same in the method's names.
-        used: the wire's names that the caller used, by the method's; of others, the first in the declaration.
-        of_path: False where a part of the path names something that is there.
+        fields: the errors in the method's names.
+        used: method's name -> the name that the caller used. Other params have their first declared name.
+        of_path: whether an error of a part of the path means that the path is invalid.
 
     Raises:
-        NotFound: a part of the path cannot be the name of anything.
+        NotFound: the path is invalid.
     """
     in_path = {member.param: part for part, choices in route.parts.items() for member in choices}
     in_members = {member.param: name for name, member in reversed(route.members().items())}
     names = in_path | in_members | {**used}
-    told = []
+    renamed = []
     for name, message in fields:
         head, dot, rest = name.partition(".")
         if of_path and head in in_path and head not in in_members:
             raise NotFound
-        told.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
-    return told
+        renamed.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
+    return renamed

@@ -1,6 +1,6 @@
-"""The member platform's wire (seeds/001): /main-app/... and /online-office/..., also beneath /api2."""
+"""The member platform's wire (seeds/001): /main-app/... and /online-office/..., also under /api2."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -23,30 +23,30 @@ from server.base.strict import whole
 from server.wires.mapping import (
     FLAG,
     INTEGER,
-    Done,
-    Form,
+    CompletedCall,
+    Format,
     Links,
     Member,
-    Own,
+    MethodResult,
     RestWire,
     Route,
     same,
     status_of,
 )  # fmt: skip
-from server.wires.rendering import WHOLE, By, Empty, From, Shown, renderer
+from server.wires.rendering import WHOLE, AnswerModel, Computed, Empty, From, renderer
 from server.wires.schemas import one_of
 
 T = TypeVar("T")
 
 ERROR_CODES: dict[type[ServiceError], int] = {Conflict: 409}
-"""Kind of error -> errorCode, where that is not the HTTP status at /rpc."""
+"""Kind of error -> errorCode, if it differs from the HTTP status at /rpc."""
 STATUSES: dict[type[ServiceError], int] = dict.fromkeys(
     (Invalid, Malformed, Forbidden, NotFound, UnknownMethod, Conflict), 200
 )
-"""Kind of error -> HTTP status: 200 for what is wrong with the params or is not there."""
+"""Kind of error -> HTTP status: 200 for errors in the params."""
 
 LOCALES = {"en": "en_US", "ru": "ru_RU"}
-# The messages a person may come to see; those for developers stay in English.
+# Messages for end users. Messages for developers stay in English.
 RUSSIAN = {
     "Login or password is incorrect": "Неверный логин или пароль",
     "not-allowed": "Доступ запрещён",
@@ -71,34 +71,34 @@ def _locale(request: web.Request) -> str:
     return LOCALES.get(language, "en_US")
 
 
-def _worded(message: str, locale: str) -> str:
+def _translated(message: str, locale: str) -> str:
     return RUSSIAN.get(message, message) if locale == "ru_RU" else message
 
 
-# --- what is answered -----------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------------
 
 Text = Annotated[str, Field(min_length=1)]
 Locale = Literal["en_US", "ru_RU"]
 
 
-class NoPayload(Shown):
-    """Nothing to say."""
+class NoPayload(AnswerModel):
+    """Empty."""
 
 
-class FieldAlias(Shown):
-    """Which field of a profile."""
+class FieldAlias(AnswerModel):
+    """The name of a profile field."""
 
     alias: str
 
 
-class ProfileEntry(Shown):
-    """A field of a profile and what stands in it."""
+class ProfileEntry(AnswerModel):
+    """A profile field and its value."""
 
     field: Annotated[FieldAlias, WHOLE]
     value: str | int | float
 
 
-class AuthAccount(Shown):
+class AuthAccount(AnswerModel):
     """The account of a user."""
 
     id: int
@@ -110,16 +110,16 @@ def _profile(member: Any) -> list[dict[str, Any]]:
     return profile + ([{"alias": "avatar", "value": member["avatar"]}] if member["avatar"] else [])
 
 
-class AuthUser(Shown):
+class AuthUser(AnswerModel):
     """The user of an auth record."""
 
     id: int
-    profile: Annotated[list[ProfileEntry], By(_profile)]
+    profile: Annotated[list[ProfileEntry], Computed(_profile)]
     account: AuthAccount | None
 
 
-class Auth(Shown):
-    """A member: the auth record and its user are one and the same here."""
+class Auth(AnswerModel):
+    """The auth record of a member."""
 
     id: int
     login: str
@@ -130,41 +130,41 @@ class Auth(Shown):
     user: Annotated[AuthUser, WHOLE]
 
 
-class AuthPayload(Shown):
+class AuthPayload(AnswerModel):
     """A member."""
 
     auth: Annotated[Auth, WHOLE]
 
 
-class CreatedPayload(Shown):
-    """A new member, and its password if that was made for it."""
+class CreatedPayload(AnswerModel):
+    """A new member, and its password if the server generated it."""
 
     auth: Annotated[Auth, From("member")]
     password: str | None = None
 
 
-class ExistencePayload(Shown):
-    """Whether there is such a member, and which."""
+class ExistencePayload(AnswerModel):
+    """Whether the member exists, and the member."""
 
     exist: Annotated[bool, From("exists")]
     auth: Annotated[Auth | None, From("member")] = None
 
 
-class Listed(Shown, Generic[T]):
-    """All there are."""
+class Listed(AnswerModel, Generic[T]):
+    """A list of everything."""
 
     list: Annotated[T, WHOLE]
 
 
-class FailedField(Shown):
-    """What is wrong with a member."""
+class FailedField(AnswerModel):
+    """An error of one member of the request."""
 
     field: str
     message: str
 
 
-class Succeeding(Shown, Generic[T]):
-    """What came of a call."""
+class Succeeding(AnswerModel, Generic[T]):
+    """The outcome of a call."""
 
     success: Literal[True]
     message: Literal[""]
@@ -172,7 +172,7 @@ class Succeeding(Shown, Generic[T]):
     errors: Empty
 
 
-class Succeeded(Shown, Generic[T]):
+class Succeeded(AnswerModel, Generic[T]):
     """The platform's envelope around a payload."""
 
     errorCode: Literal[0]
@@ -182,8 +182,8 @@ class Succeeded(Shown, Generic[T]):
     locale: Locale
 
 
-class Failing(Shown):
-    """What came of a call that failed."""
+class Failing(AnswerModel):
+    """The outcome of a failed call."""
 
     success: Literal[False]
     message: Text
@@ -191,7 +191,7 @@ class Failing(Shown):
     errors: list[FailedField]
 
 
-class Failure(Shown):
+class Failure(AnswerModel):
     """The platform's envelope around an error."""
 
     errorCode: Annotated[int, Field(ge=400, le=599)]
@@ -207,7 +207,7 @@ _no_payload = renderer(Succeeded[NoPayload])
 
 
 def _outcome(outcome: Any) -> Any:
-    """What came of a queued call: empty until it is done, then an envelope."""
+    """The outcome of a queued call: empty until it is done, then an envelope."""
     if outcome is None:
         return {}
     if not outcome["success"]:
@@ -216,24 +216,27 @@ def _outcome(outcome: Any) -> Any:
     return render({"payload": outcome["member"], "locale": "en_US"})
 
 
-class DocumentContext(Shown):
-    """What was asked of the queue."""
+class DocumentContext(AnswerModel):
+    """The kind of a queued call."""
 
     entity: str
     action: str
 
 
-class DocumentBody(Shown):
-    """What was asked of the queue, and what came of it."""
+class DocumentBody(AnswerModel):
+    """A queued call and its outcome."""
 
     id: str
     context: Annotated[DocumentContext, WHOLE]
     result: Annotated[
-        Any, By(_outcome), From("result"), Field(description="Empty until it is done, then an envelope.")
+        Any,
+        Computed(_outcome),
+        From("result"),
+        Field(description="Empty until it is done, then an envelope."),
     ]
 
 
-class DocumentPayload(Shown):
+class DocumentPayload(AnswerModel):
     """A document."""
 
     document: Annotated[DocumentBody, WHOLE]
@@ -241,194 +244,166 @@ class DocumentPayload(Shown):
 
 def _failed(error: ServiceError, code: int, locale: str) -> Any:
     """The envelope around an error."""
-    message = _worded(error.message, locale)
-    fields = [FieldError(field, _worded(text, locale)) for field, text in error.fields]
+    message = _translated(error.message, locale)
+    fields = [FieldError(field, _translated(text, locale)) for field, text in error.fields]
     if fields:
         message = "; ".join(f"{field}: {text}" for field, text in fields)
         if len(fields) == 1 and error.message == error.fields[0].message:
-            message = fields[0].message  # a duplicate: the message says it all
+            message = fields[0].message  # as for a duplicate
     errors = [field._asdict() for field in fields]
     return _failure(
         {"errorCode": code, "message": message, "errors": errors, "payload": {}, "locale": locale}
     )
 
 
-def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
+def _render_error(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     return status, _failed(error, status_of(type(error), ERROR_CODES), _locale(request))
 
 
-def _enveloped(done: Done) -> dict[str, Any]:
-    return {"payload": done.result, "locale": _locale(done.request)}
+def _envelope(call: CompletedCall) -> dict[str, Any]:
+    return {"payload": call.result, "locale": _locale(call.request)}
 
 
-# --- what is sent ---------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------------
 
 
-def _read_type(given: Any) -> str:
+def _parse_type(given: Any) -> str:
     if given != "member":
         raise ValueError("must be member")
     return "member"
 
 
-def _read_type_or_number(given: Any) -> str:
-    # The document's table has an integer here: any stands for a member.
-    by_number = isinstance(whole(given), int) and not isinstance(given, bool)
-    return "member" if by_number else _read_type(given)
+def _parse_type_or_number(given: Any) -> str:
+    # The document's table has an integer here: any integer means member.
+    is_integer = isinstance(whole(given), int) and not isinstance(given, bool)
+    return "member" if is_integer else _parse_type(given)
 
 
-def _read_flag(given: Any) -> bool:
+def _parse_flag(given: Any) -> bool:
     if given not in (0, 1):
         raise ValueError("must be 0 or 1")
     return bool(given)
 
 
-TYPE = Form(_read_type, lambda _: one_of("member"))
-TYPE_OR_NUMBER = Form(
-    _read_type_or_number,
+TYPE = Format(_parse_type, lambda _: one_of("member"))
+TYPE_OR_NUMBER = Format(
+    _parse_type_or_number,
     lambda _: {"anyOf": [one_of("member"), {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}]},
 )
-ZERO_OR_ONE = Form(_read_flag, FLAG.schema)
+ZERO_OR_ONE = Format(_parse_flag, FLAG.schema)
 
 
-def _typed(is_filled_in: bool, form: Form = TYPE, beside: str | None = None) -> dict[str, Member]:
-    """The type of user, which the gateway fills in or the caller has to say.
+def _type(is_filled_in: bool, format: Format = TYPE, beside: str | None = None) -> dict[str, Member]:
+    """The member `type`, which is required unless the gateway fills it in.
 
     Args:
-        beside: the member without which it need not be said.
+        beside: it is required only if this member is given.
     """
 
     def needed(given: Container[str]) -> bool:
         return not is_filled_in and (beside is None or beside in given)
 
-    return {"type": Member(None, form, needed=needed)}
+    return {"type": Member(None, format, needed=needed)}
 
 
 def _route(
     verb: str, path: str, method: str, result: Any, members: Mapping[str, Member], *numbers: str, **more: Any
 ) -> Route:
-    """A function whose params may stand in the query and in a JSON body.
+    """A route that takes its members in the query and in a JSON body, and answers in an envelope.
 
     Args:
-        numbers: the params that are integers, which a query has as text.
+        numbers: the integers among them, which are text in a query.
     """
-    in_query = {name: replace(one, form=INTEGER) if name in numbers else one for name, one in members.items()}
-    return Route(verb, path, method, result, query=in_query, body=members, **more)
+    query = {name: replace(one, format=INTEGER) if name in numbers else one for name, one in members.items()}
+    return Route(verb, path, method, result, query=query, body=members, source=_envelope, **more)
 
 
-def _functions(gateway: str) -> Iterator[Route]:
-    """All functions of one gateway."""
-    fills_in = gateway == "/online-office"
-    typed = _typed(fills_in)
+def _routes(gateway: str) -> tuple[Route, ...]:
+    """The routes of one gateway."""
+    is_filled_in = gateway == "/online-office"
+    typed = _type(is_filled_in)
 
-    def links(path: str, name: str, place: str) -> Links:
-        return Links(f"{gateway}/{path}", {f"query.{name}": f"$response.body#/primary/payload/{place}"})
+    def links(path: str, name: str, source: str) -> Links:
+        return Links(f"{gateway}/{path}", {f"query.{name}": f"$response.body#/primary/payload/{source}"})
 
-    user, document = f"{gateway}/user", f"{gateway}/document"
-    yield _route(
-        "GET",
-        f"{user}/check-auth",
-        "checkAuth",
-        AuthPayload,
-        # clientAddress is not in the document: whoever sends it spares its users the delays of others.
-        typed | same("login", "password", "clientAddress"),
-    )
-    yield _route("GET", f"{user}/exists", "userExists", ExistencePayload, typed | same("login"))
-    yield _route("GET", f"{user}/get", "getUserById", AuthPayload, same("id"), "id")
-    yield _route(
-        "GET",
-        f"{user}/search",
-        "searchUsers",
-        Own(),
-        same("searchText", "accountId", "treeId", "sortBy", "perPage", "pageNumber"),
-        "accountId",
-        "treeId",
-        "perPage",
-        "pageNumber",
-    )
-    yield _route(
-        "POST",
-        f"{user}/create",
-        "createMember",
-        CreatedPayload,
-        typed | same("login", "password", "sponsorId", "confirmationUrl", "profile", "language"),
-        links=links("user/get", "id", "auth/id"),
-    )
-    for verb in ("POST", "DELETE"):
-        yield _route(
-            verb,
-            f"{user}/delete",
-            "deleteUserById",
-            NoPayload,
-            {"authId": Member("id"), "withAccount": Member("withAccount", ZERO_OR_ONE)},
-        )
-    yield _route(
-        "POST",
-        f"{user}/mail-confirm",
-        "confirmEmail",
-        NoPayload,
-        same("code", "email") | {"force": Member(None, ZERO_OR_ONE)},
-        instead={"force": "forceConfirmEmail"},
-    )
-    yield _route(
-        "POST",
-        f"{user}/profile-update",
-        "updateProfile",
-        Own(),
-        {"authId": Member("id"), "userId": Member("id"), "profile": Member("profile")},
-        links=links("document/get", "id", "documentId"),
-    )
-    yield _route("DELETE", f"{user}/remove-avatar", "removeAvatar", NoPayload, same("id"), "id")
-    yield _route(
-        "POST", f"{user}/reset-password", "requestPasswordReset", NoPayload, same("email", "confirmationUrl")
-    )
-    yield _route(
-        "POST",
-        f"{user}/set-password",
-        "setPassword",
-        NoPayload,
-        _typed(fills_in, TYPE_OR_NUMBER, beside="userId")
-        | {"id": Member("id"), "userId": Member("id")}
-        | same("newPassword", "code"),
-        instead={"code": "resetPasswordWithCode"},
-    )
-    yield _route(
-        "POST",
-        f"{user}/change-language",
-        "changeLanguage",
-        NoPayload,
-        {"authId": Member("id"), "language": Member("language")},
-    )
-    yield _route("GET", f"{document}/get", "getDocument", DocumentPayload, same("id"))
-    yield _route("GET", f"{gateway}/profile-field/get-list", "listProfileFields", Own(Listed), {})
-    yield _route(
-        "POST",
-        f"{gateway}/account/add-to-tree",
-        "addToTree",
-        Own(),
-        {"accountID": Member("accountId")} | same("sponsorPositionId", "treeId"),
-    )
-    yield _route(
-        "GET", f"{gateway}/account/get-branch", "getBranch", Own(Listed),
-        same("accountId", "treeId", "depth", "limit"), "accountId", "treeId", "depth", "limit",
+    user, account = f"{gateway}/user", f"{gateway}/account"
+    delete = {"authId": Member("id"), "withAccount": Member("withAccount", ZERO_OR_ONE)}
+    return (
+        _route(
+            "GET", f"{user}/check-auth", "checkAuth", Succeeded[AuthPayload],
+            # clientAddress is not in the document: failed logins from other addresses then cause no delay.
+            typed | same("login", "password", "clientAddress"),
+        ),
+        _route("GET", f"{user}/exists", "userExists", Succeeded[ExistencePayload], typed | same("login")),
+        _route("GET", f"{user}/get", "getUserById", Succeeded[AuthPayload], same("id"), "id"),
+        _route(
+            "GET", f"{user}/search", "searchUsers", MethodResult((Succeeded,)),
+            same("searchText", "accountId", "treeId", "sortBy", "perPage", "pageNumber"),
+            "accountId", "treeId", "perPage", "pageNumber",
+        ),
+        _route(
+            "POST", f"{user}/create", "createMember", Succeeded[CreatedPayload],
+            typed | same("login", "password", "sponsorId", "confirmationUrl", "profile", "language"),
+            links=links("user/get", "id", "auth/id"),
+        ),
+        _route("POST", f"{user}/delete", "deleteUserById", Succeeded[NoPayload], delete),
+        _route("DELETE", f"{user}/delete", "deleteUserById", Succeeded[NoPayload], delete),
+        _route(
+            "POST", f"{user}/mail-confirm", "confirmEmail", Succeeded[NoPayload],
+            same("code", "email") | {"force": Member(None, ZERO_OR_ONE)},
+            instead={"force": "forceConfirmEmail"},
+        ),
+        _route(
+            "POST", f"{user}/profile-update", "updateProfile", MethodResult((Succeeded,)),
+            {"authId": Member("id"), "userId": Member("id"), "profile": Member("profile")},
+            links=links("document/get", "id", "documentId"),
+        ),
+        _route("DELETE", f"{user}/remove-avatar", "removeAvatar", Succeeded[NoPayload], same("id"), "id"),
+        _route(
+            "POST", f"{user}/reset-password", "requestPasswordReset", Succeeded[NoPayload],
+            same("email", "confirmationUrl"),
+        ),
+        _route(
+            "POST", f"{user}/set-password", "setPassword", Succeeded[NoPayload],
+            _type(is_filled_in, TYPE_OR_NUMBER, beside="userId")
+            | {"id": Member("id"), "userId": Member("id")}
+            | same("newPassword", "code"),
+            instead={"code": "resetPasswordWithCode"},
+        ),
+        _route(
+            "POST", f"{user}/change-language", "changeLanguage", Succeeded[NoPayload],
+            {"authId": Member("id")} | same("language"),
+        ),
+        _route("GET", f"{gateway}/document/get", "getDocument", Succeeded[DocumentPayload], same("id")),
+        _route(
+            "GET", f"{gateway}/profile-field/get-list", "listProfileFields",
+            MethodResult((Succeeded, Listed)), {},
+        ),
+        _route(
+            "POST", f"{account}/add-to-tree", "addToTree", MethodResult((Succeeded,)),
+            {"accountID": Member("accountId")} | same("sponsorPositionId", "treeId"),
+        ),
+        _route(
+            "GET", f"{account}/get-branch", "getBranch", MethodResult((Succeeded, Listed)),
+            same("accountId", "treeId", "depth", "limit"), "accountId", "treeId", "depth", "limit",
+        ),
     )  # fmt: skip
 
 
 WIRE = RestWire(
     name="online_office",
-    description="The member platform: envelopes with an errorCode, also beneath /api2.",
+    description="The member platform: envelopes with an errorCode, also under /api2.",
     prefixes=("/main-app", "/online-office", "/api2"),
     mounts=("", "/api2"),
     key_headers=("x-api-key", "Token"),
-    routes=(*_functions("/main-app"), *_functions("/online-office")),
+    routes=(*_routes("/main-app"), *_routes("/online-office")),
     errors=STATUSES,
-    error_form=_error_form,
+    render_error=_render_error,
     error_type=lambda status: Failure,
-    envelope=Succeeded,
-    enveloped=_enveloped,
     header_parameters={
         "Locale": {
             "type": "string",
-            "description": "The language of messages: en_US, ru_RU; English for any other.",
+            "description": "The language of messages: en_US or ru_RU; any other value means English.",
             "examples": sorted(LOCALES.values()),
         }
     },

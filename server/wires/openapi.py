@@ -1,7 +1,6 @@
 """The REST wires as one OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.1).
 
-A wire's declaration (mapping.py) gives the addresses, the wire's names of the params and the form of its
-answers. Everything else is taken from the methods that serve them.
+A wire's declaration (mapping.py) gives paths, names of members and answers. The rest comes from its methods.
 """
 
 import re
@@ -14,17 +13,17 @@ from server.base import errors
 from server.base.error_codes import ERROR_CODES
 from server.methods.registry import Method
 from server.wires.mapping import Member, RestWire, Route, status_of
-from server.wires.schemas import Schema, Schemas, json_object, nullable, one_of, written
+from server.wires.schemas import Schema, Schemas, either, json_object, nullable, one_of, without_null
 
 _YES: Schema = {"type": "string", "const": "true"}
 _HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
-        "description": "The id that the log has too: the caller's own where it sent a short and plain one.",
+        "description": "The id of the request, as in the log: the client's own if it sent a valid one.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"},
     },
     "X-Error-Code": {
-        "description": "With every error: what went wrong, as a stable code.",
+        "description": "With every error: its stable code.",
         "schema": {"type": "string", "enum": list(ERROR_CODES)},
     },
     "X-Required-Scope": {"description": "The scope that the key lacks.", "schema": {"type": "string"}},
@@ -33,64 +32,61 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 0},
     },
     "RateLimit-Policy": {
-        "description": "The limits that the key is under: q calls in a window of w seconds"
+        "description": "The limits of the key and its instance: q calls in a window of w seconds"
         " (draft-ietf-httpapi-ratelimit-headers-10).",
         "schema": {"type": "string", "examples": ['"key";q=600;w=60']},
     },
     "RateLimit": {
-        "description": "What they leave: r calls, until the window ends in t seconds.",
+        "description": "What these limits leave: r calls, until the window ends in t seconds.",
         "schema": {"type": "string", "examples": ['"key";r=599;t=60']},
     },
     "Idempotency-Replayed": {
-        "description": "true: the answer is the stored one of the same call, sent before.", "schema": _YES,
+        "description": "true: this is the stored answer of the same call, which was sent before.",
+        "schema": _YES,
     },
-    "Dry-Run": {"description": "true: all was checked, and nothing was written.", "schema": _YES},
+    "Dry-Run": {"description": "true: everything was checked and nothing was written.", "schema": _YES},
 }  # fmt: skip
 _OF_KEYS = ("RateLimit-Policy", "RateLimit")
 _OF_WRITING = ("Idempotency-Replayed", "Dry-Run")
-# What every operation that writes takes.
+# Parameters of every operation that writes.
 _WRITING: dict[str, Schema] = {
     "Idempotency-Key": {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "Makes a request that is sent twice within 24 hours one: the second is answered as the"
-        " first, and does nothing.",
+        "description": "Safe retries: sent again with the same key within 24 hours, the request does nothing"
+        " and gets the first answer.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-        "examples": {"An order of the caller's": {"value": "order-17"}},
+        "examples": {"An order number": {"value": "order-17"}},
     },
     "Dry-Run": {
-        "name": "Dry-Run",
-        "in": "header",
-        "description": "true: check everything and answer as usual, and write nothing.",
+        "description": "true: check everything, answer as usual and write nothing.",
         "schema": {"type": "boolean"},
     },
 }
 
-# Answered before a wire is known, or to a request for no operation; about keys; about bodies.
+# Errors without an operation (before the wire is known, or of unknown paths), of keys, and of bodies.
 _OF_NO_OPERATION = (errors.BadHttp, errors.HeadersTooLarge, errors.UriTooLong, errors.WrongVerb)
 _ABOUT_KEYS = (errors.Unauthenticated, errors.Forbidden)
 _ABOUT_BODIES = (errors.Malformed, errors.TooLarge, errors.TooSlow, errors.WrongType)
-# Not {"const": ""}: openapi-python-client then refuses every other value of a union.
+# Not {"const": ""}: with it, openapi-python-client refuses every other value of a union.
 _EMPTY: Schema = {"type": "string", "maxLength": 0}
 
 
 def operation_id(verb: str, path: str) -> str:
-    """The name of an operation in the document, made of its verb and its path."""
+    """The id of an operation, from its verb and path."""
     return "_".join([verb.lower(), *re.findall(r"[A-Za-z0-9-]+", path)])
 
 
 def _path(wire: RestWire, route: Route) -> str:
-    """Of a route in the document: without the patterns of its parts."""
+    """The path of a route in the document, without regular expressions."""
     return wire.base + re.sub(r"{(\w+):[^}]*}", r"{\1}", route.path)
 
 
 def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, Any]:
-    """The OpenAPI document of some wires over a registry. Takes tens of milliseconds.
+    """Make the OpenAPI document of some wires. It takes tens of milliseconds.
 
     Raises:
-        KeyError: a wire names a method that there is not.
-        ValueError: two schemas, or two operations, have the same name, or two paths differ in nothing
-            but the names of their parts.
+        KeyError: a wire names an unknown method.
+        ValueError: two schemas, or two operations, have the same name, or two paths differ only in the names
+            of their parts.
     """
     schemas = Schemas({method.name: method for method in methods})
     wires = tuple(wires)
@@ -103,7 +99,7 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
             path = _path(wire, route)
             shape = re.sub(r"{\w+}", "{}", path)
             if shapes.setdefault(shape, path) != path:
-                raise ValueError(f"{path} and {shapes[shape]} are one and the same")
+                raise ValueError(f"{path} and {shapes[shape]} are the same path")
             item = paths.setdefault(path, {})
             if route.verb.lower() in item:
                 raise ValueError(f"two operations are {route.verb} {path}")
@@ -125,7 +121,7 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "parameters": _WRITING,
+            "parameters": {name: {"name": name, "in": "header"} | rest for name, rest in _WRITING.items()},
             "headers": _HEADERS,
             "responses": responses,
             "securitySchemes": {
@@ -142,7 +138,7 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
 
 
 def _refusals(wire: RestWire, schemas: Schemas) -> dict[int, Any]:
-    """What a wire answers to what cannot be done: by status, the error codes and the content."""
+    """Status -> Response Object of a wire's errors with this status."""
     served = [name for route in wire.routes for name in (route.method, *route.instead.values())]
     impossible: tuple[type[Exception], ...] = _OF_NO_OPERATION + (() if wire.key_headers else _ABOUT_KEYS)
     if all(route.body is None for route in wire.routes):
@@ -169,7 +165,7 @@ def _json(schema: Schema) -> dict[str, Any]:
 def _operation(
     wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any], shared: dict[str, Any]
 ) -> dict[str, Any]:
-    """An Operation Object; what a wire refuses in one way everywhere is put into `shared`, and named."""
+    """An Operation Object. Error responses that are the same in the whole wire are put into `shared`."""
     served = [schemas.methods[name] for name in (route.method, *route.instead.values())]
     described = [served[0].description, *(other.summary for other in served[1:])]
     if wire.key_headers:
@@ -190,13 +186,13 @@ def _operation(
     if writes:
         whole["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in _WRITING]
     answers = {
-        status: told
-        for status, told in refusals.items()
+        status: refusal
+        for status, refusal in refusals.items()
         if route.needs_length or status != status_of(errors.LengthRequired, wire.errors)
     }
     answers |= route.responses or {route.status: _success(wire, route, schemas, refusals)}
-    for status, told in sorted(answers.items()):
-        response = told | {"headers": _headers(wire, status, writes) | told.get("headers", {})}
+    for status, response in sorted(answers.items()):
+        response = response | {"headers": _headers(wire, status, writes) | response.get("headers", {})}
         name = f"{wire.name}-{status}"
         if status >= 400 and shared.setdefault(name, response) == response:
             response = {"$ref": f"#/components/responses/{name}"}
@@ -214,22 +210,22 @@ def _operation(
 
 
 def _success(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any]) -> dict[str, Any]:
-    """The Response Object of what was done."""
-    kind = wire.kind(route, schemas.methods[route.method].result)
-    told: dict[str, Any] = {"description": "Done.", **_content(schemas, kind)}
-    if route.status in refusals:  # the body tells one from the other
+    """The Response Object of a success."""
+    kind = route.answer_type(schemas.methods[route.method].result)
+    response: dict[str, Any] = {"description": "Done.", **_content(schemas, kind)}
+    if route.status in refusals:  # errors have this status too
         refusal = refusals[route.status]
-        told["description"] = f"Done; or: {refusal['description']}"
-        contents = [one["content"]["application/json"]["schema"] for one in (told, refusal)]
-        told |= _json({"anyOf": contents})
+        response["description"] = f"Done; or: {refusal['description']}"
+        contents = [one["content"]["application/json"]["schema"] for one in (response, refusal)]
+        response |= _json({"anyOf": contents})
     if route.links is not None:
-        told["links"] = {
+        response["links"] = {
             target: {"operationId": target, "parameters": dict(route.links.values)}
             for other in wire.routes
             if other.path.startswith(route.links.target)
             and (target := operation_id(other.verb, _path(wire, other)))
         }
-    return told
+    return response
 
 
 def _headers(wire: RestWire, status: int, writes: bool) -> dict[str, Any]:
@@ -244,7 +240,7 @@ def _headers(wire: RestWire, status: int, writes: bool) -> dict[str, Any]:
 
 
 def _parameters(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[dict[str, Any]]:
-    """The Parameter Objects of what stands in headers, path and query."""
+    """The Parameter Objects of headers, path and query."""
     method = route.like or route.method
     known, needed = schemas.members(method), schemas.required(method)
     examples = schemas.examples(method)
@@ -255,21 +251,21 @@ def _parameters(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[dict
         values: dict[str, Any] = {}
         for choice in choices:
             is_only = len(choices) == 1
-            part_schema = written(known[str(choice.param)])
+            part_schema = without_null(known[str(choice.param)])
             usual = {title: one for title in examples for one in part_schema.get("examples", ())[:1]}
             given = {
                 title: params[choice.param] for title, params in examples.items() if choice.param in params
             }
             values |= {title: value if is_only else str(value) for title, value in (usual | given).items()}
-            schema = choice.form.schema(part_schema) if is_only else schema
+            schema = choice.format.schema(part_schema) if is_only else schema
         yield _parameter(part, "path", schema, True, values)
     if not route.query or (route.body and route.verb != "GET"):
         return
     for name, member in route.query.items():
-        schema = written(member.form.schema({}) if member.param is None else known[member.param])
+        schema = without_null(member.format.schema({}) if member.param is None else known[member.param])
         required = member.param in needed or member.needed(route.query)
-        if "" in wire.left_out and not member.narrows:
-            schema = _or_empty(schema)
+        if "" in wire.omitted and not member.narrows:
+            schema = either(schema, _EMPTY)
         values = {title: given[member.param] for title, given in examples.items() if member.param in given}
         if member.param is None and required:
             values = dict.fromkeys(examples, _first_value(schema))
@@ -300,7 +296,7 @@ def _examples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _forms(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[tuple[Schema, dict[str, Any]]]:
-    """The objects that may be sent, with examples: one for each method and each way to name its params."""
+    """The schemas of a body, with examples: one for each method and each way to name its params."""
     members = route.body or {}
     for method, asking in [
         (route.like or route.method, ""),
@@ -318,7 +314,7 @@ def _forms(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[tuple[Sch
             for name, member in members.items():
                 if member.param is not None:
                     continue
-                schema = member.form.schema({})
+                schema = member.format.schema({})
                 if name in route.instead:
                     schema = one_of(1, True) if name == asking else one_of(0, False, None)
                 if name == asking or member.needed(names):
@@ -336,13 +332,7 @@ def _forms(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[tuple[Sch
 
 def _sent(wire: RestWire, member: Member, known: Mapping[str, Schema], is_required: bool) -> Schema:
     """The schema of a member of a body."""
-    schema = member.form.schema(written(known[str(member.param)]))
+    schema = member.format.schema(without_null(known[str(member.param)]))
     if is_required:
         return schema
-    return nullable(_or_empty(schema) if "" in wire.left_out else schema)
-
-
-def _or_empty(schema: Schema) -> Schema:
-    inner = {name: part for name, part in schema.items() if name != "description"}
-    described = {name: part for name, part in schema.items() if name == "description"}
-    return described | {"anyOf": [*inner.get("anyOf", [inner]), _EMPTY]}
+    return nullable(either(schema, _EMPTY) if "" in wire.omitted else schema)

@@ -22,15 +22,15 @@ from server.base.errors import (
     Unauthenticated,
     UserDeleted,
 )
-from server.tenants.limits import Allowance, RateLimiter
+from server.tenants.limits import RateLimiter
 from server.tenants.principals import Principal
-from server.wires.http import SETTINGS, abide
+from server.wires.http import CALLS, SETTINGS, enforce
 from server.wires.mapping import (
     FLAG,
     ID,
     INTEGER,
-    Done,
-    Form,
+    CompletedCall,
+    Format,
     Links,
     Member,
     RestWire,
@@ -38,31 +38,27 @@ from server.wires.mapping import (
     or_digits,
     same,
 )  # fmt: skip
-from server.wires.rendering import WHOLE, Always, By, Empty, From, Shown, renderer
+from server.wires.rendering import WHOLE, AnswerModel, Computed, Empty, From, always, renderer
 from server.wires.schemas import Schema
 
 T = TypeVar("T")
 
 LIMITER = web.AppKey("PUBLICA_LIMITER", RateLimiter)
-"""This wire's own limit, beside that of all wires."""
-ALLOWANCE = web.RequestKey("ALLOWANCE", Allowance)
+"""This wire's own limit, in addition to that of all wires."""
 
 
 async def _count(request: web.Request, caller: Principal, route: Route) -> None:
-    allowance = request.app[LIMITER].spend(caller.id)
-    if allowance is not None:
-        request[ALLOWANCE] = allowance
-        abide(request, "publica", allowance)
+    enforce(request, "publica", request.app[LIMITER].spend(caller.id))
 
 
 def _limit_headers(request: web.Request) -> dict[str, str]:
-    allowance = request.get(ALLOWANCE)
+    allowance = request[CALLS].allowances.get("publica")
     if allowance is None:
         return {}
     return {
         "X-RateLimit-Limit": str(allowance.limit),
         "X-RateLimit-Remaining": str(allowance.remaining),
-        # The second, in Unix time, from which on the limit holds anew.
+        # Unix time in seconds at which the next window begins.
         "X-RateLimit-Reset": str(int(time.time()) + allowance.resets_in),
     }
 
@@ -76,25 +72,25 @@ MESSAGES: dict[type[ServiceError], str] = {
     NoRoute: "Not Found",
     TooMany: "Too Many Attempts.",
 }
-"""Kind of error -> message; any other kind has the error's own."""
+"""Kind of error -> message; other errors keep their own."""
 WORDS = {
     CONSTRAINTS["users_email"][2]: "has already been taken",
     CONSTRAINTS["users_external_id"][2]: "has already been taken",
     UserDeleted.__doc__ or "": "is that of a deleted user: restore or purge that user first",
-    # As both `query` and `email`.
+    # A request with both `query` and `email`.
     "stands for the same as query": "is given twice",
     "stands for the same as email": "is given twice",
 }
 
 
-class Message(Shown):
+class Message(AnswerModel):
     """What went wrong."""
 
     message: Annotated[str, Field(min_length=1)]
 
 
-class InvalidMembers(Shown):
-    """What is wrong with each member."""
+class InvalidMembers(AnswerModel):
+    """The errors of each member."""
 
     message: Literal["The given data was invalid."]
     errors: dict[str, Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]]
@@ -103,29 +99,28 @@ class InvalidMembers(Shown):
 _invalid_members = renderer(InvalidMembers)
 
 
-def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
+def _render_error(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     if status == 422 and error.fields:
         errors: dict[str, list[str]] = {}
-        for name, told in error.fields:
-            worded = WORDS.get(told, told)
-            what = "" if name == "params" else f"The {re.sub('[_.]', ' ', name)} "
-            errors.setdefault(name, []).append(f"{what}{worded}.")
+        for name, message in error.fields:
+            subject = "" if name == "params" else f"The {re.sub('[_.]', ' ', name)} "
+            errors.setdefault(name, []).append(f"{subject}{WORDS.get(message, message)}.")
         return status, _invalid_members({"errors": errors})
     if status == 422:
-        status = 400  # it is about the request, not about its members
+        status = 400  # no member is wrong, but the request
     if status == 500:
         return status, {"message": "Server Error"}
-    usual = (message for kind, message in MESSAGES.items() if isinstance(error, kind))
-    return status, {"message": next(usual, error.message)}
+    messages = (message for kind, message in MESSAGES.items() if isinstance(error, kind))
+    return status, {"message": next(messages, error.message)}
 
 
-# --- what is sent ---------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------------
 
 
 def _amounts(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {name: INTEGER.read(amount) for name, amount in value.items()}
+    return {name: INTEGER.parse(amount) for name, amount in value.items()}
 
 
 def _amounts_schema(schema: Schema) -> Schema:
@@ -144,8 +139,8 @@ def _external_id(text: str) -> str:
     return text
 
 
-EMAIL, EXTERNAL_ID = Form(_email), Form(_external_id)
-AMOUNTS = Form(_amounts, _amounts_schema)
+EMAIL, EXTERNAL_ID = Format(_email), Format(_external_id)
+AMOUNTS = Format(_amounts, _amounts_schema)
 
 USER = {
     "email": Member("email"),
@@ -180,11 +175,11 @@ BY_ANY_NAME = {
 PLAN_ID = {"plan_id": (Member("id", ID),)}
 
 
-# --- what is answered -----------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------------
 
 
-class Success(Shown, Generic[T]):
-    """What went well, and what came of it."""
+class Success(AnswerModel, Generic[T]):
+    """A success and its data."""
 
     CODE: Literal["success"]
     data: Annotated[T, WHOLE]
@@ -198,19 +193,19 @@ def _iso(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
 
 
-Iso = Annotated[str, By(_iso)]
-"""A time, as all answers but that of a new user have it."""
+Iso = Annotated[str, Computed(_iso)]
+"""A time in all answers except that of a new user."""
 
 
-class Moment(Shown):
-    """A time, as the answer of a new user has it."""
+class Moment(AnswerModel):
+    """A time in the answer of a new user."""
 
     timestamp: Annotated[int, WHOLE]
-    date: Annotated[str, By(_date)]
+    date: Annotated[str, Computed(_date)]
     timezone: Literal["UTC"]
 
 
-class CreatedStoreUser(Shown):
+class CreatedStoreUser(AnswerModel):
     """A new user."""
 
     id: int
@@ -226,7 +221,7 @@ class CreatedStoreUser(Shown):
     deleted_at: Annotated[Moment | None, From("deactivatedAt")]
 
 
-class UserPlan(Shown):
+class UserPlan(AnswerModel):
     """A plan that a user has or had."""
 
     id: int
@@ -237,10 +232,10 @@ class UserPlan(Shown):
     state: Literal["active", "ended"]
 
 
-class ListedStoreUser(Shown):
-    """A user. What belongs to reading and sales is not known here: none of it, in the documented types.
+class ListedStoreUser(AnswerModel):
+    """A user. Members about reading and sales are empty, in their documented types.
 
-    Sessions are listed where they can be ended, so that they are null here as in the document.
+    `sessions` is null, as in the document: auth-sessions lists them.
     """
 
     id: int
@@ -249,16 +244,16 @@ class ListedStoreUser(Shown):
     plan_admin: Annotated[bool, From("isPlanAdmin")]
     email: str
     sessions_limit: Annotated[int | None, From("sessionsLimit")]
-    only_sees_readable: Annotated[Literal[0, 1], By(int), From("onlySeesReadable")]
+    only_sees_readable: Annotated[Literal[0, 1], Computed(int), From("onlySeesReadable")]
     picture: str
     created_at: Annotated[Iso, From("createdAt")]
     updated_at: Annotated[Iso, From("updatedAt")]
     deleted_at: Annotated[Iso | None, From("deactivatedAt")]
-    purchased_issues_with_cancelled_count: Annotated[int, Always(0)]
+    purchased_issues_with_cancelled_count: Annotated[int, always(0)]
     user_plans_count: Annotated[int, From("plansCount")]
-    can_be_edited: Annotated[bool, Always(True)]
-    created_at_date_string: Annotated[str, By(lambda seconds: _iso(seconds)[:10]), From("createdAt")]
-    impersonate: Annotated[str, Always("")]
+    can_be_edited: Annotated[bool, always(True)]
+    created_at_date_string: Annotated[str, Computed(lambda seconds: _iso(seconds)[:10]), From("createdAt")]
+    impersonate: Annotated[str, always("")]
     sessions: None
     ip_ranges: Empty
     referrers: Empty
@@ -266,7 +261,7 @@ class ListedStoreUser(Shown):
     user_plans: Annotated[list[UserPlan], From("plans")]
 
 
-class StorePlan(Shown):
+class StorePlan(AnswerModel):
     """A plan."""
 
     id: int
@@ -287,10 +282,10 @@ class StorePlan(Shown):
     updated_at: Annotated[Iso, From("updatedAt")]
 
 
-class StoreSession(Shown):
-    """A session. Who logs users in is another server: its address and browser are not theirs."""
+class StoreSession(AnswerModel):
+    """A session. The user's address and browser are not known: another server logs users in."""
 
-    id: Annotated[str, By(str), From("id")]
+    id: Annotated[str, Computed(str), From("id")]
     user_id: Annotated[int, From("userId")]
     user_email: Annotated[str, From("email")]
     user_external_id: Annotated[str | None, From("externalId")]
@@ -300,13 +295,12 @@ class StoreSession(Shown):
     expires_at: Annotated[Iso, From("expiresAt")]
 
 
-class Paginator(Shown, Generic[T]):
+class Paginator(AnswerModel, Generic[T]):
     """A page."""
 
     current_page: int
     data: list[T]
     first_page_url: str
-    # A keyword of Python's.
     from_: int | None = Field(alias="from")
     last_page: int
     last_page_url: str
@@ -318,21 +312,21 @@ class Paginator(Shown, Generic[T]):
     total: int
 
 
-class Paginated(Shown, Generic[T]):
+class Paginated(AnswerModel, Generic[T]):
     """A page."""
 
     paginator: Annotated[Paginator[T], WHOLE]
 
 
-class Pagination(Shown):
-    """Where a page of sessions goes on."""
+class Pagination(AnswerModel):
+    """The position of a page of sessions."""
 
     per_page: int
     next_cursor: Annotated[str | None, From("next")]
-    has_more: Annotated[bool, By(lambda following: following is not None), From("next")]
+    has_more: Annotated[bool, Computed(lambda cursor: cursor is not None), From("next")]
 
 
-class StoreSessions(Shown):
+class StoreSessions(AnswerModel):
     """A page of sessions."""
 
     CODE: Literal["success"]
@@ -340,9 +334,9 @@ class StoreSessions(Shown):
     pagination: Annotated[Pagination, WHOLE]
 
 
-def _paginator(done: Done) -> dict[str, Any]:
-    """A page of users or plans, as Paginator shows it."""
-    result, request = done.result, done.request
+def _paginator(call: CompletedCall) -> dict[str, Any]:
+    """The data of Paginator for a page of users or plans."""
+    result, request = call.result, call.request
     (data,) = (rows for rows in result.values() if isinstance(rows, list))
     page, per_page, total = result["page"], result["perPage"], result["total"]
     path = request.app[SETTINGS].own_address() + request.path.rstrip("/")
@@ -363,8 +357,8 @@ def _paginator(done: Done) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _with_limit(done: Done) -> Any:
-    return done.result | {"per_page": done.params.get("limit", 100)}
+def _with_limit(call: CompletedCall) -> Any:
+    return call.result | {"per_page": call.params.get("limit", 100)}
 
 
 NOTHING = Success[Empty]
@@ -418,10 +412,10 @@ WIRE = RestWire(
     key_headers=("X-User-Token", "x-api-key"),
     routes=ROUTES,
     errors={Invalid: 422, Conflict: 422},
-    error_form=_error_form,
+    render_error=_render_error,
     error_type=lambda status: InvalidMembers if status == 422 else Message,
     no_object=lambda: Invalid.of([FieldError("body", "must be an object")]),
-    left_out=("", None),
+    omitted=("", None),
     before=_count,
     headers=_limit_headers,
     header_schemas={

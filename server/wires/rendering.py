@@ -1,7 +1,7 @@
-"""How answers are written: models whose fields say where their values come from.
+"""Rendering of answers: models whose fields declare the source of their values.
 
 The same models describe the answers in the OpenAPI document. `renderer` turns a type into a function once;
-rendering an answer calls it, and validates nothing.
+rendering an answer calls that function and validates nothing.
 """
 
 from collections.abc import Callable
@@ -20,38 +20,37 @@ def unchanged(value: Any) -> Any:
 
 
 class From(NamedTuple):
-    """In Annotated: the value is this member of what is rendered. Without it, a field takes its own name."""
+    """In Annotated: the value is this member of the data. Without it, the member with the field's name."""
 
     name: str
 
 
-class By(NamedTuple):
-    """In Annotated: the value is made by this function, of the whole of what is rendered."""
+class Computed(NamedTuple):
+    """In Annotated: this function makes the value from the data, or from the member of a From after it."""
 
     function: Callable[[Any], Any]
 
 
-class Always(NamedTuple):
+def always(value: Any) -> Computed:
     """In Annotated: the value is the same in every answer."""
+    return Computed(lambda _: value)
 
-    value: Any
 
-
-WHOLE = By(unchanged)
-"""In Annotated: the value is the whole of what is rendered, as this type."""
+WHOLE = Computed(unchanged)
+"""In Annotated: the value is the whole data, rendered as this type."""
 Empty: TypeAlias = tuple[()]
 """A list that is always empty."""
 
 
-class Shown(Result):
-    """A part of an answer: what its fields are called, their types, and where their values come from.
+class AnswerModel(Result):
+    """A part of an answer: names, types and sources of its fields.
 
-    A field with a default is left out where its value is None.
+    A field with a default is omitted if its value is None.
     """
 
 
 def _constant(kind: Any) -> tuple[Any] | None:
-    """The only value that a type has."""
+    """The only value of a type, in a tuple; None if it has several."""
     if kind in (None, NoneType):
         return (None,)
     arguments = get_args(kind)
@@ -61,14 +60,14 @@ def _constant(kind: Any) -> tuple[Any] | None:
 
 
 def renderer(kind: Any) -> Callable[[Any], Any]:
-    """What makes JSON of this type from what a method answers."""
+    """A function that renders data, such as a method's result, as JSON of this type."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if isinstance(kind, type) and issubclass(kind, Shown):
+    if isinstance(kind, type) and issubclass(kind, AnswerModel):
         return _model_renderer(kind)
     if origin is Annotated:
         return _stepwise(arguments[0], arguments[1:])
     if constant := _constant(kind):
-        return _constantly(constant[0])
+        return lambda _: constant[0]
     if origin is list:
         item = renderer(arguments[0])
         return unchanged if item is unchanged else lambda values: [item(value) for value in values]
@@ -83,15 +82,9 @@ def _stepwise(kind: Any, metadata: Any) -> Callable[[Any], Any]:
     for step in metadata:
         if isinstance(step, From):
             render = _then(itemgetter(step.name), render)
-        elif isinstance(step, By):
+        elif isinstance(step, Computed):
             render = _then(step.function, render)
-        elif isinstance(step, Always):
-            render = _constantly(step.value)
     return render
-
-
-def _constantly(value: Any) -> Callable[[Any], Any]:
-    return lambda _: value
 
 
 def _then(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -100,23 +93,23 @@ def _then(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable
     return lambda value: second(first(value))
 
 
-def _model_renderer(model: type[Shown]) -> Callable[[Any], Any]:
+def _model_renderer(model: type[AnswerModel]) -> Callable[[Any], Any]:
     parts = [
         (info.alias or name, _field_renderer(info.alias or name, info), not info.is_required())
         for name, info in model.model_fields.items()
     ]
 
-    def render(value: Any) -> dict[str, Any]:
-        shown = {}
+    def render(data: Any) -> dict[str, Any]:
+        rendered = {}
         for name, part, is_optional in parts:
-            rendered = part(value)
-            if rendered is not None or not is_optional:
-                shown[name] = rendered
-        return shown
+            value = part(data)
+            if value is not None or not is_optional:
+                rendered[name] = value
+        return rendered
 
     return render
 
 
 def _field_renderer(name: str, info: FieldInfo) -> Callable[[Any], Any]:
-    steps = [step for step in info.metadata if isinstance(step, (From, By, Always))]
+    steps = [step for step in info.metadata if isinstance(step, (From, Computed))]
     return _stepwise(info.annotation, steps or ([] if _constant(info.annotation) else [From(name)]))

@@ -1,4 +1,4 @@
-"""JSON Schema 2020-12 of a registry's params and results, and the schemas that descriptions are made of."""
+"""JSON Schemas (2020-12) for the OpenAPI document: params and results of methods, and helpers."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ _REFERENCE = "#/components/schemas/"
 
 
 class Schemas:
-    """The schemas of a registry's params and results, as the operations refer to them."""
+    """The schemas of a registry's params and results. Those of results become components."""
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self.methods = methods
@@ -25,18 +25,15 @@ class Schemas:
         self._params: dict[str, tuple[dict[str, Schema], list[str]]] = {}
 
     def members(self, method: str) -> dict[str, Schema]:
-        """The members of a method's params by their names, each complete in itself.
-
-        A member of a member is called admin.email.
-        """
+        """Name -> schema, without references, of each param of a method. A nested member is "admin.email"."""
         return self._model(method)[0]
 
     def required(self, method: str) -> frozenset[str]:
-        """The members that a method must be given."""
+        """The required params of a method, named as in `members`."""
         return frozenset(self._model(method)[1])
 
     def examples(self, method: str) -> dict[str, dict[str, Any]]:
-        """Params that a method takes, by what they are; those of members too, as in `members`."""
+        """Title -> params of each example of a method, named as in `members`."""
         examples = {}
         for example in self.methods[method].examples:
             examples[example.name] = given = dict(example.params)
@@ -46,7 +43,7 @@ class Schemas:
         return examples
 
     def result(self, kind: Any) -> Schema:
-        """The schema of an answer of this type; its models become components.
+        """The schema of an answer; its models become components.
 
         Raises:
             ValueError: two different models have the same name.
@@ -59,10 +56,10 @@ class Schemas:
         return self.component(schema["title"], _tidy(schema)) if "title" in schema else _tidy(schema)
 
     def component(self, name: str, schema: Schema) -> Schema:
-        """A reference to a schema under a name of its own.
+        """Make a schema a component, and return a reference to it.
 
         Raises:
-            ValueError: another one has that name.
+            ValueError: another component has that name.
         """
         name = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # as pydantic does
         if self.components.setdefault(name, schema) != schema:
@@ -81,34 +78,36 @@ class Schemas:
         return self._params[method]
 
     def error_codes(self, methods: Iterable[str], also: Iterable[str] = ()) -> tuple[str, ...]:
-        """The codes that requests which these methods serve can be answered with.
+        """The error codes that requests for these methods can get.
 
         Args:
-            methods: by their names.
-            also: those of their wire.
+            methods: their names.
+            also: the codes of the wire itself.
         """
-        given = {code for name in methods for code in self.methods[name].errors} | set(also)
+        codes = {code for name in methods for code in self.methods[name].errors} | set(also)
         return tuple(
-            code for code, known in ERROR_CODES.items() if code in given or known.source == "request"
+            code for code, entry in ERROR_CODES.items() if code in codes or entry.source == "request"
         )
 
 
 _VALUES = frozenset({"default", "examples", "const", "enum"})
-"""Keywords that hold values, not schemas."""
+"""Keywords with values, not schemas."""
 
 
-def _rewritten(schema: Any, rewrite: Callable[[Schema], Schema]) -> Any:
-    """A schema and all beneath it, each rewritten after what is beneath it."""
-    if isinstance(schema, list):
-        return [_rewritten(part, rewrite) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
+def _rewritten(schema: Schema, rewrite: Callable[[Schema], Schema]) -> Schema:
+    """Rewrite a schema and all schemas in it, the inner ones first."""
+
+    def inner(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inner(item) for item in part]
+        return _rewritten(part, rewrite) if isinstance(part, dict) else part
+
     whole = {}
     for name, part in schema.items():
         if name == "properties":
-            whole[name] = {member: _rewritten(value, rewrite) for member, value in part.items()}
+            whole[name] = {member: inner(value) for member, value in part.items()}
         else:
-            whole[name] = part if name in _VALUES else _rewritten(part, rewrite)
+            whole[name] = part if name in _VALUES else inner(part)
     return rewrite(whole)
 
 
@@ -120,12 +119,11 @@ def _inlined(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
         rest = {name: value for name, value in part.items() if name != "$ref"}
         return _inlined(target, definitions) | rest
 
-    inlined: Schema = _rewritten(schema, inline)
-    return inlined
+    return _rewritten(schema, inline)
 
 
 def _tidy(schema: Schema) -> Schema:
-    """Without pydantic's titles, and with `items` in every array: generators of clients demand them."""
+    """Without pydantic's titles, and with `items` in every array, which generators of clients require."""
 
     def tidy(part: Schema) -> Schema:
         tidied = {name: value for name, value in part.items() if name != "title"}
@@ -133,32 +131,30 @@ def _tidy(schema: Schema) -> Schema:
             tidied.setdefault("items", {})
         return tidied
 
-    tidied: Schema = _rewritten(schema, tidy)
-    return tidied
+    return _rewritten(schema, tidy)
 
 
 def _sent(schema: Schema) -> Schema:
-    """What may be sent: no NUL, which Postgres cannot store; null for what may be left out."""
+    """With null for optional members, and without NUL in texts, which Postgres cannot store."""
 
     def as_sent(part: Schema) -> Schema:
         kind = part.get("type")
-        says_more = {"pattern", "format", "enum", "const"} & part.keys()
-        if "string" in (kind if isinstance(kind, list) else [kind]) and not says_more:
+        is_limited = {"pattern", "format", "enum", "const"} & part.keys()
+        if "string" in (kind if isinstance(kind, list) else [kind]) and not is_limited:
             return part | {"pattern": r"^[^\u0000]*$"}
         if "properties" in part:
-            needed = part.get("required", ())
+            required = part.get("required", ())
             members = part["properties"].items()
             return part | {
-                "properties": {name: one if name in needed else nullable(one) for name, one in members}
+                "properties": {name: one if name in required else nullable(one) for name, one in members}
             }
         return part
 
-    sent: Schema = _rewritten(schema, as_sent)
-    return sent
+    return _rewritten(schema, as_sent)
 
 
-def written(schema: Schema) -> Schema:
-    """The schema of a value that is written as text, in a path or query: without null, which text has not."""
+def without_null(schema: Schema) -> Schema:
+    """The schema without null, which a path or a query cannot contain."""
     branches = [part for part in schema.get("anyOf", ()) if part.get("type") != "null"]
     if not branches:
         return schema
@@ -169,21 +165,22 @@ def written(schema: Schema) -> Schema:
 NULL: Schema = {"type": "null"}
 
 
-def nullable(schema: Schema) -> Schema:
-    """The same or null."""
-    branches = schema.get("anyOf", [schema])
-    if any(part.get("type") == "null" or "null" in part.get("type", ()) for part in branches):
-        return schema
+def either(schema: Schema, other: Schema) -> Schema:
+    """The schema or another one, with the description of the first."""
     inner = {name: part for name, part in schema.items() if name != "description"}
     outer = {name: part for name, part in schema.items() if name == "description"}
-    return outer | {"anyOf": [*(inner["anyOf"] if set(inner) == {"anyOf"} else [inner]), NULL]}
+    return outer | {"anyOf": [*(inner["anyOf"] if set(inner) == {"anyOf"} else [inner]), other]}
+
+
+def nullable(schema: Schema) -> Schema:
+    """The schema or null."""
+    branches = schema.get("anyOf", [schema])
+    is_nullable = any(part.get("type") == "null" or "null" in part.get("type", ()) for part in branches)
+    return schema if is_nullable else either(schema, NULL)
 
 
 def one_of(*values: str | int | bool | None) -> Schema:
-    """One of these values: an enum for those of one type, several of them for several.
-
-    Generators of clients take no enum of mixed types.
-    """
+    """One of these values: an enum for each type, as generators of clients refuse enums of mixed types."""
     kinds = {str: "string", bool: "boolean", int: "integer"}
     enums: list[Schema] = []
     for kind, name in kinds.items():
@@ -197,7 +194,7 @@ def one_of(*values: str | int | bool | None) -> Schema:
 
 
 def json_object(members: Mapping[str, Schema], required: Iterable[str]) -> Schema:
-    """An object with these members and no others."""
+    """An object with these members only."""
     return {
         "type": "object",
         "properties": dict(members),

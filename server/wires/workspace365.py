@@ -1,8 +1,7 @@
 """Workspace 365's wire (seeds/002): users under /Provisioning/{EnvironmentName}/User/, and the environments.
 
-The vendor's page on users is the seed; its page on environments lists the addresses under /Environment/, of
-which those are here that the registry has a meaning for. Their answers, where that page leaves them open, are
-our choice.
+The vendor's page on users is the seed. Its page on environments lists the paths under /Environment/; this
+wire has those that match a method. Answers that the page leaves open are our choice.
 """
 
 import re
@@ -28,11 +27,20 @@ from server.base.errors import (
 from server.tenants import access
 from server.tenants.principals import Principal
 from server.wires.http import DISPATCHER, KEYS, run
-from server.wires.mapping import Asked, Form, Links, Member, RestWire, Route, in_wire_names, named
-from server.wires.rendering import From, Shown, renderer
+from server.wires.mapping import (
+    Format,
+    Links,
+    Member,
+    ParsedCall,
+    RestWire,
+    Route,
+    in_wire_names,
+    path_params,
+)
+from server.wires.rendering import AnswerModel, From, renderer
 
 TELLING = frozenset({400, 408, 409, 413, 415, 422})
-"""Statuses whose answers say what to mend; all others have no body."""
+"""Statuses with a body, which names the errors."""
 
 WORDS = {
     CONSTRAINTS["users_email"][2]: "is taken by another user",
@@ -41,8 +49,8 @@ WORDS = {
 }
 
 
-class ValidationResult(Shown):
-    """What is wrong with a member, or without one with the body."""
+class ValidationResult(AnswerModel):
+    """An error of a member, or of the whole body if it names none."""
 
     MemberNames: list[str]
     ErrorMessage: Annotated[str, Field(min_length=1)]
@@ -52,21 +60,22 @@ ValidationResults = Annotated[list[ValidationResult], Field(min_length=1)]
 _validation_results = renderer(ValidationResults)
 
 
-def _error_form(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
+def _render_error(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     if status not in TELLING:
         return status, None
     results = []
     for name, message in error.fields or [FieldError("params", error.message)]:
-        is_whole = name == "params"
-        told = message if is_whole else f"{name} {WORDS.get(message, message)}"
-        results.append({"MemberNames": [] if is_whole else [name], "ErrorMessage": told})
+        if name == "params":
+            results.append({"MemberNames": [], "ErrorMessage": message})
+        else:
+            results.append({"MemberNames": [name], "ErrorMessage": f"{name} {WORDS.get(message, message)}"})
     return status, _validation_results(results)
 
 
 def sanitized(name: Any) -> Any:
-    """The name of an environment as it stands in paths: "Café One" -> "cafe-one".
+    """The name of an environment in paths: "Café One" -> "cafe-one".
 
-    Only its beginning counts: normalizing takes quadratic time where marks follow each other.
+    Only the first 1,000 characters count: normalizing a sequence of combining marks takes quadratic time.
     """
     if not isinstance(name, str):
         return name
@@ -74,19 +83,19 @@ def sanitized(name: Any) -> Any:
     return re.sub(r"[^a-z0-9._-]+", "-", letters).strip("-._")[:63]
 
 
-NEW_NAME = Form(
+NEW_NAME = Format(
     sanitized,
     lambda _: {
         "type": "string",
         "pattern": r"^[^\u0000]*[A-Za-z0-9][^\u0000]*$",
-        "description": "Kept in lower case; what is no letter, digit, dot, dash or underscore becomes a"
-        " dash.",
+        "description": "Stored in lower case. Characters other than letters, digits, dots, dashes and"
+        " underscores become a dash.",
     },
 )
-"""Of an environment: `sanitized` makes it one, as long as there is something left of it."""
+"""The name of a new environment: one from which `sanitized` leaves something."""
 
 
-class Environment(Shown):
+class Environment(AnswerModel):
     """An environment."""
 
     EnvironmentName: Annotated[str, From("name")]
@@ -111,11 +120,11 @@ _NEW_ENVIRONMENT = {
     "FirstName": Member("admin.firstName"),
     "LastName": Member("admin.lastName"),
 }
-NAME = Form(schema=lambda _: {"type": "string"})
+NAME = Format(schema=lambda _: {"type": "string"})
 _IN_ENVIRONMENT = {"EnvironmentName": (Member("instance", NAME),)}
 _BY_EMAIL = _IN_ENVIRONMENT | {"EmailAddress": (Member("email"),)}
 
-# Validate stands where names stand: it is none, so that it takes POST alone.
+# Validate is not a name: PUT, GET and DELETE of it get 405.
 USERS = "/{EnvironmentName}/User/"
 USER = USERS + "{EmailAddress:(?!Validate/?$)[^/]+}/"
 ENVIRONMENT = "/Environment/{EnvironmentName:(?!Validate/?$)[^/]+}/"
@@ -175,14 +184,14 @@ VALIDATORS = {
     "replaceUserByEmail": "validateReplacement",
     "createInstance": "validateInstance",
 }
-"""Method -> one that takes the same params, changes nothing and names every failure at once."""
+"""Method -> the one that validates the same params, changes nothing and names all errors."""
 
 
 async def _check_environment(request: web.Request, caller: Principal, route: Route) -> None:
-    """Raises NotFound or Forbidden for an environment whose users the key cannot reach by this wire."""
+    """Raises NotFound or Forbidden if the key cannot access the environment's users on this wire."""
     if not route.path.startswith(USERS):
         return
-    name = named(route, request)["instance"]
+    name = path_params(route, request)["instance"]
     try:
         environment = await request.app[KEYS].instance(caller, name, while_suspended=True)
     except NotHeld as error:
@@ -191,31 +200,32 @@ async def _check_environment(request: web.Request, caller: Principal, route: Rou
         raise Forbidden("provisioning is switched off", code="provisioning_disabled")
 
 
-async def _call(request: web.Request, caller: Principal, route: Route, asked: Asked) -> Any:
-    """The method's result; if it refuses the params, its validator says everything that is wrong."""
+async def _call(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
+    """Call the method. An instance that the key cannot access does not exist for it."""
     try:
-        return await _outcome(request, caller, route, asked)
+        return await _call_validating(request, caller, route, parsed)
     except NotHeld as error:
         raise NotFound from error
 
 
-async def _outcome(request: web.Request, caller: Principal, route: Route, asked: Asked) -> Any:
+async def _call_validating(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
+    """Call the method; if it refuses the params, call its validator, which names all errors."""
     validator = VALIDATORS.get(route.method, route.method if route.like else None)
     refused: ServiceError | None = None
     failures: list[FieldError] = []
-    if not asked.failures and route.method != validator:
+    if not parsed.failures and route.method != validator:
         try:
-            return await run(request, caller, route.method, asked.params)
+            return await run(request, caller, route.method, parsed.params)
         except (Invalid, Conflict, MemberForbidden) as error:
             refused = error
     if validator is not None:
         try:
-            validation = await run(request, caller, validator, asked.params)
+            validation = await run(request, caller, validator, parsed.params)
         except Forbidden:
             method = request.app[DISPATCHER].methods[route.method]
-            may = not access.method_refusal(caller, method)
-            if refused is None and not (asked.failures and may):
-                raise  # else a key that may change and not look: it is told what is known without a look
+            may_write = not access.method_refusal(caller, method)
+            if refused is None and not (parsed.failures and may_write):
+                raise  # else the key may write but not validate: it gets the errors known so far
         else:
             failures = [FieldError(failed["field"], failed["message"]) for failed in validation["failures"]]
     if not failures and refused is not None:
@@ -223,25 +233,25 @@ async def _outcome(request: web.Request, caller: Principal, route: Route, asked:
         if not failures:
             raise refused
     of_path = not isinstance(refused, Conflict)
-    failures = asked.failures + in_wire_names(failures, route, asked.names, of_path=of_path)
+    failures = parsed.failures + in_wire_names(failures, route, parsed.names, of_path=of_path)
     if failures:
-        told = Invalid.of(failures)
+        invalid = Invalid.of(failures)
         if refused is not None:
-            told.code = refused.code
-        raise told from refused
+            invalid.code = refused.code
+        raise invalid from refused
     return None
 
 
 WIRE = RestWire(
     name="workspace365",
-    description="Workspace 365: environments and their users. Operators' keys alone reach /Environment/.",
+    description="Workspace 365: environments and their users. /Environment/ needs an operator's key.",
     prefixes=("/Provisioning/",),
     base="/Provisioning",
     either_slash=True,
     key_headers=("ProvisioningKey", "x-api-key"),
     routes=ROUTES,
     errors={Unauthenticated: 403},
-    error_form=_error_form,
+    render_error=_render_error,
     error_type=lambda status: ValidationResults if status in TELLING else None,
     error_codes=("length_required", "provisioning_disabled"),
     unknown="is not a member of this operation",
