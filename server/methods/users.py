@@ -233,4 +233,7 @@ async def list_users(call: Call, params: ListUsers) -> Any:
         row_limit=params.limit + 1,
     )
     shown, after = page(rows, params.limit, lambda row: str(row["email_key"]))
-    return {"users": [{name: row[name] for name in ListedUser.model_fields} for row in shown], "next": after}
+    users = [dict(row) for row in shown]
+    for user in users:
+        del user["email_key"], user["deleted_at"]
+    return {"users": users, "next": after}
