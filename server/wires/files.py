@@ -9,7 +9,8 @@ from pydantic import Field
 from server.base.errors import Invalid, NotFound, ServiceError
 from server.tenants.principals import FILE_READER
 from server.wires.http import answer, run
-from server.wires.mapping import Member, RestWire, Route
+from server.wires.mapping import RestWire, Route
+from server.wires.members import Member
 
 # A name is never given to another picture, so that its bytes may be kept. Whether they may still be shown is
 # asked each time: a picture is no longer public once its user or instance is suspended or deleted.

@@ -94,6 +94,11 @@ BEGINNING = web.RequestKey("BEGINNING", bytes)
 """The first bytes of a body that read_body refused, so many at most."""
 
 
+CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
+"""The challenge of a 401 (RFC 9110, section 11.6.1). Every wire takes this header beside that of its document;
+for a scheme that a browser does not know it shows no login dialog."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire(ABC):
     """One wire: where it listens and how it words errors."""
@@ -101,6 +106,7 @@ class Wire(ABC):
     name: str
     # Errors of requests whose paths begin with one of these are in its form.
     prefixes: tuple[str, ...]
+    challenge: str = CHALLENGE
 
     @abstractmethod
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -156,7 +162,7 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
     """Who calls; the call counts towards the rates of its key and of the key's instance.
 
     Args:
-        headers: where this wire looks for the key.
+        headers: where this wire looks for the key; in Authorization it is a bearer token (RFC 6750).
         counted: False where the wire calls count itself.
 
     Raises:
@@ -167,9 +173,12 @@ async def authenticate(request: web.Request, *headers: str, counted: bool = True
     given = [value for header in headers for value in request.headers.getall(header, ())]
     if len(given) > 1:
         raise Invalid("send one API key", code="several_keys")
-    if not given or not given[0]:
+    key = given[0] if given else ""
+    if hdrs.AUTHORIZATION in headers and " " in key:  # Okta's header authentication sends no scheme
+        key = key[7:].strip() if key.lower().startswith("bearer ") else ""
+    if not key:
         raise Unauthenticated
-    caller = await request.app[KEYS].caller(given[0], address_of(request))
+    caller = await request.app[KEYS].caller(key, address_of(request))
     request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.id
     if counted:
         count(request, caller)
@@ -295,9 +304,7 @@ def _idempotency_key(request: web.Request, given: object, place: int | None) -> 
 def _dry_run(request: web.Request, given: object) -> bool:
     if given is not None and not isinstance(given, bool):
         raise Invalid.of([FieldError(DRY_RUN, "must be true or false")])
-    if "Dry-Run" not in request.headers:
-        return given is True
-    values = {value.lower() for value in request.headers.getall("Dry-Run")}
+    values = {value.lower() for value in request.headers.getall("Dry-Run", ())}
     if not values <= {"true", "false"}:
         raise Invalid("the header Dry-Run must be true or false", code="bad_dry_run")
     return given is True or "true" in values
@@ -381,20 +388,13 @@ def require_json(request: web.Request) -> None:
         raise WrongType
 
 
-CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
-"""The challenge of each 401, which RFC 9110, section 11.6.1, requires.
-
-No scheme is registered for a key in a header of its own, and a browser shows no login dialog for one that
-it does not know. Every wire takes the header x-api-key beside that of its document.
-"""
-
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _wire_of(path: str, wires: Sequence[Wire]) -> Wire:
     """The wire with the longest prefix of a path; the first for a path that is none's."""
-    lengths = {len(prefix): wire for wire in wires for prefix in wire.prefixes if path.startswith(prefix)}
-    return lengths[max(lengths)] if lengths else wires[0]
+    known = {len(prefix): wire for wire in wires for prefix in wire.prefixes if path.startswith(prefix)}
+    return known[max(known)] if known else wires[0]
 
 
 def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -> Handler:
@@ -441,7 +441,7 @@ def within_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) -
                     RefusalFact(wire.name, error.code, response.status, request_id, error.cause())
                 )
         if response.status == 401:
-            response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
+            response.headers[hdrs.WWW_AUTHENTICATE] = _wire_of(request.path, wires).challenge
         if told := calls.headers():
             response.headers.update(told)
         response.headers["X-Request-Id"] = request_id

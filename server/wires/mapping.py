@@ -5,8 +5,7 @@ query parameter and body member is to that method. Its result is a type, such as
 renders the answer, and openapi.py describes the answer by it.
 """
 
-import re
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,8 +26,9 @@ from server.base.errors import (
 from server.base.parsing import parse_long_json
 from server.tenants.principals import Principal
 from server.wires.http import DISPATCHER, Handler, Wire, answer, authenticate, read_body, require_json, run
-from server.wires.rendering import renderer, unchanged
-from server.wires.schemas import Schema, one_of
+from server.wires.members import Member
+from server.wires.rendering import renderer
+from server.wires.schemas import Schema
 
 
 def status_of(kind: type[ServiceError], statuses: Mapping[type[ServiceError], int]) -> int:
@@ -41,78 +41,6 @@ def status_of(kind: type[ServiceError], statuses: Mapping[type[ServiceError], in
     statuses = {NotFound: 404, UnknownMethod: 404, **statuses}
     own = next((statuses[known] for known in kind.__mro__ if known in statuses), None)
     return own or ERROR_CODES[kind.code].status
-
-
-# --- what is sent ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a wire writes a value, where that is not as the method takes it."""
-
-    # From what is sent to what the method takes. A value that is not in this form is returned as it is, for
-    # the method to refuse, or raises ValueError with what is wrong; in a path, where it can name nothing.
-    read: Callable[[Any], Any] = unchanged
-    # From the schema of the method's value to that of the value in a body.
-    schema: Callable[[Schema], Schema] = unchanged
-
-
-def _integer(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value) else value
-
-
-def or_digits(schema: Schema) -> Schema:
-    """An integer, or the same as text."""
-    number = {**schema.get("anyOf", [schema])[0]}
-    number.pop("description", None)
-    digits = len(str(number.get("maximum", number.get("exclusiveMaximum", 0)))) - 1
-    least = "[1-9]" if number.get("minimum") else "0$|^[1-9]"
-    text = {"type": "string", "pattern": f"^{least}[0-9]{{0,{digits - 1}}}$"}
-    rest = {name: part for name, part in schema.items() if name == "description"}
-    return rest | {"anyOf": [number, text]}
-
-
-def _id(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) >= 2**63:
-        raise ValueError
-    return int(text)
-
-
-def _flag(value: Any) -> Any:
-    return bool(value) if isinstance(value, (int, float)) and value in (0, 1) else value
-
-
-PLAIN = Form()
-INTEGER = Form(_integer, or_digits)
-"""Also as text, as every query has it."""
-ID = Form(_id)
-"""A positive integer in a path."""
-FLAG = Form(_flag, lambda _: one_of(0, 1, False, True))
-"""A boolean, also as 1 or 0."""
-
-
-def _never(given: Container[str]) -> bool:
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """What a body member, a query parameter or a part of a path is to the method."""
-
-    # The method's name of it; "admin.email" is a member of a member. None: the method is not given it.
-    param: str | None
-    form: Form = PLAIN
-    # Null, or an empty value where that stands for null, is not the same as leaving it out.
-    nullable: bool = False
-    # It limits a list to some user's rows: empty, which would list all rows, is refused.
-    narrows: bool = False
-    # Whether it must be given beside these members; only where `param` is None, else the method says it.
-    needed: Callable[[Container[str]], bool] = _never
-
-
-def same(*names: str, form: Form = PLAIN) -> dict[str, Member]:
-    """Members that have the method's names."""
-    return {name: Member(name, form) for name in names}
 
 
 # --- routes and wires -----------------------------------------------------------------------------------
@@ -162,6 +90,10 @@ class Route:
     # None: whatever is there is ignored.
     query: Mapping[str, Member] | None = None
     body: Mapping[str, Member] | None = None
+    # What the body is as a whole, where it is one param.
+    whole: Member | None = None
+    # Headers of the request that are params.
+    sent: Mapping[str, Member] = field(default_factory=dict)
     # Params that the path stands for.
     fixed: Mapping[str, Any] = field(default_factory=dict)
     # A member that is given (a flag: set) -> the method that then serves the route instead.
@@ -175,13 +107,25 @@ class Route:
     # The query parameter that continues a list: the answer has a Link to the next page (RFC 8288).
     continued_by: str | None = None
     links: Links | None = None
+    # From the method's result to the version of what is shown, None where it has none: the answer has it as
+    # ETag, and a GET of the version that the caller has is answered by 304.
+    version: Callable[[Any], str | None] | None = None
+    # From the method's result to the address of what was made, for the header Location.
+    location: Callable[[Any], str | None] | None = None
+    # Methods that `handle` calls beside the others.
+    also: tuple[str, ...] = ()
     # For what cannot be declared: serves the route, and describes its responses in the OpenAPI document.
     handle: Handler | None = None
     responses: Mapping[int, Schema] = field(default_factory=dict)
 
     def members(self) -> dict[str, Member]:
-        """Those of query and body."""
-        return {**(self.query or {}), **(self.body or {})}
+        """Those of headers, query and body; the whole body has no name."""
+        whole = {} if self.whole is None else {"": self.whole}
+        return {**self.sent, **(self.query or {}), **(self.body or {}), **whole}
+
+    def served_by(self) -> tuple[str, ...]:
+        """The methods that can serve it."""
+        return (self.method, *self.instead.values(), *self.also)
 
 
 class Asked(NamedTuple):
@@ -244,6 +188,12 @@ class RestWire(Wire):
     needs_body: bool = False
     # Whether query parameters that are unknown, or given again, are ignored instead of refused.
     lenient_query: bool = False
+    # Whether members and query parameters that are unknown are ignored instead of refused.
+    ignores_unknown: bool = False
+    # Whether members of bodies have their names in any case.
+    any_case: bool = False
+    # The type of answers, and of the bodies that the OpenAPI document describes.
+    media_type: str = "application/json"
     # Runs once the caller is known: limits, and what an instance allows.
     before: Callable[[web.Request, Principal, Route], Awaitable[None]] | None = None
     call: Call = call
@@ -259,7 +209,13 @@ class RestWire(Wire):
     def error_response(self, request: web.Request, error: ServiceError) -> web.Response:
         """An error in the wire's form."""
         status, body = self.error_form(request, error, status_of(type(error), self.errors))
-        return answer(status, None if body is None else orjson.dumps(body), self.headers(request))
+        return self.answer(status, None if body is None else orjson.dumps(body), self.headers(request))
+
+    def answer(self, status: int, body: bytes | None, headers: dict[str, str]) -> web.Response:
+        """An answer in the wire's type."""
+        if body is not None and self.media_type != "application/json":
+            headers[hdrs.CONTENT_TYPE] = self.media_type
+        return answer(status, body, headers)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Every route, beneath every mount."""
@@ -294,15 +250,29 @@ def handler(wire: RestWire, route: Route) -> Handler:
         if route.continued_by is not None and result["next"]:
             next_page = f"{wire.base}{route.path}?{route.continued_by}={result['next']}"
             headers["Link"] = f'<{next_page}>; rel="next"'
+        if route.location is not None and (address := route.location(result)):
+            headers[hdrs.LOCATION] = address
+        if route.version is not None and (version := route.version(result)):
+            headers[hdrs.ETAG] = version
+            if request.method in ("GET", "HEAD") and has_version(request, version):
+                return answer(304, None, headers)
         if render is None:
             return answer(route.status, None, headers)
         done = Done(request, asked.params, result)
         if route.source is not None:
             done = done._replace(result=route.source(done))
         shown = done.result if wire.enveloped is None else wire.enveloped(done)
-        return answer(route.status, orjson.dumps(render(shown)), headers)
+        return wire.answer(route.status, orjson.dumps(render(shown)), headers)
 
     return handle
+
+
+def has_version(request: web.Request, version: str) -> bool:
+    """Whether the caller says, by If-None-Match, that it has this version (RFC 9110, section 13.1.2)."""
+    if hdrs.IF_NONE_MATCH not in request.headers:
+        return False
+    opaque = version.removeprefix("W/").strip('"')
+    return any(tag.value in (opaque, "*") for tag in request.if_none_match or ())
 
 
 def named(route: Route, request: web.Request) -> dict[str, Any]:
@@ -372,7 +342,8 @@ async def _given(
     A member of the body stands in place of the query parameter of its name.
     """
     body: dict[str, Any] = {}
-    if route.body is not None and (wire.needs_body or request.body_exists):
+    takes_body = route.body is not None or route.whole is not None
+    if takes_body and (wire.needs_body or request.body_exists):
         require_json(request)
         with_picture = request.app[DISPATCHER].methods[route.method].with_picture
         parsed = await parse_long_json(
@@ -381,13 +352,26 @@ async def _given(
         if not isinstance(parsed, dict):
             raise wire.no_object()
         body = parsed
-    given = []
+    given = [
+        (name, value, member)
+        for name, member in route.sent.items()
+        for value in request.headers.getall(name, ())
+    ]
     if route.query is not None:
         query = dict(request.query) if wire.lenient_query else request.query  # a dict has the first of a name
         for name, value in query.items():
-            if name not in body and (name in route.query or not wire.lenient_query):
+            is_told = name in route.query or not (wire.lenient_query or wire.ignores_unknown)
+            if name not in body and is_told:
                 given.append((name, value, route.query.get(name)))
-    return given + [(name, value, (route.body or {}).get(name)) for name, value in body.items()]
+    if route.whole is not None:
+        return [*given, ("", body, route.whole)]
+    members = route.body or {}
+    known = {name.lower(): name for name in members} if wire.any_case else {}
+    for name, value in body.items():
+        name = known.get(name.lower(), name)
+        if name in members or not wire.ignores_unknown:
+            given.append((name, value, members.get(name)))
+    return given
 
 
 def _put(params: dict[str, Any], param: str, value: Any) -> None:
@@ -419,5 +403,8 @@ def in_wire_names(
         head, dot, rest = name.partition(".")
         if of_path and head in in_path and head not in in_members:
             raise NotFound
-        told.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
+        if name not in names and names.get(head) == "":  # a member of the whole body
+            told.append(FieldError(rest or "body", message))
+        else:
+            told.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
     return told

@@ -20,19 +20,8 @@ from server.base.errors import (
     UserDeleted,
 )
 from server.base.strict import whole
-from server.wires.mapping import (
-    FLAG,
-    INTEGER,
-    Done,
-    Form,
-    Links,
-    Member,
-    Own,
-    RestWire,
-    Route,
-    same,
-    status_of,
-)  # fmt: skip
+from server.wires.mapping import Done, Links, Own, RestWire, Route, status_of
+from server.wires.members import FLAG, INTEGER, Form, Member, same
 from server.wires.rendering import WHOLE, By, Empty, From, Shown, renderer
 from server.wires.schemas import one_of
 

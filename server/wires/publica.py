@@ -25,19 +25,8 @@ from server.base.errors import (
 from server.tenants.limits import Allowance, RateLimiter
 from server.tenants.principals import Principal
 from server.wires.http import SETTINGS, abide
-from server.wires.mapping import (
-    FLAG,
-    ID,
-    INTEGER,
-    Done,
-    Form,
-    Links,
-    Member,
-    RestWire,
-    Route,
-    or_digits,
-    same,
-)  # fmt: skip
+from server.wires.mapping import Done, Links, RestWire, Route
+from server.wires.members import FLAG, ID, INTEGER, Form, Member, or_digits, same
 from server.wires.rendering import WHOLE, Always, By, Empty, From, Shown, renderer
 from server.wires.schemas import Schema
 

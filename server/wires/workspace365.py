@@ -28,7 +28,8 @@ from server.base.errors import (
 from server.tenants import access
 from server.tenants.principals import Principal
 from server.wires.http import DISPATCHER, KEYS, run
-from server.wires.mapping import Asked, Form, Links, Member, RestWire, Route, in_wire_names, named
+from server.wires.mapping import Asked, Links, RestWire, Route, in_wire_names, named
+from server.wires.members import Form, Member
 from server.wires.rendering import From, Shown, renderer
 
 TELLING = frozenset({400, 408, 409, 413, 415, 422})
