@@ -320,6 +320,9 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
         Conflict, "seats_exhausted", "the instance has no seat left (maxUsers)", "params",
     ),
     "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
+    "groups_external_id": (
+        Conflict, "duplicate_external_id", _duplicate("groups_external_id"), "externalId",
+    ),
     # Gone while somebody was put into it, or it into something.
     "group_members_group": (NotFound, "not_found", "not found: there is no such group", "name"),
     "group_members_user": (NotFound, "not_found", "not found: there is no such user", "email"),

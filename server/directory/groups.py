@@ -12,6 +12,8 @@ from server.tenants.call import Call
 
 ADMINS = "Admins"
 """The reserved group, whose members are those with isAdmin."""
+ADMINS_ID = 0
+"""Its id; no other group has it."""
 
 
 def _plain(name: str) -> str:

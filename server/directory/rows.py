@@ -15,6 +15,8 @@ from server.directory.users import email_key
 from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
+EMAIL_KEYS = "emailKeys"
+"""In the column `attributes`: what the identity of each address in its `emails` is decided by (email_key)."""
 Row: TypeAlias = dict[str, Any]
 """A user as hold gives it: every column that can change, has_password, and the database's time as moment."""
 
@@ -75,7 +77,13 @@ def state(row: Mapping[str, Any]) -> dict[str, Any]:
         **{member: row[column] for member, column in members().items()},
         "isConfirmed": row["confirmed_at"] is not None,
         "quotas": quotas(row),
+        "attributes": shown_attributes(row["attributes"]),
     }
+
+
+def shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The column `attributes` without what is there for searches alone."""
+    return {name: value for name, value in attributes.items() if name != EMAIL_KEYS}
 
 
 def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
@@ -168,6 +176,7 @@ class Edit:
             "has_new_login": self.has_new_login,
             "has_new_avatar": before["avatar"] != after["avatar"],
             "moves_account": self.closes_account or self.is_return,
+            "comes_or_goes": self.is_deletion or self.is_return,
             "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
             "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
         }
