@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         ge=1024,
         description="Bytes that the answers of a JSON-RPC batch may have before the rest of it is refused.",
     )
+    scim_bulk_operations: int = Field(
+        100, ge=1, le=1000, description="Operations that a SCIM bulk request may have."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins, comma separated, whose pages may call from a browser; unset: none."
     )

@@ -95,8 +95,8 @@ BEGINNING = web.RequestKey("BEGINNING", bytes)
 
 
 CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
-"""The challenge of a 401 (RFC 9110, section 11.6.1). Every wire takes this header beside that of its document;
-for a scheme that a browser does not know it shows no login dialog."""
+"""The challenge of a 401 (RFC 9110, section 11.6.1). Every wire takes this header beside that of its document.
+A browser shows no login dialog for a scheme that it does not know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
