@@ -88,9 +88,13 @@ class Invalid(ServiceError):
     code = "invalid_params"
 
     @classmethod
-    def of(cls, fields: Sequence[FieldError]) -> "Invalid":
-        """All bad members in one message."""
-        return cls("; ".join(f"{field}: {message}" for field, message in fields), fields=fields)
+    def of(cls, fields: Sequence[FieldError], *, code: str | None = None) -> "Invalid":
+        """All bad members in one message.
+
+        Args:
+            code: see ServiceError.
+        """
+        return cls("; ".join(f"{field}: {message}" for field, message in fields), code=code, fields=fields)
 
 
 class UnknownMethod(ServiceError):
@@ -208,6 +212,12 @@ class UserDeleted(Conflict):
 
     # The e-mail or externalId is that of a deleted user, who keeps both until it is purged.
     code = "user_deleted"
+
+
+class PreconditionFailed(ServiceError):
+    """what is to be changed was changed since"""
+
+    code = "version_mismatch"
 
 
 class IdempotencyConflict(ServiceError):

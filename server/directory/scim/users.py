@@ -143,7 +143,7 @@ def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
     } | ({"quotas": quotas} if quotas else {}) | ({"plans": plans} if plans else {})  # fmt: skip
 
 
-# --- values of columns, with what attributes say of them -----------------------------------------------------
+# --- values of columns, with what attributes say of them ---------------------------------------------------
 
 
 def default_email(email: str, others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
