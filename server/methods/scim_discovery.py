@@ -1,5 +1,6 @@
 """What SCIM clients ask for first: what the service can do, its schemas and its types of resources."""
 
+import asyncio
 from functools import cache
 from typing import Any, Literal
 
@@ -73,6 +74,11 @@ def _documents() -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
+async def _made(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
+    """The documents; making them takes some 50 ms once."""
+    return await asyncio.to_thread(_documents)
+
+
 def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any]:
     return document | {"meta": {"resourceType": kind, "location": address}}
 
@@ -83,6 +89,7 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
     scope="users:read",
     writes=False,
     errors=(NotFound,),
+    prepare=_made,
     examples=(
         Example(
             "A type of resource",
@@ -102,7 +109,9 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
         ),
     ),
 )
-async def describe_scim(call: Call, params: DescribeScim) -> Any:
+async def describe_scim(
+    call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]
+) -> Any:
     """Describe the SCIM service of an instance (RFC 7644, section 4).
 
     Without `id` the schemas and the types of resources are given as lists: `totalResults` and `Resources`.
@@ -113,7 +122,7 @@ async def describe_scim(call: Call, params: DescribeScim) -> Any:
         if params.id is not None:
             raise NotFound
         return _located(_config(call.settings), params.document, address)
-    documents = _documents()[params.document]
+    documents = made[params.document]
     kind = params.document.removesuffix("s")
     if params.id is not None:
         if params.id not in documents:

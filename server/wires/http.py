@@ -95,7 +95,7 @@ BEGINNING = web.RequestKey("BEGINNING", bytes)
 
 
 CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
-"""The challenge of a 401 (RFC 9110, section 11.6.1). Every wire takes this header beside that of its document.
+"""The challenge of a 401 (RFC 9110, section 11.6.1). Every wire takes this header beside its document's.
 A browser shows no login dialog for a scheme that it does not know."""
 
 
