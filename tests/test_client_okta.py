@@ -3,7 +3,6 @@
 Sources: Okta's "SCIM 2.0 specification test" (the suite for BlazeMeter), "SCIM 2.0 protocol reference" (users and groups).
 """
 
-from typing import Any
 
 import pytest
 from conftest import Client

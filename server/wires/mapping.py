@@ -352,7 +352,7 @@ async def _given(
         if not isinstance(parsed, dict):
             raise wire.no_object()
         body = parsed
-    given = [
+    given: list[tuple[str, Any, Member | None]] = [
         (name, value, member)
         for name, member in route.sent.items()
         for value in request.headers.getall(name, ())

@@ -294,12 +294,12 @@ def _parameters(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[dict
             values |= {title: value if is_only else str(value) for title, value in (usual | given).items()}
             schema = choice.form.schema(part_schema) if is_only else schema
         yield _parameter(part, "path", schema, True, values)
-    in_body: Container[str] = () if route.verb == "GET" else (route.body or ())
+    in_body: Container[str] = () if route.verb == "GET" else tuple(route.body or ())
     for name, member in (route.query or {}).items():
         if name in in_body:
             continue
         schema = written(member.form.schema({}) if member.param is None else known[member.param])
-        required = member.param in needed or member.needed(route.query)
+        required = member.param in needed or member.needed(route.query or ())
         is_list = schema.get("type") == "array"  # one value, with commas
         if "" in wire.left_out and not member.narrows and not is_list:
             schema = _or_empty(schema)

@@ -35,16 +35,11 @@ def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
-def _version(value: str) -> str:
-    """The version in If-Match, which compares without regard to W/ (RFC 7644, section 3.14)."""
-    return value if value.startswith("W/") or value == "*" else f"W/{value}"
-
-
 def _always(given: Container[str]) -> bool:
     return True
 
 
-NAMES, VERSION = Form(_names), Form(_version)
+NAMES = Form(_names)
 SHOWN = {"attributes": Member("attributes", NAMES), "excludedAttributes": Member("excludedAttributes", NAMES)}
 SEARCHED = SHOWN | {
     "filter": Member("filter"),
@@ -54,7 +49,7 @@ SEARCHED = SHOWN | {
     "count": Member("count", INTEGER),
     "cursor": Member("cursor", nullable=True),
 }
-CHANGED = {"If-Match": Member("version", VERSION)}
+CHANGED = {"If-Match": Member("version")}
 
 
 def message(urn: str) -> Member:
@@ -162,8 +157,6 @@ ROUTES = tuple(
 async def _call(request: web.Request, caller: Principal, route: Route, asked: Asked) -> Any:
     if route.method == "describeScim":
         return await scim_discovery.describe(request, caller, route, asked)
-    if asked.params.get("version") == "*":  # whatever is there
-        del asked.params["version"]
     return await call(request, caller, route, asked)
 
 

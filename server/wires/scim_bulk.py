@@ -173,7 +173,8 @@ class _Bulk:
         self.request, self.caller, self.instance = request, caller, instance
         address = request.path.rstrip("/").removesuffix("/Bulk")
         self.base = request.app[SETTINGS].own_address() + address
-        # bulkId -> the id of what was made; those whose operations were refused.
+        # The bulkIds of what is to be made; those that were made, with their ids; those that were refused.
+        self.known: set[str] = set()
         self.made: dict[str, str] = {}
         self.failed: set[str] = set()
         self.results: dict[int, dict[str, Any]] = {}
@@ -182,42 +183,47 @@ class _Bulk:
 
     async def run(self, given: list[Any], most_errors: int | None) -> list[dict[str, Any]]:
         """The results in the order of the operations, of those that were run."""
-        waiting: list[Operation] = []
-        known: set[str] = set()
-        for place, one in enumerate(given):
-            try:
-                operation = _operation(place, one)
-                if operation.verb == "POST" and operation.bulk_id in known:
-                    raise _refused("bulkId", "is given twice")
-            except ServiceError as error:
-                self._fail(place, one, error)
-                continue
-            waiting.append(operation)
-            if operation.verb == "POST" and operation.bulk_id is not None:
-                known.add(operation.bulk_id)
+        waiting = list(enumerate(given))
+        operations = {place: self._read(place, one) for place, one in waiting}
         while waiting and not self._ended(most_errors):
             later = []
-            for operation in waiting:
+            for place, sent in waiting:
                 if self._ended(most_errors):
                     break
-                if operation.needs - self.made.keys() - self.failed - (known - {operation.bulk_id}):
-                    error: ServiceError = _refused("bulkId", "is that of no other operation")
-                elif operation.needs & self.failed:
-                    error = Conflict("an operation that this one refers to was refused")
-                elif operation.needs - self.made.keys():
-                    later.append(operation)
-                    continue
+                operation = operations[place]
+                refusal = operation if isinstance(operation, ServiceError) else self._refusal(operation)
+                if refusal is not None:
+                    self._fail(place, sent, refusal)
+                elif isinstance(operation, Operation) and operation.needs <= self.made.keys():
+                    await self._do(operation, sent)
                 else:
-                    await self._do(operation, given[operation.place])
-                    continue
-                self._fail(operation.place, given[operation.place], error)
+                    later.append((place, sent))
             if len(later) == len(waiting):
-                for operation in later:
-                    circle = Conflict("operations refer to each other in a circle")
-                    self._fail(operation.place, given[operation.place], circle)
+                for place, sent in later:
+                    self._fail(place, sent, Conflict("operations refer to each other in a circle"))
                 break
             waiting = later
         return [self.results[place] for place in sorted(self.results)]
+
+    def _read(self, place: int, sent: object) -> Operation | ServiceError:
+        """An operation, or what is wrong with it."""
+        try:
+            operation = _operation(place, sent)
+            if operation.verb == "POST":
+                if operation.bulk_id in self.known:
+                    raise _refused("bulkId", "is given twice")
+                self.known.add(str(operation.bulk_id))
+        except ServiceError as error:
+            return error
+        return operation
+
+    def _refusal(self, operation: Operation) -> ServiceError | None:
+        """Why an operation cannot be run, now or later: what it refers to is not made."""
+        if operation.needs & self.failed:
+            return Conflict("an operation that this one refers to was refused")
+        if operation.needs - self.known:
+            return _refused("bulkId", "is that of no other operation")
+        return None
 
     def _ended(self, most_errors: int | None) -> bool:
         return most_errors is not None and self.errors >= most_errors
@@ -228,7 +234,7 @@ class _Bulk:
                 count(self.request, self.caller)
             self.begun += 1
             method = f"{VERBS[operation.verb]}Scim{operation.kind}"
-            params = _params(operation, self.made) | self.instance
+            params = _params(operation, self.made) | dict(self.instance)
             result = await run(self.request, self.caller, method, params, place=operation.place)
         except ServiceError as error:
             self._fail(operation.place, given, error)
