@@ -148,8 +148,8 @@ class PatchScimGroup(ScimGroupId):
 async def patch_scim_group(call: Call, params: PatchScimGroup) -> Any:
     """Change a group by SCIM operations, all of them or none (PATCH; RFC 7644, 3.5.2).
 
-    Members are added, replaced, and removed: by `members[value eq "2"]`, by their values, or all of them. Admins
-    needs the scope `users:admin`, as for replaceScimGroup.
+    Members are added, replaced, and removed: by `members[value eq "2"]`, by their values, or all of them.
+    Admins needs the scope `users:admin`, as for replaceScimGroup.
     """
     group_id = parsed_id(params.id)
     await group_changes.update(call, group_id, group_changes.patched_group(params.operations), params.version)

@@ -146,8 +146,8 @@ async def _prepare_creation(call: Call, params: CreateScimUser) -> NewAccount:
 async def create_scim_user(call: Call, params: CreateScimUser, prepared: NewAccount) -> Any:
     """Create a user from a SCIM resource, with mailbox, calendar and files (RFC 7644, 3.3).
 
-    A userName that is an address is the user's e-mail. Any other one is its login, and its e-mail is the primary
-    entry of `emails`, or else the first, if there is one. What can only be read is passed over.
+    A userName that is an address is the user's e-mail. Any other one is its login, and its e-mail is the
+    primary entry of `emails`, or else the first, if there is one. What can only be read is passed over.
     """
     return params.of(await accounts.create(call, prepared))
 

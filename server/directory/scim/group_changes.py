@@ -1,8 +1,8 @@
 """SCIM's calls about one group, Admins among them, whose members are those with isAdmin.
 
-Whoever changes memberships holds the users first and then the group, as the other methods do. Which users those
-are is found out before: where that depends on who is in the group, or on its version, and the group was changed
-before it was held, the transaction begins again.
+Whoever changes memberships holds the users first and then the group, as the other methods do. Which users
+those are is found out before: where that depends on who is in the group, or on its version, and the group was
+changed before it was held, the transaction begins again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from scim2_models import CompareOperator, Comparison, LogicalExpr, LogicalOperator, Path
+from scim2_models import Path
+from scim2_models.path import CompareOperator, Comparison, LogicalExpr, LogicalOperator
 
 from server.base.errors import Contention, NotFound
 from server.base.models import field_errors
