@@ -19,7 +19,7 @@ from server.directory import office365
 from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
 from server.directory.names import has_email
 from server.directory.rows import members, shown_attributes
-from server.directory.rules import full_name, names_of, password_failures
+from server.directory.rules import default_display_name, names_of, password_failures
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
@@ -235,7 +235,7 @@ def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
         "email_key": email_key(item.email),
         "login": membership.login,
         "login_key": membership.login and email_key(membership.login),
-        "display_name": item.displayName or full_name(names) or item.email.rpartition("@")[0],
+        "display_name": item.displayName or default_display_name(names, item.email),
         "is_confirmed": membership.is_confirmed,
         "fields": names | dict(membership.fields),
         "language": membership.language,

@@ -1,4 +1,4 @@
--- name: create_group(instance_id, name, name_key, description)^
+-- name: create_group(instance_id, name, name_key, description, external_id)^
 -- A group without members.
 WITH counter AS (
     UPDATE instance_counters
@@ -7,8 +7,8 @@ WITH counter AS (
     RETURNING groups AS id
 )
 
-INSERT INTO groups (instance_id, id, name, name_key, description)
-SELECT :instance_id, id, :name, :name_key, :description
+INSERT INTO groups (instance_id, id, name, name_key, description, external_id)
+SELECT :instance_id, id, :name, :name_key, :description, :external_id
 FROM counter
 RETURNING id, name, description, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
@@ -38,10 +38,15 @@ SELECT
     jsonb_build_object('name', name, 'description', description) AS after
 FROM changed;
 
--- name: delete_group(instance_id, name_key)^
--- Its memberships go with it.
+-- name: delete_group(instance_id, group_id, name_key)^
+-- By its id, or else by its name. Its memberships go with it.
 DELETE FROM groups
-WHERE instance_id = :instance_id AND name_key = :name_key
+WHERE
+    instance_id = :instance_id
+    AND id = coalesce(
+        :group_id::bigint,
+        (SELECT named.id FROM groups AS named WHERE named.instance_id = :instance_id AND named.name_key = :name_key)
+    )
 RETURNING name, description;
 
 -- name: find_group(instance_id, name_key)$

@@ -8,7 +8,7 @@ WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NU
 -- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
 -- them or log in as them until the transaction ends.
 SELECT
-    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
+    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, u.updated_at, now() AS moment,
     (
         SELECT c.user_id
         FROM credentials AS c

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
+from server.base.errors import PreconditionFailed
 from server.base.settings import Settings
 from server.directory.groups import ADMINS, ADMINS_ID
 from server.directory.languages import language_of
@@ -41,6 +42,21 @@ def version_of(updated_at: datetime, *more: object) -> str:
     return f'W/"{"-".join(f"{part:x}" for part in ((updated_at - _EPOCH) // _MICROSECOND, *more))}"'
 
 
+def require_version(current: str, given: str | None) -> None:
+    """Refuse to change what was changed since the caller read it (RFC 7232, 3.1; RFC 7644, 3.14).
+
+    Args:
+        given: an ETag or several with commas between, weak or strong; * for any; None without a condition.
+
+    Raises:
+        PreconditionFailed: none of them is the current version.
+    """
+    if given is None or given.strip() == "*":
+        return
+    if current.removeprefix("W/") not in (tag.strip().removeprefix("W/") for tag in given.split(",")):
+        raise PreconditionFailed
+
+
 def meta(
     kind: str, location: str, created_at: datetime, updated_at: datetime, version: str
 ) -> dict[str, Any]:
@@ -63,10 +79,37 @@ def resource(row: Mapping[str, Any], settings: Settings, instance: Instance) -> 
         row: of the view scim_users.
         instance: of the user.
     """
-    attributes, profile, user_id = row["attributes"], row["profile"], str(row["id"])
+    user_id = str(row["id"])
+    user: Resource = {"schemas": [USER_SCHEMA, OFFICE_SCHEMA], "id": user_id, **writable(row, settings)}
+    if row["isAdmin"] or row["memberships"]:
+        user["groups"] = _groups(row)
+    if enterprise := user.get(ENTERPRISE_SCHEMA):
+        if "manager" in enterprise:
+            if row["manager"] is None:  # deleted
+                del enterprise["manager"]
+            else:
+                enterprise["manager"] |= {
+                    "$ref": f"../Users/{enterprise['manager']['value']}", "displayName": row["manager"],
+                }  # fmt: skip
+        if enterprise:
+            user["schemas"].insert(1, ENTERPRISE_SCHEMA)
+        else:
+            del user[ENTERPRISE_SCHEMA]
+    user[OFFICE_SCHEMA] = _provisioned(row) | user.get(OFFICE_SCHEMA, {})
+    location = f"{base_address(settings, instance)}/Users/{user_id}"
+    version = version_of(row["updated_at"])
+    user["meta"] = meta("User", location, row["created_at"], row["updated_at"], version)
+    return user
+
+
+def writable(row: Mapping[str, Any], settings: Settings) -> Resource:
+    """The attributes of a user that can be written, but for the password.
+
+    Args:
+        row: with the columns of the view shown_users.
+    """
+    attributes, profile = row["attributes"], row["profile"]
     user: Resource = {
-        "schemas": [USER_SCHEMA, OFFICE_SCHEMA],
-        "id": user_id,
         "externalId": row["externalId"],
         "userName": row["login"] or row["email"],
         "name": _name(row["fields"], attributes),
@@ -78,26 +121,16 @@ def resource(row: Mapping[str, Any], settings: Settings, instance: Instance) -> 
         "emails": shown_emails(row["email"], attributes.get("emails", ())),
         "phoneNumbers": shown_values(profile.get("phones") or (), attributes.get("phoneNumbers", ())),
         "photos": shown_photos(avatar_url(settings, row["avatar"]), attributes.get("photos", ())),
-        "groups": _groups(row),
     }
-    for name in KEPT:
-        if name in attributes:
-            user[name] = attributes[name]
-    enterprise = {name: attributes[name] for name in KEPT_OF_ENTERPRISE if name in attributes}
-    if profile.get("department") is not None:
-        enterprise["department"] = profile["department"]
-    if row["manager"] is not None:
-        manager = attributes["manager"]
-        enterprise["manager"] = {
-            "value": manager, "$ref": f"../Users/{manager}", "displayName": row["manager"]
-        }  # fmt: skip
-    if enterprise:
-        user["schemas"].insert(1, ENTERPRISE_SCHEMA)
-        user[ENTERPRISE_SCHEMA] = enterprise
-    user[OFFICE_SCHEMA] = _provisioned(row)
-    location = f"{base_address(settings, instance)}/Users/{user_id}"
-    version = version_of(row["updated_at"])
-    user["meta"] = meta("User", location, row["created_at"], row["updated_at"], version)
+    enterprise: dict[str, Any] = {"department": profile.get("department")}
+    if attributes:
+        user |= {name: attributes[name] for name in KEPT if name in attributes}
+        enterprise |= {name: attributes[name] for name in KEPT_OF_ENTERPRISE if name in attributes}
+        if "manager" in attributes:
+            enterprise["manager"] = {"value": attributes["manager"]}
+    user[ENTERPRISE_SCHEMA] = {name: value for name, value in enterprise.items() if value is not None}
+    quotas = {what: limit for what, limit in row["quotas"].items() if limit is not None}
+    user[OFFICE_SCHEMA] = {"quotas": quotas} if quotas else {}
     return {name: value for name, value in user.items() if value not in (None, [], {})}
 
 
@@ -125,8 +158,7 @@ def _groups(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Our extension."""
-    quotas = {what: limit for what, limit in row["quotas"].items() if limit is not None}
+    """What can only be read of our extension."""
     plans = [
         {"value": plan["planId"], "display": plan["name"]}
         | ({} if plan["validTo"] is None else {"validTo": plan["validTo"]})
@@ -140,7 +172,7 @@ def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
         },
         "calendars": {"main": row["mainCalendar"]},
         "folders": {"root": row["rootFiles"], "trash": row["trashFiles"]},
-    } | ({"quotas": quotas} if quotas else {}) | ({"plans": plans} if plans else {})  # fmt: skip
+    } | ({"plans": plans} if plans else {})  # fmt: skip
 
 
 # --- values of columns, with what attributes say of them ---------------------------------------------------
