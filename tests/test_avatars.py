@@ -25,7 +25,6 @@ from server.base.shares import taking_from
 from server.methods.avatars import EXAMPLE_NAME, SentPicture
 from server.outside import pictures
 from server.outside.pictures import LARGE, SMALL, Pictures, avatar_url
-from server.postgres.queries import load_queries
 
 JANE = {"email": "jane@example.com"}
 
@@ -585,17 +584,12 @@ async def test_ids_are_whole_numbers(user_id: Any, client: Client) -> None:
     assert status == 400 and ("id: " in message or "64 bits" in message)
 
 
-async def test_an_export_leaves_pictures_behind(
-    client: Client, jane: dict[str, Any], db: asyncpg.Connection
-) -> None:
+async def test_an_export_leaves_pictures_behind(client: Client, jane: dict[str, Any], officerpc: Any) -> None:
     """They are served here alone, and createUser takes no such address."""
     await give(client)
     await client.call("updateUserByEmail", {"email": "admin@example.com", "avatar": "https://example.com/a"})
-    query = load_queries()["export_users"]
-    rows = await db.fetch(
-        query.sql, *({"instance_id": 1, "after": 0, "row_limit": 9}[p] for p in query.params)
-    )
-    assert [row["avatar"] for row in rows] == ["https://example.com/a", ""]
+    exported = (await officerpc("users", "export", "--instance", "MYINSTANCE")).out.splitlines()
+    assert [json.loads(user)["avatar"] for user in exported] == ["https://example.com/a", ""]
 
 
 # --- how it is served ---------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import codecs
 import contextlib
 import csv
 import fcntl
+import functools
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,8 @@ from server.base.errors import Malformed, Unavailable
 from server.base.parsing import parse_json
 from server.base.printable import from_spreadsheet_cell, spreadsheet_cell
 from server.directory.many import MOST
-from server.directory.users import email_key
+from server.directory.rows import members, quotas
+from server.directory.users import NewUser, email_key
 from server.postgres.analyze import analyzing
 from server.postgres.db import Database, pass_on_cancelling
 from server.rpc.dispatch import Dispatcher
@@ -30,13 +32,6 @@ PASSWORDS = 100
 PAGE = 1000
 ERROR = "error"
 """Column or member with the reason in a file of failed rows; import takes no notice of it."""
-_JSON_CELLS = frozenset(
-    {
-        "isActive", "isAdmin", "profile", "values", "settings", "apps", "sessionsLimit", "isPlanAdmin",
-        "onlySeesReadable", "planId", "createInOffice365", "quotas",
-    }
-)  # fmt: skip
-"""CSV knows text alone: booleans (in any case), numbers, lists and objects are written as JSON there."""
 
 
 class TransferError(Exception):
@@ -395,8 +390,23 @@ class Reader:
         return orjson.dumps(row.given | {ERROR: why}) + b"\n"
 
 
+@functools.cache
+def _json_cells() -> frozenset[str]:
+    """The members of a user that are no text.
+
+    CSV knows text alone: booleans (in any case), numbers, lists and objects are written as JSON there.
+    """
+    described = NewUser.model_json_schema()["properties"]
+    texts = {
+        name
+        for name, schema in described.items()
+        if any(kind.get("type") == "string" for kind in (schema, *schema.get("anyOf", ())))
+    }
+    return frozenset(described.keys() - texts)
+
+
 def _cell(name: str, value: str) -> Any:
-    if name in _JSON_CELLS:
+    if name in _json_cells():
         if value.lower() in ("true", "false"):  # as spreadsheets write them
             value = value.lower()
         with contextlib.suppress(Malformed):
@@ -435,10 +445,20 @@ async def exported_users(database: Database, instance_id: int) -> AsyncIterator[
             rows = await db.all("export_users", instance_id=instance_id, after=after, row_limit=PAGE)
         lines = []
         for row in rows:
-            user = dict(row)
-            after = user.pop("id")
-            lines.append(orjson.dumps(user) + b"\n")
+            after = row["id"]
+            lines.append(orjson.dumps(_params(row)) + b"\n")
         if lines:
             yield lines
         if len(rows) < PAGE:
             return
+
+
+def _params(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What createUser takes to make a user again.
+
+    Without stored pictures, whose addresses last no longer than the user, and without profile fields, which
+    createUser does not take.
+    """
+    stored = {member: row[column] for member, column in members().items() if member in NewUser.model_fields}
+    avatar = "" if row["avatar"].startswith("/") else row["avatar"]
+    return {"email": row["email"], **stored, "avatar": avatar, "quotas": quotas(row)}

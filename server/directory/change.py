@@ -21,7 +21,7 @@ from server.directory.groups import (
 )  # fmt: skip
 from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free
 from server.directory.names import Names, renamed
-from server.directory.rows import Edit, Row, hold, state, store, with_fields, with_names
+from server.directory.rows import Edit, Row, hold, members, state, store, with_fields, with_names
 from server.directory.rules import names_of
 from server.directory.users import NewUser, ReplaceUser, UserChanges, email_key
 from server.events.changes import identity
@@ -61,21 +61,6 @@ async def hold_named(call: Call, name: str) -> Row:
 
 # --- what users become ------------------------------------------------------------------------------------
 
-_COLUMNS = {
-    "displayName": "display_name",
-    "isActive": "is_active",
-    "isAdmin": "is_admin",
-    "profile": "profile",
-    "values": "app_values",
-    "settings": "settings",
-    "apps": "apps",
-    "avatar": "avatar",
-    "externalId": "external_id",
-    "sessionsLimit": "sessions_limit",
-    "isPlanAdmin": "is_plan_admin",
-    "onlySeesReadable": "only_sees_readable",
-}
-"""Member of the models -> the column that holds it."""
 _MERGED = {"profile", "values"}
 
 
@@ -89,8 +74,7 @@ def changed(row: Row, given: Mapping[str, Any]) -> Row:
     for member, value in given.items():
         if member == "quotas":
             after |= {f"{kind}_quota": quota for kind, quota in value.items()}
-        elif member in _COLUMNS:
-            column = _COLUMNS[member]
+        elif column := members().get(member):
             after[column] = row[column] | value if member in _MERGED else value
     return after
 

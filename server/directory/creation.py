@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from pydantic import BaseModel
+
 from server.base.errors import Contention, FieldError, Invalid, NotFound, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
 from server.directory.many import Batch, Claims, bad, find_same, find_taken, if_free
 from server.directory.names import has_email
+from server.directory.rows import members
 from server.directory.rules import full_name, names_of, password_failures
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
@@ -224,29 +227,23 @@ async def create(
 def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
     """A user as create_users takes it."""
     names = {alias: name for alias, name in names_of(item).items() if name is not None}
-    return {
+    stored = {column: _plain(getattr(item, member, None)) for member, column in members().items()}
+    return stored | {
         "email": item.email,
         "email_key": email_key(item.email),
         "login": membership.login,
         "login_key": membership.login and email_key(membership.login),
         "display_name": item.displayName or full_name(names) or item.email.rpartition("@")[0],
-        "is_active": item.isActive,
-        "is_admin": item.isAdmin,
         "is_confirmed": membership.is_confirmed,
-        "profile": item.profile.model_dump(),
-        "app_values": item.values.model_dump(),
-        "settings": item.settings,
-        "apps": item.apps,
-        "avatar": item.avatar,
         "fields": names | dict(membership.fields),
         "language": membership.language,
-        "external_id": item.externalId,
-        "sessions_limit": item.sessionsLimit,
-        "is_plan_admin": item.isPlanAdmin,
-        "only_sees_readable": item.onlySeesReadable,
         "mail_quota": item.quotas and item.quotas.mail,
         "files_quota": item.quotas and item.quotas.files,
     }
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
 _NOT_IN_EVENTS = {

@@ -1,5 +1,7 @@
 """Rows of users: held, changed by pure functions, and stored by the one statement that changes users."""
 
+import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,7 @@ from server.directory.names import Names, has_email
 from server.directory.rules import full_name
 from server.directory.users import email_key
 from server.postgres.db import Connection
+from server.postgres.queries import load_columns
 
 Row: TypeAlias = dict[str, Any]
 """A user as hold gives it: every column that can change, has_password, and the database's time as moment."""
@@ -50,26 +53,34 @@ def told_names(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def members() -> dict[str, str]:
+    """Member of the models -> the column that holds it, of those that are stored as they are given."""
+    by_column = {"app_values": "values"}
+    return {
+        by_column.get(column) or re.sub("_(.)", lambda match: match[1].upper(), column): column
+        for column in load_columns()["user_columns"]
+        if column not in _APART
+    }
+
+
+_APART = {"email", "email_key", "login", "mail_quota", "files_quota"}
+"""Names follow rules of their own, and quotas are one member."""
+
+
 def state(row: Mapping[str, Any]) -> dict[str, Any]:
     """What events tell of a user."""
-    return told_names(row) | {
-        "displayName": row["display_name"],
-        "isActive": row["is_active"],
-        "isAdmin": row["is_admin"],
+    return {
+        **told_names(row),
+        **{member: row[column] for member, column in members().items()},
         "isConfirmed": row["confirmed_at"] is not None,
-        "profile": row["profile"],
-        "values": row["app_values"],
-        "settings": row["settings"],
-        "apps": row["apps"],
-        "avatar": row["avatar"],
-        "fields": row["fields"],
-        "language": row["language"],
-        "externalId": row["external_id"],
-        "sessionsLimit": row["sessions_limit"],
-        "isPlanAdmin": row["is_plan_admin"],
-        "onlySeesReadable": row["only_sees_readable"],
-        "quotas": {"mail": row["mail_quota"], "files": row["files_quota"]},
+        "quotas": quotas(row),
     }
+
+
+def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
+    """What a user may store, in MiB; None is the instance's default."""
+    return {"mail": row["mail_quota"], "files": row["files_quota"]}
 
 
 # --- pure changes -----------------------------------------------------------------------------------------

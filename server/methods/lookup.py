@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from server.base.errors import NotFound
 from server.base.models import Result, TenantParams
 from server.directory.lookups import named
+from server.directory.names import has_email
 from server.directory.store import ExternalId
 from server.directory.users import USER, Profile, Values, found
 from server.methods.accounts import Id
@@ -134,12 +135,21 @@ async def get_user(call: Call, params: GetUser) -> Any:
     who = named(params.id, params.email, params.externalId)
     row = dict(found(await call.db.one("get_whole_user", instance_id=call.instance.id, **who)))
     defaults = call.instance.settings.defaultQuotas
-    own = row.pop("quotas")
-    return row | {
+    user = row | {
         "instance": call.instance.name,
+        "email": row["email"] if has_email(row["email"]) else None,
+        "login": row["login"] or row["email"],
+        "isDeleted": row["deletedAt"] is not None,
         "avatar": avatar_url(call.settings, row["avatar"]),
         "quotas": {
             what: {"limit": getattr(defaults, what) if limit is None else limit, "isDefault": limit is None}
-            for what, limit in own.items()
+            for what, limit in row["quotas"].items()
         },
-    }
+        "mailboxes": {
+            "inbox": row["inbox"], "spam": row["spam"], "sent": row["sent"], "trash": row["trashEmail"],
+            "archive": row["archive"], "drafts": row["drafts"],
+        },
+        "calendars": {"main": row["mainCalendar"]},
+        "folders": {"root": row["rootFiles"], "trash": row["trashFiles"]},
+    }  # fmt: skip
+    return {member: user[member] for member in WholeUser.model_fields}

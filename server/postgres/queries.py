@@ -1,4 +1,4 @@
-"""The named statements of sql/queries, with the views of sql/views that they read."""
+"""The named statements of sql/queries, with the views of sql/views and the columns of sql/columns in them."""
 
 import functools
 import re
@@ -35,13 +35,26 @@ def load_queries(*, citus: bool = False) -> dict[str, NamedQuery]:
     return queries | _load("citus") if citus else queries
 
 
+@functools.cache
+def load_columns() -> dict[str, dict[str, str]]:
+    """The lists of sql/columns by the name of their file: each column and its type."""
+    return {
+        path.stem: dict(
+            line.split(" ", 1)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if not line.startswith("#")
+        )
+        for path in (sql_dir() / "columns").glob("*.txt")
+    }
+
+
 def _load(folder: str) -> dict[str, NamedQuery]:
     adapter = AsyncPGAdapter()  # type: ignore[no-untyped-call]
     views = _load_views()
     queries: dict[str, NamedQuery] = {}
     for path in sorted((sql_dir() / folder).glob("*.sql")):
         statements = re.split(r"^(?=-- name:)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        text = "".join(_with_views(statement, views) for statement in statements)
+        text = "".join(_with_columns(_with_views(statement, views)) for statement in statements)
         loaded = aiosql.from_str(text, lambda: adapter)
         for name in loaded.available_queries:
             if name.endswith("_cursor"):  # aiosql adds one to every select
@@ -77,6 +90,26 @@ def _with_views(statement: str, views: dict[str, str]) -> str:
     sql = statement[comments.end() :]
     rest = f",\n{sql.removeprefix('WITH ')}" if sql.startswith("WITH ") else f"\n{sql}"
     return f"{comments[0]}WITH {expressions}{rest}"
+
+
+def _with_columns(statement: str) -> str:
+    """A statement with the columns of a list (a file of sql/columns) in place of the name of the list.
+
+    `u.LIST` becomes `u.a, u.b`; `LIST text`, in a record, the columns with their types; `LIST = given.LIST`,
+    in an UPDATE, an assignment of each.
+    """
+    for name, columns in load_columns().items():
+
+        def listed(match: re.Match[str], columns: dict[str, str] = columns) -> str:
+            target, table, typed = match["target"], match["table"] or "", match["typed"]
+            return ", ".join(
+                f"{f'{column} = ' if target else ''}{table}{column}{f' {type_}' if typed else ''}"
+                for column, type_ in columns.items()
+            )
+
+        pattern = rf"(?P<target>\b{name} = )?(?P<table>\b\w+\.)?\b{name}\b(?P<typed> text\b)?"
+        statement = re.sub(pattern, listed, statement)
+    return statement
 
 
 def _named(sql: str, views: dict[str, str]) -> dict[str, None]:

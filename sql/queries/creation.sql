@@ -34,23 +34,14 @@ given AS MATERIALIZED (
         row.*
     FROM counter
     CROSS JOIN jsonb_to_recordset(:users::jsonb) AS row (
-        number integer, email text, email_key text, login text, login_key text, display_name text, is_active boolean,
-        is_admin boolean, is_confirmed boolean, profile jsonb, app_values jsonb, settings integer [], apps integer [],
-        avatar text, fields jsonb, language text, external_id text, sessions_limit integer, is_plan_admin boolean,
-        only_sees_readable boolean, mail_quota bigint, files_quota bigint, password_hash text, event jsonb
+        number integer, user_columns text, login_key text, is_confirmed boolean, password_hash text, event jsonb
     )
 ),
 
 new_users AS (
-    INSERT INTO users (
-        instance_id, id, email, email_key, login, display_name, is_active, is_admin, profile, app_values, settings,
-        apps, avatar, fields, language, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota,
-        files_quota, confirmed_at, suspended_at
-    )
+    INSERT INTO users (instance_id, id, user_columns, confirmed_at, suspended_at)
     SELECT
-        :instance_id, user_id, email, email_key, login, display_name, is_active, is_admin, profile, app_values, settings,
-        apps, avatar, fields, language, external_id, sessions_limit, is_plan_admin, only_sees_readable, mail_quota,
-        files_quota, CASE WHEN is_confirmed THEN now() END, CASE WHEN NOT is_active THEN now() END
+        :instance_id, user_id, user_columns, CASE WHEN is_confirmed THEN now() END, CASE WHEN NOT is_active THEN now() END
     FROM given
 ),
 

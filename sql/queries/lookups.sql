@@ -11,17 +11,8 @@ FROM unnest(:ids::bigint []) AS wanted (id)
 INNER JOIN documented_users AS shown ON shown.id = wanted.id;
 
 -- name: get_whole_user(instance_id, user_id, key, external_id)^
--- All of one user, deleted or not. A user without an e-mail has its login in that place.
-SELECT
-    id, uuid, CASE WHEN strpos(email, '@') > 0 THEN email END AS email, coalesce(login, email) AS login, "externalId",
-    "displayName", "fullName", "isActive", "isAdmin", "isConfirmed", deleted_at IS NOT NULL AS "isDeleted", "createdAt",
-    "updatedAt", "suspendedAt", "deletedAt", "lastLoginAt", sessions, "sessionsLimit", language, avatar, "groups",
-    profile, "values", settings, apps, fields, quotas, "isPlanAdmin", "onlySeesReadable", plans, account,
-    jsonb_build_object(
-        'inbox', inbox, 'spam', spam, 'sent', sent, 'trash', "trashEmail", 'archive', archive, 'drafts', drafts
-    ) AS mailboxes,
-    jsonb_build_object('main', "mainCalendar") AS calendars,
-    jsonb_build_object('root', "rootFiles", 'trash', "trashFiles") AS folders
+-- All of one user, deleted or not.
+SELECT *
 FROM shown_users
 WHERE id = (SELECT id FROM named_user);
 
@@ -49,15 +40,11 @@ INNER JOIN shown_users AS shown ON shown.id = wanted.id;
 
 -- name: export_users(instance_id, after, row_limit)
 -- A page of living users with all that createUser could be given to make them again, for officerpc users export.
--- By their ids, which never change: renamed in between, a user is still in one page and no other. Stored pictures stay
--- behind: their addresses lead here, and last no longer than the user.
-SELECT
-    email, "displayName", "isActive", "isAdmin", profile, "values", settings, apps,
-    CASE WHEN avatar LIKE '/%' THEN '' ELSE avatar END AS avatar, "externalId", "sessionsLimit", "isPlanAdmin",
-    "onlySeesReadable", quotas, id
-FROM shown_users
-WHERE deleted_at IS NULL AND id > :after
-ORDER BY id
+-- By their ids, which never change: renamed in between, a user is still in one page and no other.
+SELECT u.id, u.user_columns
+FROM users AS u
+WHERE u.instance_id = :instance_id AND u.deleted_at IS NULL AND u.id > :after
+ORDER BY u.id
 LIMIT :row_limit;
 
 -- name: list_users(instance_id, status, after, starts_with, row_limit)

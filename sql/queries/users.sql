@@ -8,9 +8,7 @@ WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NU
 -- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
 -- them or log in as them until the transaction ends.
 SELECT
-    u.id, u.email, u.email_key, u.login, u.display_name, u.is_active, u.is_admin, u.profile, u.app_values, u.settings,
-    u.apps, u.avatar, u.fields, u.language, u.external_id, u.sessions_limit, u.is_plan_admin, u.only_sees_readable,
-    u.mail_quota, u.files_quota, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
+    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment,
     (
         SELECT c.user_id
         FROM credentials AS c
@@ -42,38 +40,16 @@ FOR NO KEY UPDATE OF u;
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
-        id bigint, email text, email_key text, login text, login_key text, display_name text, is_active boolean,
-        is_admin boolean, profile jsonb, app_values jsonb, settings integer [], apps integer [], avatar text,
-        fields jsonb, language text, external_id text, sessions_limit integer, is_plan_admin boolean,
-        only_sees_readable boolean, mail_quota bigint, files_quota bigint, confirmed_at timestamptz,
-        suspended_at timestamptz, deleted_at timestamptz, moment timestamptz, password_hash text, differs boolean,
-        has_new_login boolean, has_new_avatar boolean, moves_account boolean, ends_sessions boolean,
-        ended_codes text []
+        id bigint, user_columns text, login_key text, confirmed_at timestamptz, suspended_at timestamptz,
+        deleted_at timestamptz, moment timestamptz, password_hash text, differs boolean, has_new_login boolean,
+        has_new_avatar boolean, moves_account boolean, ends_sessions boolean, ended_codes text []
     )
 ),
 
 changed AS (
     UPDATE users
     SET
-        email = given.email,
-        email_key = given.email_key,
-        login = given.login,
-        display_name = given.display_name,
-        is_active = given.is_active,
-        is_admin = given.is_admin,
-        profile = given.profile,
-        app_values = given.app_values,
-        settings = given.settings,
-        apps = given.apps,
-        avatar = given.avatar,
-        fields = given.fields,
-        language = given.language,
-        external_id = given.external_id,
-        sessions_limit = given.sessions_limit,
-        is_plan_admin = given.is_plan_admin,
-        only_sees_readable = given.only_sees_readable,
-        mail_quota = given.mail_quota,
-        files_quota = given.files_quota,
+        user_columns = given.user_columns,
         confirmed_at = given.confirmed_at,
         suspended_at = given.suspended_at,
         deleted_at = given.deleted_at,
