@@ -88,9 +88,13 @@ class Invalid(ServiceError):
     code = "invalid_params"
 
     @classmethod
-    def of(cls, fields: Sequence[FieldError]) -> "Invalid":
-        """All bad members in one message."""
-        return cls("; ".join(f"{field}: {message}" for field, message in fields), fields=fields)
+    def of(cls, fields: Sequence[FieldError], *, code: str | None = None) -> "Invalid":
+        """All bad members in one message.
+
+        Args:
+            code: see ServiceError.
+        """
+        return cls("; ".join(f"{field}: {message}" for field, message in fields), code=code, fields=fields)
 
 
 class UnknownMethod(ServiceError):
@@ -210,6 +214,12 @@ class UserDeleted(Conflict):
     code = "user_deleted"
 
 
+class PreconditionFailed(ServiceError):
+    """what is to be changed was changed since"""
+
+    code = "version_mismatch"
+
+
 class IdempotencyConflict(ServiceError):
     """this idempotency key was used for another request"""
 
@@ -320,6 +330,9 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
         Conflict, "seats_exhausted", "the instance has no seat left (maxUsers)", "params",
     ),
     "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
+    "groups_external_id": (
+        Conflict, "duplicate_external_id", _duplicate("groups_external_id"), "externalId",
+    ),
     # Gone while somebody was put into it, or it into something.
     "group_members_group": (NotFound, "not_found", "not found: there is no such group", "name"),
     "group_members_user": (NotFound, "not_found", "not found: there is no such user", "email"),

@@ -124,7 +124,7 @@ async def refusals(
         MemberForbidden for a change that the caller may not make (tenants/access.py); Conflict for an e-mail
         or externalId that another user has, and for an edit of a user who has one already.
     """
-    keys = [edit.after["email_key"] for edit in edits.values() if edit.renames]
+    keys = [key for edit in edits.values() for key in edit.new_keys]
     external_ids = [
         edit.after["external_id"]
         for edit in edits.values()

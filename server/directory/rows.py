@@ -15,6 +15,8 @@ from server.directory.users import email_key
 from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
+EMAIL_KEYS = "emailKeys"
+"""In the column `attributes`: what the identity of each address in its `emails` is decided by (email_key)."""
 Row: TypeAlias = dict[str, Any]
 """A user as hold gives it: every column that can change, has_password, and the database's time as moment."""
 
@@ -75,7 +77,13 @@ def state(row: Mapping[str, Any]) -> dict[str, Any]:
         **{member: row[column] for member, column in members().items()},
         "isConfirmed": row["confirmed_at"] is not None,
         "quotas": quotas(row),
+        "attributes": shown_attributes(row["attributes"]),
     }
+
+
+def shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The column `attributes` without what is there for searches alone."""
+    return {name: value for name, value in attributes.items() if name != EMAIL_KEYS}
 
 
 def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
@@ -83,12 +91,42 @@ def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
     return {"mail": row["mail_quota"], "files": row["files_quota"]}
 
 
+def keys_of(row: Mapping[str, Any]) -> list[str]:
+    """What decides the identity of a user's e-mail and login."""
+    return [row["email_key"], *([] if row["login"] is None else [email_key(row["login"])])]
+
+
 # --- pure changes -----------------------------------------------------------------------------------------
 
 
 def with_names(row: Row, names: Names) -> Row:
-    """The user under other names."""
-    return row | {"email": names.email, "email_key": email_key(names.email), "login": names.login}
+    """The user under other names. What SCIM says of the e-mail, such as its type, goes with it."""
+    after = row | {"email": names.email, "email_key": email_key(names.email), "login": names.login}
+    emails = row["attributes"].get("emails")
+    if emails and has_email(names.email) and row["email_key"] != after["email_key"]:
+        emails = renamed_entries(emails, row["email"], names.email)
+        after["attributes"] = with_email_keys(row["attributes"] | {"emails": emails})
+    return after
+
+
+def renamed_entries(entries: Sequence[Mapping[str, Any]], old: str, new: str) -> list[Mapping[str, Any]]:
+    """Entries of `emails` where a user's e-mail is another one: that of the old one is that of the new one.
+
+    One of the new e-mail, if it is there already, stays as it is, and that of the old one goes.
+    """
+    old_key, keys = email_key(old), [email_key(entry["value"]) for entry in entries]
+    there = email_key(new) in keys
+    return [
+        entry | {"value": new} if key == old_key else entry  # type: ignore[operator]
+        for entry, key in zip(entries, keys, strict=True)
+        if not (there and key == old_key)
+    ]
+
+
+def with_email_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The column `attributes` with the keys of the addresses in its `emails`."""
+    keys = sorted({email_key(entry["value"]) for entry in attributes.get("emails", ())})
+    return shown_attributes(attributes) | ({EMAIL_KEYS: keys} if keys else {})
 
 
 def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
@@ -98,7 +136,14 @@ def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
         fields: alias -> value; None takes a value away.
     """
     merged = {alias: value for alias, value in (row["fields"] | fields).items() if value is not None}
-    return row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+    after = row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+    name = row["attributes"].get("name", {})
+    if "formatted" in name and full_name(merged) != full_name(row["fields"]):
+        # It was said of the other name.
+        name = {member: value for member, value in name.items() if member != "formatted"}
+        others = {member: value for member, value in row["attributes"].items() if member != "name"}
+        after["attributes"] = others | ({"name": name} if name else {})
+    return after
 
 
 # --- storing ----------------------------------------------------------------------------------------------
@@ -147,6 +192,12 @@ class Edit:
         return bool(self.before["email_key"] != self.after["email_key"])
 
     @property
+    def new_keys(self) -> list[str]:
+        """What decides the identity of e-mail and login, where it is another than before."""
+        before, after = (keys_of(row) for row in (self.before, self.after))
+        return [key for key in after if key not in before]
+
+    @property
     def has_new_login(self) -> bool:
         """Whether the login beside the e-mail changes."""
         return bool(self.before["login"] != self.after["login"])
@@ -168,6 +219,7 @@ class Edit:
             "has_new_login": self.has_new_login,
             "has_new_avatar": before["avatar"] != after["avatar"],
             "moves_account": self.closes_account or self.is_return,
+            "comes_or_goes": self.is_deletion or self.is_return,
             "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
             "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
         }

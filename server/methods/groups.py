@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
+from server.base.errors import FieldError, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
@@ -14,25 +14,13 @@ from server.directory.groups import (
     group_key,
     groups_of,
     is_admins,
+    own_key,
     record_groups,
 )  # fmt: skip
 from server.directory.rows import Edit
 from server.directory.users import ABSENT, Email, Line, found
 from server.methods.registry import Example, method
 from server.tenants.call import Call
-
-_RESERVED = "Admins is a group of every instance: it stays as it is"
-
-
-def _own(name: str) -> str:
-    """The key of a group that may be changed.
-
-    Raises:
-        Conflict: it is the reserved one.
-    """
-    if is_admins(name):
-        raise Conflict(_RESERVED, code="reserved_group", fields=[FieldError("name", _RESERVED)])
-    return group_key(name)
 
 
 class GroupRef(TenantParams):
@@ -80,8 +68,9 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
         "create_group",
         instance_id=call.instance.id,
         name=params.name,
-        name_key=_own(params.name),
+        name_key=own_key(params.name),
         description=params.description,
+        external_id=None,
     )
     made = dict(found(row))
     call.emit("group.created", after={"name": made["name"], "description": made["description"]})
@@ -112,14 +101,14 @@ class UpdateGroup(GroupRef):
 )
 async def update_group(call: Call, params: UpdateGroup) -> Any:
     """Rename or describe a group; its members stay."""
-    key = _own(params.name)
+    key = own_key(params.name)
     group = found(
         await call.db.one(
             "update_group",
             instance_id=call.instance.id,
             name_key=key,
             new_name=params.newName,
-            new_name_key=params.newName and _own(params.newName),
+            new_name_key=params.newName and own_key(params.newName),
             description=params.description,
         )
     )
@@ -137,8 +126,10 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
 )
 async def delete_group(call: Call, params: GroupRef) -> Any:
     """Delete a group. Its members stay users."""
-    key = _own(params.name)
-    group = found(await call.db.one("delete_group", instance_id=call.instance.id, name_key=key))
+    key = own_key(params.name)
+    group = found(
+        await call.db.one("delete_group", instance_id=call.instance.id, group_id=None, name_key=key)
+    )
     call.emit("group.deleted", before=dict(group))
     return True
 
