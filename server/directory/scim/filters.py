@@ -1,12 +1,10 @@
-"""SCIM filters (RFC 7644, section 3.4.2.2) for Postgres: which rows an index finds, and which of them match.
+"""SCIM filters (RFC 7644, section 3.4.2.2) for Postgres: which rows an index finds, and which match.
 
-A filter becomes two things. `Ways` are look-ups by which the statement finds candidates, with an index each; a
-filter that no index helps has none. The jsonpath decides about each candidate: it is evaluated over the
-document of a row that the views scim_user_documents and scim_group_documents make, so that the statement
-itself is the same for every filter.
-
-A document has the resource twice: `exact` as it is shown, and `folded` with all names and texts in lower case,
-for the attributes that compare without case.
+A filter becomes two things. `Ways` are look-ups by which the statement finds candidates, with an index
+each; a filter that no index helps has none. The jsonpath decides about each candidate: it is evaluated over
+the document of a row that the views scim_user_documents and scim_group_documents make, so that the
+statement is the same for every filter. A document has the resource twice: `exact` as it is shown, and
+`folded` with all names and texts in lower case, for the attributes that compare without case.
 """
 
 import json
@@ -36,6 +34,7 @@ from scim2_models.path.resolution import _resolve_filter_path, _validate_operato
 
 from server.base.errors import Invalid
 from server.directory.groups import group_key
+from server.directory.scim.models import OfficeUser
 from server.directory.users import email_key
 
 LONGEST = 2000
@@ -76,14 +75,19 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
     """The attribute that a path names.
 
     Raises:
-        Invalid: there is none, or it is never shown.
+        Invalid: there is none, or documents do not have it.
     """
     try:
         binding = _resolve_filter_path(model, path, strict=True, for_comparison=compared)
     except InvalidFilterException as error:
         raise invalid_filter(str(error)) from error
     assert binding is not None
-    if binding.get_annotation(Mutability) == Mutability.write_only:
+    is_provisioned = binding.model is OfficeUser and binding.field_name != "quotas"
+    if (
+        binding.get_annotation(Mutability) == Mutability.write_only
+        or binding.field_name == "schemas"
+        or is_provisioned
+    ):
         raise invalid_filter(f"{path} cannot be filtered by")
     return binding
 
@@ -145,11 +149,11 @@ class _Predicate(FilterVisitor[str]):
     def visit_present(self, node: Present) -> str:
         binding = _bound(self._model, node.attr_path)
         is_complex = isclass(binding.target_type) and issubclass(binding.target_type, BaseModel)
-        return f"exists({self._path(binding)}{'.*' if is_complex else ''})"
+        return f"exists({self.path(binding)}{'.*' if is_complex else ''})"
 
     def visit_comparison(self, node: Comparison) -> str:
         binding = _bound(self._model, node.attr_path, compared=True)
-        path = self._path(binding)
+        path = self.path(binding)
         if node.value is None:
             if node.op not in (CompareOperator.eq, CompareOperator.ne):
                 raise invalid_filter(f"{node.attr_path}: null has no order")
@@ -173,10 +177,10 @@ class _Predicate(FilterVisitor[str]):
         ):
             raise invalid_filter(f"{node.attr_path} has no values to select")
         in_exact = _NamesExact(item).visit(node.val_filter)
-        path = self._path(binding, "exact" if in_exact else "folded")
+        path = self.path(binding, "exact" if in_exact else "folded")
         return f"exists({path} ? ({_Predicate(item, in_exact=in_exact).visit(node.val_filter)}))"
 
-    def _path(self, binding: AttributeBinding, document: str = "") -> str:
+    def path(self, binding: AttributeBinding, document: str = "") -> str:
         document = document or ("exact" if binding.case_exact else "folded")
         root = f"$.{document}" if self._in_exact is None else "@"
         return root + "".join(f".{json.dumps(name)}" for name in _names(binding))
@@ -250,6 +254,50 @@ def _literal(text: str) -> str:
 def _quoted(value: Any) -> str:
     """A value as a literal of jsonpath, whose strings are those of JSON."""
     return json.dumps(value, ensure_ascii=False)
+
+
+class _Named(FilterVisitor[set[str]]):
+    """The attributes of a filter, in lower case; manager for any of the enterprise extension."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._model = model
+
+    def visit_logical_expr(self, node: LogicalExpr) -> set[str]:
+        return set[str]().union(*(self.visit(term) for term in node.terms))
+
+    def visit_not(self, node: Not) -> set[str]:
+        return self.visit(node.expr)
+
+    def visit_present(self, node: Present) -> set[str]:
+        return {_bound(self._model, node.attr_path).field_name.lower()}
+
+    def visit_comparison(self, node: Comparison) -> set[str]:
+        return {_bound(self._model, node.attr_path).field_name.lower()}
+
+    def visit_value_path(self, node: ValuePath) -> set[str]:
+        return {_bound(self._model, node.attr_path).field_name.lower()}
+
+
+def named_in(model: type[BaseModel], node: FilterNode) -> set[str]:
+    """The attributes that a filter names, in lower case and without sub-attributes."""
+    return _Named(model).visit(node)
+
+
+def sort_key(model: type[BaseModel], name: str) -> tuple[str, str]:
+    """The jsonpath of what sortBy names, of several values the first; and the attribute, as named_in has it.
+
+    Raises:
+        Invalid: there is no such attribute, or it has no order (invalid_value).
+    """
+    try:
+        node = ScimFilter(f"{name} pr").ast
+        assert isinstance(node, Present)
+        binding = _bound(model, node.attr_path, compared=True)
+    except (InvalidFilterException, AssertionError, Invalid) as error:
+        raise Invalid("sortBy: is no attribute to sort by", code="invalid_value") from error
+    if isclass(binding.target_type) and issubclass(binding.target_type, BaseModel):
+        raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
+    return _Predicate(model).path(binding), binding.field_name.lower()
 
 
 # --- which rows an index finds --------------------------------------------------------------------------
