@@ -134,7 +134,7 @@ def _selected_ids(path: str) -> list[int]:
     while nodes:
         node = nodes.pop()
         if isinstance(node, LogicalExpr) and node.op == LogicalOperator.or_:
-            nodes += [node.left, node.right]
+            nodes += node.terms
         elif (
             isinstance(node, Comparison)
             and node.op == CompareOperator.eq

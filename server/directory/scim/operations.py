@@ -85,7 +85,7 @@ def _find_target(model: type[ScimResource[Any]], path: str) -> Target | None:
         if designated is not None:
             if designated is model:
                 return None
-            urn = str(designated.__schema__)
+            urn = str(designated.__schema__)  # type: ignore[attr-defined]
             return Target(path, urn, "", None, False, False, False, None, False)
         binding = parsed.resolve()
         selects = parsed.value_filter is not None
@@ -93,7 +93,7 @@ def _find_target(model: type[ScimResource[Any]], path: str) -> Target | None:
         raise translated(error, "path") from error
     if binding is None:
         return None
-    schema = str(binding.model.__schema__)
+    schema = str(binding.model.__schema__)  # type: ignore[attr-defined]
     attribute, _, sub_attribute = binding.urn.removeprefix(f"{schema}:").partition(".")
     mutability = binding.model.get_field_annotation(binding.field_name, Mutability)
     is_read_only = Mutability.read_only in (mutability, binding.get_annotation(Mutability))
@@ -203,6 +203,8 @@ def _operation(op: Any, target: Target, value: Any) -> Operation:
 
 def _plain(target: Target, value: Any) -> Any:
     """The value in the form that the schema asks for."""
+    if target.attribute == "schemas":
+        return value
     if target.is_multivalued and not target.has_filter and target.sub_attribute is None:
         values = value if isinstance(value, list) else [value]
         return [{"value": one} if isinstance(one, str) else one for one in values]

@@ -176,8 +176,8 @@ def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
     except ValidationError as error:
         (failure, *_) = field_errors(error)
         raise bad_value("userName", failure.message) from error
-    first = next((entry for entry in emails if entry.get("primary")), None) or next(iter(emails), None)
-    return names_of_user(login, first and first["value"])
+    ranked = sorted(emails, key=lambda entry: not entry.get("primary"))
+    return names_of_user(login, ranked[0]["value"] if ranked else None)
 
 
 def _is_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
@@ -244,7 +244,7 @@ def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membersh
     item = CreateUser.model_construct(
         email=given.names.email,
         displayName=single.display_name or default_display_name(given.fields, _own_name(given.names)),
-        password=password,
+        password=password,  # type: ignore[arg-type]
         isActive=single.active is not False,
         profile=Profile(title=single.title, department=single.department, phones=single.phones),
         values=Values(timezone=single.timezone),
