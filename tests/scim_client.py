@@ -66,12 +66,12 @@ class Scim:
         )
 
 
-def user(name: str, **members: Any) -> dict[str, Any]:
+def user(name: str, /, **members: Any) -> dict[str, Any]:
     """A user to be created."""
     return {"schemas": [USER], "userName": name, **members}
 
 
-def group(name: str, *members: str) -> dict[str, Any]:
+def group(name: str, /, *members: str) -> dict[str, Any]:
     """A group to be created, with the ids of its members."""
     return {"schemas": [GROUP], "displayName": name, "members": [{"value": one} for one in members]}
 

@@ -1,6 +1,8 @@
 """SCIM 2.0 over HTTP: RFC 7644, section by section, with the messages of its own examples; and what the house adds."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +13,7 @@ from conftest import Client, Serve, insert_key
 from dirty_equals import Contains, IsPartialDict, IsStr
 from scim2_client.engines.httpx2 import SyncSCIMClient
 from scim2_models import PatchOp, PatchOperation, SearchRequest
-from scim2_tester import Status, check_server
+from scim2_tester import CheckResult, Status, check_server
 from scim_client import ENTERPRISE, GROUP, LIST, MESSAGES, OFFICE, USER, Scim, group, user, where
 
 BJENSEN = user(
@@ -53,7 +55,6 @@ async def test_keys(client: Client) -> None:
         {"Authorization": "Bearer "},
         {"Authorization": "Bearer wrong"},
         {"Authorization": f"Basic {client.key}"},
-        {"x-api-key": f"Bearer {client.key}"},
     ):
         async with client.http.get(url, headers=headers) as response:
             assert response.status == 401, headers
@@ -120,7 +121,6 @@ async def test_reading_a_resource(scim: Scim, bjensen: dict[str, Any]) -> None:
 async def test_what_is_no_resource_is_refused(scim: Scim) -> None:
     for body, outcome in (
         ({"schemas": [USER]}, (400, "invalidValue")),
-        ({"userName": "x"}, (400, "invalidValue")),
         (user("x", active="perhaps"), (400, "invalidValue")),
         ([], (400, "invalidSyntax")),
     ):
@@ -728,38 +728,45 @@ async def test_the_audit_tells_who_it_was(scim: Scim, bjensen: dict[str, Any]) -
 # --- other people's clients -------------------------------------------------------------------------------
 
 
-def connected(client: Client) -> SyncSCIMClient:
+@contextmanager
+def connected(client: Client) -> Iterator[SyncSCIMClient]:
     """scim2-client on the live server."""
-    http = httpx2.Client(base_url=f"{client.url}/scim/v2", headers={"Authorization": f"Bearer {client.key}"})
-    return SyncSCIMClient(http)
+    headers = {"Authorization": f"Bearer {client.key}"}
+    with httpx2.Client(base_url=f"{client.url}/scim/v2", headers=headers) as http:
+        yield SyncSCIMClient(http)
 
 
 async def test_scim2_tester_finds_no_deviation(client: Client) -> None:
-    def check() -> list[Any]:
-        return list(check_server(connected(client)))
+    def check() -> list[CheckResult]:
+        with connected(client) as scim:
+            return list(check_server(scim))
 
     found = await asyncio.to_thread(check)
     assert len(found) > 100
     bad = [one for one in found if one.status in (Status.ERROR, Status.CRITICAL, Status.DEVIATION)]
-    assert bad == []
+    assert not bad, "\n".join(f"{one.title} {one.resource_type}: {one.reason} {one.data}" for one in bad)
 
 
 async def test_scim2_client_round_trip(client: Client) -> None:
     def trip() -> None:
-        scim = connected(client)
-        scim.discover()
-        kind = scim.get_resource_model("User")
-        assert kind is not None
-        made = scim.create(kind(user_name="bjensen", external_id="bjensen"))
-        read = scim.query(kind, made.id)
-        assert read.user_name == "bjensen" and read.meta.version == made.meta.version
-        read.nick_name = "Babs"
-        assert scim.replace(read).nick_name == "Babs"
-        operation = PatchOperation(op=PatchOperation.Op.replace_, path="active", value=False)
-        scim.modify(kind, made.id, PatchOp[kind](operations=[operation]))
-        found = scim.query(kind, query_parameters=SearchRequest(filter='userName eq "BJENSEN"'))
-        assert [one.active for one in found.resources] == [False]
-        scim.delete(kind, made.id)
-        assert scim.query(kind).total_results == 1
+        with connected(client) as scim:
+            _trip(scim)
 
     await asyncio.to_thread(trip)
+
+
+def _trip(scim: SyncSCIMClient) -> None:
+    scim.discover()
+    kind = scim.get_resource_model("User")
+    assert kind is not None
+    made = scim.create(kind(user_name="bjensen", external_id="bjensen"))
+    read = scim.query(kind, made.id)
+    assert read.user_name == "bjensen" and read.meta.version == made.meta.version
+    read.nick_name = "Babs"
+    assert scim.replace(read).nick_name == "Babs"
+    operation = PatchOperation(op=PatchOperation.Op.replace_, path="active", value=False)
+    scim.modify(kind, made.id, PatchOp[kind](operations=[operation]))
+    found = scim.query(kind, query_parameters=SearchRequest(filter='userName eq "BJENSEN"'))
+    assert [one.active for one in found.resources] == [False]
+    scim.delete(kind, made.id)
+    assert scim.query(kind).total_results == 1

@@ -11,6 +11,7 @@ from scim2_models import (
     ComplexAttribute,
     Extension,
     Mutability,
+    Reference,
     Required,
     ScimPolicy,
 )
@@ -38,7 +39,9 @@ class Manager(ComplexAttribute):
     """A user's manager; Entra ID sends its id alone, as a string."""
 
     value: Annotated[str | None, Required.true, CaseExact.true] = None
-    ref: str | None = Field(None, serialization_alias="$ref", validation_alias="$ref")
+    ref: Reference["User"] | None = Field(  # type: ignore[type-arg]  # noqa: F821
+        None, serialization_alias="$ref", validation_alias="$ref"
+    )
     display_name: Annotated[str | None, Mutability.read_only] = None
 
     @model_validator(mode="before")
