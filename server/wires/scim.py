@@ -47,7 +47,7 @@ SEARCHED = SHOWN | {
     "sortOrder": Member("sortOrder"),
     "startIndex": Member("startIndex", INTEGER),
     "count": Member("count", INTEGER),
-    "cursor": Member("cursor", nullable=True),
+    "cursor": Member("cursor"),
 }
 CHANGED = {"If-Match": Member("version")}
 
@@ -174,7 +174,6 @@ WIRE = RestWire(
     error_form=error_form,
     error_type=lambda status: ScimError,
     no_object=lambda: Malformed("the body must be an object"),
-    left_out=("", None),
     needs_body=True,
     ignores_unknown=True,
     any_case=True,
