@@ -11,13 +11,14 @@ from server.base.errors import NotFound
 from server.base.models import TenantParams
 from server.base.settings import Settings
 from server.directory.scim.models import EnterpriseUser, Group, OfficeUser, User
+from server.directory.scim.search import MOST_RESULTS
 from server.directory.scim.users import base_address
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
 CONFIG_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
-DEFAULT_PAGE, LONGEST_PAGE = 100, 1000
-"""Resources of a page of a search."""
+DEFAULT_PAGE = 100
+"""Resources of a page of a search that asks for no other number."""
 
 
 class DescribeScim(TenantParams):
@@ -39,7 +40,7 @@ def _config(settings: Settings) -> dict[str, Any]:
             "maxOperations": settings.scim_bulk_operations,
             "maxPayloadSize": settings.body_limit,
         },
-        "filter": {"supported": True, "maxResults": LONGEST_PAGE},
+        "filter": {"supported": True, "maxResults": MOST_RESULTS},
         "changePassword": {"supported": True},
         "sort": {"supported": True},
         "etag": {"supported": True},
@@ -48,7 +49,7 @@ def _config(settings: Settings) -> dict[str, Any]:
             "index": True,
             "defaultPaginationMethod": "index",
             "defaultPageSize": DEFAULT_PAGE,
-            "maxPageSize": LONGEST_PAGE,
+            "maxPageSize": MOST_RESULTS,
         },
         "authenticationSchemes": [
             {

@@ -69,7 +69,8 @@ CROSS JOIN LATERAL (
                         WHEN strpos(u.email, '@') = 0 OR u.attributes -> 'emailKeys' ? u.email_key THEN '[]'
                         ELSE jsonb_build_array(
                             jsonb_build_object(
-                                'value', u.email, 'type', 'work',
+                                'value', u.email,
+                                'type', CASE WHEN u.attributes @? '$.emails[*] ? (@.type == "work")' THEN NULL ELSE 'work' END,
                                 'primary', nullif(u.attributes @? '$.emails[*] ? (@.primary == true)', true) IS NOT NULL
                             )
                         )

@@ -181,10 +181,15 @@ def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
 def default_email(email: str, others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The entry of a user's e-mail where nothing else was said of it.
 
+    Identity providers send a userName that is an e-mail and another one as that of work, and look for it there.
+
     Args:
         others: the other entries.
     """
-    entry = {"value": email, "type": "work"}
+    others = list(others)
+    entry: dict[str, Any] = {"value": email}
+    if not any(other.get("type") == "work" for other in others):
+        entry["type"] = "work"
     return entry if any(other.get("primary") for other in others) else entry | {"primary": True}
 
 
