@@ -29,7 +29,13 @@ from server.directory.groups import (
 from server.directory.rows import Edit, Row, hold
 from server.directory.scim.groups import resource, version
 from server.directory.scim.models import GROUP_SCHEMA, Group
-from server.directory.scim.operations import Operation, bad_value, read_operations, single_value
+from server.directory.scim.operations import (
+    Operation,
+    bad_value,
+    read_operations,
+    require_schema,
+    single_value,
+)
 from server.directory.scim.users import Resource, require_version
 from server.directory.store import ExternalId
 from server.tenants.call import Call
@@ -79,9 +85,7 @@ def sent_group(group: Mapping[str, Any]) -> Wanted:
         Invalid: naming the bad attribute (invalid_value).
     """
     members = {name.lower().removeprefix(f"{GROUP_SCHEMA}:".lower()): value for name, value in group.items()}
-    schemas = members.get("schemas")
-    if not isinstance(schemas, list) or GROUP_SCHEMA.lower() not in (str(urn).lower() for urn in schemas):
-        raise bad_value("schemas", f"must hold {GROUP_SCHEMA}")
+    require_schema(group, GROUP_SCHEMA)
     wanted = Wanted(_name(members.get("displayname")), _external_id(members.get("externalid")), True)
     wanted.enter(_ids(members.get("members")))
     return wanted

@@ -169,7 +169,7 @@ def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[
     if not target.attribute and op != "remove":
         yield from _of_members(model, op, value, f"{target.extension}:")
         return
-    yield _operation(op, target, value)
+    yield _operation(model, op, target, value)
 
 
 def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str) -> Iterator[Operation]:
@@ -188,20 +188,20 @@ def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str
             else:
                 yield from _of_members(model, op, item, f"{target.extension}:")
         else:
-            yield _operation(op, target, item)
+            yield _operation(model, op, target, item)
 
 
-def _operation(op: Any, target: Target, value: Any) -> Operation:
+def _operation(model: type[ScimResource[Any]], op: Any, target: Target, value: Any) -> Operation:
     if target.is_required and (op == "remove" or value in (None, "", [])):
         raise bad_value(target.path, "is required", code="mutability")
     if op == "remove":
         return Operation(op, target, value)
     if value is None or value == "":
         return Operation("remove", target)
-    return Operation(op, target, _plain(target, value))
+    return Operation(op, target, _plain(model, target, value))
 
 
-def _plain(target: Target, value: Any) -> Any:
+def _plain(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
     """The value in the form that the schema asks for."""
     if target.attribute == "schemas":
         return value
@@ -212,7 +212,17 @@ def _plain(target: Target, value: Any) -> Any:
         value = value[0]
     if target.type is not None and isinstance(value, Mapping) and "value" in value:
         return value["value"]
+    if isinstance(value, Mapping) and not target.is_multivalued:
+        return {name: part for name, part in value.items() if not _is_read_only(model, target, name)}
     return value
+
+
+def _is_read_only(model: type[ScimResource[Any]], target: Target, name: str) -> bool:
+    """Whether a part of a value is passed over, as Entra ID and PUT send what they read."""
+    part = None
+    with contextlib.suppress(Invalid):  # no path
+        part = find_target(model, f"{target.path}.{name}")
+    return part is not None and part.is_read_only
 
 
 def take_passwords(operations: Sequence[Operation]) -> tuple[list[Operation], str | None]:
@@ -311,6 +321,7 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
     Raises:
         Invalid: see translated.
     """
+    require_schema(document, str(model.__schema__))
     try:
         resource: BaseModel = model.model_validate(
             _lenient(model, document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY
@@ -320,6 +331,13 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
     return resource.model_dump(scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST)
 
 
+def require_schema(document: Mapping[str, Any], urn: str) -> None:
+    """Raises Invalid where `schemas` does not name the schema of a resource (RFC 7643, 3)."""
+    schemas = next((value for name, value in document.items() if name.lower() == "schemas"), None)
+    if not isinstance(schemas, list) or urn.lower() not in (str(schema).lower() for schema in schemas):
+        raise bad_value("schemas", f"must hold {urn}")
+
+
 def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
     """A whole resource with its values in the form of the schema, and without empty ones (see _filled)."""
     found = {}
@@ -327,7 +345,7 @@ def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dic
         target = None
         with contextlib.suppress(Invalid):  # no path
             target = find_target(model, name)
-        plain = value if target is None or not target.attribute else _plain(target, value)
+        plain = value if target is None or not target.attribute else _plain(model, target, value)
         if (filled := _filled(plain)) is not None:
             found[name] = filled
     return found
