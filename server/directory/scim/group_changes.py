@@ -292,7 +292,7 @@ async def _hold_users(call: Call, entering: set[int], leaving: set[int]) -> dict
     rows = await hold(call.db, call.instance.id, ids=ids)
     held = {row["id"]: row for row in rows if row["deleted_at"] is None}
     if not entering <= held.keys():
-        raise bad_value("members", f"{min(entering - held.keys())} {_NO_USER}")
+        raise bad_value("members", "names somebody who is no user of this instance")
     return held
 
 
