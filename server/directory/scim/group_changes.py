@@ -27,11 +27,11 @@ from server.directory.groups import (
     reserved,
 )  # fmt: skip
 from server.directory.rows import Edit, Row, hold
+from server.directory.scim.errors import bad_path, bad_value, not_writable
 from server.directory.scim.groups import resource, version
 from server.directory.scim.models import GROUP_SCHEMA, Group
 from server.directory.scim.operations import (
     Operation,
-    bad_value,
     read_operations,
     require_schema,
     single_value,
@@ -114,14 +114,14 @@ def patched_group(operations: Sequence[Mapping[str, Any]]) -> Wanted:
 def _change_members(wanted: Wanted, operation: Operation) -> None:
     target, value = operation.target, operation.value
     if target.sub_attribute is not None:
-        raise bad_value(target.path, "stays as it is: add and remove members", code="mutability")
+        raise not_writable(target.path, "stays as it is: add and remove members")
     selected = _selected_ids(target.path) if target.has_filter else None
     if operation.op == "remove":
         # Entra ID names who leaves in `value`.
         ids = selected if selected is not None else None if value is None else _ids(value)
         wanted.empty() if ids is None else wanted.leave(ids)
     elif selected is not None:
-        raise bad_value(target.path, "a member stays as it is: add and remove members", code="mutability")
+        raise not_writable(target.path, "a member stays as it is: add and remove members")
     else:
         if operation.op == "replace":
             wanted.empty()
@@ -147,7 +147,7 @@ def _selected_ids(path: str) -> list[int]:
         ):
             found += _known_id(node.value)
         else:
-            raise bad_value("path", "selects members by value eq, and by or, alone", code="invalid_path")
+            raise bad_path("selects members by value eq, and by or, alone")
     return found
 
 
