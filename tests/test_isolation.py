@@ -168,6 +168,7 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "createWebhook": [{"url": "https://hooks.example.com/x"}],
     "ensureUser": [{"email": "three@example.com", "externalId": "shop-3"}],
     "ensureUsers": [{"users": [{"email": "two@example.com"}, {"email": "four@example.com"}]}],
+    "describeScim": [{"document": "ServiceProviderConfig"}, {"document": "Schemas"}],
     "defineProfileField": [{"alias": "shoe_size", "title": "Size", "type": "number"}],
     "getInstance": [{}],
     "listApiKeys": [{}],
