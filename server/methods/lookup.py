@@ -111,7 +111,8 @@ _WHOLE = {
     "lastLoginAt": 1683471262, "sessions": 1, "sessionsLimit": None, "language": "en", "avatar": "",
     "groups": [], "profile": USER["profile"], "values": USER["values"], "settings": [84, 213, 10, 92],
     "apps": [0, 0, 0], "fields": {}, "attributes": {},
-    "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT}, "isPlanAdmin": False, "onlySeesReadable": False, "plans": [], "account": None,
+    "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT}, "isPlanAdmin": False,
+    "onlySeesReadable": False, "plans": [], "account": None,
     "mailboxes": {"inbox": 7, "spam": 8, "sent": 9, "trash": 10, "archive": 11, "drafts": 12},
     "calendars": {"main": 2}, "folders": {"root": 3, "trash": 4},
 }  # fmt: skip
