@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import secrets
 from typing import Any
 
 import asyncpg
 import pytest
 from conftest import Client, footprint, insert_key
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 CORE = "urn:ietf:params:scim:schemas:core:2.0:User"
 ENTERPRISE = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
@@ -712,3 +715,58 @@ async def test_users_of_other_methods(client: Client) -> None:
     assert await client.call("getUser", {"email": ANN}) == before
     await client.call("changeLanguage", {"id": before["id"], "language": "ru"})
     assert (await get(client, user))["preferredLanguage"] == "ru"
+
+
+# --- anything at all -----------------------------------------------------------------------------------------
+
+PATHS = [
+    *ATTRIBUTES, "userName", "password", "schemas", "id", "meta.version", "groups", "name.givenName", "emails.value",
+    'emails[type eq "work"]', 'emails[type eq "work"].value', 'addresses[type eq "x" and primary eq true].country',
+    'roles[value co "a" or value pr]', f"{ENTERPRISE}:manager.value", ENTERPRISE, OFFICE, CORE, "", "x[", "nosuch",
+    f"{OFFICE}:quotas.mail", "emails[", "x" * 300, "emails.type.value", "photos.value", "active.x",
+]  # fmt: skip
+TEXT = st.sampled_from(["", " ", "x", "2", "True", ANN, "https://example.com/a", "en-GB", "1e9"]) | st.text(
+    max_size=5
+)
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT
+)
+MEMBERS = st.sampled_from(
+    ["value", "type", "primary", "display", "$ref", "mail", "country", "familyName", "x", *PATHS]
+)
+VALUE = st.recursive(
+    LEAF, lambda part: st.lists(part, max_size=3) | st.dictionaries(MEMBERS, part, max_size=3), max_leaves=6
+)
+OPERATION = st.fixed_dictionaries(
+    {"op": st.sampled_from(["add", "Replace", "remove", "x"])},
+    optional={"path": st.sampled_from(PATHS) | TEXT, "value": VALUE},
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(
+    operations=st.lists(OPERATION, min_size=1, max_size=3), more=st.dictionaries(MEMBERS, VALUE, max_size=4)
+)
+async def test_arbitrary_operations_and_resources(client: Client, operations: Any, more: Any) -> None:
+    """They are done or refused; what is done shows, and can be put back as it is."""
+    name = f"u{secrets.token_hex(8)}@example.com"
+    user = await create(client, name)
+    params = {"id": user["id"], "operations": operations}
+    status, after = await client.outcome("patchScimUser", params)
+    assert status in (200, 400), after
+    found = await get(client, user)
+    assert found == (after if status == 200 else user)
+    assert await put(client, user, found) == found
+    sent = {"schemas": [CORE], "userName": name} | more
+    status, after = await client.outcome("replaceScimUser", {"id": user["id"], "user": sent})
+    assert status in (200, 400), after
+    await client.outcome("deleteScimUser", {"id": user["id"]})
