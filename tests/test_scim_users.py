@@ -1,6 +1,7 @@
 """Users as SCIM resources, by the methods that the wire calls: every attribute, there and back."""
 
 import asyncio
+import json
 from typing import Any
 
 import asyncpg
@@ -96,9 +97,9 @@ def _sorted(value: Any) -> Any:
     return sorted(value.items()) if isinstance(value, dict) else value
 
 
-async def create(client: Client, name: str = ANN, **more: Any) -> dict[str, Any]:
+async def create(client: Client, user_name: str = ANN, **more: Any) -> dict[str, Any]:
     created: dict[str, Any] = await client.call(
-        "createScimUser", {"user": {"schemas": [CORE], "userName": name} | more}
+        "createScimUser", {"user": {"schemas": [CORE], "userName": user_name} | more}
     )
     return created
 
@@ -133,7 +134,10 @@ async def events(db: asyncpg.Connection, *methods: str) -> list[Any]:
     rows = await db.fetch(
         "SELECT type, before, after FROM events WHERE method = any($1::text[]) ORDER BY xid, place", methods
     )
-    return [tuple(row) for row in rows]
+    return [
+        (row["type"], *(None if row[part] is None else json.loads(row[part]) for part in ("before", "after")))
+        for row in rows
+    ]
 
 
 # --- there and back ------------------------------------------------------------------------------------------

@@ -4,6 +4,23 @@ SELECT *
 FROM scim_users
 WHERE id = :user_id;
 
+-- name: hold_scim_user(instance_id, user_id)^
+-- One living user as hold_users gives it, with what else SCIM shows of it: that is what it was before this waited for
+-- whoever held the user.
+SELECT
+    u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, u.updated_at, now() AS moment,
+    (
+        SELECT c.user_id
+        FROM credentials AS c
+        WHERE c.instance_id = :instance_id AND c.user_id = u.id
+    ) IS NOT NULL AS has_password,
+    shown.created_at, shown.memberships, shown.manager, shown.plans, shown.inbox, shown.spam, shown.sent,
+    shown."trashEmail", shown.archive, shown.drafts, shown."mainCalendar", shown."rootFiles", shown."trashFiles"
+FROM users AS u
+INNER JOIN scim_users AS shown ON shown.id = u.id
+WHERE u.instance_id = :instance_id AND u.id = :user_id AND u.deleted_at IS NULL
+FOR NO KEY UPDATE OF u;
+
 -- name: count_living(instance_id, user_ids)$
 -- How many of these users there are.
 SELECT count(*)

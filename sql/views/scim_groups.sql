@@ -1,6 +1,6 @@
 -- Groups as SCIM resources are made of them (server/directory/scim/groups.py), Admins among them with the id 0: it
 -- changes with the users that it has, and with their number, `admins`. A statement that does not take the members does
--- not read them.
+-- not read them. Both parts have the same types, so that a condition on the id reaches each of them.
 SELECT
     g.id, g.name, g.name_key, g.external_id, g.created_at, g.updated_at, NULL::bigint AS admins,
     (
@@ -13,7 +13,7 @@ FROM groups AS g
 WHERE g.instance_id = :instance_id
 UNION ALL
 SELECT
-    0 AS id, 'Admins' AS name, 'admins' AS name_key, NULL AS external_id, i.created_at,
+    0::bigint AS id, 'Admins'::text AS name, 'admins'::text COLLATE "C" AS name_key, NULL::text AS external_id, i.created_at,
     greatest(i.created_at, held.newest) AS updated_at, held.total AS admins,
     (
         SELECT jsonb_agg(jsonb_build_object('id', u.id, 'name', u.display_name) ORDER BY u.id)

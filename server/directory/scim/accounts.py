@@ -10,17 +10,17 @@ from server.directory.many import Batch
 from server.directory.names import hold_free_names
 from server.directory.rows import Edit, Row
 from server.directory.rules import hash_password
+from server.directory.scim.errors import bad_value
 from server.directory.scim.models import ENTERPRISE_SCHEMA, User
 from server.directory.scim.operations import (
     Operation,
-    bad_value,
     patched,
     read_operations,
     take_passwords,
     validated,
 )
 from server.directory.scim.users import Resource, require_version, resource, version_of
-from server.directory.scim.writing import Columns, changed, columns, document, new_user, settled
+from server.directory.scim.writing import Columns, as_shown, changed, columns, document, new_user, settled
 from server.directory.users import CreateUser
 from server.tenants.call import Call
 
@@ -116,7 +116,7 @@ async def create(call: Call, new: NewAccount) -> Resource:
         Conflict: the userName, e-mail or externalId is taken, or there is no seat.
         Invalid: there is no such manager (invalid_value).
     """
-    await _require_manager(call, None, new.given.attributes)
+    await _require_manager(call, new.given.attributes)
     names = new.given.names
     if names.login is not None or "@" not in names.email:
         await hold_free_names(call, names, login_member="userName", email_member="emails")
@@ -135,11 +135,11 @@ async def replace(call: Call, user_id: int, put: Replacement, version: str | Non
         PreconditionFailed: it has another version.
         ServiceError: see change.change.
     """
-    row = await _hold(call, user_id, version)
+    held = await _hold(call, user_id, version)
+    row = held.row
     is_left_out = "photos" not in put.user and row["avatar"].startswith("/")
     after = changed(row, columns(put.user, call.settings, row, photos_stay=is_left_out))
-    await _change(call, Edit(row, after, put.password_hash))
-    return await read(call, user_id)
+    return await _change(call, held, Edit(row, after, put.password_hash))
 
 
 async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> Resource:
@@ -149,12 +149,12 @@ async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> 
         Invalid: an operation cannot be applied; see operations.patched.
         ServiceError: see replace.
     """
-    row = await _hold(call, user_id, version)
+    held = await _hold(call, user_id, version)
+    row = held.row
     before = document(row, call.settings)
     after = patched(before, given.operations)
-    if after != before or given.password_hash is not None:
-        await _change(call, Edit(row, _after_patch(call, row, before, after), given.password_hash))
-    return await read(call, user_id)
+    to_be = row if after == before else _after_patch(call, row, before, after)
+    return await _change(call, held, Edit(row, to_be, given.password_hash))
 
 
 def _after_patch(call: Call, row: Row, before: Resource, after: Resource) -> Row:
@@ -167,25 +167,56 @@ def _after_patch(call: Call, row: Row, before: Resource, after: Resource) -> Row
 
 async def delete(call: Call, user_id: int, version: str | None) -> None:
     """Delete a user, so that it can be restored by restoreUserByEmail; the same errors."""
-    await _change(call, change.deletion(await _hold(call, user_id, version)))
+    held = await _hold(call, user_id, version)
+    await change.change(call, change.deletion(held.row))
 
 
-async def _hold(call: Call, user_id: int, version: str | None) -> Row:
-    row = await change.hold_user(call, user_id=user_id)
+class Held(NamedTuple):
+    """A user whom nobody else changes until the transaction ends."""
+
+    row: Row
+    # What SCIM shows of it beyond that: members of the view scim_users.
+    more: dict[str, Any]
+
+
+_MORE = (
+    "created_at", "memberships", "manager", "plans", "inbox", "spam", "sent", "trashEmail", "archive",
+    "drafts", "mainCalendar", "rootFiles", "trashFiles",
+)  # fmt: skip
+
+
+async def _hold(call: Call, user_id: int, version: str | None) -> Held:
+    found = await call.db.one("hold_scim_user", instance_id=call.instance.id, user_id=user_id)
+    if found is None:
+        raise NotFound
     call.subject = user_id
+    row = dict(found)
+    held = Held(row, {name: row.pop(name) for name in _MORE})
     require_version(version_of(row["updated_at"]), version)
-    return row
+    return held
 
 
-async def _change(call: Call, edit: Edit) -> None:
-    await _require_manager(call, edit.before["attributes"].get("manager"), edit.after["attributes"])
+async def _change(call: Call, held: Held, edit: Edit) -> Resource:
+    """Make a change, and show the user as it is then.
+
+    Without another look-up: what others decide, such as its groups, is shown as it was when it was held.
+    """
+    row, after = edit.before, edit.after
+    has_another_manager = after["attributes"].get("manager") != row["attributes"].get("manager")
+    if has_another_manager:
+        await _require_manager(call, after["attributes"])
     await change.change(call, edit, member="userName")
+    if has_another_manager:
+        return await read(call, row["id"])
+    updated_at = row["moment"] if edit.differs else row["updated_at"]
+    shown = as_shown(after) | held.more | {"updated_at": updated_at}
+    return resource(shown, call.settings, call.instance)
 
 
-async def _require_manager(call: Call, before: str | None, attributes: Mapping[str, Any]) -> None:
-    """Raises Invalid for a new manager who is no living user of the instance."""
+async def _require_manager(call: Call, attributes: Mapping[str, Any]) -> None:
+    """Raises Invalid for a manager who is no living user of the instance."""
     manager = attributes.get("manager")
-    if manager is not None and manager != before:
+    if manager is not None:
         living = await call.db.value("count_living", instance_id=call.instance.id, user_ids=[int(manager)])
         if not living:
             raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.base.errors import FieldError, Invalid
+from server.directory.scim.errors import bad_value
 from server.directory.scim.models import ENTERPRISE_SCHEMA, GROUP_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
 from server.directory.scim.users import Resource
 
@@ -54,8 +54,7 @@ def selected(
         Invalid: both were given (invalid_value): they exclude one another.
     """
     if attributes and excluded:
-        message = "cannot be given together with attributes"
-        raise Invalid.of([FieldError("excludedAttributes", message)], code="invalid_value")
+        raise bad_value("excludedAttributes", "cannot be given together with attributes")
     if attributes:
         shown = _only(resource, [name_parts(name) for name in attributes])
         shown = {name: resource[name] for name in resource if name in _ALWAYS} | shown

@@ -27,9 +27,15 @@ from server.directory.groups import (
     reserved,
 )  # fmt: skip
 from server.directory.rows import Edit, Row, hold
+from server.directory.scim.errors import bad_path, bad_value, not_writable
 from server.directory.scim.groups import resource, version
 from server.directory.scim.models import GROUP_SCHEMA, Group
-from server.directory.scim.operations import Operation, bad_value, read_operations, single_value
+from server.directory.scim.operations import (
+    Operation,
+    read_operations,
+    require_schema,
+    single_value,
+)
 from server.directory.scim.users import Resource, require_version
 from server.directory.store import ExternalId
 from server.tenants.call import Call
@@ -79,9 +85,7 @@ def sent_group(group: Mapping[str, Any]) -> Wanted:
         Invalid: naming the bad attribute (invalid_value).
     """
     members = {name.lower().removeprefix(f"{GROUP_SCHEMA}:".lower()): value for name, value in group.items()}
-    schemas = members.get("schemas")
-    if not isinstance(schemas, list) or GROUP_SCHEMA.lower() not in (str(urn).lower() for urn in schemas):
-        raise bad_value("schemas", f"must hold {GROUP_SCHEMA}")
+    require_schema(group, GROUP_SCHEMA)
     wanted = Wanted(_name(members.get("displayname")), _external_id(members.get("externalid")), True)
     wanted.enter(_ids(members.get("members")))
     return wanted
@@ -110,14 +114,14 @@ def patched_group(operations: Sequence[Mapping[str, Any]]) -> Wanted:
 def _change_members(wanted: Wanted, operation: Operation) -> None:
     target, value = operation.target, operation.value
     if target.sub_attribute is not None:
-        raise bad_value(target.path, "stays as it is: add and remove members", code="mutability")
+        raise not_writable(target.path, "stays as it is: add and remove members")
     selected = _selected_ids(target.path) if target.has_filter else None
     if operation.op == "remove":
         # Entra ID names who leaves in `value`.
         ids = selected if selected is not None else None if value is None else _ids(value)
         wanted.empty() if ids is None else wanted.leave(ids)
     elif selected is not None:
-        raise bad_value(target.path, "a member stays as it is: add and remove members", code="mutability")
+        raise not_writable(target.path, "a member stays as it is: add and remove members")
     else:
         if operation.op == "replace":
             wanted.empty()
@@ -143,7 +147,7 @@ def _selected_ids(path: str) -> list[int]:
         ):
             found += _known_id(node.value)
         else:
-            raise bad_value("path", "selects members by value eq, and by or, alone", code="invalid_path")
+            raise bad_path("selects members by value eq, and by or, alone")
     return found
 
 
@@ -288,7 +292,7 @@ async def _hold_users(call: Call, entering: set[int], leaving: set[int]) -> dict
     rows = await hold(call.db, call.instance.id, ids=ids)
     held = {row["id"]: row for row in rows if row["deleted_at"] is None}
     if not entering <= held.keys():
-        raise bad_value("members", f"{min(entering - held.keys())} {_NO_USER}")
+        raise bad_value("members", "names somebody who is no user of this instance")
     return held
 
 

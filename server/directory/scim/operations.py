@@ -15,17 +15,13 @@ from pydantic import ValidationError
 from scim2_models import BaseModel, Context, Mutability, PatchOp, Path, Required, SCIMException
 from scim2_models import Resource as ScimResource
 
-from server.base.errors import FieldError, Invalid
+from server.base.errors import Invalid
 from server.base.models import field_errors
+from server.directory.scim.errors import BY_SCIM_TYPE, bad_path, bad_value, no_target, not_writable
 from server.directory.scim.models import POLICY, User
 
 MOST_OPERATIONS = 10_000
 _PATCH_SCHEMA = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
-_CODES = {
-    "invalidPath": "invalid_path", "invalidFilter": "invalid_path", "noTarget": "no_target",
-    "mutability": "mutability",
-}  # fmt: skip
-"""scimType of the library's errors -> our code; others are invalid_value. A filter here is part of a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +56,6 @@ class Operation:
     op: Literal["add", "replace", "remove"]
     target: Target
     value: Any = None
-
-
-def bad_value(member: str, message: str, *, code: str = "invalid_value") -> Invalid:
-    """An error about an attribute."""
-    return Invalid.of([FieldError(member[:200], message)], code=code)
 
 
 def find_target(model: type[ScimResource[Any]], path: str) -> Target | None:
@@ -149,13 +140,13 @@ def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[
         raise bad_value("op", "must be add, replace or remove")
     path = members.get("path")
     if path is not None and not isinstance(path, str):
-        raise bad_value("path", "must be a string", code="invalid_path")
+        raise bad_path("must be a string")
     if (op == "add" and members.get("value") is None) or (op == "replace" and "value" not in members):
         raise bad_value("value", f"is required for {op}")
     value = members.get("value")
     if not path:
         if op == "remove":
-            raise bad_value("path", "is required for remove", code="no_target")
+            raise no_target("path", "is required for remove")
         yield from _of_members(model, op, value, "")
         return
     target = find_target(model, path)
@@ -163,13 +154,13 @@ def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[
         if path.lower() == str(model.__schema__).lower() and op != "remove":
             yield from _of_members(model, op, value, "")
             return
-        raise bad_value("path", "is no attribute of the schema", code="invalid_path")
+        raise bad_path("is no attribute of the schema")
     if target.is_read_only:
-        raise bad_value(path, "can only be read", code="mutability")
+        raise not_writable(path, "can only be read")
     if not target.attribute and op != "remove":
         yield from _of_members(model, op, value, f"{target.extension}:")
         return
-    yield _operation(op, target, value)
+    yield _operation(model, op, target, value)
 
 
 def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str) -> Iterator[Operation]:
@@ -188,20 +179,20 @@ def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str
             else:
                 yield from _of_members(model, op, item, f"{target.extension}:")
         else:
-            yield _operation(op, target, item)
+            yield _operation(model, op, target, item)
 
 
-def _operation(op: Any, target: Target, value: Any) -> Operation:
+def _operation(model: type[ScimResource[Any]], op: Any, target: Target, value: Any) -> Operation:
     if target.is_required and (op == "remove" or value in (None, "", [])):
-        raise bad_value(target.path, "is required", code="mutability")
+        raise not_writable(target.path, "is required")
     if op == "remove":
         return Operation(op, target, value)
     if value is None or value == "":
         return Operation("remove", target)
-    return Operation(op, target, _plain(target, value))
+    return Operation(op, target, _plain(model, target, value))
 
 
-def _plain(target: Target, value: Any) -> Any:
+def _plain(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
     """The value in the form that the schema asks for."""
     if target.attribute == "schemas":
         return value
@@ -212,7 +203,17 @@ def _plain(target: Target, value: Any) -> Any:
         value = value[0]
     if target.type is not None and isinstance(value, Mapping) and "value" in value:
         return value["value"]
+    if isinstance(value, Mapping) and not target.is_multivalued:
+        return {name: part for name, part in value.items() if not _is_read_only(model, target, name)}
     return value
+
+
+def _is_read_only(model: type[ScimResource[Any]], target: Target, name: str) -> bool:
+    """Whether a part of a value is passed over, as Entra ID and PUT send what they read."""
+    part = None
+    with contextlib.suppress(Invalid):  # no path
+        part = find_target(model, f"{target.path}.{name}")
+    return part is not None and part.is_read_only
 
 
 def take_passwords(operations: Sequence[Operation]) -> tuple[list[Operation], str | None]:
@@ -311,6 +312,7 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
     Raises:
         Invalid: see translated.
     """
+    require_schema(document, str(model.__schema__))
     try:
         resource: BaseModel = model.model_validate(
             _lenient(model, document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY
@@ -320,6 +322,13 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
     return resource.model_dump(scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST)
 
 
+def require_schema(document: Mapping[str, Any], urn: str) -> None:
+    """Raises Invalid where `schemas` does not name the schema of a resource (RFC 7643, 3)."""
+    schemas = next((value for name, value in document.items() if name.lower() == "schemas"), None)
+    if not isinstance(schemas, list) or urn.lower() not in (str(schema).lower() for schema in schemas):
+        raise bad_value("schemas", f"must hold {urn}")
+
+
 def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
     """A whole resource with its values in the form of the schema, and without empty ones (see _filled)."""
     found = {}
@@ -327,7 +336,7 @@ def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dic
         target = None
         with contextlib.suppress(Invalid):  # no path
             target = find_target(model, name)
-        plain = value if target is None or not target.attribute else _plain(target, value)
+        plain = value if target is None or not target.attribute else _plain(model, target, value)
         if (filled := _filled(plain)) is not None:
             found[name] = filled
     return found
@@ -354,12 +363,12 @@ def translated(error: SCIMException | ValidationError, member: str) -> Invalid:
         if told:
             detail = told[0]
             where = ".".join(str(part) for part in detail["loc"] if part != "Operations") or member
-            code = _CODES.get(detail.get("ctx", {}).get("scim_type", ""), "invalid_value")
-            return bad_value(where, _line(detail["msg"]), code=code)
+            made = BY_SCIM_TYPE.get(detail.get("ctx", {}).get("scim_type", ""), bad_value)
+            return made(where, _line(detail["msg"]))
         return Invalid.of(field_errors(error), code="invalid_value")
     if isinstance(error.__cause__, ValidationError):
         return Invalid.of(field_errors(error.__cause__), code="invalid_value")
-    return bad_value(member, _line(error.detail), code=_CODES.get(error.scim_type, "invalid_value"))
+    return BY_SCIM_TYPE.get(error.scim_type, bad_value)(member, _line(error.detail))
 
 
 def _line(text: str) -> str:

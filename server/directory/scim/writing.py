@@ -18,8 +18,8 @@ from server.directory.languages import language_of
 from server.directory.names import Names, NewLogin, names_of_user
 from server.directory.rows import Row, quotas, renamed_entries, with_email_keys, with_fields, with_names
 from server.directory.rules import default_display_name, full_name
+from server.directory.scim.errors import bad_value
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
-from server.directory.scim.operations import bad_value
 from server.directory.scim.users import (
     KEPT,
     KEPT_OF_ENTERPRISE,
@@ -282,15 +282,20 @@ def changed(row: Row, given: Columns) -> Row:
     }
 
 
-def document(row: Row, settings: Settings) -> Resource:
-    """A held user as PATCH changes it: with what can be written."""
-    shown = {
-        "email": row["email"], "login": row["login"], "externalId": row["external_id"],
+def as_shown(row: Row) -> dict[str, Any]:
+    """A held user under the names of the view shown_users."""
+    return {
+        "id": row["id"], "email": row["email"], "login": row["login"], "externalId": row["external_id"],
         "displayName": row["display_name"], "fields": row["fields"], "profile": row["profile"],
         "values": row["app_values"], "language": row["language"], "avatar": row["avatar"],
-        "isActive": row["is_active"], "attributes": row["attributes"], "quotas": quotas(row),
+        "isActive": row["is_active"], "isAdmin": row["is_admin"], "attributes": row["attributes"],
+        "quotas": quotas(row),
     }  # fmt: skip
-    return {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA, OFFICE_SCHEMA], **writable(shown, settings)}
+
+
+def document(row: Row, settings: Settings) -> Resource:
+    """A held user as PATCH changes it: with what can be written."""
+    return {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA, OFFICE_SCHEMA], **writable(as_shown(row), settings)}
 
 
 def settled(before: Resource, after: Resource, row: Row) -> Resource:
