@@ -3,11 +3,13 @@ SELECT
     g.id,
     jsonb_build_object(
         'folded', lower(shown.resource::text)::jsonb,
-        'exact', jsonb_build_object(
-            'id', shown.resource -> 'id',
-            'externalid', shown.resource -> 'externalId',
-            'members', shown.resource -> 'members',
-            'meta', jsonb_build_object('resourcetype', 'Group', 'location', :base::text || '/Groups/' || g.id)
+        'exact', jsonb_strip_nulls(
+            jsonb_build_object(
+                'id', shown.resource -> 'id',
+                'externalid', shown.resource -> 'externalId',
+                'members', shown.resource -> 'members',
+                'meta', jsonb_build_object('resourcetype', 'Group', 'location', :base::text || '/Groups/' || g.id)
+            )
         )
     ) AS document
 FROM scim_groups AS g

@@ -6,20 +6,22 @@ SELECT
     u.id,
     jsonb_build_object(
         'folded', lower(shown.resource::text)::jsonb,
-        'exact', jsonb_build_object(
-            'id', shown.resource -> 'id',
-            'externalid', shown.resource -> 'externalId',
-            'profileurl', shown.resource -> 'profileUrl',
-            'photos', shown.resource -> 'photos',
-            'groups', shown.resource -> 'groups',
-            'x509certificates', shown.resource -> 'x509Certificates',
-            'urn:ietf:params:scim:schemas:extension:enterprise:2.0:user', jsonb_build_object(
-                'manager', shown.resource #> '{urn:ietf:params:scim:schemas:extension:enterprise:2.0:User,manager}'
-            ),
-            'meta', jsonb_build_object(
-                'resourcetype', 'User',
-                'location', :base::text || '/Users/' || u.id,
-                'version', 'W/"' || to_hex(floor(extract(EPOCH FROM u.updated_at) * 1000000)::bigint) || '"'
+        'exact', jsonb_strip_nulls(
+            jsonb_build_object(
+                'id', shown.resource -> 'id',
+                'externalid', shown.resource -> 'externalId',
+                'profileurl', shown.resource -> 'profileUrl',
+                'photos', shown.resource -> 'photos',
+                'groups', shown.resource -> 'groups',
+                'x509certificates', shown.resource -> 'x509Certificates',
+                'urn:ietf:params:scim:schemas:extension:enterprise:2.0:user', jsonb_build_object(
+                    'manager', shown.resource #> '{urn:ietf:params:scim:schemas:extension:enterprise:2.0:User,manager}'
+                ),
+                'meta', jsonb_build_object(
+                    'resourcetype', 'User',
+                    'location', :base::text || '/Users/' || u.id,
+                    'version', 'W/"' || to_hex(floor(extract(EPOCH FROM u.updated_at) * 1000000)::bigint) || '"'
+                )
             )
         )
     ) AS document

@@ -109,8 +109,8 @@ def _operand(binding: AttributeBinding, node: Comparison) -> Any:
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        if "\0" in value:
-            raise invalid_filter(f"{node.attr_path}: must not contain NUL")
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):  # not storable as text
+            raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
         return str(value)
     raise invalid_filter(f"{node.attr_path} cannot be compared")
 
