@@ -26,6 +26,9 @@ ID = {"id": BOSS_ID}
 STORE = {"externalId": "shop-boss", "onlySeesReadable": False}
 PICTURE = {"data": "", "baseName": "x", "extension": "png"}
 
+SCIM_ID = {"id": str(BOSS_ID)}
+RESOURCE = {"schemas": ["urn:ietf:params:scim:schemas:core:2.0:User"], "userName": BOSS["email"]}
+
 LIVING: list[tuple[str, dict[str, Any]]] = [
     ("updateUserByEmail", BOSS | {"displayName": "Mallory"}),
     ("updateUserByEmail", BOSS | {"profile": {"title": "Mallory"}}),
@@ -78,12 +81,18 @@ LIVING: list[tuple[str, dict[str, Any]]] = [
     ("forceLogoutById", ID),
     ("forceLogoutById", {"externalId": "shop-boss"}),
     ("endSession", {"id": 1}),
+    ("replaceScimUser", SCIM_ID | {"user": RESOURCE | {"nickName": "Mallory"}}),
+    ("replaceScimUser", SCIM_ID | {"user": RESOURCE | {"password": "mallory12"}}),
+    ("patchScimUser", SCIM_ID | {"operations": [{"op": "add", "path": "nickName", "value": "Mallory"}]}),
+    ("patchScimUser", SCIM_ID | {"operations": [{"op": "replace", "value": {"password": "mallory12"}}]}),
+    ("deleteScimUser", SCIM_ID),
 ]
 ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("updateUserByEmail", BOSS | {"isActive": False}),
     ("updateUsers", {"users": [BOSS | {"isActive": False}]}),
     ("ensureUser", BOSS | {"isActive": False}),
     ("deactivateUserById", ID),
+    ("patchScimUser", SCIM_ID | {"operations": [{"op": "Replace", "path": "active", "value": "False"}]}),
 ]
 """What can be done to a user who is not suspended."""
 SUSPENDED: list[tuple[str, dict[str, Any]]] = [
@@ -91,6 +100,7 @@ SUSPENDED: list[tuple[str, dict[str, Any]]] = [
     ("updateUsers", {"users": [BOSS | {"isActive": True}]}),
     ("ensureUser", BOSS | {"isActive": True}),
     ("reactivateUserById", ID),
+    ("patchScimUser", SCIM_ID | {"operations": [{"op": "Replace", "path": "active", "value": "True"}]}),
 ]
 DELETED: list[tuple[str, dict[str, Any]]] = [
     ("restoreUserByEmail", BOSS),
@@ -108,17 +118,23 @@ EXCEPTIONS = {
     "createUsers": "new users, likewise",
     "createStoreUser": "a new user, likewise",
     "createMember": "a new user, which is never an administrator",
+    "createScimGroup": "names users as members, and asks as addToGroup does: test_scim_groups.py",
+    "patchScimGroup": "likewise",
+    "replaceScimGroup": "likewise",
+    "createScimUser": "a new user, which is never an administrator",
 }
 """Methods that name a user and ask for something else than users:admin."""
-NAMES = {"email", "login", "userId", "user", "users", "externalId", "token", "code"}
+NAMES = {"email", "login", "userId", "user", "users", "externalId", "token", "code", "operations", "group"}
 
 
 def named(model: type[BaseModel]) -> bool:
     """Whether params name a user: by a member of these names, or by an id that is a user's."""
     from server.directory.users import UserId
+    from server.methods.scim_users import DeleteScimUser
     from server.methods.sessions import SessionId
 
-    return bool(NAMES & model.model_fields.keys()) or issubclass(model, (UserId, SessionId))
+    named = (UserId, SessionId, DeleteScimUser)
+    return bool(NAMES & model.model_fields.keys()) or issubclass(model, named)
 
 
 def test_every_method_that_names_a_user_is_tried_below() -> None:

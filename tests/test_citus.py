@@ -205,14 +205,14 @@ USER = {
     "is_admin": False, "is_confirmed": True, "profile": {}, "app_values": {}, "settings": [0], "apps": [0],
     "avatar": "", "fields": {}, "language": "en", "external_id": "new", "sessions_limit": 3,
     "is_plan_admin": False, "only_sees_readable": False, "mail_quota": None, "files_quota": None,
-    "password_hash": "hash",
+    "password_hash": "hash", "attributes": {"nickName": "New"},
 }  # fmt: skip
 LOGIN = {"login": "newbie", "login_key": "newbie"}
 NEW_USER = USER | LOGIN | {"number": 0, "event": {"email": "new@example.com"}}
 CHANGED_USER = USER | LOGIN | {
     "id": 2, "confirmed_at": NOW, "suspended_at": None, "deleted_at": None, "moment": NOW,
-    "has_new_login": True, "has_new_avatar": True, "moves_account": True, "ends_sessions": True,
-    "ended_codes": ["reset"],
+    "has_new_login": True, "has_new_avatar": True, "moves_account": True, "comes_or_goes": True,
+    "ends_sessions": True, "ended_codes": ["reset"],
 }  # fmt: skip
 EVENT_ID = uuid.UUID(EXAMPLE_EVENT)
 BY_TYPE: dict[str, Any] = {

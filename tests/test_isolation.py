@@ -36,6 +36,7 @@ TOKEN = Ref(EXAMPLE_TOKEN, "N" * 40)
 CONFIRMATION, RESET = Ref(EXAMPLE_CODES["confirm"], "N" * 24), Ref(EXAMPLE_CODES["reset"], "N" * 24)
 EXTERNAL_ID = Ref("shop-1", "shop-2")
 GROUP, FIELD = Ref("Sales", "Nobodies"), Ref("shoe_size", "hat_size")
+SCIM_USER, SCIM_GROUP = Ref("2", "999"), Ref("1", "999")
 DOCUMENT = Ref("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000009")
 INSTANCE = Ref("MYINSTANCE", "NOWHERE")
 KEY = Ref(None, 99999)  # ours is looked up
@@ -44,6 +45,12 @@ THEIR_OWN = "boss@other.example"
 PICTURE = {"data": EXAMPLE_DOT, "baseName": "dot", "extension": "png"}
 NAMES = {"firstname": "X", "lastname": "Y"}
 STORED = {"email": "x@other.example", "externalId": "x", "onlySeesReadable": True}
+
+CORE = "urn:ietf:params:scim:schemas:core:2.0:User"
+ENTERPRISE = "urn:ietf:params:scim:schemas:extension:enterprise:2.0:User"
+RESOURCE = {"schemas": [CORE], "userName": "x@other.example"}
+GROUP_RESOURCE = {"schemas": ["urn:ietf:params:scim:schemas:core:2.0:Group"], "displayName": "x"}
+SUSPENSION = [{"op": "replace", "path": "active", "value": False}]
 
 # Methods that name something of an instance -> params with every such name.
 NAMING: dict[str, list[dict[str, Any]]] = {
@@ -61,10 +68,14 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "createApiKey": [{"name": "x", "scopes": ["users:read"], "instances": [INSTANCE]}],
     "createInOffice365": [{"email": EMAIL}],
     "createMember": [{"login": "m@other.example", "sponsorId": ACCOUNT, "profile": NAMES}],
+    "createScimGroup": [{"group": GROUP_RESOURCE | {"members": [{"value": SCIM_USER}]}}],
+    "createScimUser": [{"user": RESOURCE | {ENTERPRISE: {"manager": {"value": SCIM_USER}}}}],
     "createStoreUser": [STORED | {"planId": PLAN}],
     "createUser": [{"email": "x@other.example", "planId": PLAN}],
     "deactivateUserById": [{"id": USER}],
     "deleteGroup": [{"name": GROUP}],
+    "deleteScimGroup": [{"id": SCIM_GROUP}],
+    "deleteScimUser": [{"id": SCIM_USER}],
     "deleteUserByEmail": [{"email": EMAIL}],
     "deleteUsers": [{"users": [{"email": EMAIL}], "mode": "each"}, {"users": [{"email": EMAIL}]}],
     "deleteWebhook": [{"id": WEBHOOK}],
@@ -78,6 +89,8 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "getOffice365State": [{"email": EMAIL}],
     "getPlan": [{"id": PLAN}],
     "getQuotasByEmail": [{"email": EMAIL}],
+    "getScimGroup": [{"id": SCIM_GROUP}],
+    "getScimUser": [{"id": SCIM_USER}],
     "getStoreUser": [{"id": USER}, {"email": EMAIL}, {"externalId": EXTERNAL_ID}],
     "getUser": [{"id": USER}, {"email": EMAIL}, {"email": GONE}, {"externalId": EXTERNAL_ID}],
     "getUserByEmail": [{"email": EMAIL}, {"email": GONE}],
@@ -95,6 +108,14 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "movePosition": [
         {"positionId": POSITION, "sponsorPositionId": 1}, {"positionId": 1, "sponsorPositionId": POSITION},
     ],
+    "patchScimGroup": [
+        {"id": SCIM_GROUP, "operations": [{"op": "remove", "path": "members"}]},
+        {"id": "0", "operations": [{"op": "add", "path": "members", "value": [{"value": SCIM_USER}]}]},
+    ],
+    "patchScimUser": [
+        {"id": SCIM_USER, "operations": SUSPENSION},
+        {"id": "1", "operations": [{"op": "add", "path": f"{ENTERPRISE}:manager", "value": SCIM_USER}]},
+    ],
     "purgeUserByEmail": [{"email": GONE}, {"email": EMAIL}],
     "reactivateUserById": [{"id": USER}],
     "redeliverWebhook": [{"id": WEBHOOK, "eventId": EXAMPLE_EVENT}],
@@ -103,6 +124,11 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "removeFromGroup": [{"name": GROUP, "email": THEIR_OWN}, {"name": "Admins", "email": EMAIL}],
     "removeProfileField": [{"alias": FIELD}],
     "renameUserByEmail": [{"email": EMAIL, "newEmail": "x@other.example"}],
+    "replaceScimGroup": [
+        {"id": SCIM_GROUP, "group": GROUP_RESOURCE},
+        {"id": "0", "group": GROUP_RESOURCE | {"displayName": "Admins", "members": [{"value": SCIM_USER}]}},
+    ],
+    "replaceScimUser": [{"id": SCIM_USER, "user": RESOURCE}],
     "replaceUserByEmail": [{"email": EMAIL, "firstName": "X", "isAdmin": True, "password": "new"}],
     "requestPasswordReset": [{"email": EMAIL, "confirmationUrl": "https://example.com/?{{code}}"}],
     "resetPasswordByEmail": [{"email": EMAIL, "password": "new"}],
@@ -134,12 +160,15 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "createApiKey": [{"name": "shop", "scopes": ["users:read"]}],
     "createGroup": [{"name": "Sales"}],
     "createPlan": [{"type": "recurring", "name": "A year"}],
+    "createScimGroup": [{"group": GROUP_RESOURCE | {"displayName": "Sales too"}}],
+    "createScimUser": [{"user": RESOURCE | {"userName": "six@example.com"}}],
     "createStoreUser": [{"email": "one@example.com", "externalId": "shop-1"}],
     "createUser": [{"email": "jane@example.com"}, {"email": "gone@example.com"}],
     "createUsers": [{"users": [{"email": "five@example.com"}, {"email": "two@example.com"}]}],
     "createWebhook": [{"url": "https://hooks.example.com/x"}],
     "ensureUser": [{"email": "three@example.com", "externalId": "shop-3"}],
     "ensureUsers": [{"users": [{"email": "two@example.com"}, {"email": "four@example.com"}]}],
+    "describeScim": [{"document": "ServiceProviderConfig"}, {"document": "Schemas"}],
     "defineProfileField": [{"alias": "shoe_size", "title": "Size", "type": "number"}],
     "getInstance": [{}],
     "listApiKeys": [{}],

@@ -11,7 +11,8 @@ from server.base.errors import Conflict, Invalid, ServiceError
 from server.methods.registry import METHODS
 from server.serving import app as composition
 from server.serving import connections
-from server.wires.mapping import FLAG, ID, INTEGER, Links, Member, MethodResult, RestWire, Route, status_of
+from server.wires.mapping import Links, MethodResult, RestWire, Route, status_of
+from server.wires.members import FLAG, ID, INTEGER, Member
 from server.wires.openapi import document
 from server.wires.rendering import AnswerModel, Computed, From, always, renderer
 

@@ -181,6 +181,8 @@ def test_every_view_is_read() -> None:
          {"users", "logins", "accounts", "profile_fields"}),
         ("list_users", {"status": "all", "after": "", "starts_with": "", "row_limit": 1}, {"users"}),
         ("read_store_users", {"ids": [1]}, {"users", "user_plans", "plans"}),
+        ("get_scim_group", {"group_id": 1, "with_members": False}, {"groups"}),
+        ("get_scim_group", {"group_id": 1, "with_members": True}, {"groups", "group_members", "users"}),
     ],
 )  # fmt: skip
 async def test_what_a_statement_does_not_show_of_a_user_is_not_read(

@@ -170,8 +170,8 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "Use another e-mail, or change that user.", kind="conflict",
     ),
     "duplicate_external_id": ErrorCode(
-        400, "method", "Another user of the instance has this externalId.",
-        "Use another externalId, or change that user.", kind="conflict",
+        400, "method", "Another user or group of the instance has this externalId.",
+        "Use another externalId, or change that user or group.", kind="conflict",
     ),
     "duplicate_group": ErrorCode(
         400, "method", "A group of the instance has this name, in any case.",
@@ -186,6 +186,21 @@ ERROR_CODES: dict[str, ErrorCode] = {
         "Use a new key for a new request; send a retry unchanged.",
     ),
     "invalid_params": ErrorCode(400, "call", "The params do not fit the method.", _FIELDS),
+    "invalid_filter": ErrorCode(
+        400, "method", "The SCIM filter is no filter, or compares what cannot be compared so.",
+        "Correct the filter (RFC 7644, 3.4.2.2).", kind="invalid_params",
+    ),
+    "invalid_path": ErrorCode(
+        400, "method", "The path of a SCIM operation names no attribute.",
+        "Correct the path (RFC 7644, 3.5.2).", kind="invalid_params",
+    ),
+    "invalid_value": ErrorCode(
+        400, "method", "A SCIM attribute cannot have this value.", _FIELDS, kind="invalid_params"
+    ),
+    "mutability": ErrorCode(
+        400, "method", "A SCIM operation writes what can only be read, or removes what must be there.",
+        "Leave the operation out.", kind="invalid_params",
+    ),
     "named_twice": ErrorCode(
         400, "method", "Another item of the same call names the same user.", "Send one item for each user.",
         kind="conflict",
@@ -197,6 +212,10 @@ ERROR_CODES: dict[str, ErrorCode] = {
     "no_position": ErrorCode(
         400, "method", "The account has no position in this tree.",
         "Place it by addToTree, or name another treeId.", kind="not_found",
+    ),
+    "no_target": ErrorCode(
+        400, "method", "A SCIM operation has no path where it needs one, or its path selects nothing.",
+        "Give a path that selects what is to change.", kind="invalid_params",
     ),
     "not_deleted": ErrorCode(
         400, "method", "Only a deleted user can be purged.", "Call deleteUserByEmail first.", kind="conflict"
@@ -224,12 +243,20 @@ ERROR_CODES: dict[str, ErrorCode] = {
         400, "method", "The tree has 1,000 levels already.", "Choose a sponsor further up.",
         kind="invalid_params",
     ),
+    "too_many_matches": ErrorCode(
+        400, "method", "The SCIM filter selects more than can be searched.",
+        "Give a narrower filter.", kind="invalid_params",
+    ),
     "too_many_webhooks": ErrorCode(
         400, "method", "The instance has as many webhooks as it may.", "Delete one first.", kind="conflict"
     ),
     "user_deleted": ErrorCode(
         400, "method", "The user is deleted; until it is purged it keeps its e-mail and externalId.",
         "Restore it by restoreUserByEmail, or purge it by purgeUserByEmail.",
+    ),
+    "version_mismatch": ErrorCode(
+        412, "method", "The SCIM resource was changed since the version that was given.",
+        "Read it again, and make the change of what it is now.",
     ),
     "webhook_off": ErrorCode(
         400, "method", "The webhook is switched off.", "Switch it on by updateWebhook first.", kind="conflict"

@@ -90,9 +90,13 @@ class Invalid(ServiceError):
     code = "invalid_params"
 
     @classmethod
-    def of(cls, fields: Sequence[FieldError]) -> "Invalid":
-        """One message that names all bad members."""
-        return cls("; ".join(f"{field}: {message}" for field, message in fields), fields=fields)
+    def of(cls, fields: Sequence[FieldError], *, code: str | None = None) -> "Invalid":
+        """One message that names all bad members.
+
+        Args:
+            code: see ServiceError.
+        """
+        return cls("; ".join(f"{field}: {message}" for field, message in fields), code=code, fields=fields)
 
 
 class UnknownMethod(ServiceError):
@@ -171,6 +175,12 @@ class Conflict(ServiceError):
 
 class UserDeleted(Conflict):
     """this user is deleted: restore or purge it first"""
+
+
+class PreconditionFailed(ServiceError):
+    """what is to be changed was changed since"""
+
+    code = "version_mismatch"
 
 
 class IdempotencyConflict(ServiceError):
@@ -256,6 +266,9 @@ CONSTRAINTS: dict[str, tuple[type[ServiceError], str, str, str]] = {
         Conflict, "seats_exhausted", "the instance has no seat left (maxUsers)", "params",
     ),
     "groups_name": (Conflict, "duplicate_group", _duplicate("groups_name"), "name"),
+    "groups_external_id": (
+        Conflict, "duplicate_external_id", _duplicate("groups_external_id"), "externalId",
+    ),
     # The group or the user was deleted during the call.
     "group_members_group": (NotFound, "not_found", "not found: there is no such group", "name"),
     "group_members_user": (NotFound, "not_found", "not found: there is no such user", "email"),

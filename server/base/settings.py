@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     batch_answer_limit: int = Field(
         4 * 1024 * 1024, ge=1024, description="Bytes of JSON-RPC batch answers; later items are refused."
     )
+    scim_bulk_operations: int = Field(
+        100, ge=1, le=1000, description="Operations that a SCIM bulk request may have."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins, comma separated, that may call from a browser (CORS); unset: none."
     )

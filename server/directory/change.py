@@ -117,7 +117,7 @@ async def refusals(
         MemberForbidden: the caller may not make the change (tenants/access.py). Conflict: another user has
         the e-mail or externalId, or an edit before changes the same user.
     """
-    keys = [edit.after["email_key"] for edit in edits.values() if edit.renames]
+    keys = [key for edit in edits.values() for key in edit.new_keys]
     external_ids = [
         edit.after["external_id"]
         for edit in edits.values()

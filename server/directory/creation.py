@@ -18,8 +18,8 @@ from server.base.pace import Pace
 from server.directory import office365
 from server.directory.many import Batch, Claims, find_same, find_taken, if_free
 from server.directory.names import has_email
-from server.directory.rows import members
-from server.directory.rules import full_name, names_of, password_failures
+from server.directory.rows import members, shown_attributes
+from server.directory.rules import default_display_name, names_of, password_failures
 from server.directory.store import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
@@ -56,6 +56,8 @@ class Membership:
     is_confirmed: bool = True
     # A login other than the e-mail; free, see hold_free_names.
     login: str | None = None
+    # What SCIM knows of it beyond the columns.
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 _NO_MEMBERSHIP = Membership()
@@ -236,10 +238,11 @@ def _row(item: NewUser, membership: Membership) -> dict[str, Any]:
         "email_key": email_key(item.email),
         "login": membership.login,
         "login_key": membership.login and email_key(membership.login),
-        "display_name": item.displayName or full_name(names) or item.email.rpartition("@")[0],
+        "display_name": item.displayName or default_display_name(names, item.email),
         "is_confirmed": membership.is_confirmed,
         "fields": names | dict(membership.fields),
         "language": membership.language,
+        "attributes": dict(membership.attributes),
         "mail_quota": item.quotas and item.quotas.mail,
         "files_quota": item.quotas and item.quotas.files,
     }
@@ -267,6 +270,8 @@ def _event(item: NewUser, row: Mapping[str, Any], membership: Membership) -> dic
         always |= {"email": None, "login": item.email}
     elif membership.login is not None:
         always["login"] = membership.login
+    if membership.attributes:
+        always["attributes"] = shown_attributes(membership.attributes)
     given = item.model_fields_set - _NOT_IN_EVENTS
     return always | (item.model_dump(include=given, exclude_defaults=True) if given else {})
 

@@ -6,13 +6,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from server.base.errors import FieldError, Invalid
+from server.base.errors import Conflict, FieldError, Invalid
 from server.base.models import without_controls
 from server.tenants import access
 from server.tenants.call import Call
 
 ADMINS = "Admins"
 """The reserved group. Its members are the users with isAdmin."""
+ADMINS_ID = 0
+"""Its id; no other group has it."""
 
 
 def trimmed(name: str) -> str:
@@ -36,6 +38,28 @@ def group_key(name: str) -> str:
 
 
 ADMINS_KEY = group_key(ADMINS)
+
+
+RESERVED = "Admins is a group of every instance: it stays as it is"
+
+
+def own_key(name: str, *, member: str = "name") -> str:
+    """The key of a group that may be made or changed.
+
+    Args:
+        member: of the params, that holds the name.
+
+    Raises:
+        Conflict: it is the reserved one.
+    """
+    if is_admins(name):
+        raise reserved(member)
+    return group_key(name)
+
+
+def reserved(member: str) -> Conflict:
+    """The error for a change of the group Admins itself."""
+    return Conflict(RESERVED, code="reserved_group", fields=[FieldError(member, RESERVED)])
 
 
 def is_admins(name: str) -> bool:

@@ -18,7 +18,7 @@ from server.base.errors import (
 from server.base.models import Failure, Result, TenantParams, validated
 from server.base.pace import Pace
 from server.base.settings import Settings
-from server.directory.users import NewUser, email_key, taken
+from server.directory.users import NewUser, email_key, keys_of, taken
 from server.events.changes import Change
 from server.postgres.db import Connection, translated
 from server.tenants.call import Call
@@ -253,15 +253,16 @@ class Claims:
         Args:
             member: the param with the e-mail.
         """
-        key, name = after["email_key"], after["external_id"]
+        keys, name = keys_of(after), after["external_id"]
         if row["id"] in self.users:
             return Conflict("another item of this call names the same user", code="named_twice")
-        holder = self.emails.get(key, self.logins.get(key, row["id"]))
-        if key in self.keys or holder != row["id"]:
-            return self.taken("users_email", holder, member)
+        for key in keys:
+            holder = self.emails.get(key, self.logins.get(key, row["id"]))
+            if key in self.keys or holder != row["id"]:
+                return self.taken("users_email", holder, member)
         if name is not None and (name in self.names or self.external_ids.get(name, row["id"]) != row["id"]):
             return self.taken("users_external_id", self.external_ids.get(name))
         self.users.add(row["id"])
-        self.keys.add(key)
+        self.keys.update(keys)
         self.names |= {name} - {None}
         return None

@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 
 from server.directory.names import Names, has_email
 from server.directory.rules import full_name
-from server.directory.users import email_key
+from server.directory.users import email_key, keys_of
 from server.events.changes import same_json
 from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
+EMAIL_KEYS = "emailKeys"
+"""In the column `attributes`: what the identity of each address in its `emails` is decided by (email_key)."""
 Row: TypeAlias = dict[str, Any]
 """A user as hold returns it: every column that can change, and the database's time as moment."""
 
@@ -74,7 +76,13 @@ def state(row: Mapping[str, Any]) -> dict[str, Any]:
         **{member: row[column] for member, column in members().items()},
         "isConfirmed": row["confirmed_at"] is not None,
         "quotas": quotas(row),
+        "attributes": shown_attributes(row["attributes"]),
     }
+
+
+def shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The column `attributes` without what is there for searches alone."""
+    return {name: value for name, value in attributes.items() if name != EMAIL_KEYS}
 
 
 def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
@@ -86,8 +94,33 @@ def quotas(row: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def with_names(row: Row, names: Names) -> Row:
-    """The user with other names."""
-    return row | {"email": names.email, "email_key": email_key(names.email), "login": names.login}
+    """The user with other names. What SCIM says of the e-mail, such as its type, goes with it."""
+    after = row | {"email": names.email, "email_key": email_key(names.email), "login": names.login}
+    emails = row["attributes"].get("emails")
+    if emails and has_email(names.email) and row["email_key"] != after["email_key"]:
+        emails = renamed_entries(emails, row["email"], names.email)
+        after["attributes"] = with_email_keys(row["attributes"] | {"emails": emails})
+    return after
+
+
+def renamed_entries(entries: Sequence[Mapping[str, Any]], old: str, new: str) -> list[Mapping[str, Any]]:
+    """Entries of `emails` where a user's e-mail is another one: that of the old one is that of the new one.
+
+    One of the new e-mail, if it is there already, stays as it is, and that of the old one goes.
+    """
+    old_key, keys = email_key(old), [email_key(entry["value"]) for entry in entries]
+    there = email_key(new) in keys
+    return [
+        entry | {"value": new} if key == old_key else entry  # type: ignore[operator]
+        for entry, key in zip(entries, keys, strict=True)
+        if not (there and key == old_key)
+    ]
+
+
+def with_email_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The column `attributes` with the keys of the addresses in its `emails`."""
+    keys = sorted({email_key(entry["value"]) for entry in attributes.get("emails", ())})
+    return shown_attributes(attributes) | ({EMAIL_KEYS: keys} if keys else {})
 
 
 def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
@@ -97,7 +130,14 @@ def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
         fields: alias -> value; None removes a value.
     """
     merged = {alias: value for alias, value in (row["fields"] | fields).items() if value is not None}
-    return row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+    after = row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+    name = row["attributes"].get("name", {})
+    if "formatted" in name and full_name(merged) != full_name(row["fields"]):
+        # It was said of the other name.
+        name = {member: value for member, value in name.items() if member != "formatted"}
+        others = {member: value for member, value in row["attributes"].items() if member != "name"}
+        after["attributes"] = others | ({"name": name} if name else {})
+    return after
 
 
 # --- storing ----------------------------------------------------------------------------------------------
@@ -145,6 +185,12 @@ class Edit:
         return bool(self.before["email_key"] != self.after["email_key"])
 
     @property
+    def new_keys(self) -> list[str]:
+        """What decides the identity of e-mail and login, where it is another than before."""
+        before, after = (keys_of(row) for row in (self.before, self.after))
+        return [key for key in after if key not in before]
+
+    @property
     def has_new_login(self) -> bool:
         """Whether the login other than the e-mail changes."""
         return bool(self.before["login"] != self.after["login"])
@@ -169,10 +215,11 @@ class Edit:
             "has_new_login": self.has_new_login,
             "has_new_avatar": before["avatar"] != after["avatar"],
             "moves_account": self.closes_account or self.is_return,
+            "comes_or_goes": self.is_deletion or self.is_return,
             "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
             "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
         }
-        if not (any(row.values()) or self.is_deletion):
+        if not any(row.values()):
             return None
         return row | {
             "id": after["id"],

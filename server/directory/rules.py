@@ -67,3 +67,12 @@ def names_of(params: NewUser | ReplaceUser) -> dict[str, str | None]:
 def full_name(fields: Mapping[str, Any]) -> str:
     """First and last name of these profile fields, cut to the length of a display name; may be empty."""
     return f"{fields.get('firstname') or ''} {fields.get('lastname') or ''}".strip()[:200]
+
+
+def default_display_name(fields: Mapping[str, Any], email: str) -> str:
+    """What a user is called who was given no display name: its names, or else the local part of its e-mail.
+
+    Args:
+        email: the login, of a user without an e-mail.
+    """
+    return full_name(fields) or email.rpartition("@")[0] or email

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import orjson
@@ -62,6 +63,11 @@ def email_key(email: str) -> str:
         key = address(email).lower()
     # Lower case can have a composed form where upper case has none.
     return unicodedata.normalize("NFC", key)
+
+
+def keys_of(row: Mapping[str, Any]) -> list[str]:
+    """The keys of a user's e-mail and login; see email_key."""
+    return [row["email_key"], *([] if row["login"] is None else [email_key(row["login"])])]
 
 
 def _small_json(value: Any) -> Any:

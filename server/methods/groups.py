@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.base.errors import Conflict, FieldError, MemberForbidden, NotFound
+from server.base.errors import FieldError, MemberForbidden, NotFound
 from server.base.models import Result, TenantParams, something_besides
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory import change
@@ -15,25 +15,13 @@ from server.directory.groups import (
     group_key,
     groups_of,
     is_admins,
+    own_key,
     record_groups,
 )
 from server.directory.rows import Edit
 from server.directory.users import ABSENT, Email, Line, found
 from server.methods.registry import Example, method
 from server.tenants.call import Call
-
-_RESERVED = "Admins is a group of every instance: it stays as it is"
-
-
-def _changeable_key(name: str) -> str:
-    """The key of a group.
-
-    Raises:
-        Conflict: it is the reserved group.
-    """
-    if is_admins(name):
-        raise Conflict(_RESERVED, code="reserved_group", fields=[FieldError("name", _RESERVED)])
-    return group_key(name)
 
 
 class GroupRef(TenantParams):
@@ -81,8 +69,9 @@ async def create_group(call: Call, params: CreateGroup) -> Any:
         "create_group",
         instance_id=call.instance.id,
         name=params.name,
-        name_key=_changeable_key(params.name),
+        name_key=own_key(params.name),
         description=params.description,
+        external_id=None,
     )
     group = dict(found(row)) | {"isReserved": False, "members": 0}
     call.emit("group.created", after={"name": group["name"], "description": group["description"]})
@@ -108,13 +97,14 @@ class UpdateGroup(GroupRef):
 )
 async def update_group(call: Call, params: UpdateGroup) -> Any:
     """Change the name or the description of a group."""
+    key = own_key(params.name)
     group = found(
         await call.db.one(
             "update_group",
             instance_id=call.instance.id,
-            name_key=_changeable_key(params.name),
+            name_key=key,
             new_name=params.newName,
-            new_name_key=params.newName and _changeable_key(params.newName),
+            new_name_key=params.newName and own_key(params.newName),
             description=params.description,
         )
     )
@@ -132,8 +122,10 @@ async def update_group(call: Call, params: UpdateGroup) -> Any:
 )
 async def delete_group(call: Call, params: GroupRef) -> Any:
     """Delete a group, but not its members."""
-    key = _changeable_key(params.name)
-    group = found(await call.db.one("delete_group", instance_id=call.instance.id, name_key=key))
+    key = own_key(params.name)
+    group = found(
+        await call.db.one("delete_group", instance_id=call.instance.id, group_id=None, name_key=key)
+    )
     call.emit("group.deleted", before=dict(group))
     return True
 

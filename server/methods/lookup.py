@@ -91,6 +91,7 @@ class WholeUser(Result):
     settings: list[int]
     apps: list[int]
     fields: dict[str, Any] = Field(description="Profile fields of the member platform, alias -> value.")
+    attributes: dict[str, Any] = Field(description="What SCIM knows of it beyond all this, by SCIM's names.")
     quotas: UserQuotas
     isPlanAdmin: bool
     onlySeesReadable: bool
@@ -106,8 +107,9 @@ _WHOLE = {name: value for name, value in USER.items() if name in WholeUser.model
     "uuid": "af5af4f9-9b8d-4d79-b162-0cec4279cae5", "login": "jane@example.com", "externalId": None,
     "fullName": "Jane Doe", "isConfirmed": True, "isDeleted": False, "createdAt": 1683471262,
     "updatedAt": 1683471262, "suspendedAt": None, "deletedAt": None, "lastLoginAt": 1683471262, "sessions": 1,
-    "sessionsLimit": None, "language": "en", "fields": {}, "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT},
-    "isPlanAdmin": False, "onlySeesReadable": False, "plans": [], "account": None,
+    "sessionsLimit": None, "language": "en", "fields": {}, "attributes": {},
+    "quotas": {"mail": _NO_LIMIT, "files": _NO_LIMIT}, "isPlanAdmin": False, "onlySeesReadable": False,
+    "plans": [], "account": None,
     "mailboxes": {"inbox": 7, "spam": 8, "sent": 9, "trash": 10, "archive": 11, "drafts": 12},
     "calendars": {"main": 2}, "folders": {"root": 3, "trash": 4},
 }  # fmt: skip

@@ -10,6 +10,7 @@ from server.base.models import SECRET, Result, TenantParams
 from server.directory import change
 from server.directory.creation import Membership, create
 from server.directory.fields import EMAIL, checked, fields_of, profile_schema
+from server.directory.languages import LANGUAGES
 from server.directory.lookups import read_member
 from server.directory.many import Batch
 from server.directory.names import Names, NewLogin, has_email, hold_free_names, names_of_user
@@ -23,17 +24,6 @@ from server.methods.registry import Example, method
 from server.methods.sessions import WrongLogin, verify_password
 from server.tenants.call import Call
 from server.tenants.instances import GeneratedPasswords
-
-_ISO_639_1 = """
-    aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy
-    da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht
-    hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky
-    la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny
-    oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss
-    st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo
-    za zh zu
-"""
-LANGUAGES = frozenset(_ISO_639_1.split())
 
 
 def _language(code: str) -> str:

@@ -25,7 +25,7 @@ from server.postgres.db import Database
 from server.rpc.dispatch import Dispatcher
 from server.tenants.keys import KeyCache
 from server.tenants.limits import RateLimiter
-from server.wires import files, online_office, publica, rpc, workspace365
+from server.wires import files, online_office, publica, rpc, scim, workspace365
 from server.wires.http import (
     DISPATCHER,
     INSTANCE_LIMITER,
@@ -39,7 +39,7 @@ from server.wires.http import (
 )
 from server.wires.openapi import document
 
-REST_WIRES = (files.WIRE, online_office.WIRE, workspace365.WIRE, publica.WIRE)
+REST_WIRES = (files.WIRE, online_office.WIRE, workspace365.WIRE, publica.WIRE, scim.WIRE)
 WIRES: tuple[Wire, ...] = (rpc.WIRE, *REST_WIRES)
 DATABASE = web.AppKey("DATABASE", Database)
 METRICS = web.AppKey("METRICS", Metrics)

@@ -7,15 +7,15 @@ from aiohttp import hdrs, web
 
 from server.wires.http import Handler, answer, request_id_of
 
-METHODS = "GET, HEAD, POST, PUT, DELETE"
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = (
     "x-api-key, Token, ProvisioningKey, X-User-Token, Content-Type, Idempotency-Key, Dry-Run, X-Origin, "
-    "X-Request-Id, Locale, If-None-Match"
+    "X-Request-Id, Locale, If-None-Match, If-Match, Authorization"
 )
 EXPOSED_HEADERS = (
     "X-Request-Id, X-Error-Code, X-Required-Scope, Retry-After, RateLimit, RateLimit-Policy, "
     "X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Idempotency-Replayed, Dry-Run, "
-    "WWW-Authenticate, ETag"
+    "WWW-Authenticate, ETag, Location"
 )
 PREFLIGHT_SECONDS = 600
 """For this time a browser may cache the answer to a preflight."""

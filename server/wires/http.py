@@ -96,6 +96,13 @@ BEGINNING = web.RequestKey("BEGINNING", bytes)
 """The first BEGINNING_SIZE bytes of a body that read_body refused."""
 
 
+CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
+"""WWW-Authenticate of each 401, which RFC 9110, section 11.6.1, requires.
+
+No scheme is registered for API keys in a header. A browser shows no login dialog for an unknown scheme.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire(ABC):
     """A wire: its routes and its errors."""
@@ -103,6 +110,8 @@ class Wire(ABC):
     name: str
     # The wire renders errors of all requests whose paths begin with one of these.
     prefixes: tuple[str, ...]
+    # WWW-Authenticate of its 401s.
+    challenge: str = CHALLENGE
 
     @abstractmethod
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -156,7 +165,7 @@ async def authenticate(request: web.Request, *headers: str) -> Principal:
     """Find the caller by its API key.
 
     Args:
-        headers: the wire's headers for keys.
+        headers: the wire's headers for keys. In Authorization, the key is a bearer token (RFC 6750).
 
     Raises:
         Unauthenticated: no key, or one that is unknown, revoked or expired.
@@ -165,9 +174,12 @@ async def authenticate(request: web.Request, *headers: str) -> Principal:
     given = [value for header in headers for value in request.headers.getall(header, ())]
     if len(given) > 1:
         raise Invalid("send one API key", code="several_keys")
-    if not given or not given[0]:
+    key = given[0] if given else ""
+    if hdrs.AUTHORIZATION in headers and " " in key:  # Okta's header authentication sends no scheme
+        key = key[7:].strip() if key.lower().startswith("bearer ") else ""
+    if not key:
         raise Unauthenticated
-    caller = await request.app[KEYS].caller(given[0], address_of(request))
+    caller = await request.app[KEYS].caller(key, address_of(request))
     request[CALLS].owner = caller.default_instance.id if caller.default_instance else -caller.id
     return caller
 
@@ -285,9 +297,7 @@ def _idempotency_key(request: web.Request, given: object, index: int | None) -> 
 def _dry_run(request: web.Request, given: object) -> bool:
     if given is not None and not isinstance(given, bool):
         raise Invalid.of([FieldError(DRY_RUN, "must be true or false")])
-    if "Dry-Run" not in request.headers:
-        return given is True
-    values = {value.lower() for value in request.headers.getall("Dry-Run")}
+    values = {value.lower() for value in request.headers.getall("Dry-Run", ())}
     if not values <= {"true", "false"}:
         raise Invalid("the header Dry-Run must be true or false", code="bad_dry_run")
     return given is True or "true" in values
@@ -366,12 +376,6 @@ def require_json(request: web.Request) -> None:
         raise WrongType
 
 
-CHALLENGE = 'ApiKey realm="officerpc", header="x-api-key"'
-"""WWW-Authenticate of each 401, which RFC 9110, section 11.6.1, requires.
-
-No scheme is registered for API keys in a header. A browser shows no login dialog for an unknown scheme.
-"""
-
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -425,7 +429,7 @@ def error_boundary(handler: Handler, wires: Sequence[Wire], metrics: Metrics) ->
                     RefusalFact(wire.name, error.code, response.status, request_id, error.cause())
                 )
         if response.status == 401:
-            response.headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
+            response.headers[hdrs.WWW_AUTHENTICATE] = _wire_of(request.path, wires).challenge
         response.headers.update(calls.headers())
         response.headers["X-Request-Id"] = request_id
         return response

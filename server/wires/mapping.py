@@ -5,8 +5,7 @@ members to the method's params. Its result is a type, such as a model of renderi
 and describes it in the OpenAPI document.
 """
 
-import re
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,8 +38,9 @@ from server.wires.http import (
     require_json,
     run,
 )
-from server.wires.rendering import renderer, unchanged
-from server.wires.schemas import Schema, either, one_of
+from server.wires.members import Member
+from server.wires.rendering import renderer
+from server.wires.schemas import Schema
 
 
 def status_of(kind: type[ServiceError], statuses: Mapping[type[ServiceError], int]) -> int:
@@ -53,73 +53,6 @@ def status_of(kind: type[ServiceError], statuses: Mapping[type[ServiceError], in
     statuses = {NotFound: 404, UnknownMethod: 404, **statuses}
     own = next((statuses[known] for known in kind.__mro__ if known in statuses), None)
     return own or ERROR_CODES[kind.code].status
-
-
-# --- members of requests --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """The format of a value on a wire, if it differs from the method's."""
-
-    # Wire's value -> method's value. Returns a value in another format unchanged, so that the method refuses
-    # it, or raises ValueError with the message; in a path, ValueError means NotFound.
-    parse: Callable[[Any], Any] = unchanged
-    # Schema of the method's value -> schema of the value in a body.
-    schema: Callable[[Schema], Schema] = unchanged
-
-
-def _integer(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value) else value
-
-
-def or_digits(schema: Schema) -> Schema:
-    """The schema of an integer as a number or as text."""
-    number = schema.get("anyOf", [schema])[0]
-    digits = len(str(number.get("maximum", number.get("exclusiveMaximum", 0)))) - 1
-    least = "[1-9]" if number.get("minimum") else "0$|^[1-9]"
-    text = {"type": "string", "pattern": f"^{least}[0-9]{{0,{digits - 1}}}$"}
-    described = {name: part for name, part in schema.items() if name == "description"}
-    return either(number | described, text)
-
-
-def _id(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,18}", text) or int(text) >= 2**63:
-        raise ValueError
-    return int(text)
-
-
-def _flag(value: Any) -> Any:
-    return bool(value) if isinstance(value, (int, float)) and value in (0, 1) else value
-
-
-PLAIN = Format()
-INTEGER = Format(_integer, or_digits)
-"""An integer, also as text (in a query always)."""
-ID = Format(_id)
-"""A positive integer in a path."""
-FLAG = Format(_flag, lambda _: one_of(0, 1, False, True))
-"""A boolean, also as 1 or 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """How a body member, a query parameter or a part of a path maps to a param."""
-
-    # The method's name; "admin.email" is the member email of the param admin. None: not for the method.
-    param: str | None
-    format: Format = PLAIN
-    # Whether null (or an empty value that means null) differs from an omitted member.
-    nullable: bool = False
-    # Whether it filters a list by user: empty is refused, as it would list all rows.
-    narrows: bool = False
-    # Whether it is required, given the names of the other members. Only if `param` is None.
-    needed: Callable[[Container[str]], bool] = lambda given: False
-
-
-def same(*names: str) -> dict[str, Member]:
-    """Members with the method's names."""
-    return {name: Member(name) for name in names}
 
 
 # --- routes and wires -----------------------------------------------------------------------------------
@@ -164,6 +97,10 @@ class Route:
     # None: query, or body, is ignored.
     query: Mapping[str, Member] | None = None
     body: Mapping[str, Member] | None = None
+    # The param that the whole body is, instead of `body`.
+    whole: Member | None = None
+    # Request header -> param.
+    sent: Mapping[str, Member] = field(default_factory=dict)
     # Constant params.
     fixed: Mapping[str, Any] = field(default_factory=dict)
     # Member -> the method that is called instead if the member is given (a flag: true).
@@ -177,13 +114,25 @@ class Route:
     # The query parameter for the next page of a list: the answer has a Link header with it (RFC 8288).
     continued_by: str | None = None
     links: Links | None = None
+    # Method's result -> its version, None: it has none. The answer has it as ETag; a GET whose If-None-Match
+    # has this version gets 304.
+    version: Callable[[Any], str | None] | None = None
+    # Method's result -> its address, for the header Location.
+    location: Callable[[Any], str | None] | None = None
+    # Other methods that `handle` calls.
+    also: tuple[str, ...] = ()
     # Instead of the declarations: the handler, and the responses in the OpenAPI document.
     handle: Handler | None = None
     responses: Mapping[int, Schema] = field(default_factory=dict)
 
     def members(self) -> dict[str, Member]:
-        """The members of query and body."""
-        return {**(self.query or {}), **(self.body or {})}
+        """The members of headers, query and body. The whole body is the member ""."""
+        whole = {} if self.whole is None else {"": self.whole}
+        return {**self.sent, **(self.query or {}), **(self.body or {}), **whole}
+
+    def served_by(self) -> tuple[str, ...]:
+        """The methods that it can call."""
+        return (self.method, *self.instead.values(), *self.also)
 
     def answer_type(self, method_result: Any) -> Any:
         """The type of the answer; None: no body.
@@ -259,6 +208,12 @@ class RestWire(Wire):
     needs_body: bool = False
     # Whether unknown and repeated query parameters are ignored.
     lenient_query: bool = False
+    # Whether unknown members and query parameters are ignored.
+    ignores_unknown: bool = False
+    # Whether names of body members are compared without case.
+    any_case: bool = False
+    # Content-Type of answers with a body; in the OpenAPI document, of request bodies too.
+    media_type: str = "application/json"
     # Checks, such as limits, once the caller is known.
     before: Callable[[web.Request, Principal, Route], Awaitable[None]] | None = None
     call: Call = call
@@ -271,7 +226,13 @@ class RestWire(Wire):
     def error_response(self, request: web.Request, error: ServiceError) -> web.Response:
         """The answer to an error."""
         status, body = self.render_error(request, error, status_of(type(error), self.errors))
-        return answer(status, None if body is None else orjson.dumps(body), self.headers(request))
+        return self.answer(status, None if body is None else orjson.dumps(body), self.headers(request))
+
+    def answer(self, status: int, body: bytes | None, headers: dict[str, str]) -> web.Response:
+        """An answer with the wire's media type."""
+        if body is not None and self.media_type != "application/json":
+            headers[hdrs.CONTENT_TYPE] = self.media_type
+        return answer(status, body, headers)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add every route under every mount. A GET also serves HEAD (RFC 9110, section 9.1)."""
@@ -302,13 +263,27 @@ def handler(wire: RestWire, route: Route) -> Handler:
         if route.continued_by is not None and result["next"]:
             next_page = f"{wire.base}{route.path}?{route.continued_by}={result['next']}"
             headers["Link"] = f'<{next_page}>; rel="next"'
+        if route.location is not None and (address := route.location(result)):
+            headers[hdrs.LOCATION] = address
+        if route.version is not None and (version := route.version(result)):
+            headers[hdrs.ETAG] = version
+            if request.method in ("GET", "HEAD") and has_version(request, version):
+                return answer(304, None, headers)
         if render is None:
             return answer(route.status, None, headers)
         if route.source is not None:
             result = route.source(CompletedCall(request, parsed.params, result))
-        return answer(route.status, orjson.dumps(render(result)), headers)
+        return wire.answer(route.status, orjson.dumps(render(result)), headers)
 
     return handle
+
+
+def has_version(request: web.Request, version: str) -> bool:
+    """Whether If-None-Match has this version (RFC 9110, section 13.1.2)."""
+    if hdrs.IF_NONE_MATCH not in request.headers:
+        return False
+    opaque = version.removeprefix("W/").strip('"')
+    return any(tag.value in (opaque, "*") for tag in request.if_none_match or ())
 
 
 def path_params(route: Route, request: web.Request) -> dict[str, Any]:
@@ -380,20 +355,34 @@ async def _values(
     A body member replaces the query parameter of the same name.
     """
     body: Any = {}
-    if route.body is not None and (wire.needs_body or request.body_exists):
+    takes_body = route.body is not None or route.whole is not None
+    if takes_body and (wire.needs_body or request.body_exists):
         require_json(request)
         with_picture = request.app[DISPATCHER].methods[route.method].with_picture
         text = await read_body(request, with_picture=with_picture, share=caller.share)
         body = await parse_long_json(text)
         if not isinstance(body, dict):
             raise wire.no_object()
-    values = []
+    values: list[tuple[str, Any, Member | None]] = [
+        (name, value, member)
+        for name, member in route.sent.items()
+        for value in request.headers.getall(name, ())
+    ]
     if route.query is not None:
         query = dict(request.query) if wire.lenient_query else request.query  # dict: the first of each name
         for name, value in query.items():
-            if name not in body and (name in route.query or not wire.lenient_query):
+            is_ignored = name not in route.query and (wire.lenient_query or wire.ignores_unknown)
+            if name not in body and not is_ignored:
                 values.append((name, value, route.query.get(name)))
-    return values + [(name, value, (route.body or {}).get(name)) for name, value in body.items()]
+    if route.whole is not None:
+        return [*values, ("", body, route.whole)]
+    members = route.body or {}
+    declared = {name.lower(): name for name in members} if wire.any_case else {}
+    for name, value in body.items():
+        name = declared.get(name.lower(), name)
+        if name in members or not wire.ignores_unknown:
+            values.append((name, value, members.get(name)))
+    return values
 
 
 def in_wire_names(
@@ -417,5 +406,8 @@ def in_wire_names(
         head, dot, rest = name.partition(".")
         if of_path and head in in_path and head not in in_members:
             raise NotFound
-        renamed.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
+        if name not in names and names.get(head) == "":  # a member of the whole body
+            renamed.append(FieldError(rest or "body", message))
+        else:
+            renamed.append(FieldError(names.get(name) or names.get(head, head) + dot + rest, message))
     return renamed

@@ -20,19 +20,8 @@ from server.base.errors import (
     UserDeleted,
 )
 from server.base.strict import whole
-from server.wires.mapping import (
-    FLAG,
-    INTEGER,
-    CompletedCall,
-    Format,
-    Links,
-    Member,
-    MethodResult,
-    RestWire,
-    Route,
-    same,
-    status_of,
-)  # fmt: skip
+from server.wires.mapping import CompletedCall, Links, MethodResult, RestWire, Route, status_of
+from server.wires.members import FLAG, INTEGER, Format, Member, same
 from server.wires.rendering import WHOLE, AnswerModel, Computed, Empty, From, renderer
 from server.wires.schemas import one_of
 

@@ -4,7 +4,7 @@ A wire's declaration (mapping.py) gives paths, names of members and answers. The
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from server.base import errors
 from server.base.error_codes import ERROR_CODES
 from server.methods.registry import Method
-from server.wires.mapping import Member, RestWire, Route, status_of
+from server.wires.mapping import RestWire, Route, status_of
+from server.wires.members import Member
 from server.wires.schemas import Schema, Schemas, either, json_object, nullable, one_of, without_null
 
 _YES: Schema = {"type": "string", "const": "true"}
@@ -125,7 +126,9 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
             "headers": _HEADERS,
             "responses": responses,
             "securitySchemes": {
-                header: {
+                header: {"type": "http", "scheme": "bearer", "description": "An API key."}
+                if header == "Authorization"
+                else {
                     "type": "apiKey",
                     "in": "header",
                     "name": header,
@@ -139,9 +142,9 @@ def document(methods: Iterable[Method], wires: Iterable[RestWire]) -> dict[str, 
 
 def _refusals(wire: RestWire, schemas: Schemas) -> dict[int, Any]:
     """Status -> Response Object of a wire's errors with this status."""
-    served = [name for route in wire.routes for name in (route.method, *route.instead.values())]
+    served = [name for route in wire.routes for name in route.served_by()]
     impossible: tuple[type[Exception], ...] = _OF_NO_OPERATION + (() if wire.key_headers else _ABOUT_KEYS)
-    if all(route.body is None for route in wire.routes):
+    if all(route.body is None and route.whole is None for route in wire.routes):
         impossible += _ABOUT_BODIES
     described: dict[int, list[str]] = {}
     for code in schemas.error_codes(served, wire.error_codes):
@@ -149,24 +152,24 @@ def _refusals(wire: RestWire, schemas: Schemas) -> dict[int, Any]:
             status = status_of(kind, wire.errors)
             described.setdefault(status, []).append(f"- `{code}`: {ERROR_CODES[code].meaning}")
     return {
-        status: {"description": "\n".join(texts), **_content(schemas, wire.error_type(status))}
+        status: {"description": "\n".join(texts), **_content(wire, schemas, wire.error_type(status))}
         for status, texts in sorted(described.items())
     }
 
 
-def _content(schemas: Schemas, kind: Any) -> dict[str, Any]:
-    return {} if kind is None else _json(schemas.result(kind))
+def _content(wire: RestWire, schemas: Schemas, kind: Any) -> dict[str, Any]:
+    return {} if kind is None else _json(wire, schemas.result(kind))
 
 
-def _json(schema: Schema) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": schema}}}
+def _json(wire: RestWire, schema: Schema) -> dict[str, Any]:
+    return {"content": {wire.media_type: {"schema": schema}}}
 
 
 def _operation(
     wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any], shared: dict[str, Any]
 ) -> dict[str, Any]:
     """An Operation Object. Error responses that are the same in the whole wire are put into `shared`."""
-    served = [schemas.methods[name] for name in (route.method, *route.instead.values())]
+    served = [schemas.methods[name] for name in route.served_by()]
     described = [served[0].description, *(other.summary for other in served[1:])]
     if wire.key_headers:
         scopes = dict.fromkeys(method.scope for method in served)
@@ -190,34 +193,58 @@ def _operation(
         for status, refusal in refusals.items()
         if route.needs_length or status != status_of(errors.LengthRequired, wire.errors)
     }
-    answers |= route.responses or {route.status: _success(wire, route, schemas, refusals)}
+    answers |= route.responses or _successes(wire, route, schemas, refusals)
     for status, response in sorted(answers.items()):
         response = response | {"headers": _headers(wire, status, writes) | response.get("headers", {})}
         name = f"{wire.name}-{status}"
         if status >= 400 and shared.setdefault(name, response) == response:
             response = {"$ref": f"#/components/responses/{name}"}
         whole["responses"][str(status)] = response
-    if route.body and not (route.query and route.verb == "GET"):
-        forms = list(_forms(wire, route, schemas))
+    if route.whole is not None or (route.body and not (route.query and route.verb == "GET")):
+        forms = list(_forms(wire, route, schemas)) if route.whole is None else [_whole(route, schemas)]
         bodies = [schema for schema, _ in forms]
         examples = {title: given for _, titled in forms for title, given in titled.items()}
         content = {"schema": bodies[0] if len(bodies) == 1 else {"anyOf": bodies}, **_examples(examples)}
         whole["requestBody"] = {
-            "required": wire.needs_body or any(body["required"] for body in bodies),
-            "content": {"application/json": content},
+            "required": wire.needs_body or any(body.get("required") for body in bodies),
+            "content": {wire.media_type: content},
         }
     return whole
+
+
+def _whole(route: Route, schemas: Schemas) -> tuple[Schema, dict[str, Any]]:
+    """The schema of a body that is one param, with examples."""
+    assert route.whole is not None
+    param = str(route.whole.param)
+    examples = schemas.examples(route.method)
+    schema = route.whole.format.schema(schemas.members(route.method)[param])
+    return schema, {title: given[param] for title, given in examples.items() if param in given}
+
+
+def _successes(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any]) -> dict[int, Any]:
+    """Status -> Response Object of each success."""
+    success = _success(wire, route, schemas, refusals)
+    headers: dict[str, Any] = {}
+    if route.version is not None:
+        headers["ETag"] = {"description": "The version.", "schema": {"type": "string"}}
+    if route.location is not None:
+        headers["Location"] = {"description": "Its address.", "schema": {"type": "string"}}
+    if headers:
+        success["headers"] = headers
+    if route.version is None or route.verb != "GET":
+        return {route.status: success}
+    return {route.status: success, 304: {"description": "The client has this version.", "headers": headers}}
 
 
 def _success(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any]) -> dict[str, Any]:
     """The Response Object of a success."""
     kind = route.answer_type(schemas.methods[route.method].result)
-    response: dict[str, Any] = {"description": "Done.", **_content(schemas, kind)}
+    response: dict[str, Any] = {"description": "Done.", **_content(wire, schemas, kind)}
     if route.status in refusals:  # errors have this status too
         refusal = refusals[route.status]
         response["description"] = f"Done; or: {refusal['description']}"
-        contents = [one["content"]["application/json"]["schema"] for one in (response, refusal)]
-        response |= _json({"anyOf": contents})
+        contents = [one["content"][wire.media_type]["schema"] for one in (response, refusal)]
+        response |= _json(wire, {"anyOf": contents})
     if route.links is not None:
         response["links"] = {
             target: {"operationId": target, "parameters": dict(route.links.values)}
@@ -246,6 +273,10 @@ def _parameters(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[dict
     examples = schemas.examples(method)
     for name, described in wire.header_parameters.items():
         yield _parameter(name, "header", described, False)
+    for name, member in route.sent.items():
+        yield _parameter(name, "header", without_null(member.format.schema(known[str(member.param)])), False)
+    if route.version is not None and route.verb == "GET":
+        yield _parameter("If-None-Match", "header", {"type": "string"}, False)
     for part, choices in route.parts.items():
         schema: Schema = {"type": "string", "minLength": 1}
         values: dict[str, Any] = {}
@@ -259,20 +290,25 @@ def _parameters(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[dict
             values |= {title: value if is_only else str(value) for title, value in (usual | given).items()}
             schema = choice.format.schema(part_schema) if is_only else schema
         yield _parameter(part, "path", schema, True, values)
-    if not route.query or (route.body and route.verb != "GET"):
-        return
-    for name, member in route.query.items():
+    in_body: Container[str] = () if route.verb == "GET" else tuple(route.body or ())
+    for name, member in (route.query or {}).items():
+        if name in in_body:
+            continue
         schema = without_null(member.format.schema({}) if member.param is None else known[member.param])
-        required = member.param in needed or member.needed(route.query)
-        if "" in wire.omitted and not member.narrows:
+        required = member.param in needed or member.needed(route.query or ())
+        is_list = schema.get("type") == "array"  # one value, separated by commas
+        if "" in wire.omitted and not member.narrows and not is_list:
             schema = either(schema, _EMPTY)
         values = {title: given[member.param] for title, given in examples.items() if member.param in given}
         if member.param is None and required:
             values = dict.fromkeys(examples, _first_value(schema))
-        yield _parameter(name, "query", schema, required, values)
+        listed = {"style": "form", "explode": False} if is_list else {}
+        yield _parameter(name, "query", schema, required, values) | listed
 
 
 def _first_value(schema: Schema) -> Any:
+    if "examples" in schema:
+        return schema["examples"][0]
     return schema["const"] if "const" in schema else _first_value(schema["anyOf"][0])
 
 
@@ -326,7 +362,7 @@ def _forms(wire: RestWire, route: Route, schemas: Schemas) -> Iterator[tuple[Sch
                 | {name: given[param] for name in names if (param := str(members[name].param)) in given}
                 for title, given in schemas.examples(method).items()
             }
-            whole = json_object(properties, required)
+            whole = json_object(properties, required, is_open=wire.ignores_unknown)
             yield (whole if required or not wire.needs_body else whole | {"minProperties": 1}), examples
 
 

@@ -193,11 +193,11 @@ def one_of(*values: str | int | bool | None) -> Schema:
     return enums[0] if len(enums) == 1 else {"anyOf": enums}
 
 
-def json_object(members: Mapping[str, Schema], required: Iterable[str]) -> Schema:
-    """An object with these members only."""
+def json_object(members: Mapping[str, Schema], required: Iterable[str], *, is_open: bool = False) -> Schema:
+    """An object with these members; with others too only if `is_open`."""
     return {
         "type": "object",
         "properties": dict(members),
         "required": sorted(required),
-        "additionalProperties": False,
+        "additionalProperties": is_open,
     }

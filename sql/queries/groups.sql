@@ -1,4 +1,4 @@
--- name: create_group(instance_id, name, name_key, description)^
+-- name: create_group(instance_id, name, name_key, description, external_id)^
 -- A group without members.
 WITH counter AS (
     UPDATE instance_counters
@@ -7,8 +7,8 @@ WITH counter AS (
     RETURNING groups AS id
 )
 
-INSERT INTO groups (instance_id, id, name, name_key, description)
-SELECT :instance_id, id, :name, :name_key, :description FROM counter
+INSERT INTO groups (instance_id, id, name, name_key, description, external_id)
+SELECT :instance_id, id, :name, :name_key, :description, :external_id FROM counter
 RETURNING id, name, description, floor(extract(EPOCH FROM created_at))::bigint AS "createdAt";
 
 -- name: update_group(instance_id, name_key, new_name, new_name_key, description)^
@@ -24,7 +24,8 @@ changed AS (
     SET
         name = coalesce(:new_name, groups.name),
         name_key = coalesce(:new_name_key, groups.name_key),
-        description = coalesce(:description, groups.description)
+        description = coalesce(:description, groups.description),
+        updated_at = now()
     FROM held
     WHERE groups.instance_id = :instance_id AND groups.id = held.id
     RETURNING held.name AS old_name, held.description AS old_description, groups.name, groups.description
@@ -35,10 +36,15 @@ SELECT
     jsonb_build_object('name', name, 'description', description) AS after
 FROM changed;
 
--- name: delete_group(instance_id, name_key)^
--- Deletes a group and, by the foreign key, its memberships.
+-- name: delete_group(instance_id, group_id, name_key)^
+-- Deletes a group, by its id or else by its name, and by the foreign key its memberships.
 DELETE FROM groups
-WHERE instance_id = :instance_id AND name_key = :name_key
+WHERE
+    instance_id = :instance_id
+    AND id = coalesce(
+        :group_id::bigint,
+        (SELECT named.id FROM groups AS named WHERE named.instance_id = :instance_id AND named.name_key = :name_key)
+    )
 RETURNING name, description;
 
 -- name: get_group(instance_id, name_key)$
@@ -64,23 +70,59 @@ WITH others AS (
             SELECT FROM unnest(:member_ids::bigint[], :group_ids::bigint[]) AS wanted (user_id, group_id)
             WHERE wanted.user_id = gm.user_id AND wanted.group_id = gm.group_id
         )
+    RETURNING gm.group_id
+),
+
+entered AS (
+    INSERT INTO group_members (instance_id, user_id, group_id)
+    SELECT :instance_id, wanted.user_id, wanted.group_id
+    FROM unnest(:member_ids::bigint[], :group_ids::bigint[]) AS wanted (user_id, group_id)
+    ON CONFLICT DO NOTHING
+    RETURNING group_id
+),
+
+-- In an order, so that two calls do not wait for one another.
+changed AS (
+    SELECT g.id
+    FROM groups AS g
+    WHERE
+        g.instance_id = :instance_id
+        AND (g.id IN (SELECT group_id FROM others) OR g.id IN (SELECT group_id FROM entered))
+    ORDER BY g.id
+    FOR NO KEY UPDATE
 )
 
-INSERT INTO group_members (instance_id, user_id, group_id)
-SELECT :instance_id, wanted.user_id, wanted.group_id
-FROM unnest(:member_ids::bigint[], :group_ids::bigint[]) AS wanted (user_id, group_id)
-ON CONFLICT DO NOTHING;
+UPDATE groups
+SET updated_at = now()
+FROM changed
+WHERE groups.instance_id = :instance_id AND groups.id = changed.id;
 
 -- name: join_group(instance_id, user_id, group_id)!
 -- Adds a user to a group, if it is not a member. Both are locked.
-INSERT INTO group_members (instance_id, user_id, group_id)
-VALUES (:instance_id, :user_id, :group_id)
-ON CONFLICT DO NOTHING;
+WITH entered AS (
+    INSERT INTO group_members (instance_id, user_id, group_id)
+    VALUES (:instance_id, :user_id, :group_id)
+    ON CONFLICT DO NOTHING
+    RETURNING group_id
+)
+
+UPDATE groups
+SET updated_at = now()
+FROM entered
+WHERE groups.instance_id = :instance_id AND groups.id = entered.group_id;
 
 -- name: leave_group(instance_id, user_id, group_id)!
 -- Removes a user, who is locked, from a group.
-DELETE FROM group_members
-WHERE instance_id = :instance_id AND user_id = :user_id AND group_id = :group_id;
+WITH gone AS (
+    DELETE FROM group_members
+    WHERE instance_id = :instance_id AND user_id = :user_id AND group_id = :group_id
+    RETURNING group_id
+)
+
+UPDATE groups
+SET updated_at = now()
+FROM gone
+WHERE groups.instance_id = :instance_id AND groups.id = gone.group_id;
 
 -- name: list_groups(instance_id, after, row_limit)
 -- A page of groups by name, Admins among them, with the number of members that are not deleted. Deleted members are

@@ -6,7 +6,7 @@ WHERE instance_id = :instance_id AND email_key = :email_key AND deleted_at IS NU
 -- name: hold_users(instance_id, ids, keys, external_ids)
 -- Users, deleted or not, by id, e-mail, login or external id, with every column that can change. Nobody else can change
 -- them or log in as them until the transaction ends.
-SELECT u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, now() AS moment
+SELECT u.id, u.user_columns, u.confirmed_at, u.suspended_at, u.deleted_at, u.updated_at, now() AS moment
 FROM users AS u
 WHERE
     u.instance_id = :instance_id
@@ -46,7 +46,8 @@ WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
         id bigint, login_key text, avatar text, deleted_at timestamptz, moment timestamptz, password_hash text,
-        has_new_login boolean, has_new_avatar boolean, moves_account boolean, ends_sessions boolean, ended_codes text []
+        has_new_login boolean, has_new_avatar boolean, moves_account boolean, comes_or_goes boolean, ends_sessions boolean,
+        ended_codes text []
     )
 ),
 
@@ -114,6 +115,29 @@ void AS (
     USING given CROSS JOIN in_order
     WHERE
         codes.instance_id = :instance_id AND codes.user_id = given.id AND codes.purpose = any(given.ended_codes)
+),
+
+-- Whose members are seen, and so what is shown of a group, changes with deletion and return.
+regrouped AS (
+    SELECT g.id
+    FROM groups AS g
+    WHERE
+        g.instance_id = :instance_id
+        AND g.id IN (
+            SELECT gm.group_id
+            FROM given
+            INNER JOIN group_members AS gm ON gm.instance_id = :instance_id AND gm.user_id = given.id
+            WHERE given.comes_or_goes
+        )
+    ORDER BY g.id
+    FOR NO KEY UPDATE
+),
+
+shown_otherwise AS (
+    UPDATE groups
+    SET updated_at = now()
+    FROM regrouped
+    WHERE groups.instance_id = :instance_id AND groups.id = regrouped.id
 ),
 
 ended AS (

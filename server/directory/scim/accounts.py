@@ -1,0 +1,222 @@
+"""SCIM's calls about one user: found and held, changed as a whole, stored as every change of a user is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from server.base.errors import NotFound
+from server.directory import change, creation
+from server.directory.creation import Membership
+from server.directory.many import Batch
+from server.directory.names import hold_free_names
+from server.directory.rows import Edit, Row
+from server.directory.rules import hash_password
+from server.directory.scim.errors import bad_value
+from server.directory.scim.models import ENTERPRISE_SCHEMA, User
+from server.directory.scim.operations import (
+    Operation,
+    patched,
+    read_operations,
+    take_passwords,
+    validated,
+)
+from server.directory.scim.users import Resource, require_version, resource, version_of
+from server.directory.scim.writing import Columns, as_shown, changed, columns, document, new_user, settled
+from server.directory.users import CreateUser
+from server.tenants.call import Call
+
+
+def parsed_id(text: str) -> int:
+    """The id of a user or group.
+
+    Raises:
+        NotFound: nobody can have it.
+    """
+    if text.isascii() and text.isdigit() and len(text) < 20 and str(int(text)) == text and int(text) < 2**63:
+        return int(text)
+    raise NotFound
+
+
+async def read(call: Call, user_id: int) -> Resource:
+    """A living user.
+
+    Raises:
+        NotFound: there is none.
+    """
+    row = await call.db.one("get_scim_user", instance_id=call.instance.id, user_id=user_id)
+    if row is None:
+        raise NotFound
+    return resource(row, call.settings, call.instance)
+
+
+# --- before the transaction ---------------------------------------------------------------------------------
+
+
+class NewAccount(NamedTuple):
+    """A new user, checked, with its password hashed."""
+
+    given: Columns
+    membership: Membership
+    batch: Batch[CreateUser]
+
+
+class Replacement(NamedTuple):
+    """What is to stand in the place of a user."""
+
+    user: Resource
+    password_hash: str | None
+
+
+class Patch(NamedTuple):
+    """Operations on a user, without those on its password."""
+
+    operations: list[Operation]
+    password_hash: str | None
+
+
+async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
+    """A user to create, as it was sent.
+
+    Raises:
+        Invalid: naming the bad attributes.
+    """
+    whole = validated(User, user)
+    password = whole.pop("password", None)
+    given = columns(whole, call.settings)
+    item, membership = new_user(given, password)
+    return NewAccount(given, membership, await creation.prepare(call, Batch.one(item)))
+
+
+async def prepare_replacement(call: Call, user: Mapping[str, Any]) -> Replacement:
+    """A user to replace one with, as it was sent; the same errors."""
+    whole = validated(User, user)
+    return Replacement(whole, await _hashed(call, whole.pop("password", None)))
+
+
+async def prepare_patch(call: Call, operations: Sequence[Mapping[str, Any]]) -> Patch:
+    """The operations of a PATCH, as they were sent.
+
+    Raises:
+        Invalid: see operations.read_operations.
+    """
+    others, password = take_passwords(read_operations(User, operations))
+    return Patch(others, await _hashed(call, password))
+
+
+async def _hashed(call: Call, password: str | None) -> str | None:
+    return await hash_password(call, "password", password, call.instance.settings.passwordPolicy)
+
+
+# --- in it --------------------------------------------------------------------------------------------------
+
+
+async def create(call: Call, new: NewAccount) -> Resource:
+    """Create a user with all that is provisioned for one (RFC 7644, 3.3).
+
+    Raises:
+        Conflict: the userName, e-mail or externalId is taken, or there is no seat.
+        Invalid: there is no such manager (invalid_value).
+    """
+    await _require_manager(call, new.given.attributes)
+    names = new.given.names
+    if names.login is not None or "@" not in names.email:
+        await hold_free_names(call, names, login_member="userName", email_member="emails")
+    created = await creation.create(call, new.batch.again(), membership=new.membership)
+    return await read(call, created[0]["id"])
+
+
+async def replace(call: Call, user_id: int, put: Replacement, version: str | None) -> Resource:
+    """Have nothing but these attributes (RFC 7644, 3.5.1), and what only we write.
+
+    The password and `active` stay where they are left out, and so does a picture that was stored here, which
+    no provisioning client knows.
+
+    Raises:
+        NotFound: there is no such user.
+        PreconditionFailed: it has another version.
+        ServiceError: see change.change.
+    """
+    held = await _hold(call, user_id, version)
+    row = held.row
+    is_left_out = "photos" not in put.user and row["avatar"].startswith("/")
+    after = changed(row, columns(put.user, call.settings, row, photos_stay=is_left_out))
+    return await _change(call, held, Edit(row, after, put.password_hash))
+
+
+async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> Resource:
+    """Apply operations, all of them or none (RFC 7644, 3.5.2).
+
+    Raises:
+        Invalid: an operation cannot be applied; see operations.patched.
+        ServiceError: see replace.
+    """
+    held = await _hold(call, user_id, version)
+    row = held.row
+    before = document(row, call.settings)
+    after = patched(before, given.operations)
+    to_be = row if after == before else _after_patch(call, row, before, after)
+    return await _change(call, held, Edit(row, to_be, given.password_hash))
+
+
+def _after_patch(call: Call, row: Row, before: Resource, after: Resource) -> Row:
+    touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if touched <= {"active"}:  # what is sent most often needs no look at the others
+        return row | {"is_active": after.get("active", row["is_active"])}
+    whole = settled(before, after, row)
+    return changed(row, columns(whole, call.settings, row, photos_stay="photos" not in touched))
+
+
+async def delete(call: Call, user_id: int, version: str | None) -> None:
+    """Delete a user, so that it can be restored by restoreUserByEmail; the same errors."""
+    held = await _hold(call, user_id, version)
+    await change.change(call, change.deletion(held.row))
+
+
+class Held(NamedTuple):
+    """A user whom nobody else changes until the transaction ends."""
+
+    row: Row
+    # What SCIM shows of it beyond that: members of the view scim_users.
+    more: dict[str, Any]
+
+
+_MORE = (
+    "created_at", "memberships", "manager", "plans", "inbox", "spam", "sent", "trashEmail", "archive",
+    "drafts", "mainCalendar", "rootFiles", "trashFiles",
+)  # fmt: skip
+
+
+async def _hold(call: Call, user_id: int, version: str | None) -> Held:
+    found = await call.db.one("hold_scim_user", instance_id=call.instance.id, user_id=user_id)
+    if found is None:
+        raise NotFound
+    call.subject = user_id
+    row = dict(found)
+    held = Held(row, {name: row.pop(name) for name in _MORE})
+    require_version(version_of(row["updated_at"]), version)
+    return held
+
+
+async def _change(call: Call, held: Held, edit: Edit) -> Resource:
+    """Make a change, and show the user as it is then.
+
+    Without another look-up: what others decide, such as its groups, is shown as it was when it was held.
+    """
+    row, after = edit.before, edit.after
+    has_another_manager = after["attributes"].get("manager") != row["attributes"].get("manager")
+    if has_another_manager:
+        await _require_manager(call, after["attributes"])
+    await change.change(call, edit, member="userName")
+    if has_another_manager:
+        return await read(call, row["id"])
+    updated_at = row["moment"] if edit.differs else row["updated_at"]
+    shown = as_shown(after) | held.more | {"updated_at": updated_at}
+    return resource(shown, call.settings, call.instance)
+
+
+async def _require_manager(call: Call, attributes: Mapping[str, Any]) -> None:
+    """Raises Invalid for a manager who is no living user of the instance."""
+    manager = attributes.get("manager")
+    if manager is not None:
+        living = await call.db.value("count_living", instance_id=call.instance.id, user_ids=[int(manager)])
+        if not living:
+            raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")

@@ -1,0 +1,426 @@
+"""SCIM filters (RFC 7644, section 3.4.2.2) for Postgres: which rows an index finds, and which match.
+
+A filter becomes two things. `Ways` are look-ups by which the statement finds candidates, with an index
+each; a filter that no index helps has none. The jsonpath decides about each candidate: it is evaluated over
+the document of a row that the views scim_user_documents and scim_group_documents make, so that the
+statement is the same for every filter. A document has the resource twice: `exact` as it is shown, and
+`folded` with all names and texts in lower case, for the attributes that compare without case.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from inspect import isclass
+from typing import Any
+
+from scim2_models import BaseModel, Extension, Group, InvalidFilterException, Mutability
+from scim2_models.path import (
+    AttributeBinding,
+    AttrPath,
+    CompareOperator,
+    Comparison,
+    FilterNode,
+    FilterVisitor,
+    LogicalExpr,
+    LogicalOperator,
+    Not,
+    Present,
+    ScimFilter,
+    ValuePath,
+)
+from scim2_models.path.resolution import _resolve_filter_path, _validate_operator, coerce_value
+
+from server.base.errors import Invalid
+from server.directory.groups import group_key
+from server.directory.scim.models import OfficeUser
+from server.directory.users import email_key
+
+LONGEST = 2000
+"""Characters of a filter."""
+_DEEPEST = 20
+"""Brackets within each other."""
+_ORDER = {
+    CompareOperator.gt: ">", CompareOperator.ge: ">=", CompareOperator.lt: "<", CompareOperator.le: "<=",
+}  # fmt: skip
+
+
+def invalid_filter(message: str) -> Invalid:
+    """The error for a filter that is not valid, or that would have to read every row."""
+    return Invalid(f"filter: {message}", code="invalid_filter")
+
+
+def parsed(text: str) -> FilterNode:
+    """The syntax tree of a filter.
+
+    Raises:
+        Invalid: it does not keep to the grammar, or is too long or too deep.
+    """
+    if len(text) > LONGEST:
+        raise invalid_filter(f"must have at most {LONGEST} characters")
+    depth = deepest = 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        deepest = max(deepest, depth)
+    if deepest > _DEEPEST:
+        raise invalid_filter(f"must have at most {_DEEPEST} brackets within each other")
+    try:
+        return ScimFilter(text).ast
+    except InvalidFilterException as error:
+        raise invalid_filter(str(error)) from error
+
+
+def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) -> AttributeBinding:
+    """The attribute that a path names.
+
+    Raises:
+        Invalid: there is none, or documents do not have it.
+    """
+    try:
+        binding = _resolve_filter_path(model, path, strict=True, for_comparison=compared)
+    except InvalidFilterException as error:
+        raise invalid_filter(str(error)) from error
+    assert binding is not None
+    is_provisioned = binding.model is OfficeUser and binding.field_name != "quotas"
+    if (
+        binding.get_annotation(Mutability) == Mutability.write_only
+        or binding.field_name == "schemas"
+        or is_provisioned
+    ):
+        raise invalid_filter(f"{path} cannot be filtered by")
+    return binding
+
+
+def _operand(binding: AttributeBinding, node: Comparison) -> Any:
+    """What an attribute is compared with, as documents have it.
+
+    Raises:
+        Invalid: the attribute's type has no such operator, or no such value.
+    """
+    try:
+        _validate_operator(binding, node.op)
+        value = coerce_value(binding, node.value, node.op)
+    except InvalidFilterException as error:
+        raise invalid_filter(str(error)) from error
+    if isinstance(value, datetime):
+        aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):  # not storable as text
+            raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
+        return str(value)
+    raise invalid_filter(f"{node.attr_path} cannot be compared")
+
+
+# --- which rows match -----------------------------------------------------------------------------------
+
+
+def jsonpath(model: type[BaseModel], node: FilterNode) -> str:
+    """A filter as a jsonpath predicate over the document of a row.
+
+    Raises:
+        Invalid: it names an attribute that does not exist or is never shown, or compares one in a way that
+            its type does not have.
+    """
+    return _Predicate(model).visit(node)
+
+
+class _Predicate(FilterVisitor[str]):
+    """Every predicate is true or false, never unknown: `ne` and `not` also hold where there is no value."""
+
+    def __init__(self, model: type[BaseModel], *, in_exact: bool | None = None) -> None:
+        """
+        Args:
+            model: of the resource, or of an item of an attribute.
+            in_exact: within a value selection, whether the item is one of the exact document.
+        """
+        self._model, self._in_exact = model, in_exact
+
+    def visit_logical_expr(self, node: LogicalExpr) -> str:
+        joined = " && " if node.op == LogicalOperator.and_ else " || "
+        return f"({joined.join(self.visit(term) for term in node.terms)})"
+
+    def visit_not(self, node: Not) -> str:
+        return f"!({self.visit(node.expr)})"
+
+    def visit_present(self, node: Present) -> str:
+        binding = _bound(self._model, node.attr_path)
+        is_complex = isclass(binding.target_type) and issubclass(binding.target_type, BaseModel)
+        return f"exists({self.path(binding)}{'.*' if is_complex else ''})"
+
+    def visit_comparison(self, node: Comparison) -> str:
+        binding = _bound(self._model, node.attr_path, compared=True)
+        path = self.path(binding)
+        if node.value is None:
+            if node.op not in (CompareOperator.eq, CompareOperator.ne):
+                raise invalid_filter(f"{node.attr_path}: null has no order")
+            return f"{'!' if node.op == CompareOperator.eq else ''}exists({path})"
+        value = _operand(binding, node)
+        negation = "!" if node.op == CompareOperator.ne else ""
+        op = CompareOperator.eq if negation else node.op
+        if isinstance(value, str) and not binding.case_exact:
+            value = binding.comparable(value)
+            if self._in_exact:
+                return f"{negation}({path} {_without_case(op, value)})"
+        return f"{negation}({path} {_with_case(op, value)})"
+
+    def visit_value_path(self, node: ValuePath) -> str:
+        binding = _bound(self._model, node.attr_path)
+        item = binding.field_type
+        if (
+            self._in_exact is not None
+            or not binding.is_multivalued
+            or not (isclass(item) and issubclass(item, BaseModel))
+        ):
+            raise invalid_filter(f"{node.attr_path} has no values to select")
+        in_exact = _NamesExact(item).visit(node.val_filter)
+        path = self.path(binding, "exact" if in_exact else "folded")
+        return f"exists({path} ? ({_Predicate(item, in_exact=in_exact).visit(node.val_filter)}))"
+
+    def path(self, binding: AttributeBinding, document: str = "") -> str:
+        document = document or ("exact" if binding.case_exact else "folded")
+        root = f"$.{document}" if self._in_exact is None else "@"
+        return root + "".join(f".{json.dumps(name)}" for name in _names(binding))
+
+
+class _NamesExact(FilterVisitor[bool]):
+    """Whether a value selection compares a text with case."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._model = model
+
+    def visit_logical_expr(self, node: LogicalExpr) -> bool:
+        return any(self.visit(term) for term in node.terms)
+
+    def visit_not(self, node: Not) -> bool:
+        return self.visit(node.expr)
+
+    def visit_present(self, node: Present) -> bool:
+        return False
+
+    def visit_comparison(self, node: Comparison) -> bool:
+        return _bound(self._model, node.attr_path, compared=True).case_exact
+
+    def visit_value_path(self, node: ValuePath) -> bool:
+        raise invalid_filter(f"{node.attr_path}: a selection within a selection")
+
+
+def _names(binding: AttributeBinding) -> Iterable[str]:
+    """The members of a document that lead to an attribute, in lower case."""
+    model = binding.model
+    if isclass(model) and issubclass(model, Extension):
+        yield str(model.__schema__).lower()
+    yield model._scim_name(binding.field_name).lower()
+    if binding.sub_field_name is not None:
+        yield binding.field_type._scim_name(binding.sub_field_name).lower()  # type: ignore[union-attr]
+
+
+def _with_case(op: CompareOperator, value: Any) -> str:
+    match op:
+        case CompareOperator.eq:
+            return f"== {_quoted(value)}"
+        case CompareOperator.co:
+            return f"like_regex {_quoted(_literal(value))}"
+        case CompareOperator.sw:
+            return f"starts with {_quoted(value)}"
+        case CompareOperator.ew:
+            return f"like_regex {_quoted(_literal(value) + '$')}"
+    return f"{_ORDER[op]} {_quoted(value)}"
+
+
+def _without_case(op: CompareOperator, value: str) -> str:
+    begins = "^" if op in (CompareOperator.eq, CompareOperator.sw) else ""
+    ends = "$" if op in (CompareOperator.eq, CompareOperator.ew) else ""
+    if op in _ORDER:
+        raise invalid_filter(f"{op.value} is not served beside an attribute that compares with case")
+    return f'like_regex {_quoted(begins + _literal(value) + ends)} flag "i"'
+
+
+def _literal(text: str) -> str:
+    """A regular expression for a text."""
+    return (
+        re.sub(r"[^\w\s]", lambda char: "\\" + char[0], text, flags=re.ASCII)
+        if text.isascii()
+        else "".join(
+            "\\" + char if char.isascii() and not (char.isalnum() or char.isspace() or char == "_") else char
+            for char in text
+        )
+    )
+
+
+def _quoted(value: Any) -> str:
+    """A value as a literal of jsonpath, whose strings are those of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+class _Named(FilterVisitor[set[str]]):
+    """The attributes of a filter, in lower case; manager for any of the enterprise extension."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._model = model
+
+    def visit_logical_expr(self, node: LogicalExpr) -> set[str]:
+        return set[str]().union(*(self.visit(term) for term in node.terms))
+
+    def visit_not(self, node: Not) -> set[str]:
+        return self.visit(node.expr)
+
+    def visit_present(self, node: Present) -> set[str]:
+        return {_bound(self._model, node.attr_path).field_name.lower()}
+
+    def visit_comparison(self, node: Comparison) -> set[str]:
+        return {_bound(self._model, node.attr_path).field_name.lower()}
+
+    def visit_value_path(self, node: ValuePath) -> set[str]:
+        return {_bound(self._model, node.attr_path).field_name.lower()}
+
+
+def named_in(model: type[BaseModel], node: FilterNode) -> set[str]:
+    """The attributes that a filter names, in lower case and without sub-attributes."""
+    return _Named(model).visit(node)
+
+
+def sort_key(model: type[BaseModel], name: str) -> tuple[str, str]:
+    """The jsonpath of what sortBy names, of several values the first; and the attribute, as named_in has it.
+
+    Raises:
+        Invalid: there is no such attribute, or it has no order (invalid_value).
+    """
+    try:
+        node = ScimFilter(f"{name} pr").ast
+        assert isinstance(node, Present)
+        binding = _bound(model, node.attr_path, compared=True)
+    except (InvalidFilterException, AssertionError, Invalid) as error:
+        raise Invalid("sortBy: is no attribute to sort by", code="invalid_value") from error
+    if isclass(binding.target_type) and issubclass(binding.target_type, BaseModel):
+        raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
+    return _Predicate(model).path(binding), binding.field_name.lower()
+
+
+# --- which rows an index finds --------------------------------------------------------------------------
+
+
+@dataclass
+class Ways:
+    """Look-ups that together find every row that a filter can match; each list has an index of its own."""
+
+    ids: list[int] = field(default_factory=list)
+    # email_key of an e-mail or login.
+    keys: list[str] = field(default_factory=list)
+    external_ids: list[str] = field(default_factory=list)
+    # Beginnings of e-mails and logins, in lower case.
+    beginnings: list[str] = field(default_factory=list)
+    # Parts of names and e-mails, in lower case: of three letters or more, and shorter ones.
+    parts: list[str] = field(default_factory=list)
+    short_parts: list[str] = field(default_factory=list)
+    # Groups of which the rows are members, or users who are members of the rows.
+    members: list[int] = field(default_factory=list)
+    # [True]: suspended users.
+    suspended: list[bool] = field(default_factory=list)
+
+    def add(self, other: "Ways") -> None:
+        """Have the look-ups of both."""
+        for each in fields(self):
+            getattr(self, each.name).extend(getattr(other, each.name))
+
+    @property
+    def cost(self) -> int:
+        """How many rows these are likely to find: to compare with others by."""
+        return (
+            len(self.ids) + len(self.keys) + len(self.external_ids) + 100 * len(self.beginnings)
+            + sum(1000 // len(part) for part in self.parts) + 2000 * len(self.short_parts)
+            + 500 * len(self.members) + 5000 * len(self.suspended)
+        )  # fmt: skip
+
+
+_LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII)
+"""What the index of three letters in a row can find, whatever the locale of the database."""
+_NAMED = frozenset({
+    "username", "displayname", "name.formatted", "name.givenname", "name.familyname", "emails.value",
+})  # fmt: skip
+"""Attributes of users whose texts the search finds."""
+
+
+def ways(model: type[BaseModel], node: FilterNode) -> Ways | None:
+    """Look-ups that find every row that a filter can match; None where no index helps."""
+    return _Finder(model).visit(node)
+
+
+class _Finder(FilterVisitor[Ways | None]):
+    def __init__(self, model: type[BaseModel], within: str = "") -> None:
+        """
+        Args:
+            within: the attribute whose items are looked at, with a dot.
+        """
+        self._model, self._within = model, within
+
+    def visit_logical_expr(self, node: LogicalExpr) -> Ways | None:
+        found = [self.visit(term) for term in node.terms]
+        if node.op == LogicalOperator.and_:
+            return min((way for way in found if way is not None), key=lambda way: way.cost, default=None)
+        joined = Ways()
+        for way in found:
+            if way is None:
+                return None
+            joined.add(way)
+        return joined
+
+    def visit_not(self, node: Not) -> Ways | None:
+        return None
+
+    def visit_present(self, node: Present) -> Ways | None:
+        return None
+
+    def visit_value_path(self, node: ValuePath) -> Ways | None:
+        binding = _bound(self._model, node.attr_path)
+        item = binding.field_type
+        if not (isclass(item) and issubclass(item, BaseModel)):
+            return None
+        return _Finder(item, within=f"{'.'.join(_names(binding))}.").visit(node.val_filter)
+
+    def visit_comparison(self, node: Comparison) -> Ways | None:
+        binding = _bound(self._model, node.attr_path, compared=True)
+        name = self._within + ".".join(_names(binding))
+        if node.value is None:
+            return None
+        value = _operand(binding, node)
+        is_group = issubclass(self._model, Group)
+        if node.op == CompareOperator.eq:
+            if name == "id" or name in ("groups.value", "members.value"):
+                number = int(value) if re.fullmatch("[0-9]{1,18}", value) else None
+                found = [] if number is None else [number]
+                return Ways(ids=found) if name == "id" else Ways(members=found)
+            if name == "externalid":
+                return Ways(external_ids=[value])
+            if is_group and name == "displayname":
+                return Ways(keys=[group_key(value)])
+            if name in ("username", "emails.value"):
+                return Ways(keys=[email_key(value)])
+            if name == "active" and value is False:
+                return Ways(suspended=[True])
+        if node.op in (CompareOperator.eq, CompareOperator.co, CompareOperator.sw, CompareOperator.ew):
+            return _by_text(name, node.op, value)
+        return None
+
+
+def _by_text(name: str, op: CompareOperator, value: Any) -> Ways | None:
+    if name not in _NAMED or not isinstance(value, str):
+        return None
+    text = value.lower()
+    if name in ("username", "emails.value") and op == CompareOperator.sw and text:
+        found = Ways(beginnings=[text])
+        return found if name == "username" else _with_others(found, text)
+    return _with_others(Ways(), text)
+
+
+def _with_others(found: Ways, text: str) -> Ways | None:
+    if _LETTERS.search(text):
+        found.parts.append(text)
+    elif len(text) >= 2:
+        found.short_parts.append(text)
+    elif not found.beginnings:
+        return None
+    return found

@@ -1,0 +1,362 @@
+"""SCIM's calls about one group, Admins among them, whose members are those with isAdmin.
+
+Whoever changes memberships holds the users first and then the group, as the other methods do. Which users
+those are is found out before: where that depends on who is in the group, or on its version, and the group was
+changed before it was held, the transaction begins again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from scim2_models import Path
+from scim2_models.path import CompareOperator, Comparison, LogicalExpr, LogicalOperator
+
+from server.base.errors import Contention, NotFound
+from server.base.models import field_errors
+from server.directory import change
+from server.directory.groups import (
+    ADMINS,
+    ADMINS_ID,
+    GroupName,
+    group_key,
+    groups_of,
+    own_key,
+    record_groups,
+    reserved,
+)  # fmt: skip
+from server.directory.rows import Edit, Row, hold
+from server.directory.scim.errors import bad_path, bad_value, not_writable
+from server.directory.scim.groups import resource, version
+from server.directory.scim.models import GROUP_SCHEMA, Group
+from server.directory.scim.operations import (
+    Operation,
+    read_operations,
+    require_schema,
+    single_value,
+)
+from server.directory.scim.users import Resource, require_version
+from server.directory.store import ExternalId
+from server.tenants.call import Call
+
+_NAME: TypeAdapter[str] = TypeAdapter(GroupName)
+_EXTERNAL_ID: TypeAdapter[str] = TypeAdapter(ExternalId)
+_UNSAID: Any = object()
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What is to become of a group, whatever it is now."""
+
+    # None: it stays.
+    name: str | None = None
+    # None: it is taken away.
+    external_id: str | None = field(default_factory=lambda: _UNSAID)
+    # Whether all of its members leave it first, and then who enters and who leaves; nobody does both.
+    is_emptied: bool = False
+    entering: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
+
+    def enter(self, ids: Iterable[int]) -> None:
+        """Users who are in it afterwards."""
+        ids = set(ids)
+        self.entering |= ids
+        self.leaving -= ids
+
+    def leave(self, ids: Iterable[int]) -> None:
+        """Users who are not."""
+        ids = set(ids)
+        self.entering -= ids
+        self.leaving |= ids
+
+    def empty(self) -> None:
+        """Nobody is."""
+        self.is_emptied, self.entering, self.leaving = True, set(), set()
+
+
+# --- what is sent ------------------------------------------------------------------------------------------
+
+
+def sent_group(group: Mapping[str, Any]) -> Wanted:
+    """A whole group, as POST and PUT have it. scim2-models takes seconds for ten thousand members.
+
+    Raises:
+        Invalid: naming the bad attribute (invalid_value).
+    """
+    members = {name.lower().removeprefix(f"{GROUP_SCHEMA}:".lower()): value for name, value in group.items()}
+    require_schema(group, GROUP_SCHEMA)
+    wanted = Wanted(_name(members.get("displayname")), _external_id(members.get("externalid")), True)
+    wanted.enter(_ids(members.get("members")))
+    return wanted
+
+
+def patched_group(operations: Sequence[Mapping[str, Any]]) -> Wanted:
+    """What operations make of a group (RFC 7644, 3.5.2).
+
+    Raises:
+        Invalid: see operations.read_operations.
+    """
+    wanted = Wanted()
+    for operation in read_operations(Group, operations):
+        match operation.target.attribute.lower():
+            case "displayname":
+                wanted.name = _name(single_value(operation.target, operation.value))
+            case "externalid":
+                is_gone = operation.op == "remove"
+                value = None if is_gone else single_value(operation.target, operation.value)
+                wanted.external_id = _external_id(value)
+            case "members":
+                _change_members(wanted, operation)
+    return wanted
+
+
+def _change_members(wanted: Wanted, operation: Operation) -> None:
+    target, value = operation.target, operation.value
+    if target.sub_attribute is not None:
+        raise not_writable(target.path, "stays as it is: add and remove members")
+    selected = _selected_ids(target.path) if target.has_filter else None
+    if operation.op == "remove":
+        # Entra ID names who leaves in `value`.
+        ids = selected if selected is not None else None if value is None else _ids(value)
+        wanted.empty() if ids is None else wanted.leave(ids)
+    elif selected is not None:
+        raise not_writable(target.path, "a member stays as it is: add and remove members")
+    else:
+        if operation.op == "replace":
+            wanted.empty()
+        wanted.enter(_ids(value))
+
+
+def _selected_ids(path: str) -> list[int]:
+    """The ids in members[value eq "2" or value eq "3"].
+
+    Raises:
+        Invalid: it selects in another way (invalid_path).
+    """
+    nodes, found = [Path[Group](path).value_filter], list[int]()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, LogicalExpr) and node.op == LogicalOperator.or_:
+            nodes += node.terms
+        elif (
+            isinstance(node, Comparison)
+            and node.op == CompareOperator.eq
+            and node.attr_path.attr.lower() == "value"
+            and isinstance(node.value, str)
+        ):
+            found += _known_id(node.value)
+        else:
+            raise bad_path("selects members by value eq, and by or, alone")
+    return found
+
+
+def _name(name: Any) -> str:
+    try:
+        return _NAME.validate_python(name)
+    except ValidationError as error:
+        (failure, *_) = field_errors(error)
+        raise bad_value("displayName", failure.message if name is not None else "is required") from error
+
+
+def _external_id(text: Any) -> str | None:
+    try:
+        return None if text in (None, "") else _EXTERNAL_ID.validate_python(text)
+    except ValidationError as error:
+        (failure, *_) = field_errors(error)
+        raise bad_value("externalId", failure.message) from error
+
+
+def _ids(members: Any) -> list[int]:
+    """The ids of members as they are sent: objects with a value, or ids alone."""
+    found: list[int] = []
+    for place, member in enumerate(members if isinstance(members, list) else [members] if members else []):
+        given = {name.lower(): value for name, value in member.items()} if isinstance(member, dict) else {}
+        value = given.get("value") if given else member
+        ids = _known_id(value) if isinstance(value, str) else []
+        if not ids or str(given.get("type") or "User").lower() != "user":
+            raise bad_value(f"members.{place}.value", _NO_USER)
+        found += ids
+    return found
+
+
+_NO_USER = "is no user of this instance"
+
+
+def _known_id(text: str) -> list[int]:
+    """The id that a user could have."""
+    is_id = text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20
+    return [int(text)] if is_id and int(text) < 2**63 else []
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+async def read(call: Call, group_id: int, *, with_members: bool = True) -> Resource:
+    """A group.
+
+    Raises:
+        NotFound: there is none.
+    """
+    return resource(await _row(call, group_id, with_members=with_members), call.settings, call.instance)
+
+
+async def _row(call: Call, group_id: int, *, with_members: bool = False) -> Any:
+    row = await call.db.one(
+        "get_scim_group", instance_id=call.instance.id, group_id=group_id, with_members=with_members
+    )
+    if row is None:
+        raise NotFound
+    return row
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+async def create(call: Call, wanted: Wanted) -> int:
+    """Make a group with its members.
+
+    Returns:
+        its id.
+
+    Raises:
+        Conflict: its name or externalId is taken, or it would be Admins.
+        Invalid: a member is no user (invalid_value).
+        MemberForbidden: a member is an administrator, and the key may not change one.
+    """
+    name_key = own_key(wanted.name or "", member="displayName")
+    held = await _hold_users(call, wanted.entering, set())
+    row = await call.db.one(
+        "create_group", instance_id=call.instance.id, name=wanted.name, name_key=name_key, description="",
+        external_id=wanted.external_id,
+    )  # fmt: skip
+    if row is None:
+        raise NotFound
+    call.emit("group.created", after=_state(row["name"], "", wanted.external_id))
+    await _move(call, row["id"], held, wanted.entering, set())
+    return int(row["id"])
+
+
+async def update(call: Call, group_id: int, wanted: Wanted, given_version: str | None) -> None:
+    """Change a group, its memberships among it.
+
+    Raises:
+        NotFound: there is no such group.
+        PreconditionFailed: it has another version.
+        Conflict: its name or externalId is taken, or is that of Admins, which stays as it is.
+        Invalid: a member is no user (invalid_value).
+        MemberForbidden: a member is an administrator, and the key may not change one.
+        Contention: it was changed meanwhile; the transaction has to begin again.
+    """
+    before = await _row(call, group_id)
+    require_version(version(before), given_version)
+    if group_id == ADMINS_ID and (
+        (wanted.name is not None and group_key(wanted.name) != group_key(ADMINS))
+        or wanted.external_id not in (None, _UNSAID)
+    ):
+        raise reserved("displayName" if wanted.external_id in (None, _UNSAID) else "externalId")
+    members = await _members(call, group_id, wanted)
+    entering = wanted.entering - members
+    leaving = members - wanted.entering if wanted.is_emptied else wanted.leaving & members
+    held = await _hold_users(call, entering, leaving)
+    if group_id == ADMINS_ID:
+        await call.db.one("hold_counters", instance_id=call.instance.id)
+        group = await _row(call, group_id)
+    else:
+        group = await call.db.one("hold_group", instance_id=call.instance.id, group_id=group_id)
+    if group is None:
+        raise NotFound
+    if group["updated_at"] != before["updated_at"] and (given_version is not None or wanted.is_emptied):
+        raise Contention(retry_after=1)
+    if group_id != ADMINS_ID:
+        await _write(call, group, wanted)
+    await _move(call, group_id, held, entering, leaving)
+
+
+async def _members(call: Call, group_id: int, wanted: Wanted) -> set[int]:
+    """Who is in the group, of all where it is emptied, or of those who are named."""
+    named = None if wanted.is_emptied else list(wanted.entering | wanted.leaving)
+    if named == []:
+        return set()
+    rows = await call.db.all(
+        "find_members", instance_id=call.instance.id, group_id=group_id, user_ids=named
+    )  # fmt: skip
+    return {row["id"] for row in rows}
+
+
+async def _hold_users(call: Call, entering: set[int], leaving: set[int]) -> dict[int, Row]:
+    """Users whose memberships change."""
+    ids = sorted(entering | leaving)
+    if not ids:
+        return {}
+    rows = await hold(call.db, call.instance.id, ids=ids)
+    held = {row["id"]: row for row in rows if row["deleted_at"] is None}
+    if not entering <= held.keys():
+        raise bad_value("members", "names somebody who is no user of this instance")
+    return held
+
+
+async def _write(call: Call, group: Mapping[str, Any], wanted: Wanted) -> None:
+    """Store another name or externalId of a held group."""
+    name = group["name"] if wanted.name is None else wanted.name
+    external_id = group["external_id"] if wanted.external_id is _UNSAID else wanted.external_id
+    if (name, external_id) == (group["name"], group["external_id"]):
+        return
+    await call.db.run(
+        "write_group",
+        instance_id=call.instance.id,
+        group_id=group["id"],
+        name=name,
+        name_key=own_key(name, member="displayName"),
+        external_id=external_id,
+    )
+    before = _state(group["name"], group["description"], group["external_id"])
+    after = _state(name, group["description"], external_id)
+    call.emit("group.updated", before=before, after=after)
+
+
+def _state(name: str, description: str, external_id: str | None) -> dict[str, Any]:
+    """What events tell of a group."""
+    state = {"name": name, "description": description}
+    return state if external_id is None else state | {"externalId": external_id}
+
+
+async def _move(
+    call: Call, group_id: int, held: Mapping[int, Row], entering: set[int], leaving: set[int]
+) -> None:
+    """Put held users into a group, and take others out of it."""
+    if not held:
+        return
+    before = await groups_of(call, list(held))
+    if group_id == ADMINS_ID:
+        edits = {user_id: Edit(row, row | {"is_admin": user_id in entering}) for user_id, row in held.items()}
+        refused = await change.refusals(call, edits, held=list(held.values()))
+        for refusal in refused.values():
+            raise refusal
+        await change.write(call, list(edits.values()))
+    else:
+        await call.db.run(
+            "change_members",
+            instance_id=call.instance.id,
+            group_id=group_id,
+            added=sorted(entering),
+            removed=sorted(leaving),
+        )
+    await record_groups(call, before)
+
+
+async def delete(call: Call, group_id: int, given_version: str | None) -> None:
+    """Delete a group. Its members stay users.
+
+    Raises:
+        NotFound, PreconditionFailed: as for update.
+        Conflict: it is Admins.
+    """
+    if group_id == ADMINS_ID:
+        raise reserved("id")
+    group = await call.db.one("hold_group", instance_id=call.instance.id, group_id=group_id)
+    if group is None:
+        raise NotFound
+    require_version(version({**group, "admins": None}), given_version)
+    await call.db.one("delete_group", instance_id=call.instance.id, group_id=group_id, name_key="")
+    call.emit("group.deleted", before=_state(group["name"], group["description"], group["external_id"]))

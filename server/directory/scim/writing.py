@@ -1,0 +1,319 @@
+"""What a SCIM user is in the database: the columns that hold its attributes (RFC 7643, 4.1 and 4.3).
+
+One function, `columns`, says it for new users and for changed ones. A changed user is a whole one too: what
+PUT sends, or what PATCH makes of what is there.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import orjson
+from pydantic import Field, TypeAdapter, ValidationError
+
+from server.base.errors import Invalid
+from server.base.models import Params, field_errors
+from server.base.settings import Settings
+from server.directory.creation import Membership
+from server.directory.languages import language_of
+from server.directory.names import Names, NewLogin, names_of_user
+from server.directory.rows import Row, quotas, renamed_entries, with_email_keys, with_fields, with_names
+from server.directory.rules import default_display_name, full_name
+from server.directory.scim.errors import bad_value
+from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
+from server.directory.scim.users import (
+    KEPT,
+    KEPT_OF_ENTERPRISE,
+    NAMES,
+    Resource,
+    default_email,
+    default_photo,
+    writable,
+)
+from server.directory.store import ExternalId
+from server.directory.users import (
+    AvatarUrl,
+    CreateUser,
+    DisplayName,
+    Line,
+    NewEmail,
+    Profile,
+    Quotas,
+    Values,
+)
+from server.outside.pictures import avatar_url
+from server.tenants.instances import Mebibytes
+
+_MOST_BYTES = 65_536
+"""Of the column `attributes`, as JSON."""
+DEFAULT_LANGUAGE = "en"
+_EMAIL: TypeAdapter[str] = TypeAdapter(NewEmail)
+_LOGIN: TypeAdapter[str] = TypeAdapter(NewLogin)
+
+
+class _Single(Params):
+    """The single values that columns hold, with the limits of createUser, under their paths."""
+
+    external_id: ExternalId | None = Field(None, alias="externalId")
+    display_name: DisplayName | None = Field(None, alias="displayName")
+    firstname: Line | None = Field(None, alias="name.givenName")
+    lastname: Line | None = Field(None, alias="name.familyName")
+    middlename: Line | None = Field(None, alias="name.middleName")
+    title: Line | None = None
+    department: Line | None = None
+    timezone: Line | None = None
+    active: bool | None = None
+    phones: Annotated[list[Annotated[Line, Field(max_length=40)]], Field(max_length=20)] = Field(
+        alias="phoneNumbers"
+    )
+    mail: Mebibytes | None = Field(None, alias="quotas.mail")
+    files: Mebibytes | None = Field(None, alias="quotas.files")
+
+
+class Columns(NamedTuple):
+    """A SCIM user as columns hold it."""
+
+    names: Names
+    single: _Single
+    avatar: str
+    language: str
+    attributes: dict[str, Any]
+
+    @property
+    def fields(self) -> dict[str, str | None]:
+        """The profile fields of its names; None where there is none."""
+        return {alias: getattr(self.single, alias) for alias in NAMES.values()}
+
+
+def columns(
+    user: Mapping[str, Any], settings: Settings, row: Row | None = None, *, photos_stay: bool = False
+) -> Columns:
+    """The columns of a user.
+
+    Args:
+        user: a resource in the spelling of the schema (operations.validated), whole.
+        row: as it is now; None for a new user.
+        photos_stay: whether the avatar is none of the call's business.
+
+    Raises:
+        Invalid: naming the bad attributes (invalid_value).
+    """
+    enterprise, name = user.get(ENTERPRISE_SCHEMA) or {}, user.get("name") or {}
+    limits = (user.get(OFFICE_SCHEMA) or {}).get("quotas") or {}
+    phones = _with_value(user.get("phoneNumbers"))
+    given = {
+        **{
+            member: user.get(member)
+            for member in ("externalId", "displayName", "title", "timezone", "active")
+        },
+        **{f"name.{member}": _filled(name.get(member)) for member in NAMES},
+        "department": enterprise.get("department"),
+        "phoneNumbers": [entry["value"] for entry in phones],
+        **{f"quotas.{kind}": limits.get(kind) for kind in ("mail", "files")},
+    }
+    try:
+        single = _Single.model_validate(given)
+    except ValidationError as error:
+        raise Invalid.of(field_errors(error), code="invalid_value") from error
+    emails = _emails(user)
+    names = _names(user.get("userName"), emails)
+    entries, stored = _with_value(user.get("photos")), row["avatar"] if row else ""
+    avatar = stored if photos_stay else _avatar(entries, settings, stored)
+    tag = user.get("preferredLanguage")
+    language = DEFAULT_LANGUAGE
+    if tag:
+        # A language without a code of two letters is kept, and mails stay in the one that they are in.
+        language = language_of(tag) or (row["language"] if row else language)
+    attributes = {
+        **{member: user.get(member) for member in KEPT},
+        **{member: enterprise.get(member) for member in KEPT_OF_ENTERPRISE},
+        "manager": _manager(enterprise.get("manager")),
+        "name": _rest_of_name(name),
+        "preferredLanguage": None if tag == language else tag,
+        "emails": [entry for entry in emails if not _is_default(entry, names.email, emails)],
+        "phoneNumbers": phones if any(len(entry) > 1 for entry in phones) else None,
+        "photos": [entry for entry in entries if entry != default_photo(avatar_url(settings, avatar))],
+    }
+    attributes = {member: value for member, value in attributes.items() if value not in (None, "", [], {})}
+    if len(orjson.dumps(attributes)) > _MOST_BYTES:
+        raise bad_value("params", "the attributes are larger than 64 KiB")
+    return Columns(names, single, avatar, language, with_email_keys(attributes))
+
+
+def _with_value(entries: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Entries that have a value: one that was emptied is none (Entra ID)."""
+    return [dict(entry) for entry in entries or () if entry.get("value")]
+
+
+def _filled(text: Any) -> Any:
+    """A name of spaces is none, as in createUser."""
+    return None if isinstance(text, str) and not text.strip() else text
+
+
+def _emails(user: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of `emails` in the spelling in which e-mails are stored."""
+    found: list[dict[str, Any]] = []
+    for place, entry in enumerate(_with_value(user.get("emails"))):
+        try:
+            entry["value"] = _EMAIL.validate_python(entry["value"])
+        except ValidationError as error:
+            raise bad_value(f"emails.{place}.value", "is not a valid e-mail address") from error
+        if entry not in found:
+            found.append(entry)
+    return found
+
+
+def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
+    """The names of a user: a userName that is an address is the e-mail too.
+
+    With another one the e-mail is the primary entry of `emails`, or else the first.
+    """
+    if not isinstance(user_name, str) or not user_name.strip():
+        raise bad_value("userName", "is required")
+    try:
+        if "@" in user_name:
+            return Names(_EMAIL.validate_python(user_name.strip()))
+        login = _LOGIN.validate_python(user_name.strip())
+    except ValidationError as error:
+        (failure, *_) = field_errors(error)
+        raise bad_value("userName", failure.message) from error
+    ranked = sorted(emails, key=lambda entry: not entry.get("primary"))
+    return names_of_user(login, ranked[0]["value"] if ranked else None)
+
+
+def _is_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an entry says no more than what is shown of the user's e-mail anyway."""
+    said = {member: value for member, value in entry.items() if value is not False}
+    return said == default_email(email, [other for other in emails if other is not entry])
+
+
+def _avatar(entries: Sequence[Mapping[str, Any]], settings: Settings, stored: str) -> str:
+    """The avatar: the primary photo, then one of the type photo, then any; the present one first.
+
+    Args:
+        stored: what stands in the column now.
+    """
+    shown = avatar_url(settings, stored)
+    pictures = [entry for entry in entries if entry["value"] == shown or _is_picture(entry["value"])]
+    if not pictures:
+        return ""
+    best = min(
+        pictures,
+        key=lambda one: (not one.get("primary"), one.get("type") != "photo", one["value"] != shown),
+    )
+    return stored if best["value"] == shown else str(best["value"])
+
+
+_PICTURE: TypeAdapter[str] = TypeAdapter(AvatarUrl)
+
+
+def _is_picture(value: str) -> bool:
+    try:
+        return bool(_PICTURE.validate_python(value))
+    except ValidationError:
+        return False
+
+
+def _manager(manager: Any) -> str | None:
+    value = (manager or {}).get("value")
+    if not value:
+        return None
+    # bigint; ids begin with 1.
+    if not (value.isascii() and value.isdigit() and value[0] != "0" and int(value) < 2**63):
+        raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")
+    return str(value)
+
+
+def _rest_of_name(name: Mapping[str, Any]) -> dict[str, Any]:
+    """What attributes keep of `name`; `formatted` where it is not what it is made of the others."""
+    others = {member: value for member, value in name.items() if member not in NAMES and value}
+    fields = {alias: name.get(member) for member, alias in NAMES.items()}
+    if others.get("formatted") == full_name(fields):
+        del others["formatted"]
+    return others
+
+
+# --- new and changed users ----------------------------------------------------------------------------------
+
+
+def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membership]:
+    """What creation.create takes for a user.
+
+    It is not validated again: a login that is no e-mail would not pass as one.
+    """
+    single = given.single
+    item = CreateUser.model_construct(
+        email=given.names.email,
+        displayName=single.display_name or default_display_name(given.fields, _own_name(given.names)),
+        password=password,  # type: ignore[arg-type]
+        isActive=single.active is not False,
+        profile=Profile(title=single.title, department=single.department, phones=single.phones),
+        values=Values(timezone=single.timezone),
+        avatar=given.avatar,
+        externalId=single.external_id,
+        quotas=Quotas(mail=single.mail, files=single.files),
+    )
+    fields = {alias: value for alias, value in given.fields.items() if value is not None}
+    membership = Membership(fields, given.language, True, given.names.login, given.attributes)
+    return item, membership
+
+
+def _own_name(names: Names) -> str:
+    return names.login or names.email
+
+
+def changed(row: Row, given: Columns) -> Row:
+    """The user with these columns."""
+    single, names = given.single, given.names
+    after = with_names(row, names) if names != (row["email"], row["login"]) else row
+    after = with_fields(after, given.fields)
+    display_name = single.display_name or default_display_name(given.fields, _own_name(names))
+    return after | {
+        "display_name": display_name,
+        "is_active": row["is_active"] if single.active is None else single.active,
+        "profile": row["profile"]
+        | {"title": single.title, "department": single.department, "phones": single.phones},
+        "app_values": row["app_values"] | {"timezone": single.timezone},
+        "avatar": given.avatar,
+        "language": given.language,
+        "external_id": single.external_id,
+        "mail_quota": single.mail,
+        "files_quota": single.files,
+        "attributes": given.attributes,
+    }
+
+
+def as_shown(row: Row) -> dict[str, Any]:
+    """A held user under the names of the view shown_users."""
+    return {
+        "id": row["id"], "email": row["email"], "login": row["login"], "externalId": row["external_id"],
+        "displayName": row["display_name"], "fields": row["fields"], "profile": row["profile"],
+        "values": row["app_values"], "language": row["language"], "avatar": row["avatar"],
+        "isActive": row["is_active"], "isAdmin": row["is_admin"], "attributes": row["attributes"],
+        "quotas": quotas(row),
+    }  # fmt: skip
+
+
+def document(row: Row, settings: Settings) -> Resource:
+    """A held user as PATCH changes it: with what can be written."""
+    return {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA, OFFICE_SCHEMA], **writable(as_shown(row), settings)}
+
+
+def settled(before: Resource, after: Resource, row: Row) -> Resource:
+    """A user after PATCH, where what follows from what was changed follows.
+
+    - The name in full and the display name follow the others, where they were made of them, or nothing else
+      was said now.
+    - The entry of an e-mail that was the userName goes with it.
+    """
+    old, new = before.get("name") or {}, after.get("name") or {}
+    if any(old.get(member) != new.get(member) for member in NAMES):
+        after = dict(after)
+        if new.get("formatted") == old.get("formatted"):
+            after["name"] = {member: value for member, value in new.items() if member != "formatted"}
+        if after.get("displayName") == before.get("displayName") == full_name(row["fields"]):
+            after.pop("displayName", None)
+    user_name = after.get("userName") or ""
+    if before["userName"] != user_name and "@" in user_name and before["userName"] == row["email"]:
+        emails = [entry for entry in after.get("emails") or () if entry.get("value")]
+        after = after | {"emails": renamed_entries(emails, row["email"], user_name)}
+    return after

@@ -1,0 +1,133 @@
+"""What SCIM clients ask for first: what the service can do, its schemas and its types of resources."""
+
+import asyncio
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import Field
+from scim2_models import Context, ResourceType
+
+from server.base.errors import NotFound
+from server.base.models import TenantParams
+from server.base.settings import Settings
+from server.directory.scim.models import EnterpriseUser, Group, OfficeUser, User
+from server.directory.scim.search import MOST_RESULTS
+from server.directory.scim.users import base_address
+from server.methods.registry import Example, method
+from server.tenants.call import Call
+
+CONFIG_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
+DEFAULT_PAGE = 100
+"""Resources of a page of a search that asks for no other number."""
+
+
+class DescribeScim(TenantParams):
+    """Which of the documents."""
+
+    document: Literal["ServiceProviderConfig", "Schemas", "ResourceTypes"]
+    id: str | None = Field(
+        None, max_length=200, description="One schema by its URN, or one type of resource by its name."
+    )
+
+
+def _config(settings: Settings) -> dict[str, Any]:
+    """What the service can do (RFC 7643, section 5; RFC 9865, section 3)."""
+    return {
+        "schemas": [CONFIG_SCHEMA],
+        "patch": {"supported": True},
+        "bulk": {
+            "supported": True,
+            "maxOperations": settings.scim_bulk_operations,
+            "maxPayloadSize": settings.body_limit,
+        },
+        "filter": {"supported": True, "maxResults": MOST_RESULTS},
+        "changePassword": {"supported": True},
+        "sort": {"supported": True},
+        "etag": {"supported": True},
+        "pagination": {
+            "cursor": True,
+            "index": True,
+            "defaultPaginationMethod": "index",
+            "defaultPageSize": DEFAULT_PAGE,
+            "maxPageSize": MOST_RESULTS,
+        },
+        "authenticationSchemes": [
+            {
+                "type": "oauthbearertoken",
+                "name": "API key",
+                "description": "An API key as a bearer token: Authorization: Bearer KEY",
+                "specUri": "https://www.rfc-editor.org/info/rfc6750",
+                "primary": True,
+            }
+        ],
+    }
+
+
+@cache
+def _documents() -> dict[str, dict[str, dict[str, Any]]]:
+    """The schemas and the types of resources by their ids, as the models of the resources have them."""
+    shown = Context.RESOURCE_QUERY_RESPONSE
+    schemas = [model.to_schema() for model in (User, Group, EnterpriseUser, OfficeUser)]
+    types = [ResourceType.from_resource(model) for model in (User, Group)]
+    return {
+        "Schemas": {str(schema.id): schema.model_dump(scim_ctx=shown) for schema in schemas},
+        "ResourceTypes": {str(kind.id): kind.model_dump(scim_ctx=shown) for kind in types},
+    }
+
+
+async def _made(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
+    """The documents; making them takes some 50 ms once."""
+    return await asyncio.to_thread(_documents)
+
+
+def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any]:
+    return document | {"meta": {"resourceType": kind, "location": address}}
+
+
+@method(
+    "describeScim",
+    result=dict[str, Any],
+    scope="users:read",
+    writes=False,
+    errors=(NotFound,),
+    prepare=_made,
+    examples=(
+        Example(
+            "A type of resource",
+            {"document": "ResourceTypes", "id": "Group"},
+            {
+                "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ResourceType"],
+                "id": "Group",
+                "name": "Group",
+                "description": "Group",
+                "endpoint": "/Groups",
+                "schema": "urn:ietf:params:scim:schemas:core:2.0:Group",
+                "meta": {
+                    "resourceType": "ResourceType",
+                    "location": "http://127.0.0.1:8080/scim/v2/MYINSTANCE/ResourceTypes/Group",
+                },
+            },
+        ),
+    ),
+)
+async def describe_scim(call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]) -> Any:
+    """Describe the SCIM service of an instance (RFC 7644, section 4).
+
+    Without `id` the schemas and the types of resources are given as lists: `totalResults` and `Resources`.
+    """
+    base = base_address(call.settings, call.instance)
+    address = f"{base}/{params.document}"
+    if params.document == "ServiceProviderConfig":
+        if params.id is not None:
+            raise NotFound
+        return _located(_config(call.settings), params.document, address)
+    documents = made[params.document]
+    kind = params.document.removesuffix("s")
+    if params.id is not None:
+        if params.id not in documents:
+            raise NotFound
+        return _located(documents[params.id], kind, f"{address}/{params.id}")
+    shown = [_located(document, kind, f"{address}/{name}") for name, document in documents.items()]
+    return {
+        "totalResults": len(shown), "startIndex": 1, "itemsPerPage": len(shown), "Resources": shown,
+    }  # fmt: skip

@@ -1,0 +1,254 @@
+"""Users as SCIM resources (RFC 7643, 7644): what the wire /scim/v2 calls, and /rpc can too."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainSerializer, SerializationInfo
+
+from server.base.errors import DUPLICATES, MemberForbidden, NotFound
+from server.base.models import HIDDEN, IN_EVENTS, TenantParams
+from server.directory.scim import accounts
+from server.directory.scim.accounts import NewAccount, Patch, Replacement, parsed_id
+from server.directory.scim.attributes import selected
+from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
+from server.methods.registry import Example, method
+from server.tenants.call import Call
+
+Resource = dict[str, Any]
+ScimId = Annotated[str, Field(min_length=1, max_length=64, description="As resources have it, a string.")]
+Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=100)]
+Version = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1000,
+        description="Change only this version (meta.version), or one of several.",
+    ),
+]
+VALUES = ("invalid_value",)
+"""Codes of what a whole resource can be refused for."""
+OPERATIONS = (*VALUES, "invalid_path", "no_target", "mutability")
+"""The same of operations."""
+
+
+def _without_password(value: Any, info: SerializationInfo) -> Any:
+    return _hidden(value) if info.context == IN_EVENTS else value
+
+
+def _hidden(value: Any) -> Any:
+    """A value whose members are hidden that may be, or set, a password."""
+    if isinstance(value, list):
+        return [_hidden(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    path = next((text for name, text in value.items() if name.lower() == "path"), "")
+    sets_password = isinstance(path, str) and path.lower().endswith("password")
+    return {
+        name: HIDDEN
+        if name.lower().endswith("password") or (sets_password and name.lower() == "value")
+        else _hidden(part)
+        for name, part in value.items()
+    }
+
+
+Sent = PlainSerializer(_without_password)
+"""For what may hold a password somewhere: no event does."""
+SentUser = Annotated[
+    dict[str, Any], Sent, Field(description="A SCIM user (RFC 7643, 4.1) with its extensions, in any case.")
+]
+SentOperations = Annotated[
+    list[dict[str, Any]],
+    Sent,
+    Field(min_length=1, max_length=10_000, description="Of a SCIM PATCH (RFC 7644, 3.5.2): op, path, value."),
+]
+
+
+class Selection(TenantParams):
+    """What is wanted of a resource: all of it, unless one of the two is given."""
+
+    attributes: Names | None = Field(None, description="Names of the only attributes to return.")
+    excludedAttributes: Names | None = Field(None, description="Names of the attributes to leave out.")
+
+    def of(self, resource: Resource) -> Resource:
+        """What is wanted of it; see attributes.selected for the errors."""
+        return selected(resource, self.attributes, self.excludedAttributes)
+
+
+class ScimUserId(Selection):
+    """A user by its id, and what is wanted of it."""
+
+    id: ScimId
+
+
+SCIM_USER = {
+    "schemas": [USER_SCHEMA, OFFICE_SCHEMA], "id": "2", "userName": "jane@example.com",
+    "displayName": "Jane Doe", "preferredLanguage": "en", "active": True,
+    "emails": [{"value": "jane@example.com", "type": "work", "primary": True}],
+    OFFICE_SCHEMA: {
+        "mailboxes": {"inbox": 7, "spam": 8, "sent": 9, "trash": 10, "archive": 11, "drafts": 12},
+        "calendars": {"main": 2}, "folders": {"root": 3, "trash": 4},
+    },
+    "meta": {
+        "resourceType": "User", "created": "2023-05-07T14:47:42.000000Z",
+        "lastModified": "2023-05-07T14:47:42.000000Z",
+        "location": "https://officerpc.example.com/scim/v2/MYINSTANCE/Users/2",
+        "version": 'W/"5fb1b4d7e5b80"',
+    },
+}  # fmt: skip
+
+
+@method(
+    "getScimUser",
+    result=Resource,
+    scope="users:read",
+    writes=False,
+    errors=(NotFound, *VALUES),
+    examples=(
+        Example("All of it", {"id": "2"}, SCIM_USER),
+        Example(
+            "A part", {"id": "2", "attributes": ["userName"]},
+            {"schemas": [USER_SCHEMA], "id": "2", "userName": "jane@example.com"},
+        ),
+    ),
+)  # fmt: skip
+async def get_scim_user(call: Call, params: ScimUserId) -> Any:
+    """A user as a SCIM resource. Suspended users have active false; deleted ones are not found."""
+    return params.of(await accounts.read(call, parsed_id(params.id)))
+
+
+class CreateScimUser(Selection):
+    """A new user, and what is wanted of it."""
+
+    user: SentUser
+
+
+async def _prepare_creation(call: Call, params: CreateScimUser) -> NewAccount:
+    return await accounts.prepare_new(call, params.user)
+
+
+@method(
+    "createScimUser",
+    result=Resource,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_creation,
+    errors=(*DUPLICATES, "seats_exhausted", *VALUES),
+    examples=(
+        Example(
+            "A user of a department",
+            {"user": {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA], "userName": "ann@example.com",
+                      "name": {"givenName": "Ann", "familyName": "Lee"}, "active": True,
+                      ENTERPRISE_SCHEMA: {"department": "Sales", "manager": {"value": "2"}}},
+             "attributes": ["userName", "displayName"]},
+            {"schemas": [USER_SCHEMA], "id": "6", "userName": "ann@example.com", "displayName": "Ann Lee"},
+        ),
+    ),
+)  # fmt: skip
+async def create_scim_user(call: Call, params: CreateScimUser, prepared: NewAccount) -> Any:
+    """Create a user from a SCIM resource, with mailbox, calendar and files (RFC 7644, 3.3).
+
+    A userName that is an address is the user's e-mail. Any other one is its login, and its e-mail is the
+    primary entry of `emails`, or else the first, if there is one. What can only be read is passed over.
+    """
+    return params.of(await accounts.create(call, prepared))
+
+
+class ReplaceScimUser(ScimUserId):
+    """What a user is to be."""
+
+    user: SentUser
+    version: Version | None = None
+
+
+async def _prepare_replacement(call: Call, params: ReplaceScimUser) -> Replacement:
+    return await accounts.prepare_replacement(call, params.user)
+
+
+_CHANGING = (NotFound, MemberForbidden, "version_mismatch")
+_NAMES = ("duplicate_email", "duplicate_external_id", "user_deleted")
+
+
+@method(
+    "replaceScimUser",
+    result=Resource,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_replacement,
+    errors=(*_CHANGING, *_NAMES, *VALUES),
+    examples=(
+        Example(
+            "Another name and no more",
+            {"id": "2", "user": {"schemas": [USER_SCHEMA], "userName": "jane@example.com",
+                                 "name": {"givenName": "Jane", "familyName": "Roe"}},
+             "attributes": ["name"]},
+            {"schemas": [USER_SCHEMA], "id": "2",
+             "name": {"formatted": "Jane Roe", "givenName": "Jane", "familyName": "Roe"}},
+        ),
+    ),
+)  # fmt: skip
+async def replace_scim_user(call: Call, params: ReplaceScimUser, prepared: Replacement) -> Any:
+    """Have a user be what a SCIM resource says (PUT; RFC 7644, 3.5.1).
+
+    Attributes that are left out are cleared, but for the password, for active, and for a picture that was
+    stored here. A password ends the user's sessions, and so does active false.
+    """
+    return params.of(await accounts.replace(call, parsed_id(params.id), prepared, params.version))
+
+
+class PatchScimUser(ScimUserId):
+    """What to change of a user."""
+
+    operations: SentOperations
+    version: Version | None = None
+
+
+async def _prepare_patch(call: Call, params: PatchScimUser) -> Patch:
+    return await accounts.prepare_patch(call, params.operations)
+
+
+@method(
+    "patchScimUser",
+    result=Resource,
+    scope="users:write",
+    writes=True,
+    prepare=_prepare_patch,
+    errors=(*_CHANGING, *_NAMES, *OPERATIONS),
+    examples=(
+        Example(
+            "Suspend",
+            {"id": "2", "operations": [{"op": "replace", "path": "active", "value": False}],
+             "attributes": ["active"]},
+            {"schemas": [USER_SCHEMA], "id": "2", "active": False},
+        ),
+    ),
+)  # fmt: skip
+async def patch_scim_user(call: Call, params: PatchScimUser, prepared: Patch) -> Any:
+    """Change a user by SCIM operations, all of them or none (PATCH; RFC 7644, 3.5.2).
+
+    What Entra ID and Okta send beside the RFC is accepted. A password ends the user's sessions, and so does
+    active false.
+    """
+    return params.of(await accounts.patch(call, parsed_id(params.id), prepared, params.version))
+
+
+class DeleteScimUser(TenantParams):
+    """Who goes."""
+
+    id: ScimId
+    version: Version | None = None
+
+
+@method(
+    "deleteScimUser",
+    result=Literal[True],
+    scope="users:write",
+    writes=True,
+    errors=_CHANGING,
+    examples=(Example("A user", {"id": "2"}, True),),
+)
+async def delete_scim_user(call: Call, params: DeleteScimUser) -> Any:
+    """Delete a user, as deleteUserByEmail does.
+
+    For SCIM it is gone; restoreUserByEmail brings it back.
+    """
+    await accounts.delete(call, parsed_id(params.id), params.version)
+    return True

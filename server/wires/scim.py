@@ -1,0 +1,184 @@
+"""SCIM 2.0 (RFC 7643, RFC 7644, RFC 9865): /scim/v2, the key's default instance, and /scim/v2/{instance}.
+
+A resource is what its method answers; this wire adds the format of lists and errors, entity tags, discovery
+(scim_discovery.py) and Bulk (scim_bulk.py). SCIM.md says how to connect identity providers.
+"""
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from server.base.errors import Malformed
+from server.tenants.principals import Principal
+from server.wires import scim_bulk, scim_discovery
+from server.wires.mapping import Links, MethodResult, ParsedCall, RestWire, Route, call
+from server.wires.members import INTEGER, Format, Member
+from server.wires.schemas import Schema
+from server.wires.scim_discovery import ListResponse, listed
+from server.wires.scim_errors import (
+    BASE,
+    KEY_HEADERS,
+    MEDIA_TYPE,
+    PATCH,
+    SEARCH,
+    STATUSES,
+    ScimError,
+    render_error,
+)
+
+# --- members of requests --------------------------------------------------------------------------------
+
+
+def _names(value: Any) -> Any:
+    """Names of attributes: a list in a body, separated by commas in a query (RFC 7644, section 3.9)."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _always(given: Container[str]) -> bool:
+    return True
+
+
+NAMES = Format(_names)
+SELECTION = {
+    "attributes": Member("attributes", NAMES),
+    "excludedAttributes": Member("excludedAttributes", NAMES),
+}
+QUERY = SELECTION | {
+    "filter": Member("filter"),
+    "sortBy": Member("sortBy"),
+    "sortOrder": Member("sortOrder"),
+    "startIndex": Member("startIndex", INTEGER),
+    "count": Member("count", INTEGER),
+    "cursor": Member("cursor"),
+}
+IF_MATCH = {"If-Match": Member("version")}
+
+
+def message(urn: str) -> Member:
+    """The member `schemas` of a message, which has to name what the message is."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, list) or not any(
+            isinstance(one, str) and one.lower() == urn.lower() for one in value
+        ):
+            raise ValueError(f"must be a list with {urn}")
+        return value
+
+    schema: Schema = {
+        "type": "array",
+        "items": {"type": "string"},
+        "contains": {"const": urn},
+        "examples": [[urn]],
+    }
+    return Member(None, Format(parse, lambda _: schema), needed=_always)
+
+
+def _resource(urn: str, name: str) -> Callable[[Schema], Schema]:
+    """The least that a resource has to be: other attributes are those of its schema, under /Schemas."""
+    schema: Schema = {
+        "type": "object",
+        "properties": {
+            "schemas": {"type": "array", "items": {"type": "string"}, "contains": {"const": urn}},
+            name: {"type": "string", "minLength": 1, "maxLength": 100},
+        },
+        "required": ["schemas", name],
+    }
+    return lambda _: schema
+
+
+USER = Format(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:User", "userName"))
+GROUP = Format(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:Group", "displayName"))
+
+
+# --- routes ---------------------------------------------------------------------------------------------
+
+
+def version_of(resource: Mapping[str, Any]) -> str | None:
+    """Its version, where its meta is shown."""
+    version: str | None = resource.get("meta", {}).get("version")
+    return version
+
+
+def location_of(resource: Mapping[str, Any]) -> str | None:
+    """Its address, where its meta is shown."""
+    location: str | None = resource.get("meta", {}).get("location")
+    return location
+
+
+def _resources(
+    prefix: str, parts: Mapping[str, tuple[Member, ...]], kind: str, format: Format
+) -> tuple[Route, ...]:
+    """The routes of a type of resource: User or Group."""
+    collection, own = f"{prefix}/{kind}s", MethodResult()
+    one = collection + r"/{id:(?!\.search/?$)[^/]+}"
+    by_id = {**parts, "id": (Member("id"),)}
+    whole = Member(kind.lower(), format)
+    links = Links(
+        one, {"path.id": "$response.body#/id"} | {f"path.{part}": f"$request.path.{part}" for part in parts}
+    )
+    search: dict[str, Any] = {"parts": parts, "source": listed}
+    changed: dict[str, Any] = {"parts": by_id, "sent": IF_MATCH}
+    return (
+        Route(
+            "POST", collection, f"createScim{kind}", own, 201, parts=parts, query=SELECTION, whole=whole,
+            version=version_of, location=location_of, links=links,
+        ),
+        Route("GET", collection, f"searchScim{kind}s", ListResponse, query=QUERY, **search),
+        Route(
+            "POST", f"{collection}/.search", f"searchScim{kind}s", ListResponse,
+            body={"schemas": message(SEARCH)} | QUERY, **search,
+        ),
+        Route("GET", one, f"getScim{kind}", own, parts=by_id, query=SELECTION, version=version_of),
+        Route(
+            "PUT", one, f"replaceScim{kind}", own, query=SELECTION, whole=whole, version=version_of, **changed
+        ),
+        Route(
+            "PATCH", one, f"patchScim{kind}", own, query=SELECTION, version=version_of,
+            body={"schemas": message(PATCH), "Operations": Member("operations")}, **changed,
+        ),
+        Route("DELETE", one, f"deleteScim{kind}", status=204, **changed),
+    )  # fmt: skip
+
+
+_RESERVED = r"Users|Groups|Schemas|ResourceTypes|ServiceProviderConfig|Bulk|Me|\.search"
+# An instance of such a name is reached without its name, by keys whose default it is.
+_INSTANCE = f"/{{instance:(?!(?:{_RESERVED})(?:/|$))[^/]+}}"
+_OF_INSTANCE = {"instance": (Member("instance", Format(schema=lambda _: {"type": "string"})),)}
+ROUTES = tuple(
+    route
+    for prefix, parts in (("", {}), (_INSTANCE, _OF_INSTANCE))
+    for route in (
+        *_resources(prefix, parts, "User", USER),
+        *_resources(prefix, parts, "Group", GROUP),
+        *scim_discovery.routes(prefix, parts),
+        scim_bulk.route(prefix, parts),
+    )
+)
+
+
+async def _call(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
+    if route.method == "describeScim":
+        return await scim_discovery.describe(request, caller, route, parsed)
+    return await call(request, caller, route, parsed)
+
+
+WIRE = RestWire(
+    name="scim",
+    description="SCIM 2.0: users and groups, as identity providers such as Entra ID and Okta manage them.",
+    prefixes=("/scim/",),
+    challenge='Bearer realm="officerpc"',
+    base=BASE,
+    either_slash=True,
+    key_headers=KEY_HEADERS,
+    media_type=MEDIA_TYPE,
+    routes=ROUTES,
+    errors=STATUSES,
+    render_error=render_error,
+    error_type=lambda status: ScimError,
+    no_object=lambda: Malformed("the body must be an object"),
+    needs_body=True,
+    ignores_unknown=True,
+    any_case=True,
+    call=_call,
+)

@@ -1,0 +1,363 @@
+"""SCIM's Bulk (RFC 7644, section 3.7): several operations in one request, each a call of its own.
+
+Operations run in the order in which they stand, but for those that refer, as bulkId:..., to what a later one
+makes: they wait for it. What refers to itself around a corner is refused (409).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
+
+import orjson
+import structlog
+from aiohttp import web
+from pydantic import Field
+
+from server.base.errors import Conflict, FieldError, Forbidden, Invalid, Malformed, ServiceError, TooLarge
+from server.base.logs import safe_traceback
+from server.base.parsing import parse_long_json
+from server.tenants.principals import Principal
+from server.wires.http import (
+    CALLS,
+    REQUEST_ID,
+    SETTINGS,
+    answer,
+    authenticate,
+    count,
+    read_body,
+    require_json,
+    run,
+)
+from server.wires.mapping import Route, status_of
+from server.wires.members import Format, Member
+from server.wires.rendering import AnswerModel
+from server.wires.schemas import Schema
+from server.wires.scim_errors import (
+    BULK_REQUEST,
+    BULK_RESPONSE,
+    KEY_HEADERS,
+    MEDIA_TYPE,
+    PATCH,
+    STATUSES,
+    ScimError,
+    error_body,
+)
+
+log = structlog.get_logger()
+
+VERBS = {"POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": "delete"}
+_PATH = re.compile(r"/?(Users|Groups)(?:/([^/?#]+))?/?")
+_REFERENCE = re.compile(r"bulkId:(.+)", re.DOTALL)
+
+
+class BulkResult(AnswerModel):
+    """What came of an operation."""
+
+    method: str | None = None
+    bulkId: str | None = None
+    version: str | None = None
+    location: str | None = None
+    status: Annotated[str, Field(pattern="^[245][0-9]{2}$")]
+    response: ScimError | None = None
+
+
+class BulkResponse(AnswerModel):
+    """What came of each operation that was run."""
+
+    schemas: list[Literal["urn:ietf:params:scim:api:messages:2.0:BulkResponse"]] = Field(min_length=1)
+    Operations: list[BulkResult]
+
+
+@dataclass(slots=True)
+class Operation:
+    """One operation of a request."""
+
+    # Which of them it is, from 0 on.
+    index: int
+    verb: str
+    bulk_id: str | None
+    # User or Group, and the id in the path; None for a new one.
+    kind: str
+    named: str | None
+    version: str | None
+    data: Any
+    # The bulkIds that it refers to.
+    needs: set[str] = field(default_factory=set)
+
+
+def _refused(name: str, text: str) -> Invalid:
+    return Invalid.of([FieldError(name, text)])
+
+
+def _members(value: object, what: str) -> dict[str, Any]:
+    """The members of an object by their names in lower case, which is how they compare (RFC 7643, 2.1)."""
+    if not isinstance(value, dict):
+        raise Malformed(f"{what} must be an object")
+    return {name.lower(): member for name, member in value.items()}
+
+
+def _text(members: Mapping[str, Any], name: str) -> str | None:
+    value = members.get(name.lower())
+    if value is not None and not isinstance(value, str):
+        raise _refused(name, "must be a string")
+    return value or None
+
+
+def _operation(index: int, given: object) -> Operation:
+    """An operation as it was sent.
+
+    Raises:
+        Invalid, Malformed: it is none.
+    """
+    members = _members(given, "an operation")
+    verb, path = (_text(members, "method") or "").upper(), _text(members, "path") or ""
+    found = _PATH.fullmatch(path)
+    if verb not in VERBS:
+        raise _refused("method", "must be POST, PUT, PATCH or DELETE")
+    if found is None or (verb == "POST") != (found[2] is None):
+        raise _refused("path", "must be /Users or /Groups, but for POST with an id")
+    bulk_id, data = _text(members, "bulkId"), members.get("data")
+    if verb == "POST" and bulk_id is None:
+        raise _refused("bulkId", "is required for POST")
+    named_id = None if found[2] is None else unquote(found[2])
+    version = _text(members, "version")
+    operation = Operation(index, verb, bulk_id, found[1].removesuffix("s"), named_id, version, data)
+    operation.needs = set(_references(named_id)) | (set() if verb == "DELETE" else set(_references(data)))
+    return operation
+
+
+def _references(value: Any) -> Iterator[str]:
+    """The bulkIds that stand in a value."""
+    if isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
+        yield found[1]
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _references(inner)
+
+
+def _resolved(value: Any, made: Mapping[str, str]) -> Any:
+    """A value with ids in the place of bulkIds."""
+    if isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
+        return made[found[1]]
+    if isinstance(value, dict):
+        return {name: _resolved(inner, made) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner, made) for inner in value]
+    return value
+
+
+def _params(operation: Operation, made: Mapping[str, str]) -> dict[str, Any]:
+    """What its method is given. Nothing is asked to be shown but where the result is, and its version."""
+    params: dict[str, Any] = {}
+    if operation.named is not None:
+        params["id"] = _resolved(operation.named, made)
+    if operation.version is not None and operation.verb != "POST":
+        params["version"] = operation.version
+    if operation.verb == "DELETE":
+        return params
+    data = _resolved(operation.data, made)
+    if operation.verb == "PATCH":
+        # The RFC's example of Bulk (section 3.7.3) has the list of operations without the message around it.
+        params["operations"] = data if isinstance(data, list) else _members(data, "data").get("operations")
+    else:
+        params[operation.kind.lower()] = _members(data, "data") and data
+    return params | {"attributes": ["meta"]}
+
+
+class _Bulk:
+    """A request while it is run."""
+
+    def __init__(self, request: web.Request, caller: Principal, instance: Mapping[str, Any]) -> None:
+        self.request, self.caller, self.instance = request, caller, instance
+        address = request.path.rstrip("/").removesuffix("/Bulk")
+        self.base = request.app[SETTINGS].own_address() + address
+        # The bulkIds of what is to be made; those that were made, with their ids; those that were refused.
+        self.known: set[str] = set()
+        self.made: dict[str, str] = {}
+        self.failed: set[str] = set()
+        self.results: dict[int, dict[str, Any]] = {}
+        self.errors = 0
+        self.begun = 0
+
+    async def run(self, given: list[Any], most_errors: int | None) -> list[dict[str, Any]]:
+        """The results in the order of the operations, of those that were run."""
+        waiting = list(enumerate(given))
+        operations = {index: self._read(index, one) for index, one in waiting}
+        while waiting and not self._ended(most_errors):
+            later = []
+            for index, sent in waiting:
+                if self._ended(most_errors):
+                    break
+                operation = operations[index]
+                refusal = operation if isinstance(operation, ServiceError) else self._refusal(operation)
+                if refusal is not None:
+                    self._fail(index, sent, refusal)
+                elif isinstance(operation, Operation) and operation.needs <= self.made.keys():
+                    await self._do(operation, sent)
+                else:
+                    later.append((index, sent))
+            if len(later) == len(waiting):
+                for index, sent in later:
+                    self._fail(index, sent, Conflict("operations refer to each other in a circle"))
+                break
+            waiting = later
+        return [self.results[index] for index in sorted(self.results)]
+
+    def _read(self, index: int, sent: object) -> Operation | ServiceError:
+        """An operation, or what is wrong with it."""
+        try:
+            operation = _operation(index, sent)
+            if operation.verb == "POST":
+                if operation.bulk_id in self.known:
+                    raise _refused("bulkId", "is given twice")
+                self.known.add(str(operation.bulk_id))
+        except ServiceError as error:
+            return error
+        return operation
+
+    def _refusal(self, operation: Operation) -> ServiceError | None:
+        """Why an operation cannot be run, now or later: what it refers to is not made."""
+        if operation.needs & self.failed:
+            return Conflict("an operation that this one refers to was refused")
+        if operation.needs - self.known:
+            return _refused("bulkId", "is that of no other operation")
+        return None
+
+    def _ended(self, most_errors: int | None) -> bool:
+        return most_errors is not None and self.errors >= most_errors
+
+    async def _do(self, operation: Operation, given: Any) -> None:
+        try:
+            if self.begun:  # the first was counted as the request
+                count(self.request, self.caller)
+            self.begun += 1
+            method = f"{VERBS[operation.verb]}Scim{operation.kind}"
+            params = _params(operation, self.made) | dict(self.instance)
+            result = await run(self.request, self.caller, method, params, index=operation.index)
+        except ServiceError as error:
+            self._fail(operation.index, given, error)
+            return
+        except Exception as bug:
+            request_id = self.request[REQUEST_ID]
+            log.error("bug", request_id=request_id, traceback=safe_traceback(bug))
+            self._fail(operation.index, given, ServiceError())
+            return
+        shown = {"method": operation.verb, "bulkId": operation.bulk_id}
+        if operation.verb == "DELETE":
+            shown |= {"location": f"{self.base}/{operation.kind}s/{params['id']}", "status": "204"}
+        else:
+            status = "201" if operation.verb == "POST" else "200"
+            shown |= {name: result["meta"][name] for name in ("version", "location")} | {"status": status}
+        if operation.verb == "POST" and operation.bulk_id is not None:
+            self.made[operation.bulk_id] = result["id"]
+        self._put(operation.index, shown)
+
+    def _fail(self, index: int, given: Any, error: ServiceError) -> None:
+        """Note an error; `given` is the operation as it was sent, whatever it is."""
+        self.errors += 1
+        members = {name.lower(): value for name, value in given.items()} if isinstance(given, dict) else {}
+        verb, bulk_id, path = (members.get(name) for name in ("method", "bulkid", "path"))
+        verb = verb.upper() if isinstance(verb, str) and verb.upper() in VERBS else None
+        if verb == "POST" and isinstance(bulk_id, str) and bulk_id not in self.made:
+            self.failed.add(bulk_id)
+        if isinstance(error, Forbidden) and error.scope is not None:
+            self.request[CALLS].scopes.add(error.scope)
+        status = status_of(type(error), STATUSES)
+        shown = {
+            "method": verb,
+            "bulkId": bulk_id if isinstance(bulk_id, str) else None,
+            "location": f"{self.base}/{path.strip('/')}"
+            if verb != "POST" and isinstance(path, str)
+            else None,
+            "status": str(status),
+            "response": error_body(error, status),
+        }
+        self._put(index, shown)
+
+    def _put(self, index: int, shown: Mapping[str, Any]) -> None:
+        self.results[index] = {name: value for name, value in shown.items() if value is not None}
+
+
+def _envelope(parsed: object, most: int) -> tuple[list[Any], int | None]:
+    """The operations, and the number of errors after which none is run any more.
+
+    Raises:
+        TooLarge: there are too many.
+        Invalid, Malformed: it is no BulkRequest.
+    """
+    members = _members(parsed, "the body")
+    schemas, operations = members.get("schemas"), members.get("operations")
+    if not isinstance(schemas, list) or BULK_REQUEST.lower() not in map(str.lower, filter(_is_text, schemas)):
+        raise _refused("schemas", f"must be a list with {BULK_REQUEST}")
+    if not isinstance(operations, list):
+        raise _refused("Operations", "must be a list")
+    if len(operations) > most:
+        raise TooLarge(f"a bulk request has at most {most} operations (maxOperations)")
+    errors = members.get("failonerrors")
+    if errors is not None and (type(errors) is not int or errors < 0):
+        raise _refused("failOnErrors", "must be an integer from 0 on")
+    return operations, errors or None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+async def handle(request: web.Request) -> web.Response:
+    """Every operation in its turn; see the module."""
+    caller = await authenticate(request, *KEY_HEADERS)
+    count(request, caller)
+    require_json(request)
+    parsed = await parse_long_json(await read_body(request, with_picture=False, share=caller.share))
+    operations, most_errors = _envelope(parsed, request.app[SETTINGS].scim_bulk_operations)
+    instance = {name: value for name, value in request.match_info.items() if name == "instance"}
+    results = await _Bulk(request, caller, instance).run(operations, most_errors)
+    body = {"schemas": [BULK_RESPONSE], "Operations": results}
+    return answer(200, orjson.dumps(body), {"Content-Type": MEDIA_TYPE})
+
+
+# --- the route ------------------------------------------------------------------------------------------
+
+_OPERATION: Schema = {
+    "type": "object",
+    "properties": {
+        "method": {"type": "string", "enum": list(VERBS)},
+        "bulkId": {"type": "string", "minLength": 1},
+        "version": {"type": "string"},
+        "path": {"type": "string", "pattern": "^/(Users|Groups)(/[^/?#]+)?$"},
+        "data": {"type": "object"},
+    },
+    "required": ["method", "path"],
+}
+_EXAMPLE = {
+    "method": "PATCH",
+    "path": "/Users/2",
+    "data": {"schemas": [PATCH], "Operations": [{"op": "replace", "path": "active", "value": False}]},
+}
+
+
+def _described(schema: Schema) -> Format:
+    return Format(schema=lambda _: schema)
+
+
+def route(prefix: str, parts: Mapping[str, tuple[Member, ...]]) -> Route:
+    """Bulk beneath a prefix, which has these parts."""
+    schemas: Schema = {
+        "type": "array", "items": {"type": "string"}, "contains": {"const": BULK_REQUEST},
+        "examples": [[BULK_REQUEST]],
+    }  # fmt: skip
+    operations: Schema = {"type": "array", "items": _OPERATION, "maxItems": 100, "examples": [[_EXAMPLE]]}
+    return Route(
+        "POST", f"{prefix}/Bulk", "patchScimUser", BulkResponse, parts=parts, handle=handle,
+        body={
+            "schemas": Member(None, _described(schemas), needed=lambda given: True),
+            "failOnErrors": Member(None, _described({"type": "integer", "minimum": 0})),
+            "Operations": Member(None, _described(operations), needed=lambda given: True),
+        },
+        also=tuple(
+            f"{verb}Scim{kind}" for kind in ("User", "Group") for verb in VERBS.values()
+            if (verb, kind) != ("patch", "User")
+        ),
+    )  # fmt: skip

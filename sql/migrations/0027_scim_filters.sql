@@ -1,0 +1,9 @@
+-- What SCIM filters look for beyond what users_find has: display names that differ from first and last name, and e-mail
+-- addresses beside the user's own.
+CREATE INDEX users_find_others ON users
+USING gin (
+    instance_id,
+    (lower(display_name) || E'\n' || coalesce(attributes ->> 'emailKeys', '')) gin_trgm_ops,
+    bigrams(lower(display_name) || E'\n' || coalesce(attributes ->> 'emailKeys', ''))
+)
+WHERE (display_name <> full_name OR attributes ? 'emailKeys') AND deleted_at IS NULL;

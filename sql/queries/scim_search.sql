@@ -1,0 +1,255 @@
+-- name: page_scim_users(instance_id, after, row_offset, row_limit)
+-- A page of living users as SCIM shows them, in the order of their ids, and how many there are.
+SELECT
+    counters.living_users AS total, shown.*
+FROM instance_counters AS counters
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM scim_users
+    WHERE
+        id = any(
+            array(
+                SELECT u.id
+                FROM users AS u
+                WHERE u.instance_id = :instance_id AND u.deleted_at IS NULL AND u.id > :after
+                ORDER BY u.id
+                OFFSET :row_offset
+                LIMIT :row_limit
+            )
+        )
+) AS shown ON true
+WHERE counters.instance_id = :instance_id
+ORDER BY shown.id;
+
+-- name: count_for_scim(instance_id)^
+-- How many living users and groups there are.
+SELECT living_users AS users, (SELECT count(*) FROM groups WHERE instance_id = :instance_id) AS groups
+FROM instance_counters
+WHERE instance_id = :instance_id;
+
+-- name: search_scim_users(instance_id, predicate, named, address, base, everybody, ids, keys, external_ids, beginnings, parts, short_parts, members, suspended, most, sort, descending, row_offset, row_limit)
+-- A page of living users who match a filter, as SCIM shows them; how many match; and how many were looked at, which is one
+-- more than `most` where there are more of them than may be. The arrays are the look-ups that find candidates, with an
+-- index each (directory/scim/filters.Ways); the predicate, a jsonpath over the documents, decides. sort: a jsonpath.
+WITH candidates AS MATERIALIZED (
+    SELECT DISTINCT found.id
+    FROM (
+        (
+            SELECT u.id FROM users AS u
+            WHERE :everybody::boolean AND u.instance_id = :instance_id AND u.deleted_at IS NULL
+            LIMIT :most + 1
+        )
+        UNION ALL
+        SELECT unnest(:ids::bigint [])
+        UNION ALL
+        SELECT u.id FROM users AS u WHERE u.instance_id = :instance_id AND u.email_key = any(:keys::text [])
+        UNION ALL
+        SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = any(:keys::text [])
+        UNION ALL
+        (
+            SELECT u.id
+            FROM unnest(:keys::text []) AS other (key)
+            INNER JOIN users AS u
+                ON
+                    u.instance_id = :instance_id AND u.attributes <> '{}' AND u.deleted_at IS NULL
+                    AND u.attributes @> jsonb_build_object('emailKeys', jsonb_build_array(other.key))
+            LIMIT :most + 1
+        )
+        UNION ALL
+        SELECT u.id FROM users AS u
+        WHERE u.instance_id = :instance_id AND u.external_id = any(:external_ids::text [])
+        UNION ALL
+        (
+            SELECT u.id
+            FROM unnest(:beginnings::text []) AS beginning (text)
+            INNER JOIN users AS u
+                ON
+                    u.instance_id = :instance_id AND u.deleted_at IS NULL
+                    AND u.email_key >= beginning.text AND u.email_key < beginning.text || chr(1114111)
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT l.user_id
+            FROM unnest(:beginnings::text []) AS beginning (text)
+            INNER JOIN logins AS l
+                ON
+                    l.instance_id = :instance_id
+                    AND l.login_key >= beginning.text AND l.login_key < beginning.text || chr(1114111)
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT u.id
+            FROM unnest(:parts::text []) AS part (pattern)
+            CROSS JOIN LATERAL (
+                SELECT id FROM users
+                WHERE instance_id = :instance_id AND deleted_at IS NULL AND search_text LIKE part.pattern
+                OFFSET 0
+            ) AS u
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT u.id
+            FROM unnest(:parts::text []) AS part (pattern)
+            CROSS JOIN LATERAL (
+                SELECT id FROM users
+                WHERE
+                    instance_id = :instance_id AND (display_name <> full_name OR attributes ? 'emailKeys')
+                    AND deleted_at IS NULL
+                    AND (lower(display_name) || E'\n' || coalesce(attributes ->> 'emailKeys', '')) LIKE part.pattern
+                OFFSET 0
+            ) AS u
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT u.id
+            FROM unnest(:short_parts::text []) AS part (text)
+            CROSS JOIN LATERAL (
+                SELECT id FROM users
+                WHERE
+                    instance_id = :instance_id AND deleted_at IS NULL
+                    AND bigrams(search_text) @@ bigrams_of(part.text)
+                OFFSET 0
+            ) AS u
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT u.id
+            FROM unnest(:short_parts::text []) AS part (text)
+            CROSS JOIN LATERAL (
+                SELECT id FROM users
+                WHERE
+                    instance_id = :instance_id AND (display_name <> full_name OR attributes ? 'emailKeys')
+                    AND deleted_at IS NULL
+                    AND bigrams(lower(display_name) || E'\n' || coalesce(attributes ->> 'emailKeys', ''))
+                    @@ bigrams_of(part.text)
+                OFFSET 0
+            ) AS u
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT gm.user_id FROM group_members AS gm
+            WHERE gm.instance_id = :instance_id AND gm.group_id = any(:members::bigint [])
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT u.id FROM users AS u
+            WHERE 0 = any(:members::bigint []) AND u.instance_id = :instance_id AND u.is_admin AND u.deleted_at IS NULL
+            LIMIT :most + 1
+        )
+        UNION ALL
+        (
+            SELECT u.id FROM users AS u
+            WHERE
+                :suspended::boolean AND u.instance_id = :instance_id AND NOT u.is_active AND u.deleted_at IS NULL
+            LIMIT :most + 1
+        )
+    ) AS found
+    LIMIT :most + 1
+),
+
+matching AS MATERIALIZED (
+    SELECT looked.id, jsonb_path_query_first(looked.document, :sort::text::jsonpath) AS sorted_by
+    FROM candidates
+    CROSS JOIN LATERAL (
+        SELECT documents.id, documents.document
+        FROM scim_user_documents AS documents
+        WHERE documents.id = candidates.id
+        OFFSET 0
+    ) AS looked
+    WHERE (SELECT count(*) FROM candidates) <= :most AND looked.document @@ :predicate::text::jsonpath
+),
+
+page AS (
+    SELECT
+        id,
+        row_number() OVER (
+            ORDER BY
+                CASE WHEN NOT :descending::boolean THEN sorted_by END,
+                CASE WHEN :descending::boolean THEN sorted_by END DESC, id
+        ) AS place
+    FROM matching
+    ORDER BY place
+    OFFSET :row_offset
+    LIMIT :row_limit
+)
+
+SELECT
+    (SELECT count(*) FROM candidates) AS looked_at, (SELECT count(*) FROM matching) AS total, shown.*
+FROM (SELECT 1) AS one (one)
+LEFT JOIN page ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM scim_users WHERE scim_users.id = page.id
+) AS shown ON true
+ORDER BY page.place;
+
+-- name: search_scim_groups(instance_id, predicate, named, base, everybody, ids, keys, external_ids, members, most, with_members, sort, descending, row_offset, row_limit)
+-- The same for groups; members are ids of users.
+WITH candidates AS MATERIALIZED (
+    SELECT DISTINCT found.id
+    FROM (
+        (
+            SELECT g.id FROM groups AS g
+            WHERE :everybody::boolean AND g.instance_id = :instance_id
+            LIMIT :most + 1
+        )
+        UNION ALL
+        SELECT 0 AS id WHERE :everybody::boolean OR 'admins' = any(:keys::text [])
+        UNION ALL
+        SELECT unnest(:ids::bigint [])
+        UNION ALL
+        SELECT g.id FROM groups AS g WHERE g.instance_id = :instance_id AND g.name_key = any(:keys::text [])
+        UNION ALL
+        SELECT g.id FROM groups AS g
+        WHERE g.instance_id = :instance_id AND g.external_id = any(:external_ids::text [])
+        UNION ALL
+        SELECT gm.group_id FROM group_members AS gm
+        WHERE gm.instance_id = :instance_id AND gm.user_id = any(:members::bigint [])
+        UNION ALL
+        SELECT 0 AS id WHERE cardinality(:members::bigint []) > 0
+    ) AS found
+    LIMIT :most + 2
+),
+
+matching AS MATERIALIZED (
+    SELECT looked.id, jsonb_path_query_first(looked.document, :sort::text::jsonpath) AS sorted_by
+    FROM candidates
+    CROSS JOIN LATERAL (
+        SELECT documents.id, documents.document
+        FROM scim_group_documents AS documents
+        WHERE documents.id = candidates.id
+        OFFSET 0
+    ) AS looked
+    WHERE (SELECT count(*) FROM candidates) <= :most + 1 AND looked.document @@ :predicate::text::jsonpath
+),
+
+page AS (
+    SELECT
+        id,
+        row_number() OVER (
+            ORDER BY
+                CASE WHEN NOT :descending::boolean THEN sorted_by END,
+                CASE WHEN :descending::boolean THEN sorted_by END DESC, id
+        ) AS place
+    FROM matching
+    ORDER BY place
+    OFFSET :row_offset
+    LIMIT :row_limit
+)
+
+SELECT
+    (SELECT count(*) FROM candidates) - 1 AS looked_at, (SELECT count(*) FROM matching) AS total,
+    shown.id, shown.name, shown.external_id, shown.created_at, shown.updated_at, shown.admins,
+    CASE WHEN :with_members::boolean THEN shown.members END AS members
+FROM (SELECT 1) AS one (one)
+LEFT JOIN page ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM scim_groups WHERE scim_groups.id = page.id
+) AS shown ON true
+ORDER BY page.place;
