@@ -137,6 +137,15 @@ NAMING: dict[str, list[dict[str, Any]]] = {
     "revokeApiKey": [{"id": KEY}],
     "rotateApiKey": [{"id": KEY}],
     "rotateWebhookSecret": [{"id": WEBHOOK}],
+    "searchScimGroups": [
+        {"filter": Ref('id eq "1"', 'id eq "999"')},
+        {"filter": Ref('members.value eq "2"', 'members.value eq "999"')},
+    ],
+    "searchScimUsers": [
+        {"filter": Ref('id eq "2"', 'id eq "999"')},
+        {"filter": Ref('userName eq "jane@example.com"', 'userName eq "nobody@example.com"')},
+        {"filter": Ref('externalId eq "shop-1"', 'externalId eq "shop-2"')},
+    ],
     "searchUsers": [{"searchText": "a", "accountId": ACCOUNT}, {"searchText": EMAIL}],
     "setAvatarByEmail": [{"email": EMAIL, "avatar": PICTURE}],
     "setPassword": [{"id": USER, "newPassword": "new"}],
@@ -182,6 +191,8 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "listStoreUsers": [{}, {"query": "admins"}, {"query": "deactivated"}],
     "listWebhooks": [{}],
     "listUsers": [{}, {"status": "deleted"}, {"emailStartsWith": "jane"}],
+    "searchScimGroups": [{}, {"filter": 'displayName eq "Sales"'}],
+    "searchScimUsers": [{}, {"filter": f'name.familyName co "{MARK}"'}],
     "searchUsers": [{"searchText": MARK}, {"searchText": "jane"}],
 }
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from server.base.errors import Forbidden
 from server.tenants.principals import Principal
+from server.wires.http import DISPATCHER
 from server.wires.mapping import CompletedCall, MethodResult, ParsedCall, Route, call
 from server.wires.members import Member
 from server.wires.rendering import AnswerModel, From
@@ -56,4 +57,5 @@ async def describe(request: web.Request, caller: Principal, route: Route, parsed
     """
     if "filter" in request.query:
         raise Forbidden("the descriptions of the service cannot be filtered")
-    return await call(request, replace(caller, scopes=caller.scopes | {"users:read"}), route, parsed)
+    scope = request.app[DISPATCHER].methods[parsed.method].scope
+    return await call(request, replace(caller, scopes=caller.scopes | {scope}), route, parsed)
