@@ -283,8 +283,8 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "repair_user": {"user_id": 5, "mailboxes": ["drafts"], "calendars": ["main"], "folders": ["trash"]},
     "skip_events": {"look": 1},
     "switch_plan": {"user_id": 1},
-    "write_users": {"users": [CHANGED_USER]},
-    "write_effects": {"users": [CHANGED_USER], "logins": 1, "living": 0},
+    "write_users": {"ids": [2], "users": [CHANGED_USER]},
+    "write_effects": {"ids": [2], "users": [CHANGED_USER], "logins": 1, "living": 0},
 }
 VARYING = {
     "create_instance", "create_key", "enqueue_job", "find_feed_end", "find_feed_halt", "find_grown_table", "find_server_facts",

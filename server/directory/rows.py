@@ -247,13 +247,16 @@ async def store(db: Connection, instance_id: int, edits: Sequence[Edit]) -> list
         whether the new password replaced another one.
     """
     if columns := [edit.columns() for edit in edits if edit.differs]:
-        await db.run("write_users", instance_id=instance_id, users=columns)
+        await db.run(
+            "write_users", instance_id=instance_id, ids=[row["id"] for row in columns], users=columns
+        )
     effects = [row for edit in edits if (row := edit.effects())]
     if not effects:
         return []
     rows: list[Any] = await db.all(
         "write_effects",
         instance_id=instance_id,
+        ids=[row["id"] for row in effects],
         users=effects,
         logins=sum(edit.has_new_login and edit.after["login"] is not None for edit in edits),
         living=sum(edit.is_return - edit.is_deletion for edit in edits),

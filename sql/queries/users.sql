@@ -24,8 +24,9 @@ WHERE
 ORDER BY u.id
 FOR NO KEY UPDATE OF u;
 
--- name: write_users(instance_id, users)!
--- The columns of users who are held (directory.rows makes the rows).
+-- name: write_users(instance_id, ids, users)!
+-- The columns of users who are held (directory.rows makes the rows). ids: of these rows. Without them the planner takes
+-- the rows for a hundred, and reads a table that is not large from its beginning to its end; so too in write_effects.
 UPDATE users
 SET
     user_columns = given.user_columns,
@@ -36,9 +37,9 @@ SET
 FROM jsonb_to_recordset(:users::jsonb) AS given (
     id bigint, user_columns text, confirmed_at timestamptz, suspended_at timestamptz, deleted_at timestamptz
 )
-WHERE users.instance_id = :instance_id AND users.id = given.id;
+WHERE users.instance_id = :instance_id AND users.id = any(:ids::bigint []) AND users.id = given.id;
 
--- name: write_effects(instance_id, users, logins, living)
+-- name: write_effects(instance_id, ids, users, logins, living)
 -- What follows in other tables from changes of users who are held: the password, the login, the counters (directory.rows
 -- makes the two differences), the account, the stored picture that another avatar replaces, codes and sessions that end.
 -- Of each user: how many living sessions ended, and whether a password was replaced.
@@ -56,7 +57,7 @@ known AS MATERIALIZED (
     SELECT c.user_id
     FROM credentials AS c
     INNER JOIN given ON c.user_id = given.id
-    WHERE c.instance_id = :instance_id AND given.password_hash IS NOT NULL
+    WHERE c.instance_id = :instance_id AND c.user_id = any(:ids::bigint []) AND given.password_hash IS NOT NULL
 ),
 
 stored AS (
@@ -83,7 +84,7 @@ removed AS (
     DELETE FROM logins
     USING given
     WHERE
-        logins.instance_id = :instance_id AND logins.user_id = given.id
+        logins.instance_id = :instance_id AND logins.user_id = any(:ids::bigint []) AND logins.user_id = given.id
         AND given.has_new_login AND given.login_key IS NULL
 ),
 
@@ -99,22 +100,25 @@ moved AS (
     UPDATE accounts
     SET deleted_at = given.deleted_at
     FROM given
-    WHERE accounts.instance_id = :instance_id AND accounts.user_id = given.id AND given.moves_account
+    WHERE
+        accounts.instance_id = :instance_id AND accounts.user_id = any(:ids::bigint []) AND accounts.user_id = given.id
+        AND given.moves_account
 ),
 
 replaced AS (
     DELETE FROM pictures
     USING given
     WHERE
-        pictures.instance_id = :instance_id AND pictures.user_id = given.id AND given.has_new_avatar
-        AND given.avatar NOT LIKE '%' || pictures.name || '%'
+        pictures.instance_id = :instance_id AND pictures.user_id = any(:ids::bigint []) AND pictures.user_id = given.id
+        AND given.has_new_avatar AND given.avatar NOT LIKE '%' || pictures.name || '%'
 ),
 
 void AS (
     DELETE FROM codes
     USING given CROSS JOIN in_order
     WHERE
-        codes.instance_id = :instance_id AND codes.user_id = given.id AND codes.purpose = any(given.ended_codes)
+        codes.instance_id = :instance_id AND codes.user_id = any(:ids::bigint []) AND codes.user_id = given.id
+        AND codes.purpose = any(given.ended_codes)
 ),
 
 -- Whose members are seen, and so what is shown of a group, changes with deletion and return.
@@ -143,7 +147,9 @@ shown_otherwise AS (
 ended AS (
     DELETE FROM sessions
     USING given CROSS JOIN in_order
-    WHERE sessions.instance_id = :instance_id AND sessions.user_id = given.id AND given.ends_sessions
+    WHERE
+        sessions.instance_id = :instance_id AND sessions.user_id = any(:ids::bigint []) AND sessions.user_id = given.id
+        AND given.ends_sessions
     RETURNING sessions.user_id, sessions.expires_at > given.moment AS lived
 )
 
