@@ -184,9 +184,9 @@ def test_no_default_is_refused(described: Any) -> None:
 def test_examples_fit_what_the_document_says(described: Any) -> None:
     """Their params are the first of the method's, in that order: there are tools that send them as a list."""
     for method in described["methods"]:
-        # Where `values` is a param, a client of @open-rpc/generator can do with nothing else.
-        has_values = any(param["name"] == "values" for param in method["params"])
-        assert method["paramStructure"] == ("by-position" if has_values else "either")
+        # Where `values` or `filter` is a param, a client of @open-rpc/generator can do with nothing else.
+        is_of_arrays = any(param["name"] in ("values", "filter") for param in method["params"])
+        assert method["paramStructure"] == ("by-position" if is_of_arrays else "either")
         params = {param["name"]: param for param in method["params"]}
         for example, given in zip(method["examples"], METHODS[method["name"]].examples, strict=True):
             names = [param["name"] for param in example["params"]]
