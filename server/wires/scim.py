@@ -13,7 +13,7 @@ from server.base.errors import Malformed
 from server.tenants.principals import Principal
 from server.wires import scim_bulk, scim_discovery
 from server.wires.mapping import Asked, Links, Own, RestWire, Route, call
-from server.wires.members import INTEGER, Form, Member
+from server.wires.members import INTEGER, Form, Member, same
 from server.wires.schemas import Schema
 from server.wires.scim_discovery import ListResponse, listed
 from server.wires.scim_errors import (
@@ -31,8 +31,8 @@ from server.wires.scim_errors import (
 
 
 def _names(value: Any) -> Any:
-    """Names of attributes: a list in a body, separated by commas in a query (RFC 7644, section 3.9)."""
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+    """Names of attributes in a query, separated by commas (RFC 7644, section 3.9)."""
+    return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def _always(given: Container[str]) -> bool:
@@ -49,6 +49,7 @@ SEARCHED = SHOWN | {
     "count": Member("count", INTEGER),
     "cursor": Member("cursor"),
 }
+LISTED = same("attributes", "excludedAttributes")
 CHANGED = {"If-Match": Member("version")}
 
 
@@ -84,6 +85,15 @@ def _resource(urn: str, name: str) -> Callable[[Schema], Schema]:
     return lambda _: schema
 
 
+def _operations(schema: Schema) -> Schema:
+    """Operations of a PATCH; `op` is taken in any case."""
+    op: Schema = {"type": "string", "pattern": "^([Aa]dd|[Rr]emove|[Rr]eplace)$"}
+    return schema | {
+        "items": {"type": "object", "properties": {"op": op, "path": {"type": "string"}}, "required": ["op"]}
+    }
+
+
+OPERATIONS = Form(schema=_operations)
 USER = Form(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:User", "userName"))
 GROUP = Form(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:Group", "displayName"))
 
@@ -124,7 +134,7 @@ def _resources(
         Route("GET", all_of_it, f"searchScim{kind}s", ListResponse, query=SEARCHED, **search),
         Route(
             "POST", f"{all_of_it}/.search", f"searchScim{kind}s", ListResponse,
-            body={"schemas": message(SEARCH)} | SEARCHED, **search,
+            body={"schemas": message(SEARCH)} | SEARCHED | LISTED, **search,
         ),
         Route("GET", one, f"getScim{kind}", own, parts=by_id, query=SHOWN, version=version_of),
         Route(
@@ -132,7 +142,7 @@ def _resources(
         ),
         Route(
             "PATCH", one, f"patchScim{kind}", own, query=SHOWN, version=version_of,
-            body={"schemas": message(PATCH), "Operations": Member("operations")}, **changed,
+            body={"schemas": message(PATCH), "Operations": Member("operations", OPERATIONS)}, **changed,
         ),
         Route("DELETE", one, f"deleteScim{kind}", status=204, **changed),
     )  # fmt: skip
