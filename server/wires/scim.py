@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from server.base.errors import Malformed
+from server.base.models import NO_CONTROLS
 from server.tenants.principals import Principal
 from server.wires import scim_bulk, scim_discovery
 from server.wires.mapping import Asked, Links, Own, RestWire, Route, call
@@ -78,7 +79,7 @@ def _resource(urn: str, name: str) -> Callable[[Schema], Schema]:
         "type": "object",
         "properties": {
             "schemas": {"type": "array", "items": {"type": "string"}, "contains": {"const": urn}},
-            name: {"type": "string", "minLength": 1, "maxLength": 100},
+            name: {"type": "string", "minLength": 1, "maxLength": 100, **NO_CONTROLS},
         },
         "required": ["schemas", name],
     }
