@@ -183,7 +183,7 @@ class Bench:
         """Calls a second that the server answers. It is idle again afterwards.
 
         Args:
-            kind: get (getUserByEmail) or create (createUser).
+            kind: get (getUserByEmail), create (createUser), or another of _calls.lua.
             users: for get, how many there are to choose from.
             members: for create, JSON members of the params beside the e-mail and the name.
             seconds: how long; by default as long as every other load of the run.

@@ -110,9 +110,7 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
         ),
     ),
 )
-async def describe_scim(
-    call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]
-) -> Any:
+async def describe_scim(call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]) -> Any:
     """Describe the SCIM service of an instance (RFC 7644, section 4).
 
     Without `id` the schemas and the types of resources are given as lists: `totalResults` and `Resources`.

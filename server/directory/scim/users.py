@@ -181,7 +181,7 @@ def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
 def default_email(email: str, others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The entry of a user's e-mail where nothing else was said of it.
 
-    Identity providers send a userName that is an e-mail and another one as that of work, and look for it there.
+    Identity providers send a userName that is an e-mail, and look for another one as that of work.
 
     Args:
         others: the other entries.
