@@ -28,7 +28,9 @@ async def _set_codecs(connection: Any) -> None:
 async def app() -> web.Application:
     """The application for gunicorn. The environment variables BARE_* configure it."""
     url, size, users = (os.environ[f"BARE_{name}"] for name in ("DATABASE_URL", "POOL_SIZE", "USERS"))
-    query, last = load_queries()["get_user"], int(users)
+    queries, last = load_queries(), int(users)
+    query = queries["get_user"]
+    by_id = queries["get_scim_user"]
     pool = asyncpg.create_pool(
         url, min_size=0, max_size=int(size), connection_class=_Connection, init=_set_codecs
     )
@@ -44,6 +46,14 @@ async def app() -> web.Application:
             row = await connection.fetchrow(query.sql, *arguments)
         return web.Response(body=orjson.dumps(dict(row)), content_type="application/json")
 
+    async def handle_id(request: web.Request) -> web.Response:
+        given["user_id"] = random.randint(2, last + 1)
+        arguments = [given[name] for name in by_id.params]
+        async with pool.acquire() as connection:
+            row = await connection.fetchrow(by_id.sql, *arguments)
+        return web.Response(body=orjson.dumps(dict(row)), content_type="application/json")
+
     application = web.Application()
+    application.router.add_get("/scim/v2/Users/{id}", handle_id)
     application.router.add_post("/rpc", handle)
     return application

@@ -19,7 +19,21 @@ end
 
 function request()
   local call
-  if kind == "get" then
+  if kind == "scim_get" then
+    return wrk.format("GET", "/scim/v2/Users/" .. math.random(users) + 1)
+  elseif kind == "scim_find" then
+    local name = "user" .. math.random(users) .. "@example.com"
+    return wrk.format("GET", "/scim/v2/Users?filter=userName%20eq%20%22" .. name .. "%22")
+  elseif kind == "scim_active" or kind == "active" then
+    calls = calls + 1
+    local user, active = math.random(users), tostring(calls % 2 == 0)
+    if kind == "scim_active" then
+      return wrk.format("PATCH", "/scim/v2/Users/" .. user + 1, nil,
+        '{"schemas":["urn:ietf:params:scim:api:messages:2.0:PatchOp"],"Operations":[' ..
+        '{"op":"replace","path":"active","value":' .. active .. '}]}')
+    end
+    call = '{"method":"updateUserByEmail","params":{"email":"user' .. user .. '@example.com","isActive":' .. active .. '}}'
+  elseif kind == "get" then
     call = '{"method":"getUserByEmail","params":{"email":"user' .. math.random(users) .. '@example.com"}}'
   else
     calls = calls + 1

@@ -176,6 +176,7 @@ class Bench:
         """Calls a second that the server answers to wrk; waits afterwards until it is idle.
 
         Args:
+            kind: get (getUserByEmail), create (createUser), or another of _calls.lua.
             options: those of wrk.
 
         Raises:

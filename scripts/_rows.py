@@ -40,6 +40,29 @@ def get_user(bench: Bench) -> Iterator[Figure]:
     yield ratio("get_user_workers", "getUserByEmail, 2 workers / 1", rounds, "two", "one")
 
 
+def scim(bench: Bench) -> Iterator[Figure]:
+    """A SCIM user by its id and by its userName, against a handler that reads one; PATCH against /rpc."""
+    users = 1000
+    few = bench.database("few", users)
+    with bench.server(few) as server, bench.bare(few, users) as bare:
+        sides = {
+            "get": (server, "scim_get"), "find": (server, "scim_find"), "bare": (bare, "scim_get"),
+            "patch": (server, "scim_active"), "update": (server, "active"),
+        }  # fmt: skip
+        for side, kind in sides.values():
+            bench.load(side, kind, users=users, seconds=1)
+        rounds = bench.alternate(
+            "SCIM",
+            {name: partial(bench.load, side, kind, users=users) for name, (side, kind) in sides.items()},
+        )
+    yield ratio("scim_get_vs_bare", "SCIM: GET Users/{id} / bare handler", rounds, "get", "bare", 0.60)
+    what = "SCIM: filter=userName eq / bare handler that reads one user"
+    yield ratio("scim_find_vs_bare", what, rounds, "find", "bare", 0.60)
+    yield ratio(
+        "scim_patch_vs_update", "SCIM: PATCH active / updateUserByEmail", rounds, "patch", "update", 0.80
+    )
+
+
 def create_user(bench: Bench) -> Iterator[Figure]:
     """createUser with a password compared with the hashes that the cores can compute.
 

@@ -32,6 +32,7 @@ Row = Callable[[Bench], Iterator[Figure]]
 
 ROWS: tuple[Row, ...] = (
     _rows.get_user,
+    _rows.scim,
     _rows.create_user,
     _rows.create_hashed_user,
     _rows.bulk,

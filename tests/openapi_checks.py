@@ -39,6 +39,20 @@ EXCUSED = {
     "this user is deleted: restore or purge it first",
     "is given twice",  # under both of its names
 }
+STORED_OR_SAID = "depends on what is stored, or on what no schema says"
+OF_MEANING = {"invalidFilter", "invalidPath", "noTarget", "mutability", "uniqueness", "invalidCursor"}
+"""scimTypes of texts with a grammar of their own, and of what is stored."""
+EXCUSED |= {
+    STORED_OR_SAID,
+    "cannot be given together with attributes",
+    "is no attribute to sort by",
+    "is required for add",
+    "is required for replace",
+    "is no user of this instance",
+    "names somebody who is no user of this instance",
+    "cannot be given together with startIndex",
+    "the JSON holds a NUL character",  # in what SCIM ignores
+}
 EXCUSED |= {RUSSIAN[message] for message in EXCUSED & RUSSIAN.keys()}
 
 
@@ -54,7 +68,17 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
         for operation in item.values():
             if isinstance(operation, dict):
                 operation["parameters"] = [one for one in operation["parameters"] if one not in shared]
+                for one in operation["parameters"]:
+                    _without_lengths(one)
                 _without_own_fields(operation.get("requestBody"))
+
+
+def _without_lengths(parameter: dict[str, Any]) -> None:
+    """A list of the most names, each as long as it may be, is more than an address can hold (414)."""
+    schema = parameter.get("schema", {})
+    if parameter.get("in") == "query" and schema.get("type") == "array":
+        schema.pop("maxItems", None)
+        schema["items"] = {"type": "string", "pattern": "^[a-zA-Z]{1,20}$"}
 
 
 def _without_own_fields(schema: Any) -> None:
@@ -77,6 +101,12 @@ def _refusal(answer: Any) -> tuple[int, list[tuple[str, str]]] | None:
             return code, [(error["field"], error["message"]) for error in errors]
         case [{"MemberNames": _, "ErrorMessage": _}, *_]:
             return 400, [("".join(one["MemberNames"]), one["ErrorMessage"]) for one in answer]
+        case {"schemas": _, "status": status, "detail": detail}:
+            told = (
+                STORED_OR_SAID if answer.get("scimType") in OF_MEANING or status in ("412", "413") else detail
+            )
+            field, _, _ = detail.partition(": ")
+            return int(status), [(field, told)]
         case {"message": _, "errors": errors}:
             return 422, [(name, one) for name, all_of_it in errors.items() for one in all_of_it]
     return None

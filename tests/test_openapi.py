@@ -226,6 +226,9 @@ RUNS = {
     "publica": (r"^/integration-api/", ONE_BY_ONE),
     "publica, users by their links": (r"^/integration-api/v1/dashboard/users", "stateful"),
     "publica, plans by their links": (r"^/integration-api/v1/dashboard/plans", "stateful"),
+    # The same beneath the name of an instance.
+    "scim": (r"^/scim/v2/(?!{)", ONE_BY_ONE),
+    "scim, by its links": (r"^/scim/v2/(?!{)", "stateful"),
 }
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from aiohttp import web
 
 from server.base.errors import Malformed
+from server.base.models import NO_CONTROLS
 from server.tenants.principals import Principal
 from server.wires import scim_bulk, scim_discovery
 from server.wires.mapping import Links, MethodResult, ParsedCall, RestWire, Route, call
-from server.wires.members import INTEGER, Format, Member
+from server.wires.members import INTEGER, Format, Member, same
 from server.wires.schemas import Schema
 from server.wires.scim_discovery import ListResponse, listed
 from server.wires.scim_errors import (
@@ -31,8 +32,8 @@ from server.wires.scim_errors import (
 
 
 def _names(value: Any) -> Any:
-    """Names of attributes: a list in a body, separated by commas in a query (RFC 7644, section 3.9)."""
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+    """Names of attributes in a query, separated by commas (RFC 7644, section 3.9)."""
+    return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def _always(given: Container[str]) -> bool:
@@ -52,6 +53,7 @@ QUERY = SELECTION | {
     "count": Member("count", INTEGER),
     "cursor": Member("cursor"),
 }
+LISTED = same("attributes", "excludedAttributes")
 IF_MATCH = {"If-Match": Member("version")}
 
 
@@ -80,13 +82,22 @@ def _resource(urn: str, name: str) -> Callable[[Schema], Schema]:
         "type": "object",
         "properties": {
             "schemas": {"type": "array", "items": {"type": "string"}, "contains": {"const": urn}},
-            name: {"type": "string", "minLength": 1, "maxLength": 100},
+            name: {"type": "string", "minLength": 1, "maxLength": 100, **NO_CONTROLS},
         },
         "required": ["schemas", name],
     }
     return lambda _: schema
 
 
+def _operations(schema: Schema) -> Schema:
+    """Operations of a PATCH; `op` is taken in any case."""
+    op: Schema = {"type": "string", "pattern": "^([Aa]dd|[Rr]emove|[Rr]eplace)$"}
+    return schema | {
+        "items": {"type": "object", "properties": {"op": op, "path": {"type": "string"}}, "required": ["op"]}
+    }
+
+
+OPERATIONS = Format(schema=_operations)
 USER = Format(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:User", "userName"))
 GROUP = Format(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:Group", "displayName"))
 
@@ -127,7 +138,7 @@ def _resources(
         Route("GET", collection, f"searchScim{kind}s", ListResponse, query=QUERY, **search),
         Route(
             "POST", f"{collection}/.search", f"searchScim{kind}s", ListResponse,
-            body={"schemas": message(SEARCH)} | QUERY, **search,
+            body={"schemas": message(SEARCH)} | QUERY | LISTED, **search,
         ),
         Route("GET", one, f"getScim{kind}", own, parts=by_id, query=SELECTION, version=version_of),
         Route(
@@ -135,7 +146,7 @@ def _resources(
         ),
         Route(
             "PATCH", one, f"patchScim{kind}", own, query=SELECTION, version=version_of,
-            body={"schemas": message(PATCH), "Operations": Member("operations")}, **changed,
+            body={"schemas": message(PATCH), "Operations": Member("operations", OPERATIONS)}, **changed,
         ),
         Route("DELETE", one, f"deleteScim{kind}", status=204, **changed),
     )  # fmt: skip

@@ -320,16 +320,9 @@ async def handle(request: web.Request) -> web.Response:
 
 # --- the route ------------------------------------------------------------------------------------------
 
+# Whatever it is: what is wrong with an operation is told in its result.
 _OPERATION: Schema = {
-    "type": "object",
-    "properties": {
-        "method": {"type": "string", "enum": list(VERBS)},
-        "bulkId": {"type": "string", "minLength": 1},
-        "version": {"type": "string"},
-        "path": {"type": "string", "pattern": "^/(Users|Groups)(/[^/?#]+)?$"},
-        "data": {"type": "object"},
-    },
-    "required": ["method", "path"],
+    "description": "An object: method (POST, PUT, PATCH or DELETE), path, bulkId for POST, version, data."
 }
 _EXAMPLE = {
     "method": "PATCH",
@@ -348,7 +341,7 @@ def route(prefix: str, parts: Mapping[str, tuple[Member, ...]]) -> Route:
         "type": "array", "items": {"type": "string"}, "contains": {"const": BULK_REQUEST},
         "examples": [[BULK_REQUEST]],
     }  # fmt: skip
-    operations: Schema = {"type": "array", "items": _OPERATION, "maxItems": 100, "examples": [[_EXAMPLE]]}
+    operations: Schema = {"type": "array", "items": _OPERATION, "examples": [[_EXAMPLE]]}
     return Route(
         "POST", f"{prefix}/Bulk", "patchScimUser", BulkResponse, parts=parts, handle=handle,
         body={

@@ -1,7 +1,7 @@
 -- Living users as filters look at them (server/directory/scim/filters.py): the resource as server/directory/scim/users.py
 -- makes it, in `folded` with all names and texts in lower case, and in `exact` as it is shown, of the attributes that
--- compare with case. named: the attributes of the filter, in lower case; groups and the manager's name cost a look-up
--- each. address: of the server; base: of the instance's resources.
+-- compare with case. named: the parts that the filter looks at (filters.named_in); the others are not made, which would take
+-- most of the time of a filter that many users may match. address: of the server; base: of the instance's resources.
 SELECT
     u.id,
     jsonb_build_object(
@@ -11,17 +11,23 @@ SELECT
                 'id', shown.resource -> 'id',
                 'externalid', shown.resource -> 'externalId',
                 'profileurl', shown.resource -> 'profileUrl',
-                'photos', shown.resource -> 'photos',
+                'photos', CASE
+                    WHEN 'photos' = any(:named::text [])
+                        THEN shown.resource -> 'photos'
+                END,
                 'groups', shown.resource -> 'groups',
                 'x509certificates', shown.resource -> 'x509Certificates',
                 'urn:ietf:params:scim:schemas:extension:enterprise:2.0:user', jsonb_build_object(
                     'manager', shown.resource #> '{urn:ietf:params:scim:schemas:extension:enterprise:2.0:User,manager}'
                 ),
-                'meta', jsonb_build_object(
-                    'resourcetype', 'User',
-                    'location', :base::text || '/Users/' || u.id,
-                    'version', 'W/"' || to_hex(floor(extract(EPOCH FROM u.updated_at) * 1000000)::bigint) || '"'
-                )
+                'meta', CASE
+                    WHEN 'meta' = any(:named::text [])
+                        THEN jsonb_build_object(
+                            'resourcetype', 'User',
+                            'location', :base::text || '/Users/' || u.id,
+                            'version', 'W/"' || to_hex(floor(extract(EPOCH FROM u.updated_at) * 1000000)::bigint) || '"'
+                        )
+                END
             )
         )
     ) AS document
@@ -35,69 +41,89 @@ CROSS JOIN LATERAL (
                 'id', u.id::text,
                 'externalId', u.external_id,
                 'userName', coalesce(u.login, u.email),
-                'name', nullif(
-                    jsonb_strip_nulls(
-                        jsonb_build_object(
-                            'formatted',
-                            nullif(
-                                left(
-                                    btrim(
-                                        coalesce(u.fields ->> 'firstname', '') || ' '
-                                        || coalesce(u.fields ->> 'lastname', '')
-                                    ), 200
-                                ), ''
-                            )
+                'name', CASE
+                    WHEN 'name' = any(:named::text [])
+                        THEN nullif(
+                            jsonb_strip_nulls(
+                                jsonb_build_object(
+                                    'formatted',
+                                    nullif(
+                                        left(
+                                            btrim(
+                                                coalesce(u.fields ->> 'firstname', '') || ' '
+                                                || coalesce(u.fields ->> 'lastname', '')
+                                            ), 200
+                                        ), ''
+                                    )
+                                )
+                                || coalesce(u.attributes -> 'name', '{}')
+                                || jsonb_build_object(
+                                    'givenName', nullif(u.fields ->> 'firstname', ''),
+                                    'familyName', nullif(u.fields ->> 'lastname', ''),
+                                    'middleName', nullif(u.fields ->> 'middlename', '')
+                                )
+                            ), '{}'
                         )
-                        || coalesce(u.attributes -> 'name', '{}')
-                        || jsonb_build_object(
-                            'givenName', nullif(u.fields ->> 'firstname', ''),
-                            'familyName', nullif(u.fields ->> 'lastname', ''),
-                            'middleName', nullif(u.fields ->> 'middlename', '')
-                        )
-                    ), '{}'
-                ),
+                END,
                 'displayName', u.display_name,
                 'title', nullif(u.profile ->> 'title', ''),
-                'preferredLanguage',
-                CASE
-                    WHEN lower(substring(u.attributes ->> 'preferredLanguage', '^[A-Za-z]{2}(?![A-Za-z])')) <> u.language
-                        THEN u.language
-                    ELSE coalesce(u.attributes ->> 'preferredLanguage', u.language)
+                'preferredLanguage', CASE
+                    WHEN 'preferred_language' = any(:named::text [])
+                        THEN CASE
+                            WHEN lower(substring(u.attributes ->> 'preferredLanguage', '^[A-Za-z]{2}(?![A-Za-z])')) <> u.language
+                                THEN u.language
+                            ELSE coalesce(u.attributes ->> 'preferredLanguage', u.language)
+                        END
                 END,
                 'timezone', nullif(u.app_values ->> 'timezone', ''),
                 'active', u.is_active,
-                'emails', nullif(
-                    CASE
-                        WHEN strpos(u.email, '@') = 0 OR u.attributes -> 'emailKeys' ? u.email_key THEN '[]'
-                        ELSE jsonb_build_array(
-                            jsonb_build_object(
-                                'value', u.email,
-                                'type', CASE WHEN u.attributes @? '$.emails[*] ? (@.type == "work")' THEN NULL ELSE 'work' END,
-                                'primary', nullif(u.attributes @? '$.emails[*] ? (@.primary == true)', true) IS NOT NULL
-                            )
-                        )
-                    END || coalesce(u.attributes -> 'emails', '[]'), '[]'
-                ),
-                'phoneNumbers', CASE
-                    WHEN jsonb_array_length(u.profile -> 'phones') > 0
-                        THEN (
-                            SELECT jsonb_agg(coalesce(said.entry, jsonb_build_object('value', phone.number)) ORDER BY phone.place)
-                            FROM jsonb_array_elements(u.profile -> 'phones') WITH ORDINALITY AS phone (number, place)
-                            LEFT JOIN LATERAL (
-                                SELECT entry
-                                FROM jsonb_array_elements(u.attributes -> 'phoneNumbers') AS kept (entry)
-                                WHERE entry -> 'value' = phone.number
-                                LIMIT 1
-                            ) AS said ON true
+                'emails', CASE
+                    WHEN 'emails' = any(:named::text [])
+                        THEN nullif(
+                            CASE
+                                WHEN strpos(u.email, '@') = 0 OR u.attributes -> 'emailKeys' ? u.email_key THEN '[]'
+                                ELSE jsonb_build_array(
+                                    jsonb_strip_nulls(
+                                        jsonb_build_object(
+                                            'value', u.email,
+                                            'type',
+                                            CASE
+                                                WHEN NOT u.attributes @@ 'exists($.emails[*] ? (@.type == "work"))' THEN 'work'
+                                            END,
+                                            'primary',
+                                            CASE WHEN NOT u.attributes @@ 'exists($.emails[*] ? (@.primary == true))' THEN true END
+                                        )
+                                    )
+                                )
+                            END || coalesce(u.attributes -> 'emails', '[]'), '[]'
                         )
                 END,
-                'photos', nullif(
-                    CASE
-                        WHEN u.avatar = '' OR u.attributes -> 'photos' @> jsonb_build_array(jsonb_build_object('value', addresses.avatar))
-                            THEN '[]'
-                        ELSE jsonb_build_array(jsonb_build_object('value', addresses.avatar, 'type', 'photo'))
-                    END || coalesce(u.attributes -> 'photos', '[]'), '[]'
-                ),
+                'phoneNumbers', CASE
+                    WHEN 'phone_numbers' = any(:named::text [])
+                        THEN CASE
+                            WHEN jsonb_array_length(u.profile -> 'phones') > 0
+                                THEN (
+                                    SELECT jsonb_agg(coalesce(said.entry, jsonb_build_object('value', phone.number)) ORDER BY phone.place)
+                                    FROM jsonb_array_elements(u.profile -> 'phones') WITH ORDINALITY AS phone (number, place)
+                                    LEFT JOIN LATERAL (
+                                        SELECT entry
+                                        FROM jsonb_array_elements(u.attributes -> 'phoneNumbers') AS kept (entry)
+                                        WHERE entry -> 'value' = phone.number
+                                        LIMIT 1
+                                    ) AS said ON true
+                                )
+                        END
+                END,
+                'photos', CASE
+                    WHEN 'photos' = any(:named::text [])
+                        THEN nullif(
+                            CASE
+                                WHEN u.avatar = '' OR u.attributes -> 'photos' @> jsonb_build_array(jsonb_build_object('value', addresses.avatar))
+                                    THEN '[]'
+                                ELSE jsonb_build_array(jsonb_build_object('value', addresses.avatar, 'type', 'photo'))
+                            END || coalesce(u.attributes -> 'photos', '[]'), '[]'
+                        )
+                END,
                 'groups', CASE
                     WHEN 'groups' = any(:named::text [])
                         THEN (
@@ -118,30 +144,39 @@ CROSS JOIN LATERAL (
                             ) AS g
                         )
                 END,
-                'meta', jsonb_build_object(
-                    'resourceType', 'User',
-                    'created', to_char(u.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                    'lastModified', to_char(u.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-                ),
-                'urn:ietf:params:scim:schemas:extension:enterprise:2.0:User', nullif(
-                    jsonb_strip_nulls(
-                        jsonb_build_object(
-                            'department', nullif(u.profile ->> 'department', ''),
-                            'employeeNumber', u.attributes -> 'employeeNumber',
-                            'costCenter', u.attributes -> 'costCenter',
-                            'organization', u.attributes -> 'organization',
-                            'division', u.attributes -> 'division',
-                            'manager', managers.manager
+                'meta', CASE
+                    WHEN 'meta' = any(:named::text [])
+                        THEN jsonb_build_object(
+                            'resourceType', 'User',
+                            'created', to_char(u.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                            'lastModified', to_char(u.updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
                         )
-                    ), '{}'
-                ),
-                'urn:ietf:params:scim:schemas:extension:officerpc:2.0:User', nullif(
-                    jsonb_strip_nulls(
-                        jsonb_build_object('quotas', nullif(
-                            jsonb_strip_nulls(jsonb_build_object('mail', u.mail_quota, 'files', u.files_quota)), '{}'
-                        ))
-                    ), '{}'
-                )
+                END,
+                'urn:ietf:params:scim:schemas:extension:enterprise:2.0:User', CASE
+                    WHEN 'enterprise' = any(:named::text [])
+                        THEN nullif(
+                            jsonb_strip_nulls(
+                                jsonb_build_object(
+                                    'department', nullif(u.profile ->> 'department', ''),
+                                    'employeeNumber', u.attributes -> 'employeeNumber',
+                                    'costCenter', u.attributes -> 'costCenter',
+                                    'organization', u.attributes -> 'organization',
+                                    'division', u.attributes -> 'division',
+                                    'manager', managers.manager
+                                )
+                            ), '{}'
+                        )
+                END,
+                'urn:ietf:params:scim:schemas:extension:officerpc:2.0:User', CASE
+                    WHEN 'office' = any(:named::text [])
+                        THEN nullif(
+                            jsonb_strip_nulls(
+                                jsonb_build_object('quotas', nullif(
+                                    jsonb_strip_nulls(jsonb_build_object('mail', u.mail_quota, 'files', u.files_quota)), '{}'
+                                ))
+                            ), '{}'
+                        )
+                END
             )
         ) AS resource
     FROM (SELECT CASE WHEN starts_with(u.avatar, '/') THEN :address::text ELSE '' END || u.avatar AS avatar) AS addresses

@@ -34,7 +34,7 @@ from scim2_models.path.resolution import _resolve_filter_path, _validate_operato
 
 from server.base.errors import Invalid
 from server.directory.groups import group_key
-from server.directory.scim.models import OfficeUser
+from server.directory.scim.models import EnterpriseUser, OfficeUser
 from server.directory.users import email_key
 
 LONGEST = 2000
@@ -257,8 +257,6 @@ def _quoted(value: Any) -> str:
 
 
 class _Named(FilterVisitor[set[str]]):
-    """The attributes of a filter, in lower case; manager for any of the enterprise extension."""
-
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
 
@@ -269,22 +267,29 @@ class _Named(FilterVisitor[set[str]]):
         return self.visit(node.expr)
 
     def visit_present(self, node: Present) -> set[str]:
-        return {_bound(self._model, node.attr_path).field_name.lower()}
+        return _parts_of_document(_bound(self._model, node.attr_path))
 
     def visit_comparison(self, node: Comparison) -> set[str]:
-        return {_bound(self._model, node.attr_path).field_name.lower()}
+        return _parts_of_document(_bound(self._model, node.attr_path))
 
     def visit_value_path(self, node: ValuePath) -> set[str]:
-        return {_bound(self._model, node.attr_path).field_name.lower()}
+        return _parts_of_document(_bound(self._model, node.attr_path))
+
+
+def _parts_of_document(binding: AttributeBinding) -> set[str]:
+    """The parts of a document that an attribute is in."""
+    if binding.model is OfficeUser:
+        return {"office"}
+    return {binding.field_name, "enterprise"} if binding.model is EnterpriseUser else {binding.field_name}
 
 
 def named_in(model: type[BaseModel], node: FilterNode) -> set[str]:
-    """The attributes that a filter names, in lower case and without sub-attributes."""
+    """The parts of a document that a filter looks at: attributes as scim2-models spells them, extensions."""
     return _Named(model).visit(node)
 
 
-def sort_key(model: type[BaseModel], name: str) -> tuple[str, str]:
-    """The jsonpath of what sortBy names, of several values the first; and the attribute, as named_in has it.
+def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
+    """The jsonpath of what sortBy names, of several values the first; and its parts, as named_in has them.
 
     Raises:
         Invalid: there is no such attribute, or it has no order (invalid_value).
@@ -297,7 +302,7 @@ def sort_key(model: type[BaseModel], name: str) -> tuple[str, str]:
         raise Invalid("sortBy: is no attribute to sort by", code="invalid_value") from error
     if isclass(binding.target_type) and issubclass(binding.target_type, BaseModel):
         raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
-    return _Predicate(model).path(binding), binding.field_name.lower()
+    return _Predicate(model).path(binding), _parts_of_document(binding)
 
 
 # --- which rows an index finds --------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def _filtered(query: Query, model: Any) -> tuple[Ways | None, dict[str, Any]]:
     """The look-ups of a query's filter, and what the two statements take alike."""
     node = None if query.filter is None else parsed(query.filter)
     path, sorted_by = sort_key(model, query.sort_by or "id")
-    named = {sorted_by} if node is None else {sorted_by, *named_in(model, node)}
+    named = sorted_by if node is None else sorted_by | named_in(model, node)
     found_by = None if node is None else ways(model, node)
     given = asdict(found_by or Ways())
     given["parts"] = ["%" + _escaped(part) + "%" for part in given["parts"]]
