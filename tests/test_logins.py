@@ -281,7 +281,7 @@ async def test_mails_go_to_the_e_mail_and_without_one_nowhere(client: Client, tm
     await member(client, "jsmith", "jo@example.com", confirmationUrl=LINK)
 
     async def mails() -> list[str]:
-        texts = [path.read_text() for path in tmp_path.glob("mail/*.eml")]
+        texts = [path.read_text() for path in tmp_path.glob("mail/[!.]*.eml")]
         return [to for text in texts for to in re.findall(r"(?m)^To: (.*)$", text)]
 
     assert await until(mails) == ["jo@example.com"]

@@ -111,7 +111,7 @@ def bodies(message: EmailMessage) -> tuple[str, str]:
 
 def kept(data_dir: Path) -> list[EmailMessage]:
     """The mails of a server without mail server, the oldest first."""
-    files = sorted((data_dir / "mail").glob("*.eml"), key=lambda file: file.stat().st_mtime_ns)
+    files = sorted((data_dir / "mail").glob("[!.]*.eml"), key=lambda file: file.stat().st_mtime_ns)
     return [email.message_from_bytes(file.read_bytes(), policy=email.policy.default) for file in files]
 
 
