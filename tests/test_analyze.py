@@ -32,6 +32,7 @@ async def database(database_url: str) -> Any:
     await database.close()
 
 
+@pytest.mark.slow
 async def test_a_filling_database_is_analyzed_as_it_goes(serve: Serve, db: asyncpg.Connection) -> None:
     """Also within one worker, whose connections keep what they planned while there were no users."""
     client = await serve(pool_size=1)
@@ -68,6 +69,7 @@ async def reported(count: Any, enough: int) -> bool:
     return bool(await count() >= enough)
 
 
+@pytest.mark.slow
 @pytest.mark.damages
 async def test_each_table_once_until_it_has_grown_tenfold(database: Database, db: asyncpg.Connection) -> None:
     assert await analyze_grown(database) == []
@@ -130,6 +132,7 @@ async def test_a_role_that_owns_no_tables_has_it_done(
         await db.execute(f"RESET ROLE; DROP OWNED BY {name}; DROP ROLE {name}")
 
 
+@pytest.mark.slow
 async def test_an_import_has_it_done(officerpc: Any, db: asyncpg.Connection, tmp_path: Any) -> None:
     """No server need be running."""
     lines = [f'{{"email":"u{number}@example.com","passwordHash":"{HASH}"}}\n' for number in range(3000)]

@@ -681,6 +681,7 @@ async def test_someone_takes_the_address_while_the_batch_runs(client: Client, db
     assert codes(await waiting) == [None, "duplicate_email", None]
 
 
+@pytest.mark.slow
 async def test_others_get_their_turn_while_many_are_hashed(serve: Serve) -> None:
     client = await serve(hash_threads=1, hash_queue=2, argon2_memory=19456, argon2_time=2)
     many = asyncio.create_task(client.call("createUsers", {"users": people(40, password="demo1234")}))

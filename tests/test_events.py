@@ -124,6 +124,7 @@ async def test_the_last_event_may_be_any_instances(
     assert await db.fetchval("SELECT max(xid::text::bigint) FROM events") > last
 
 
+@pytest.mark.slow
 @pytest.mark.damages
 async def test_the_retention_looks_at_no_user_whose_time_has_not_come(
     client: Client, db: asyncpg.Connection

@@ -327,6 +327,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("committed", [True, False])
 async def test_a_server_is_killed_around_its_commit(
     committed: bool, folder: Path, database_url: str, db: asyncpg.Connection

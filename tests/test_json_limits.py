@@ -163,11 +163,13 @@ async def printed(script: str) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 async def test_every_shape_is_parsed_at_its_largest_within_a_limit_of_cpu_time() -> None:
     """A body of 1 MiB, and the beginning of a body whose envelope is looked for."""
     assert await printed(PARSE_ALL) == list(SHAPES)
 
 
+@pytest.mark.slow
 async def test_a_long_name_of_an_environment_is_no_attack() -> None:
     """Marks out of their order are sorted one by one."""
     assert await printed(NAME_ENVIRONMENTS) == ["cafe-one"]
@@ -216,6 +218,7 @@ PIECES = [
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None)
 @given(
     st.one_of(

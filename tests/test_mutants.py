@@ -52,6 +52,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_noticed_alive_and_broken(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that is not noticed, or cannot be tried, is an error; the tree stays as it is."""
     before = {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
@@ -63,6 +64,7 @@ def test_noticed_alive_and_broken(tree: Path, capsys: pytest.CaptureFixture[str]
     assert {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_some_of_them(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mutants.main(["--json", "-k", "more"], tree) == 0
     assert json.loads(capsys.readouterr().out) == {"one-more": "noticed"}

@@ -158,7 +158,8 @@ def test_every_list_is_here() -> None:
         for name, method in METHODS.items()
         if {"after", "cursor", "page", "pageNumber"} & set(method.params.model_fields)
     }
-    assert paged == {listing.method for listing in LISTINGS} | {"listChanges"}
+    of_scim = {"searchScimUsers", "searchScimGroups"}  # RFC 9865's: test_scim_search.py
+    assert paged == {listing.method for listing in LISTINGS} | {"listChanges"} | of_scim
 
 
 @pytest.mark.parametrize("method", ["listUsers", "listGroups", "listAuthSessions"])

@@ -336,6 +336,7 @@ async def test_dry_runs_and_idempotency(client: Client, db: asyncpg.Connection) 
     assert await db.fetchval("SELECT count(*) FROM groups") == 1
 
 
+@pytest.mark.slow
 async def test_ten_thousand_members(client: Client) -> None:
     """Put in, added to, read with and without them, and taken out, each in seconds."""
     members = await people(client, 10_000)

@@ -237,6 +237,7 @@ def matching(text: str, resources: Crowd) -> set[str] | None:
         return None
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200, deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -197,6 +197,7 @@ async def waiting_for_locks(db: asyncpg.Connection) -> int:
     return count
 
 
+@pytest.mark.slow
 async def test_callers_at_a_locked_row_leave_connections_to_others(
     serve: Serve, db: asyncpg.Connection
 ) -> None:
@@ -272,6 +273,7 @@ async def first_done(tasks: list[asyncio.Task[Any]], number: int) -> list[asynci
     return [task for task in tasks if task.done()]
 
 
+@pytest.mark.slow
 async def test_expensive_logins_leave_a_thread_to_others(serve: Serve, db: asyncpg.Connection) -> None:
     """Another tenant's login is done before those of the first that came before it."""
     _, mine, others = await tenants(serve, db, hash_threads=1)

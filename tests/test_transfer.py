@@ -117,6 +117,7 @@ async def test_csv_with_rows_that_fail(officerpc: Any, tmp_path: Path, client: C
         assert done.status == 1 and told in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 async def test_killed_in_the_middle_and_run_again(
     suffix: str, officerpc_command: Any, tmp_path: Path, client: Client, db: asyncpg.Connection
@@ -328,6 +329,7 @@ async def test_tables_are_not_cut(officerpc: Any, client: Client, monkeypatch: p
     assert narrow.out.count("x") >= 60 and narrow.out.count("z") == 90
 
 
+@pytest.mark.slow
 @pytest.mark.damages
 async def test_export_keeps_one_page_in_memory(officerpc_memory: Any, db: asyncpg.Connection) -> None:
     """Ten times the users take no more of it than a page does."""

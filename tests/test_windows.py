@@ -3,6 +3,8 @@
 from collections import Counter
 from itertools import islice
 
+import pytest
+
 from server.jobs.windows import Due, Limits, Windows
 
 A, B = (1, 1), (2, 1)
@@ -60,6 +62,7 @@ def test_among_equals_the_first_comes_first() -> None:
     assert windows(at_once=2).share_out([(1, 7), (1, 3), (1, 5)]) == {(1, 7): 1, (1, 3): 1}
 
 
+@pytest.mark.slow
 def test_it_forgets_what_is_idle_when_there_are_too_many() -> None:
     it = windows(at_once=50_000)
     send(it, Counter({A: 4}), True)
