@@ -64,14 +64,15 @@ lock: .venv/dev.stamp
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
+# --no-deps: the locks are complete, and with hashes pip refuses the extra that scim2-models asks for (pydantic[email]).
 .venv/run.stamp: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --no-deps -e .
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp $(DEV_LOCK)
-	$(PIP) install --require-hashes -r $(DEV_LOCK)
+	$(PIP) install --no-deps --require-hashes -r $(DEV_LOCK)
 	@touch $@
 
 # npm install --package-lock-only --omit-lockfile-registry-resolved makes the lock file, without addresses.
