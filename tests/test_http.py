@@ -202,7 +202,9 @@ async def test_a_preflight(path: str, serve: Serve) -> None:
         told = cors(response.headers)
         assert response.headers["X-Request-Id"] and response.headers["Vary"] == "Origin"
     assert told["Access-Control-Allow-Origin"] == SHOP
-    assert {"GET", "HEAD", "POST", "PUT", "DELETE"} == set(told["Access-Control-Allow-Methods"].split(", "))
+    assert {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} == set(
+        told["Access-Control-Allow-Methods"].split(", ")
+    )
     allowed = told["Access-Control-Allow-Headers"].lower().split(", ")
     assert {"x-api-key", "content-type", "idempotency-key", "dry-run", "x-origin", "x-request-id"} <= set(
         allowed

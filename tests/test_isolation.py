@@ -182,6 +182,12 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "listStoreUsers": [{}, {"query": "admins"}, {"query": "deactivated"}],
     "listWebhooks": [{}],
     "listUsers": [{}, {"status": "deleted"}, {"emailStartsWith": "jane"}],
+    "searchScimGroups": [{}, {"filter": 'displayName eq "Sales"'}],
+    "searchScimUsers": [
+        {},
+        {"filter": 'userName eq "jane@example.com"'},
+        {"filter": f'name.familyName co "{MARK}"'},
+    ],
     "searchUsers": [{"searchText": MARK}, {"searchText": "jane"}],
 }
 

@@ -39,9 +39,7 @@ class Manager(ComplexAttribute):
     """A user's manager; Entra ID sends its id alone, as a string."""
 
     value: Annotated[str | None, Required.true, CaseExact.true] = None
-    ref: Reference["User"] | None = Field(  # type: ignore[type-arg]
-        None, serialization_alias="$ref", validation_alias="$ref"
-    )
+    ref: Reference["User"] | None = Field(None, serialization_alias="$ref", validation_alias="$ref")
     display_name: Annotated[str | None, Mutability.read_only] = None
 
     @model_validator(mode="before")
