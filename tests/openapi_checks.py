@@ -42,6 +42,11 @@ EXCUSED = {
 STORED_OR_SAID = "depends on what is stored, or on what no schema says"
 OF_MEANING = {"invalidFilter", "invalidPath", "noTarget", "mutability", "uniqueness", "invalidCursor"}
 """scimTypes of texts with a grammar of their own, and of what is stored."""
+DESCRIBED = {
+    "schemas", "userName", "displayName", "Operations", "op", "path", "value", "failOnErrors", "attributes",
+    "excludedAttributes", "filter", "sortBy", "sortOrder", "startIndex", "count", "cursor",
+}  # fmt: skip
+"""Members of SCIM's bodies and queries of which the document says what they may be."""
 EXCUSED |= {
     STORED_OR_SAID,
     "cannot be given together with attributes",
@@ -52,6 +57,7 @@ EXCUSED |= {
     "names somebody who is no user of this instance",
     "cannot be given together with startIndex",
     "the JSON holds a NUL character",  # in what SCIM ignores
+    "the JSON holds an integer beyond 64 bits",
 }
 EXCUSED |= {RUSSIAN[message] for message in EXCUSED & RUSSIAN.keys()}
 
@@ -102,11 +108,12 @@ def _refusal(answer: Any) -> tuple[int, list[tuple[str, str]]] | None:
         case [{"MemberNames": _, "ErrorMessage": _}, *_]:
             return 400, [("".join(one["MemberNames"]), one["ErrorMessage"]) for one in answer]
         case {"schemas": _, "status": status, "detail": detail}:
-            told = (
-                STORED_OR_SAID if answer.get("scimType") in OF_MEANING or status in ("412", "413") else detail
-            )
             field, _, _ = detail.partition(": ")
-            return int(status), [(field, told)]
+            kind = answer.get("scimType")
+            # The document describes the least of a resource: /Schemas has its other attributes.
+            is_undescribed = kind == "invalidValue" and field.partition(".")[0] not in DESCRIBED
+            is_excused = kind in OF_MEANING or status in ("412", "413") or is_undescribed
+            return int(status), [(field, STORED_OR_SAID if is_excused else detail)]
         case {"message": _, "errors": errors}:
             return 422, [(name, one) for name, all_of_it in errors.items() for one in all_of_it]
     return None
