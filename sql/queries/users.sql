@@ -121,27 +121,13 @@ void AS (
         AND codes.purpose = any(given.ended_codes)
 ),
 
--- Whose members are seen, and so what is shown of a group, changes with deletion and return.
+-- Groups show the members that are not deleted, so that they change with deletion and return.
 regrouped AS (
-    SELECT g.id
-    FROM groups AS g
-    WHERE
-        g.instance_id = :instance_id
-        AND g.id IN (
-            SELECT gm.group_id
-            FROM given
-            INNER JOIN group_members AS gm ON gm.instance_id = :instance_id AND gm.user_id = given.id
-            WHERE given.comes_or_goes
-        )
-    ORDER BY g.id
-    FOR NO KEY UPDATE
-),
-
-shown_otherwise AS (
     UPDATE groups
     SET updated_at = now()
-    FROM regrouped
-    WHERE groups.instance_id = :instance_id AND groups.id = regrouped.id
+    FROM given
+    INNER JOIN group_members AS gm ON gm.instance_id = :instance_id AND gm.user_id = given.id
+    WHERE groups.instance_id = :instance_id AND groups.id = gm.group_id AND given.comes_or_goes
 ),
 
 ended AS (
