@@ -96,9 +96,9 @@ WITH candidates AS MATERIALIZED (
             CROSS JOIN LATERAL (
                 SELECT id FROM users
                 WHERE
-                    instance_id = :instance_id AND (display_name <> full_name OR attributes ? 'emailKeys')
+                    instance_id = :instance_id AND (display_name <> full_name OR login IS NOT NULL OR attributes ?| '{name,emailKeys}')
                     AND deleted_at IS NULL
-                    AND (lower(display_name) || E'\n' || coalesce(attributes ->> 'emailKeys', '')) LIKE part.pattern
+                    AND (lower(display_name || E'\n' || coalesce(login, '') || E'\n' || coalesce(attributes #>> '{name,formatted}', '')) || E'\n' || coalesce(attributes ->> 'emailKeys', '')) LIKE part.pattern
                 OFFSET 0
             ) AS u
             LIMIT :most + 1
@@ -123,9 +123,9 @@ WITH candidates AS MATERIALIZED (
             CROSS JOIN LATERAL (
                 SELECT id FROM users
                 WHERE
-                    instance_id = :instance_id AND (display_name <> full_name OR attributes ? 'emailKeys')
+                    instance_id = :instance_id AND (display_name <> full_name OR login IS NOT NULL OR attributes ?| '{name,emailKeys}')
                     AND deleted_at IS NULL
-                    AND bigrams(lower(display_name) || E'\n' || coalesce(attributes ->> 'emailKeys', ''))
+                    AND bigrams(lower(display_name || E'\n' || coalesce(login, '') || E'\n' || coalesce(attributes #>> '{name,formatted}', '')) || E'\n' || coalesce(attributes ->> 'emailKeys', ''))
                     @@ bigrams_of(part.text)
                 OFFSET 0
             ) AS u

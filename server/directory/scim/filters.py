@@ -415,17 +415,14 @@ def _by_text(name: str, op: CompareOperator, value: Any) -> Ways | None:
     if name not in _NAMED or not isinstance(value, str):
         return None
     text = value.lower()
-    if name in ("username", "emails.value") and op == CompareOperator.sw and text:
-        found = Ways(beginnings=[text])
-        return found if name == "username" else _with_others(found, text)
-    return _with_others(Ways(), text)
-
-
-def _with_others(found: Ways, text: str) -> Ways | None:
+    if name == "username" and op == CompareOperator.sw and text:
+        return Ways(beginnings=[text])
     if _LETTERS.search(text):
-        found.parts.append(text)
+        found = Ways(parts=[text])
     elif len(text) >= 2:
-        found.short_parts.append(text)
-    elif not found.beginnings:
+        found = Ways(short_parts=[text])
+    else:
         return None
+    if name == "emails.value" and op == CompareOperator.sw:
+        found.beginnings.append(text)
     return found

@@ -18,9 +18,12 @@ from scim2_models import Resource as ScimResource
 from server.base.errors import Invalid
 from server.base.models import field_errors
 from server.directory.scim.errors import BY_SCIM_TYPE, bad_path, bad_value, no_target, not_writable
-from server.directory.scim.models import POLICY, User
+from server.directory.scim.models import POLICY, Group, User
 
-MOST_OPERATIONS = 10_000
+MOST_OPERATIONS = 500
+"""Of a PATCH: each is validated with its whole attribute, which keeps the event loop busy."""
+MOST_MEMBERS = 200
+"""Attributes of a resource, and values of one attribute of a user."""
 _PATCH_SCHEMA = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 
 
@@ -126,9 +129,11 @@ def read_operations(model: type[ScimResource[Any]], given: Sequence[Mapping[str,
         Invalid: invalid_path for a path that leads nowhere, no_target for a remove without one, mutability
             for one to what can only be read, invalid_value.
     """
-    operations = [operation for one in given for operation in _read(model, one)]
-    if len(operations) > MOST_OPERATIONS:
-        raise bad_value("operations", f"at most {MOST_OPERATIONS} operations and members of their values")
+    operations: list[Operation] = []
+    for one in given:
+        operations += _read(model, one)
+        if len(operations) > MOST_OPERATIONS:
+            raise bad_value("operations", f"at most {MOST_OPERATIONS} operations and members of their values")
     return operations
 
 
@@ -313,6 +318,12 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
         Invalid: see translated.
     """
     require_schema(document, str(model.__schema__))
+    if len(document) > MOST_MEMBERS:
+        raise bad_value("params", f"at most {MOST_MEMBERS} attributes")
+    if model is not Group:
+        for name, value in document.items():
+            if isinstance(value, list) and len(value) > MOST_MEMBERS:
+                raise bad_value(name[:64], f"at most {MOST_MEMBERS} values")
     try:
         resource: BaseModel = model.model_validate(
             _lenient(model, document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY

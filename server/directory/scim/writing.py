@@ -217,8 +217,9 @@ def _manager(manager: Any) -> str | None:
     value = (manager or {}).get("value")
     if not value:
         return None
-    # bigint; ids begin with 1.
-    if not (value.isascii() and value.isdigit() and value[0] != "0" and int(value) < 2**63):
+    # bigint; ids begin with 1. Python refuses to read a number of thousands of digits.
+    is_number = value.isascii() and value.isdigit() and value[0] != "0" and len(value) < 20
+    if not (is_number and int(value) < 2**63):
         raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")
     return str(value)
 
