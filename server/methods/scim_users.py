@@ -10,6 +10,7 @@ from server.directory.scim import accounts
 from server.directory.scim.accounts import NewAccount, Patch, Replacement, parsed_id
 from server.directory.scim.attributes import selected
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
+from server.directory.scim.operations import MOST_OPERATIONS
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -58,7 +59,11 @@ SentUser = Annotated[
 SentOperations = Annotated[
     list[dict[str, Any]],
     Sent,
-    Field(min_length=1, max_length=10_000, description="Of a SCIM PATCH (RFC 7644, 3.5.2): op, path, value."),
+    Field(
+        min_length=1,
+        max_length=MOST_OPERATIONS,
+        description="Of a SCIM PATCH (RFC 7644, 3.5.2): op, path, value.",
+    ),
 ]
 
 
