@@ -155,6 +155,8 @@ class Database:
                     "idle_in_transaction_session_timeout": str(int(settings.idle_transaction_timeout * 1000)),
                 },
                 "max_cached_statement_lifetime": 0,
+                # asyncpg would plan statements of more than 15 KiB anew in each call: search_scim_users.
+                "max_cacheable_statement_size": 0,
             }
         )
         opened = await asyncpg.create_pool(
