@@ -154,7 +154,7 @@ def template_url(postgres_url: str) -> str:
 
     async def make() -> None:
         server = await asyncpg.connect(postgres_url)
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+        for setting in ("fsync", "synchronous_commit", "full_page_writes", "jit"):
             await server.execute(f"ALTER SYSTEM SET {setting} = off")
         await server.execute("SELECT pg_reload_conf()")
         await server.execute("CREATE DATABASE template_test")

@@ -134,7 +134,9 @@ def raised_codes() -> Iterator[tuple[str, str | None, str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.name}:{getattr(node, 'lineno', 0)}"
             match node:
-                case ast.Call(func=ast.Name(kind), keywords=keywords) if kind in names:
+                case ast.Call(
+                    func=ast.Name(kind) | ast.Attribute(ast.Name(kind), "of"), keywords=keywords
+                ) if kind in names:
                     for keyword in keywords:
                         match keyword:
                             case ast.keyword("code", ast.Constant(str(code))):

@@ -12,8 +12,8 @@ from server.methods.registry import METHODS
 from server.serving import app as composition
 from server.serving import connections
 from server.wires.mapping import Links, MethodResult, RestWire, Route, status_of
-from server.wires.members import FLAG, ID, INTEGER, Member
 from server.wires.openapi import document
+from server.wires.params import FLAG, ID, INTEGER, Member
 from server.wires.rendering import AnswerModel, Computed, From, always, renderer
 
 # --- the wire -----------------------------------------------------------------------------------------

@@ -72,7 +72,9 @@ WITHOUT: dict[str, Any] = {
     "displayName": "ann", "preferredLanguage": "en", "active": True,
     "emails": [{"value": ANN, "type": "work", "primary": True}],
 }  # fmt: skip
-"""What a user has where nothing was given. active stays, whatever it is, when it is left out of a PUT."""
+"""What a user has where nothing was given."""
+STAYING = {"active", "preferredLanguage"}
+"""What stays when it is left out of a PUT."""
 
 
 def user_with(values: dict[str, Any], name: str = ANN) -> dict[str, Any]:
@@ -167,7 +169,14 @@ async def test_there_and_back(path: str, client: Client, jane: Any) -> None:
         assert same(value_of(after, path), WITHOUT.get(path))
     await patch(client, user, {"op": "add", "path": path, "value": second})
     after = await put(client, user, user_with({}))
-    assert same(value_of(after, path), False if path == "active" else WITHOUT.get(path))
+    assert same(value_of(after, path), second if path in STAYING else WITHOUT.get(path))
+
+
+async def test_quotas_stay_where_the_client_does_not_know_them(client: Client) -> None:
+    """A PUT whose `schemas` do not name our extension leaves it; see test_there_and_back for one that does."""
+    user = await client.call("createScimUser", {"user": user_with({f"{OFFICE}:quotas": {"mail": 100}})})
+    after = await put(client, user, {"schemas": [CORE], "userName": ANN})
+    assert after[OFFICE]["quotas"] == {"mail": 100}
 
 
 async def test_all_at_once(client: Client, jane: Any) -> None:

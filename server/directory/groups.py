@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -108,6 +108,16 @@ async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> Non
         member_ids=[user_id for user_id, _ in pairs],
         group_ids=[group_id for _, group_id in pairs],
     )
+
+
+def group_state(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What events tell of a group.
+
+    Args:
+        group: its name, description and external_id.
+    """
+    state = {"name": group["name"], "description": group["description"]}
+    return state if group["external_id"] is None else state | {"externalId": group["external_id"]}
 
 
 async def record_groups(call: Call, before: Mapping[int, list[str]]) -> None:

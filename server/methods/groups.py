@@ -13,6 +13,7 @@ from server.directory.groups import (
     GroupName,
     find_group_ids,
     group_key,
+    group_state,
     groups_of,
     is_admins,
     own_key,
@@ -126,7 +127,7 @@ async def delete_group(call: Call, params: GroupRef) -> Any:
     group = found(
         await call.db.one("delete_group", instance_id=call.instance.id, group_id=None, name_key=key)
     )
-    call.emit("group.deleted", before=dict(group))
+    call.emit("group.deleted", before=group_state(group))
     return True
 
 

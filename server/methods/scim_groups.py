@@ -7,9 +7,9 @@ from pydantic import Field
 from server.base.errors import MemberForbidden, NotFound
 from server.base.models import TenantParams
 from server.directory.scim import group_changes
-from server.directory.scim.accounts import parsed_id
 from server.directory.scim.attributes import wants
 from server.directory.scim.models import GROUP_SCHEMA
+from server.directory.scim.user_changes import parsed_id
 from server.methods.registry import Example, method
 from server.methods.scim_users import OPERATIONS, VALUES, Resource, ScimId, Selection, SentOperations, Version
 from server.tenants.call import Call

@@ -6,11 +6,11 @@ from pydantic import Field, PlainSerializer, SerializationInfo
 
 from server.base.errors import DUPLICATES, MemberForbidden, NotFound
 from server.base.models import HIDDEN, IN_EVENTS, TenantParams
-from server.directory.scim import accounts
-from server.directory.scim.accounts import NewAccount, Patch, Replacement, parsed_id
+from server.directory.scim import user_changes
 from server.directory.scim.attributes import selected
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
 from server.directory.scim.operations import MOST_OPERATIONS
+from server.directory.scim.user_changes import NewAccount, Patch, Replacement, parsed_id
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
@@ -117,7 +117,7 @@ SCIM_USER = {
 )  # fmt: skip
 async def get_scim_user(call: Call, params: ScimUserId) -> Any:
     """A user as a SCIM resource. Suspended users have active false; deleted ones are not found."""
-    return params.of(await accounts.read(call, parsed_id(params.id)))
+    return params.of(await user_changes.read(call, parsed_id(params.id)))
 
 
 class CreateScimUser(Selection):
@@ -127,7 +127,7 @@ class CreateScimUser(Selection):
 
 
 async def _prepare_creation(call: Call, params: CreateScimUser) -> NewAccount:
-    return await accounts.prepare_new(call, params.user)
+    return await user_changes.prepare_new(call, params.user)
 
 
 @method(
@@ -154,7 +154,7 @@ async def create_scim_user(call: Call, params: CreateScimUser, prepared: NewAcco
     A userName that is an address is the user's e-mail. Any other one is its login, and its e-mail is the
     primary entry of `emails`, or else the first, if there is one. What can only be read is passed over.
     """
-    return params.of(await accounts.create(call, prepared))
+    return params.of(await user_changes.create(call, prepared))
 
 
 class ReplaceScimUser(ScimUserId):
@@ -165,7 +165,7 @@ class ReplaceScimUser(ScimUserId):
 
 
 async def _prepare_replacement(call: Call, params: ReplaceScimUser) -> Replacement:
-    return await accounts.prepare_replacement(call, params.user)
+    return await user_changes.prepare_replacement(call, params.user)
 
 
 _CHANGING = (NotFound, MemberForbidden, "version_mismatch")
@@ -196,7 +196,7 @@ async def replace_scim_user(call: Call, params: ReplaceScimUser, prepared: Repla
     Attributes that are left out are cleared, but for the password, for active, and for a picture that was
     stored here. A password ends the user's sessions, and so does active false.
     """
-    return params.of(await accounts.replace(call, parsed_id(params.id), prepared, params.version))
+    return params.of(await user_changes.replace(call, parsed_id(params.id), prepared, params.version))
 
 
 class PatchScimUser(ScimUserId):
@@ -207,7 +207,7 @@ class PatchScimUser(ScimUserId):
 
 
 async def _prepare_patch(call: Call, params: PatchScimUser) -> Patch:
-    return await accounts.prepare_patch(call, params.operations)
+    return await user_changes.prepare_patch(call, params.operations)
 
 
 @method(
@@ -232,7 +232,7 @@ async def patch_scim_user(call: Call, params: PatchScimUser, prepared: Patch) ->
     What Entra ID and Okta send beside the RFC is accepted. A password ends the user's sessions, and so does
     active false.
     """
-    return params.of(await accounts.patch(call, parsed_id(params.id), prepared, params.version))
+    return params.of(await user_changes.patch(call, parsed_id(params.id), prepared, params.version))
 
 
 class DeleteScimUser(TenantParams):
@@ -255,5 +255,5 @@ async def delete_scim_user(call: Call, params: DeleteScimUser) -> Any:
 
     For SCIM it is gone; restoreUserByEmail brings it back.
     """
-    await accounts.delete(call, parsed_id(params.id), params.version)
+    await user_changes.delete(call, parsed_id(params.id), params.version)
     return True

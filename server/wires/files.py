@@ -10,7 +10,7 @@ from server.base.errors import Invalid, NotFound, ServiceError
 from server.tenants.principals import FILE_READER
 from server.wires.http import answer, run
 from server.wires.mapping import RestWire, Route
-from server.wires.members import Member
+from server.wires.params import Member
 
 # A name always means the same bytes, so clients may store them. They must revalidate on each use (no-cache):
 # the picture of a suspended or deleted user or instance is not public.

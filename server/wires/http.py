@@ -263,7 +263,7 @@ async def run(
         ServiceError: see Dispatcher.answer.
     """
     key = _idempotency_key(request, idempotency_key, index)
-    dry = _dry_run(request, dry_run)
+    dry = is_dry_run(request, dry_run)
     context = RequestContext(request[REQUEST_ID], address_of(request), key, origin_of(request), dry_run=dry)
     calls = request[CALLS]
     calls.begun += 1
@@ -294,7 +294,15 @@ def _idempotency_key(request: web.Request, given: object, index: int | None) -> 
     return keys.pop() if index is None else f"{keys.pop()}\n{index}"
 
 
-def _dry_run(request: web.Request, given: object) -> bool:
+def is_dry_run(request: web.Request, given: object = None) -> bool:
+    """Whether a call only checks what it would do.
+
+    Args:
+        given: dryRun of the envelope; None: not given there.
+
+    Raises:
+        Invalid: it, or the header Dry-Run, is neither true nor false.
+    """
     if given is not None and not isinstance(given, bool):
         raise Invalid.of([FieldError(DRY_RUN, "must be true or false")])
     values = {value.lower() for value in request.headers.getall("Dry-Run", ())}

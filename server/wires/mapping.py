@@ -8,7 +8,7 @@ and describes it in the OpenAPI document.
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from server.wires.http import (
     require_json,
     run,
 )
-from server.wires.members import Member
+from server.wires.params import Member
 from server.wires.rendering import renderer
 from server.wires.schemas import Schema
 
@@ -81,7 +81,7 @@ class Links(NamedTuple):
     values: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """A function of a wire: verb, path, method and members."""
 
@@ -119,6 +119,8 @@ class Route:
     version: Callable[[Any], str | None] | None = None
     # Method's result -> its address, for the header Location.
     location: Callable[[Any], str | None] | None = None
+    # Params without any of which the answer has no body (204). Empty: it always has one.
+    body_for: tuple[str, ...] = ()
     # Other methods that `handle` calls.
     also: tuple[str, ...] = ()
     # Instead of the declarations: the handler, and the responses in the OpenAPI document.
@@ -176,7 +178,7 @@ async def call(request: web.Request, caller: Principal, route: Route, parsed: Pa
         raise type(error)(message, code=error.code, fields=fields) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RestWire(Wire):
     """A wire made of routes."""
 
@@ -245,6 +247,7 @@ class RestWire(Wire):
                 add(mount + path, handle)
 
 
+@cache
 def handler(wire: RestWire, route: Route) -> Handler:
     """The handler of a route: authenticate, parse, call the method, render."""
     answer_type = route.answer_type(Any)
@@ -258,6 +261,7 @@ def handler(wire: RestWire, route: Route) -> Handler:
         if wire.before is not None:
             await wire.before(request, caller, route)
         parsed = await _parse(wire, route, request, caller)
+        has_body = not route.body_for or any(name in parsed.params for name in route.body_for)
         result = await wire.call(request, caller, route, parsed)
         headers = wire.headers(request)
         if route.continued_by is not None and result["next"]:
@@ -269,8 +273,8 @@ def handler(wire: RestWire, route: Route) -> Handler:
             headers[hdrs.ETAG] = version
             if request.method in ("GET", "HEAD") and has_version(request, version):
                 return answer(304, None, headers)
-        if render is None:
-            return answer(route.status, None, headers)
+        if render is None or not has_body:
+            return answer(route.status if has_body else 204, None, headers)
         if route.source is not None:
             result = route.source(CompletedCall(request, parsed.params, result))
         return wire.answer(route.status, orjson.dumps(render(result)), headers)

@@ -21,7 +21,7 @@ from server.base.errors import (
 )
 from server.base.strict import whole
 from server.wires.mapping import CompletedCall, Links, MethodResult, RestWire, Route, status_of
-from server.wires.members import FLAG, INTEGER, Format, Member, same
+from server.wires.params import FLAG, INTEGER, Format, Member, same
 from server.wires.rendering import WHOLE, AnswerModel, Computed, Empty, From, renderer
 from server.wires.schemas import one_of
 

@@ -13,7 +13,7 @@ from server.base import errors
 from server.base.error_codes import ERROR_CODES
 from server.methods.registry import Method
 from server.wires.mapping import RestWire, Route, status_of
-from server.wires.members import Member
+from server.wires.params import Member
 from server.wires.schemas import Schema, Schemas, either, json_object, nullable, one_of, without_null
 
 _YES: Schema = {"type": "string", "const": "true"}
@@ -231,9 +231,13 @@ def _successes(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping
         headers["Location"] = {"description": "Its address.", "schema": {"type": "string"}}
     if headers:
         success["headers"] = headers
-    if route.version is None or route.verb != "GET":
-        return {route.status: success}
-    return {route.status: success, 304: {"description": "The client has this version.", "headers": headers}}
+    successes = {route.status: success}
+    if route.version is not None and route.verb == "GET":
+        successes[304] = {"description": "The client has this version.", "headers": headers}
+    if route.body_for:
+        wanted = " or ".join(route.body_for)
+        successes[204] = {"description": f"Done; {wanted} would have the result.", "headers": headers}
+    return successes
 
 
 def _success(wire: RestWire, route: Route, schemas: Schemas, refusals: Mapping[int, Any]) -> dict[str, Any]:

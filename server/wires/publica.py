@@ -26,7 +26,7 @@ from server.tenants.limits import RateLimiter
 from server.tenants.principals import Principal
 from server.wires.http import CALLS, SETTINGS, enforce
 from server.wires.mapping import CompletedCall, Links, RestWire, Route
-from server.wires.members import FLAG, ID, INTEGER, Format, Member, or_digits, same
+from server.wires.params import FLAG, ID, INTEGER, Format, Member, or_digits, same
 from server.wires.rendering import WHOLE, AnswerModel, Computed, Empty, From, always, renderer
 from server.wires.schemas import Schema
 

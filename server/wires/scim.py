@@ -14,7 +14,7 @@ from server.base.models import NO_CONTROLS
 from server.tenants.principals import Principal
 from server.wires import scim_bulk, scim_discovery
 from server.wires.mapping import Links, MethodResult, ParsedCall, RestWire, Route, call
-from server.wires.members import INTEGER, Format, Member, same
+from server.wires.params import INTEGER, Format, Member, same
 from server.wires.schemas import Schema
 from server.wires.scim_discovery import ListResponse, listed
 from server.wires.scim_errors import (
@@ -146,7 +146,9 @@ def _resources(
         ),
         Route(
             "PATCH", one, f"patchScim{kind}", own, query=SELECTION, version=version_of,
-            body={"schemas": message(PATCH), "Operations": Member("operations", OPERATIONS)}, **changed,
+            body={"schemas": message(PATCH), "Operations": Member("operations", OPERATIONS)},
+            # A group can have very many members (RFC 7644, 3.5.2: 204).
+            body_for=tuple(SELECTION) if kind == "Group" else (), **changed,
         ),
         Route("DELETE", one, f"deleteScim{kind}", status=204, **changed),
     )  # fmt: skip
@@ -171,6 +173,8 @@ ROUTES = tuple(
 async def _call(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
     if route.method == "describeScim":
         return await scim_discovery.describe(request, caller, route, parsed)
+    if route.body_for and not SELECTION.keys() & parsed.params.keys():
+        parsed.params["attributes"] = ["meta"]  # for the headers
     return await call(request, caller, route, parsed)
 
 

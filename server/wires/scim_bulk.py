@@ -1,7 +1,9 @@
 """SCIM's Bulk (RFC 7644, section 3.7): several operations in one request, each a call of its own.
 
-Operations run in the order in which they stand, but for those that refer, as bulkId:..., to what a later one
-makes: they wait for it. What refers to itself around a corner is refused (409).
+Operations run in their order. One that refers, by bulkId:..., to a resource that a later operation creates
+runs as soon as that one was created. Operations that refer to each other in a circle are refused (409). When
+the rate limit is reached or the database is away, the operations that are left are not run, and have the same
+error.
 """
 
 import re
@@ -15,7 +17,17 @@ import structlog
 from aiohttp import web
 from pydantic import Field
 
-from server.base.errors import Conflict, FieldError, Forbidden, Invalid, Malformed, ServiceError, TooLarge
+from server.base.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    Malformed,
+    ServiceError,
+    TooLarge,
+    TooMany,
+    Unavailable,
+)
 from server.base.logs import safe_traceback
 from server.base.parsing import parse_long_json
 from server.tenants.principals import Principal
@@ -26,12 +38,13 @@ from server.wires.http import (
     answer,
     authenticate,
     count,
+    is_dry_run,
     read_body,
     require_json,
     run,
 )
 from server.wires.mapping import Route, status_of
-from server.wires.members import Format, Member
+from server.wires.params import Format, Member
 from server.wires.rendering import AnswerModel
 from server.wires.schemas import Schema
 from server.wires.scim_errors import (
@@ -178,31 +191,23 @@ class _Bulk:
         self.made: dict[str, str] = {}
         self.failed: set[str] = set()
         self.results: dict[int, dict[str, Any]] = {}
+        # The error after which no operation is run any more.
+        self.stopped_by: ServiceError | None = None
         self.errors = 0
         self.begun = 0
 
     async def run(self, given: list[Any], most_errors: int | None) -> list[dict[str, Any]]:
         """The results in the order of the operations, of those that were run."""
-        waiting = list(enumerate(given))
-        operations = {index: self._read(index, one) for index, one in waiting}
-        while waiting and not self._ended(most_errors):
-            later = []
-            for index, sent in waiting:
-                if self._ended(most_errors):
-                    break
-                operation = operations[index]
-                refusal = operation if isinstance(operation, ServiceError) else self._refusal(operation)
-                if refusal is not None:
-                    self._fail(index, sent, refusal)
-                elif isinstance(operation, Operation) and operation.needs <= self.made.keys():
-                    await self._do(operation, sent)
-                else:
-                    later.append((index, sent))
-            if len(later) == len(waiting):
-                for index, sent in later:
-                    self._fail(index, sent, Conflict("operations refer to each other in a circle"))
-                break
-            waiting = later
+        waiting = {index: self._read(index, one) for index, one in enumerate(given)}
+        while waiting and (most_errors is None or self.errors < most_errors):
+            ready = (index for index, operation in waiting.items() if self._is_ready(operation))
+            index = next(ready, next(iter(waiting)))
+            operation = waiting.pop(index)
+            refusal = operation if isinstance(operation, ServiceError) else self._refusal(operation)
+            if refusal is not None:
+                self._fail(index, given[index], refusal)
+            elif isinstance(operation, Operation):
+                await self._do(operation, given[index])
         return [self.results[index] for index in sorted(self.results)]
 
     def _read(self, index: int, sent: object) -> Operation | ServiceError:
@@ -217,16 +222,25 @@ class _Bulk:
             return error
         return operation
 
+    def _is_ready(self, operation: Operation | ServiceError) -> bool:
+        """Whether it waits for no other operation."""
+        if isinstance(operation, ServiceError):
+            return True
+        return operation.needs & self.known <= self.made.keys() | self.failed
+
     def _refusal(self, operation: Operation) -> ServiceError | None:
-        """Why an operation cannot be run, now or later: what it refers to is not made."""
-        if operation.needs & self.failed:
-            return Conflict("an operation that this one refers to was refused")
+        """Why an operation cannot be run."""
+        if self.stopped_by is not None:
+            return self.stopped_by
         if operation.needs - self.known:
             return _refused("bulkId", "is that of no other operation")
+        if operation.needs and is_dry_run(self.request):
+            return _refused("bulkId", "cannot be resolved in a dry run, which creates nothing")
+        if operation.needs & self.failed:
+            return Conflict("an operation that this one refers to was refused")
+        if operation.needs - self.made.keys():
+            return Conflict("operations refer to each other in a circle")
         return None
-
-    def _ended(self, most_errors: int | None) -> bool:
-        return most_errors is not None and self.errors >= most_errors
 
     async def _do(self, operation: Operation, given: Any) -> None:
         try:
@@ -237,6 +251,8 @@ class _Bulk:
             params = _params(operation, self.made) | dict(self.instance)
             result = await run(self.request, self.caller, method, params, index=operation.index)
         except ServiceError as error:
+            if isinstance(error, (TooMany, Unavailable)):
+                self.stopped_by = error
             self._fail(operation.index, given, error)
             return
         except Exception as bug:

@@ -11,7 +11,7 @@ from server.base.errors import Forbidden
 from server.tenants.principals import Principal
 from server.wires.http import DISPATCHER
 from server.wires.mapping import CompletedCall, MethodResult, ParsedCall, Route, call
-from server.wires.members import Member
+from server.wires.params import Member
 from server.wires.rendering import AnswerModel, From
 from server.wires.scim_errors import LIST
 

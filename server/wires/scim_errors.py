@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import Field
 
-from server.base.errors import Conflict, NoRoute, NotHeld, ServiceError
+from server.base.error_codes import ERROR_CODES
+from server.base.errors import Conflict, Forbidden, NoRoute, NotHeld, ServiceError, Unauthenticated
 from server.wires.rendering import AnswerModel
 
 MEDIA_TYPE = "application/scim+json"
@@ -70,8 +71,20 @@ def scim_type(error: ServiceError) -> str | None:
 
 def error_body(error: ServiceError, status: int) -> dict[str, Any]:
     """An error as a message; the status is a text there."""
-    body = {"schemas": [ERROR], "status": str(status), "scimType": scim_type(error), "detail": error.message}
+    body = {"schemas": [ERROR], "status": str(status), "scimType": scim_type(error), "detail": _detail(error)}
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _detail(error: ServiceError) -> str:
+    """What an administrator reads in the log of the identity provider.
+
+    The messages of these errors are those that clients of /rpc look for, such as "not-allowed".
+    """
+    if isinstance(error, (Unauthenticated, Forbidden)) or error.code.startswith("duplicate_"):
+        told = ERROR_CODES[error.code]
+        scope = f" ({error.scope})" if isinstance(error, Forbidden) and error.scope else ""
+        return f"{told.meaning} {told.remedy}{scope}"
+    return error.message
 
 
 def render_error(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:

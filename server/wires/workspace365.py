@@ -28,7 +28,7 @@ from server.tenants import access
 from server.tenants.principals import Principal
 from server.wires.http import DISPATCHER, KEYS, run
 from server.wires.mapping import Links, ParsedCall, RestWire, Route, in_wire_names, path_params
-from server.wires.members import Format, Member
+from server.wires.params import Format, Member
 from server.wires.rendering import AnswerModel, From, renderer
 
 TELLING = frozenset({400, 408, 409, 413, 415, 422})

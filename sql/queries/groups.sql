@@ -45,7 +45,7 @@ WHERE
         :group_id::bigint,
         (SELECT named.id FROM groups AS named WHERE named.instance_id = :instance_id AND named.name_key = :name_key)
     )
-RETURNING name, description;
+RETURNING name, description, external_id, updated_at;
 
 -- name: get_group(instance_id, name_key)$
 -- The id of a group.

@@ -189,8 +189,30 @@ LEFT JOIN LATERAL (
 ) AS shown ON true
 ORDER BY page.place;
 
--- name: search_scim_groups(instance_id, predicate, named, base, everybody, ids, keys, external_ids, members, most, with_members, sort, descending, row_offset, row_limit)
--- The same for groups; members are ids of users.
+-- name: page_scim_groups(instance_id, after, row_offset, row_limit)
+-- The ids of a page of groups in their order, Admins with the id 0 among them, and how many groups there are.
+SELECT (SELECT count(*) + 1 FROM groups WHERE instance_id = :instance_id) AS total, listed.id
+FROM (SELECT 1) AS one (one)
+LEFT JOIN LATERAL (
+    SELECT listed.id
+    FROM (
+        SELECT 0::bigint AS id WHERE :after::bigint < 0
+        UNION ALL
+        (
+            SELECT g.id FROM groups AS g
+            WHERE g.instance_id = :instance_id AND g.id > :after::bigint
+            ORDER BY g.id
+            LIMIT :row_offset::bigint + :row_limit::bigint
+        )
+    ) AS listed
+    ORDER BY listed.id
+    OFFSET :row_offset::bigint
+    LIMIT :row_limit::bigint
+) AS listed ON true
+ORDER BY listed.id;
+
+-- name: search_scim_groups(instance_id, predicate, named, base, everybody, ids, keys, external_ids, members, most, with_members, most_members, sort, descending, row_offset, row_limit)
+-- The same for groups; members are ids of users. The page ends with the group that makes its members more than most_members.
 WITH candidates AS MATERIALIZED (
     SELECT DISTINCT found.id
     FROM (
@@ -241,6 +263,16 @@ page AS (
     ORDER BY place
     OFFSET :row_offset
     LIMIT :row_limit
+),
+
+sized AS (
+    SELECT page.id, page.place, sum(members.total) OVER (ORDER BY page.place) - members.total AS before
+    FROM page
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS total
+        FROM group_members AS gm
+        WHERE :with_members::boolean AND gm.instance_id = :instance_id AND gm.group_id = page.id
+    ) AS members
 )
 
 SELECT
@@ -248,7 +280,7 @@ SELECT
     shown.id, shown.name, shown.external_id, shown.created_at, shown.updated_at, shown.admins,
     CASE WHEN :with_members::boolean THEN shown.members END AS members
 FROM (SELECT 1) AS one (one)
-LEFT JOIN page ON true
+LEFT JOIN sized AS page ON page.before <= :most_members
 LEFT JOIN LATERAL (
     SELECT * FROM scim_groups WHERE scim_groups.id = page.id
 ) AS shown ON true

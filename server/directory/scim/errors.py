@@ -7,22 +7,22 @@ from server.base.errors import FieldError, Invalid
 
 def bad_value(member: str, message: str) -> Invalid:
     """An attribute cannot have this value (invalidValue)."""
-    return Invalid(_text(member, message), code="invalid_value", fields=[_field(member, message)])
+    return Invalid.of([_field(member, message)], code="invalid_value")
 
 
 def bad_path(message: str, member: str = "path") -> Invalid:
     """A path names no attribute, or is none (invalidPath)."""
-    return Invalid(_text(member, message), code="invalid_path", fields=[_field(member, message)])
+    return Invalid.of([_field(member, message)], code="invalid_path")
 
 
 def no_target(member: str, message: str) -> Invalid:
     """There is nothing that an operation could change (noTarget)."""
-    return Invalid(_text(member, message), code="no_target", fields=[_field(member, message)])
+    return Invalid.of([_field(member, message)], code="no_target")
 
 
 def not_writable(member: str, message: str) -> Invalid:
     """An attribute can only be read, or has to be there (mutability)."""
-    return Invalid(_text(member, message), code="mutability", fields=[_field(member, message)])
+    return Invalid.of([_field(member, message)], code="mutability")
 
 
 BY_SCIM_TYPE: dict[str, Callable[[str, str], Invalid]] = {
@@ -37,7 +37,3 @@ BY_SCIM_TYPE: dict[str, Callable[[str, str], Invalid]] = {
 
 def _field(member: str, message: str) -> FieldError:
     return FieldError(member[:200], message)
-
-
-def _text(member: str, message: str) -> str:
-    return f"{member[:200]}: {message}"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from inspect import isclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from scim2_models import BaseModel, Extension, Group, InvalidFilterException, Mutability
 from scim2_models.path import (
@@ -82,6 +82,11 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
     except InvalidFilterException as error:
         raise invalid_filter(str(error)) from error
     assert binding is not None
+    if compared and _is_complex(binding.target_type):
+        # `manager eq "7"`: a complex attribute with one value, which the library leaves as it is.
+        if binding.sub_field_name is not None or "value" not in binding.target_type.model_fields:
+            raise invalid_filter(f"{path} has parts: name the one to compare")
+        return _bound(model, AttrPath(path.attr, "value", path.uri), compared=True)
     is_provisioned = binding.model is OfficeUser and binding.field_name != "quotas"
     if (
         binding.get_annotation(Mutability) == Mutability.write_only
@@ -92,17 +97,25 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
     return binding
 
 
+def _is_complex(kind: Any) -> TypeGuard[type[BaseModel]]:
+    """Whether values of this type have sub-attributes."""
+    return isclass(kind) and issubclass(kind, BaseModel)
+
+
 def _operand(binding: AttributeBinding, node: Comparison) -> Any:
     """What an attribute is compared with, as documents have it.
 
     Raises:
         Invalid: the attribute's type has no such operator, or no such value.
     """
+    kind = binding.target_type
+    is_text = not (isclass(kind) and issubclass(kind, (bool, int, float, datetime, bytes)))
     try:
         _validate_operator(binding, node.op)
-        value = coerce_value(binding, node.value, node.op)
+        # A text that the attribute cannot have, such as no e-mail address, is found nowhere: no error.
+        value = node.value if is_text else coerce_value(binding, node.value, node.op)
     except InvalidFilterException as error:
-        raise invalid_filter(str(error)) from error
+        raise invalid_filter(f"{node.attr_path} cannot be compared in this way") from error
     if isinstance(value, datetime):
         aware = value if value.tzinfo else value.replace(tzinfo=UTC)
         return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -148,8 +161,7 @@ class _Predicate(FilterVisitor[str]):
 
     def visit_present(self, node: Present) -> str:
         binding = _bound(self._model, node.attr_path)
-        is_complex = isclass(binding.target_type) and issubclass(binding.target_type, BaseModel)
-        return f"exists({self.path(binding)}{'.*' if is_complex else ''})"
+        return f"exists({self.path(binding)}{'.*' if _is_complex(binding.target_type) else ''})"
 
     def visit_comparison(self, node: Comparison) -> str:
         binding = _bound(self._model, node.attr_path, compared=True)
@@ -170,11 +182,7 @@ class _Predicate(FilterVisitor[str]):
     def visit_value_path(self, node: ValuePath) -> str:
         binding = _bound(self._model, node.attr_path)
         item = binding.field_type
-        if (
-            self._in_exact is not None
-            or not binding.is_multivalued
-            or not (isclass(item) and issubclass(item, BaseModel))
-        ):
+        if self._in_exact is not None or not binding.is_multivalued or not (_is_complex(item)):
             raise invalid_filter(f"{node.attr_path} has no values to select")
         in_exact = _NamesExact(item).visit(node.val_filter)
         path = self.path(binding, "exact" if in_exact else "folded")
@@ -300,7 +308,7 @@ def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
         binding = _bound(model, node.attr_path, compared=True)
     except (InvalidFilterException, AssertionError, Invalid) as error:
         raise Invalid("sortBy: is no attribute to sort by", code="invalid_value") from error
-    if isclass(binding.target_type) and issubclass(binding.target_type, BaseModel):
+    if _is_complex(binding.target_type):
         raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
     return _Predicate(model).path(binding), _parts_of_document(binding)
 
@@ -382,7 +390,7 @@ class _Finder(FilterVisitor[Ways | None]):
     def visit_value_path(self, node: ValuePath) -> Ways | None:
         binding = _bound(self._model, node.attr_path)
         item = binding.field_type
-        if not (isclass(item) and issubclass(item, BaseModel)):
+        if not (_is_complex(item)):
             return None
         return _Finder(item, within=f"{'.'.join(_names(binding))}.").visit(node.val_filter)
 

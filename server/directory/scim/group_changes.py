@@ -21,6 +21,7 @@ from server.directory.groups import (
     ADMINS_ID,
     GroupName,
     group_key,
+    group_state,
     groups_of,
     own_key,
     record_groups,
@@ -43,6 +44,8 @@ from server.tenants.call import Call
 _NAME: TypeAdapter[str] = TypeAdapter(GroupName)
 _EXTERNAL_ID: TypeAdapter[str] = TypeAdapter(ExternalId)
 _UNSAID: Any = object()
+MOST_CHANGES = 20_000
+"""Memberships that one call changes: each is an event, and a user that is held until the call ends."""
 
 
 @dataclass(slots=True)
@@ -232,7 +235,7 @@ async def create(call: Call, wanted: Wanted) -> int:
     )  # fmt: skip
     if row is None:
         raise NotFound
-    call.emit("group.created", after=_state(row["name"], "", wanted.external_id))
+    call.emit("group.created", after=group_state({**row, "external_id": wanted.external_id}))
     await _move(call, row["id"], held, wanted.entering, set())
     return int(row["id"])
 
@@ -258,6 +261,8 @@ async def update(call: Call, group_id: int, wanted: Wanted, given_version: str |
     members = await _members(call, group_id, wanted)
     entering = wanted.entering - members
     leaving = members - wanted.entering if wanted.is_emptied else wanted.leaving & members
+    if len(entering) + len(leaving) > MOST_CHANGES:
+        raise bad_value("members", f"more than {MOST_CHANGES} would enter or leave in one call")
     held = await _hold_users(call, entering, leaving)
     if group_id == ADMINS_ID:
         await call.db.one("hold_counters", instance_id=call.instance.id)
@@ -310,15 +315,9 @@ async def _write(call: Call, group: Mapping[str, Any], wanted: Wanted) -> None:
         name_key=own_key(name, member="displayName"),
         external_id=external_id,
     )
-    before = _state(group["name"], group["description"], group["external_id"])
-    after = _state(name, group["description"], external_id)
+    before = group_state(group)
+    after = group_state({**group, "name": name, "external_id": external_id})
     call.emit("group.updated", before=before, after=after)
-
-
-def _state(name: str, description: str, external_id: str | None) -> dict[str, Any]:
-    """What events tell of a group."""
-    state = {"name": name, "description": description}
-    return state if external_id is None else state | {"externalId": external_id}
 
 
 async def _move(
@@ -354,9 +353,8 @@ async def delete(call: Call, group_id: int, given_version: str | None) -> None:
     """
     if group_id == ADMINS_ID:
         raise reserved("id")
-    group = await call.db.one("hold_group", instance_id=call.instance.id, group_id=group_id)
+    group = await call.db.one("delete_group", instance_id=call.instance.id, group_id=group_id, name_key="")
     if group is None:
         raise NotFound
     require_version(version({**group, "admins": None}), given_version)
-    await call.db.one("delete_group", instance_id=call.instance.id, group_id=group_id, name_key="")
-    call.emit("group.deleted", before=_state(group["name"], group["description"], group["external_id"]))
+    call.emit("group.deleted", before=group_state(group))

@@ -6,7 +6,7 @@ extension, and what real clients send that the RFC does not allow (POLICY, Manag
 
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from scim2_models import (
     ComplexAttribute,
     Extension,
@@ -50,6 +50,13 @@ class Manager(ComplexAttribute):
 
 class EnterpriseUser(RfcEnterpriseUser):
     """The enterprise extension (RFC 7643, section 4.3)."""
+
+    @field_validator("manager", mode="before")
+    @classmethod
+    def _with_value(cls, manager: Any) -> Any:
+        """A manager without `value` (clients send back what they read) is none."""
+        is_named = not isinstance(manager, dict) or any(name.lower() == "value" for name in manager)
+        return manager if is_named else None
 
     manager: Manager | None = None  # type: ignore[assignment]
 

@@ -1,7 +1,6 @@
 """Lists of SCIM resources: filtered, sorted, in pages by number or by cursor (RFC 7644, 3.4.2; RFC 9865)."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ MOST_RESULTS = 200
 """Resources of a page. A larger count is cut to it, as RFC 7644, 3.4.2.4 allows."""
 MOST_ROWS = 10_000
 """Rows that a filter or a sort may look at. In an instance with no more users, a filter needs no index."""
+MOST_MEMBERS = 10_000
+"""Members of the groups of a page, all together; the page ends before a group that would make them more."""
 _LAST_START = 1_000_000
 """The largest startIndex: the rows before it are skipped one by one, and a cursor skips none."""
 
@@ -72,9 +73,8 @@ async def search_users(call: Call, query: Query) -> Page:
         return _page(
             query,
             total,
-            found,
+            [users.resource(row, call.settings, call.instance) for row in found[: query.size]],
             f"id:{found[query.size - 1]['id']}" if len(found) > query.size > 0 else "",
-            lambda row: users.resource(row, call.settings, call.instance),
         )
     found_by, given = _filtered(query, User)
     if found_by is None:
@@ -87,24 +87,45 @@ async def search_users(call: Call, query: Query) -> Page:
         row_offset=place.offset,
         **given | {"suspended": bool(given["suspended"])},
     )
-    return _searched(query, place, rows, lambda row: users.resource(row, call.settings, call.instance))
+    total, found = _found(rows)
+    shown = [users.resource(row, call.settings, call.instance) for row in found]
+    return _page(query, total, shown, _following(place, len(found), total))
 
 
 async def search_groups(call: Call, query: Query) -> Page:
     """Groups, Admins among them; the same errors as search_users."""
     place = _place(query)
     found_by, given = _filtered(query, Group)
-    if found_by is None:
+    listed: list[int] = []
+    total: int | None = None
+    if query.filter is None and _is_order_of_ids(query):
+        page = await call.db.all(
+            "page_scim_groups",
+            instance_id=call.instance.id,
+            after=place.after,
+            row_offset=place.offset,
+            row_limit=query.size + 1,
+        )
+        total = page[0]["total"]
+        listed = [row["id"] for row in page if row["id"] is not None]
+        given |= {"everybody": False, "ids": listed[: query.size]}
+    elif found_by is None:
         await _require_few(call, "groups", query.filter)
     rows = await call.db.all(
         "search_scim_groups",
         instance_id=call.instance.id,
         base=users.base_address(call.settings, call.instance),
         with_members=wants("members", query.attributes, query.excluded),
-        row_offset=place.offset,
+        most_members=MOST_MEMBERS,
+        row_offset=0 if total is not None else place.offset,
         **{name: value for name, value in given.items() if name not in _OF_USERS},
     )
-    return _searched(query, place, rows, lambda row: groups.resource(row, call.settings, call.instance))
+    matching, found = _found(rows)
+    shown = [groups.resource(row, call.settings, call.instance) for row in found]
+    if total is None:
+        return _page(query, matching, shown, _following(place, len(found), matching))
+    is_last = not found or found[-1]["id"] == listed[-1]
+    return _page(query, total, shown, "" if is_last else f"id:{found[-1]['id']}")
 
 
 _OF_USERS = frozenset({"beginnings", "parts", "short_parts", "suspended"})
@@ -153,21 +174,26 @@ def _too_many(what: str) -> Invalid:
     return Invalid(f"{what} {MOST_ROWS} resources: make the filter narrower", code="too_many_matches")
 
 
-def _searched(query: Query, place: _Place, rows: list[Any], shown: Callable[[Any], users.Resource]) -> Page:
+def _found(rows: list[Any]) -> tuple[int, list[Any]]:
+    """How many match, and those of the page.
+
+    Raises:
+        Invalid: more rows would have to be looked at than may be (too_many_matches).
+    """
     if rows[0]["looked_at"] > MOST_ROWS:
         raise _too_many("the filter finds more than")
-    total = rows[0]["total"]
-    found = [row for row in rows if row["id"] is not None]
-    end = place.offset + len(found)
-    return _page(query, total, found, f"n:{end}" if end < total and found else "", shown)
+    return rows[0]["total"], [row for row in rows if row["id"] is not None]
 
 
-def _page(
-    query: Query, total: int, found: list[Any], following: str, shown: Callable[[Any], users.Resource]
-) -> Page:
-    is_by_cursor = query.cursor is not None
-    following = to_cursor(f"{_tag(query)} {following}") if is_by_cursor and following else ""
-    return Page(total, query.start, [shown(row) for row in found[: query.size]], following or None)
+def _following(place: _Place, found: int, total: int) -> str:
+    """Where the next page begins; empty: this one is the last."""
+    end = place.offset + found
+    return f"n:{end}" if end < total and found else ""
+
+
+def _page(query: Query, total: int, shown: list[users.Resource], following: str) -> Page:
+    next_cursor = to_cursor(f"{_tag(query)} {following}") if query.cursor is not None and following else None
+    return Page(total, query.start, shown, next_cursor)
 
 
 # --- cursors ----------------------------------------------------------------------------------------------
@@ -190,12 +216,12 @@ def _place(query: Query) -> _Place:
             raise Invalid(
                 f"startIndex: must be at most {_LAST_START}; use cursor instead", code="invalid_value"
             )
-        return _Place(0, query.start - 1)
+        return _Place(-1, query.start - 1)
     if query.cursor == "":
-        return _Place(0, 0)
+        return _Place(-1, 0)
     tag, _, place = from_cursor(query.cursor, "cursor").partition(" ")
     kind, _, number = place.partition(":")
     is_number = number.isascii() and number.isdigit() and len(number) < 19
     if tag != _tag(query) or kind not in ("id", "n") or not is_number:
         raise Invalid("cursor: is not one of this filter and order", code="invalid_value")
-    return _Place(int(number), 0) if kind == "id" else _Place(0, int(number))
+    return _Place(int(number), 0) if kind == "id" else _Place(-1, int(number))

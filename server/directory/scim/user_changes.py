@@ -1,5 +1,6 @@
 """SCIM's calls about one user: found and held, changed as a whole, stored as every change of a user is."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +12,25 @@ from server.directory.names import hold_free_names
 from server.directory.rows import Edit, Row
 from server.directory.rules import hash_password
 from server.directory.scim.errors import bad_value
-from server.directory.scim.models import ENTERPRISE_SCHEMA, User
+from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, User
 from server.directory.scim.operations import (
     Operation,
+    has_schema,
     patched,
     read_operations,
     take_passwords,
     validated,
 )
+from server.directory.scim.user_columns import (
+    Columns,
+    as_shown,
+    changed,
+    columns,
+    document,
+    new_user,
+    settled,
+)
 from server.directory.scim.users import Resource, require_version, resource, version_of
-from server.directory.scim.writing import Columns, as_shown, changed, columns, document, new_user, settled
 from server.directory.users import CreateUser
 from server.tenants.call import Call
 
@@ -89,6 +99,8 @@ async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
 async def prepare_replacement(call: Call, user: Mapping[str, Any]) -> Replacement:
     """A user to replace one with, as it was sent; the same errors."""
     whole = validated(User, user)
+    if has_schema(user, OFFICE_SCHEMA):
+        whole.setdefault(OFFICE_SCHEMA, {})
     return Replacement(whole, await _hashed(call, whole.pop("password", None)))
 
 
@@ -125,10 +137,10 @@ async def create(call: Call, new: NewAccount) -> Resource:
 
 
 async def replace(call: Call, user_id: int, put: Replacement, version: str | None) -> Resource:
-    """Have nothing but these attributes (RFC 7644, 3.5.1), and what only we write.
+    """Replace all attributes of a user (RFC 7644, 3.5.1).
 
-    The password and `active` stay where they are left out, and so does a picture that was stored here, which
-    no provisioning client knows.
+    What a provisioning client may not know of stays where it is left out: the password, `active`, the
+    language, a picture that was stored here, and, unless `schemas` names it, our extension with the quotas.
 
     Raises:
         NotFound: there is no such user.
@@ -137,8 +149,10 @@ async def replace(call: Call, user_id: int, put: Replacement, version: str | Non
     """
     held = await _hold(call, user_id, version)
     row = held.row
-    is_left_out = "photos" not in put.user and row["avatar"].startswith("/")
-    after = changed(row, columns(put.user, call.settings, row, photos_stay=is_left_out))
+    before = document(row, call.settings)
+    kept = {name: before[name] for name in (OFFICE_SCHEMA, "preferredLanguage") if name in before}
+    photos_stay = "photos" not in put.user and row["avatar"].startswith("/")
+    after = changed(row, columns(kept | put.user, call.settings, row, photos_stay=photos_stay))
     return await _change(call, held, Edit(row, after, put.password_hash))
 
 
@@ -152,7 +166,10 @@ async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> 
     held = await _hold(call, user_id, version)
     row = held.row
     before = document(row, call.settings)
-    after = patched(before, given.operations)
+    if all(operation.is_simple for operation in given.operations):
+        after = patched(before, given.operations)
+    else:  # up to a second, for long lists of values
+        after = await asyncio.to_thread(patched, before, given.operations)
     to_be = row if after == before else _after_patch(call, row, before, after)
     return await _change(call, held, Edit(row, to_be, given.password_hash))
 
