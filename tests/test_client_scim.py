@@ -341,10 +341,17 @@ async def test_groups(scim: Scim, bjensen: dict[str, Any]) -> None:
     async def members() -> set[str]:
         return {one["value"] for one in (await scim.done("GET", path)).get("members", ())}
 
-    await scim.patch(
+    answered = await scim.patch(
         path, {"op": "add", "path": "members", "value": [{"display": "Ann", "value": ann["id"]}]}
     )
     assert await members() == {bjensen["id"], ann["id"]}
+    # 3.5.2: 204, unless attributes are asked for.
+    whole = await scim("GET", path)
+    assert (answered.status, answered.body) == (204, None)
+    assert answered.headers["ETag"] == whole.headers["ETag"]
+    nothing = {"op": "replace", "path": "displayName", "value": "Tour Guides"}
+    answered = await scim.patch(f"{path}?attributes=members", nothing)
+    assert (answered.status, answered.body["members"]) == (200, whole.body["members"])
     await scim.patch(path, {"op": "remove", "path": f'members[value eq "{ann["id"]}"]'})
     assert await members() == {bjensen["id"]}
     await scim.patch(path, {"op": "replace", "path": "members", "value": [{"value": ann["id"]}]})
@@ -494,6 +501,32 @@ async def test_bulk_references_that_cannot_be(scim: Scim) -> None:
     assert (await scim.done("GET", "/Users"))["totalResults"] == 2
 
 
+async def test_bulk_runs_what_waited_as_soon_as_it_can(scim: Scim) -> None:
+    """Before later operations, so that failOnErrors does not leave it out while those run."""
+    done = await results(
+        scim,
+        bulk(
+            post("sales", group("Sales", "bulkId:ann"), "Groups"),
+            post("ann", user("ann")),
+            post("bad", {"schemas": [USER]}),
+            post("last", user("last")),
+            failOnErrors=1,
+        ),
+    )
+    assert [(one["bulkId"], one["status"]) for one in done] == [
+        ("sales", "201"), ("ann", "201"), ("bad", "400"),
+    ]  # fmt: skip
+
+
+async def test_a_dry_run_of_bulk(scim: Scim) -> None:
+    """Each operation is checked alone: what refers to another one cannot be."""
+    operations = bulk(post("ann", user("ann")), post("sales", group("Sales", "bulkId:ann"), "Groups"))
+    answered = await scim("POST", "/Bulk", operations, Dry_Run="true")
+    assert [one["status"] for one in answered.body["Operations"]] == ["201", "400"]
+    assert "dry run" in answered.body["Operations"][1]["response"]["detail"]
+    assert (await scim.done("GET", "/Users"))["totalResults"] == 1
+
+
 async def test_bulk_ends_after_as_many_errors(scim: Scim) -> None:
     """RFC 7644, 3.7.3."""
     operations = [
@@ -559,6 +592,7 @@ async def test_bulk_counts_every_operation(serve: Serve) -> None:
     scim = Scim(await serve(key_rate_limit=3))
     done = await results(scim, bulk(*[post(str(n), user(f"u{n}")) for n in range(5)]))
     assert [one["status"] for one in done] == ["201", "201", "201", "429", "429"]
+    assert done[3]["response"] == done[4]["response"]
 
 
 async def test_bulk_needs_the_scopes(client: Client, db: asyncpg.Connection) -> None:

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from conftest import Client, footprint, insert_key
 
+from server.directory.scim import group_changes
 from server.tenants.principals import TENANT_SCOPES
 
 GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
@@ -333,6 +334,26 @@ async def test_dry_runs_and_idempotency(client: Client, db: asyncpg.Connection) 
     created = await client.call("createScimGroup", sent, headers=headers)
     assert await client.call("createScimGroup", sent, headers=headers) == created
     assert await db.fetchval("SELECT count(*) FROM groups") == 1
+
+
+async def test_so_many_memberships_change_in_a_call(
+    client: Client, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group with more members is emptied in parts; it can be deleted at once."""
+    members = await people(client)
+    await create(client, members=values(*members))
+    monkeypatch.setattr(group_changes, "MOST_CHANGES", 2)
+    before = await footprint(db)
+    for method, params in (
+        ("patchScimGroup", {"operations": [{"op": "remove", "path": "members"}]}),
+        ("replaceScimGroup", {"group": {"schemas": [GROUP], "displayName": "Sales"}}),
+    ):
+        assert await refusal(client, method, {"id": "1"} | params) == (400, "invalid_value")
+    assert await footprint(db) == before
+    assert (await patch(client, {"op": "remove", "path": "members", "value": values(*members[1:])}))[
+        "members"
+    ] == members[:1]
+    await client.call("deleteScimGroup", {"id": "1"})
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scim2_models import InvalidFilterException, ScimFilter
 
 from server.directory.scim import search
-from server.directory.scim.models import POLICY, User
+from server.directory.scim.models import GROUP_SCHEMA, POLICY, User
 
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
@@ -331,6 +331,54 @@ async def test_a_page_by_cursor_does_not_shift(client: Client, seven: list[str])
     await client.call("deleteUserByEmail", {"email": "d@example.com"})
     _, _, second, _ = await page(client, count=3, cursor=cursor)
     assert first + second == seven[:6]
+
+
+async def listed_groups(client: Client, **params: Any) -> list[list[str]]:
+    """The pages of all groups by cursor, as names of groups with the number of their members."""
+    pages, cursor = [], ""
+    while cursor is not None:
+        found = await client.call("searchScimGroups", params | {"cursor": cursor})
+        pages.append([f"{one['displayName']} {len(one.get('members', []))}" for one in found["Resources"]])
+        assert found["totalResults"] == 5
+        cursor = found.get("nextCursor")
+    return pages
+
+
+@pytest.fixture
+async def four_groups(client: Client) -> None:
+    """Groups of 3, 0, 2 and 1 members, beside Admins with one."""
+    members = [{"value": (await create(client, f"u{number}@example.com"))["id"]} for number in range(3)]
+    for number, size in enumerate((3, 0, 2, 1)):
+        group = {"schemas": [GROUP_SCHEMA], "displayName": f"g{number}", "members": members[:size]}
+        await client.call("createScimGroup", {"group": group})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
+async def test_pages_of_groups(
+    size: int, client: Client, four_groups: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any number of groups, by cursor and by number."""
+    monkeypatch.setattr(search, "MOST_ROWS", size)
+    every = ["Admins 1", "g0 3", "g1 0", "g2 2", "g3 1"]
+    in_pages = [every[start : start + size] for start in range(0, 5, size)]
+    assert await listed_groups(client, count=size) == in_pages
+    for number, names in enumerate(in_pages):
+        found = await client.call("searchScimGroups", {"startIndex": number * size + 1, "count": size})
+        assert [one["displayName"] for one in found["Resources"]] == [name.split()[0] for name in names]
+    found = await client.call("searchScimGroups", {"startIndex": 6, "count": size})
+    assert (found["totalResults"], found["Resources"]) == (5, [])
+
+
+@pytest.mark.parametrize("more", [{}, {"filter": "displayName pr"}], ids=["all", "filtered"])
+async def test_a_page_of_groups_ends_after_many_members(
+    more: dict[str, str], client: Client, four_groups: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page has a group at least, and the next one goes on after it; without members it has all groups."""
+    monkeypatch.setattr(search, "MOST_MEMBERS", 2)
+    pages = [["Admins 1", "g0 3"], ["g1 0", "g2 2", "g3 1"]]
+    assert await listed_groups(client, **more) == pages
+    (whole,) = await listed_groups(client, excludedAttributes=["members"], **more)
+    assert len(whole) == 5
 
 
 async def test_a_cursor_belongs_to_its_query(client: Client, seven: list[str]) -> None:

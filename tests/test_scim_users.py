@@ -172,6 +172,18 @@ async def test_there_and_back(path: str, client: Client, jane: Any) -> None:
     assert same(value_of(after, path), second if path in STAYING else WITHOUT.get(path))
 
 
+async def test_operations_look_at_so_many_values(client: Client, jane: Any) -> None:
+    """An operation with a filter reads the whole list, so that their number is bounded by both."""
+    values = [{"value": f"role{number}"} for number in range(200)]
+    user = await create(client, roles=values)
+    remove = [{"op": "remove", "path": f'roles[value eq "role{number}"]'} for number in range(20)]
+    params = {"id": user["id"], "operations": remove}
+    status, code, message = await refusal(client, "patchScimUser", params)
+    assert (status, code) == (400, "invalid_value") and "fewer operations" in message
+    after = await patch(client, user, *remove[:10])
+    assert len(after["roles"]) == 190
+
+
 async def test_quotas_stay_where_the_client_does_not_know_them(client: Client) -> None:
     """A PUT whose `schemas` do not name our extension leaves it; see test_there_and_back for one that does."""
     user = await client.call("createScimUser", {"user": user_with({f"{OFFICE}:quotas": {"mail": 100}})})
