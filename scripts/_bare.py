@@ -30,7 +30,7 @@ async def app() -> web.Application:
     url, size, users = (os.environ[f"BARE_{name}"] for name in ("DATABASE_URL", "POOL_SIZE", "USERS"))
     queries, last = load_queries(), int(users)
     query = queries["get_user"]
-    by_id = queries["get_scim_user"]
+    by_id, by_name = queries["get_scim_user"], queries["find_scim_users"]
     pool = asyncpg.create_pool(
         url, min_size=0, max_size=int(size), connection_class=_Connection, init=_set_codecs
     )
@@ -53,7 +53,15 @@ async def app() -> web.Application:
             row = await connection.fetchrow(by_id.sql, *arguments)
         return web.Response(body=orjson.dumps(dict(row)), content_type="application/json")
 
+    async def handle_name(request: web.Request) -> web.Response:
+        given["key"], given["external_id"] = f"user{random.randint(1, last)}@example.com", None
+        arguments = [given[name] for name in by_name.params]
+        async with pool.acquire() as connection:
+            rows = await connection.fetch(by_name.sql, *arguments)
+        return web.Response(body=orjson.dumps([dict(row) for row in rows]), content_type="application/json")
+
     application = web.Application()
+    application.router.add_get("/scim/v2/Users", handle_name)
     application.router.add_get("/scim/v2/Users/{id}", handle_id)
     application.router.add_post("/rpc", handle)
     return application

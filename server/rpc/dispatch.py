@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
@@ -52,6 +53,12 @@ class Answer(NamedTuple):
     result: Any
     # Whether it is the stored answer of the same call, sent before with the same idempotency key.
     replayed: bool = False
+
+
+@cache
+def _checker(result: Any) -> TypeAdapter[Any]:
+    """What checks that a result is of the declared type."""
+    return TypeAdapter(result)
 
 
 class Dispatcher:
@@ -211,7 +218,7 @@ class Dispatcher:
             for function in call.after_commit:
                 function()
         if self._check_results:
-            TypeAdapter(method.result).validate_python(answer.result)
+            _checker(method.result).validate_python(answer.result)
         return answer
 
     async def _read(self, method: Method, call: Call, arguments: tuple[Any, ...]) -> Any:

@@ -21,6 +21,22 @@ LEFT JOIN LATERAL (
 WHERE counters.instance_id = :instance_id
 ORDER BY shown.id;
 
+-- name: find_scim_users(instance_id, key, external_id)
+-- Living users with an e-mail or login, or with an externalId, as SCIM shows them. What is null finds nobody.
+SELECT *
+FROM scim_users
+WHERE
+    id = any(
+        array(
+            SELECT u.id FROM users AS u WHERE u.instance_id = :instance_id AND u.email_key = :key::text
+            UNION ALL
+            SELECT l.user_id FROM logins AS l WHERE l.instance_id = :instance_id AND l.login_key = :key::text
+            UNION ALL
+            SELECT u.id FROM users AS u WHERE u.instance_id = :instance_id AND u.external_id = :external_id::text
+        )
+    )
+ORDER BY id;
+
 -- name: count_for_scim(instance_id)^
 -- How many living users and groups there are.
 SELECT living_users AS users, (SELECT count(*) FROM groups WHERE instance_id = :instance_id) AS groups

@@ -122,10 +122,15 @@ def _operand(binding: AttributeBinding, node: Comparison) -> Any:
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):  # not storable as text
-            raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
-        return str(value)
+        return _storable(node, value)
     raise invalid_filter(f"{node.attr_path} cannot be compared")
+
+
+def _storable(node: Comparison, text: str) -> str:
+    """The text, if Postgres can have it."""
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
+    return str(text)
 
 
 # --- which rows match -----------------------------------------------------------------------------------
@@ -314,6 +319,23 @@ def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
 
 
 # --- which rows an index finds --------------------------------------------------------------------------
+
+
+def exact_text(node: FilterNode) -> tuple[str, str] | None:
+    """The name and the text of a filter that is `userName eq` or `externalId eq` and nothing else.
+
+    Identity providers send one of them before every change.
+
+    Raises:
+        Invalid: the text has characters that cannot be stored.
+    """
+    if not isinstance(node, Comparison) or node.op != CompareOperator.eq or not isinstance(node.value, str):
+        return None
+    name = _EXACT.get(str(node.attr_path).lower())
+    return None if name is None else (name, _storable(node, node.value))
+
+
+_EXACT = {name.lower(): name for name in ("userName", "externalId")}
 
 
 @dataclass

@@ -1,15 +1,26 @@
 """Lists of SCIM resources: filtered, sorted, in pages by number or by cursor (RFC 7644, 3.4.2; RFC 9865)."""
 
 import hashlib
-from dataclasses import asdict
 from typing import Any, NamedTuple
+
+from scim2_models.path import FilterNode
 
 from server.base.errors import Invalid
 from server.base.pages import from_cursor, to_cursor
 from server.directory.scim import groups, users
 from server.directory.scim.attributes import wants
-from server.directory.scim.filters import Ways, invalid_filter, jsonpath, named_in, parsed, sort_key, ways
+from server.directory.scim.filters import (
+    Ways,
+    exact_text,
+    invalid_filter,
+    jsonpath,
+    named_in,
+    parsed,
+    sort_key,
+    ways,
+)
 from server.directory.scim.models import Group, User
+from server.directory.users import email_key
 from server.tenants.call import Call
 
 MOST_RESULTS = 200
@@ -76,7 +87,10 @@ async def search_users(call: Call, query: Query) -> Page:
             [users.resource(row, call.settings, call.instance) for row in found[: query.size]],
             f"id:{found[query.size - 1]['id']}" if len(found) > query.size > 0 else "",
         )
-    found_by, given = _filtered(query, User)
+    node = None if query.filter is None else parsed(query.filter)
+    if node is not None and query.sort_by is None and (exact := exact_text(node)) is not None:
+        return await _exact(call, query, place, *exact)
+    found_by, given = _filtered(query, node, User)
     if found_by is None:
         await _require_few(call, "users", query.filter)
     rows = await call.db.all(
@@ -92,10 +106,26 @@ async def search_users(call: Call, query: Query) -> Page:
     return _page(query, total, shown, _following(place, len(found), total))
 
 
+async def _exact(call: Call, query: Query, place: _Place, name: str, text: str) -> Page:
+    """The users whose userName or externalId is a text: without documents, in a third of the time."""
+    is_name = name == "userName"
+    rows = await call.db.all(
+        "find_scim_users",
+        instance_id=call.instance.id,
+        key=email_key(text) if is_name else None,
+        external_id=None if is_name else text,
+    )
+    shown = [users.resource(row, call.settings, call.instance) for row in rows]
+    if is_name:  # without case; an e-mail of the same key may be spelled in another way
+        shown = [user for user in shown if user["userName"].lower() == text.lower()]
+    return _page(query, len(shown), shown[place.offset :][: query.size], "")
+
+
 async def search_groups(call: Call, query: Query) -> Page:
     """Groups, Admins among them; the same errors as search_users."""
     place = _place(query)
-    found_by, given = _filtered(query, Group)
+    node = None if query.filter is None else parsed(query.filter)
+    found_by, given = _filtered(query, node, Group)
     listed: list[int] = []
     total: int | None = None
     if query.filter is None and _is_order_of_ids(query):
@@ -137,13 +167,12 @@ def _is_order_of_ids(query: Query) -> bool:
     return not query.descending and (query.sort_by or "id").lower() in ("id", "meta.created")
 
 
-def _filtered(query: Query, model: Any) -> tuple[Ways | None, dict[str, Any]]:
-    """The look-ups of a query's filter, and what the two statements take alike."""
-    node = None if query.filter is None else parsed(query.filter)
+def _filtered(query: Query, node: FilterNode | None, model: Any) -> tuple[Ways | None, dict[str, Any]]:
+    """The look-ups of a filter, and what the two statements take alike."""
     path, sorted_by = sort_key(model, query.sort_by or "id")
     named = sorted_by if node is None else sorted_by | named_in(model, node)
     found_by = None if node is None else ways(model, node)
-    given = asdict(found_by or Ways())
+    given = dict(vars(found_by or Ways()))
     given["parts"] = ["%" + _escaped(part) + "%" for part in given["parts"]]
     return found_by, given | {
         "predicate": "exists($)" if node is None else jsonpath(model, node),
