@@ -58,7 +58,7 @@ class Log(io.RawIOBase):
     """Collects the log, and writes it to standard error, which pytest shows for failing tests."""
 
     def __init__(self) -> None:
-        self.text = b""
+        self.text = bytearray()
 
     def writable(self) -> bool:
         return True
@@ -90,7 +90,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def logged() -> Log:
     """The log of this test."""
-    LOG.text = b""
+    LOG.text.clear()
     return LOG
 
 
