@@ -41,6 +41,7 @@ LONGEST = 2000
 """Characters of a filter."""
 _DEEPEST = 20
 """Brackets within each other."""
+_BRACKETS = re.compile(r"[()\[\]]")
 _ORDER = {
     CompareOperator.gt: ">", CompareOperator.ge: ">=", CompareOperator.lt: "<", CompareOperator.le: "<=",
 }  # fmt: skip
@@ -59,12 +60,11 @@ def parsed(text: str) -> FilterNode:
     """
     if len(text) > LONGEST:
         raise invalid_filter(f"must have at most {LONGEST} characters")
-    depth = deepest = 0
-    for char in text:
-        depth += (char in "([") - (char in ")]")
-        deepest = max(deepest, depth)
-    if deepest > _DEEPEST:
-        raise invalid_filter(f"must have at most {_DEEPEST} brackets within each other")
+    depth = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "([" else -1
+        if depth > _DEEPEST:
+            raise invalid_filter(f"must have at most {_DEEPEST} brackets within each other")
     try:
         return ScimFilter(text).ast
     except InvalidFilterException as error:
@@ -126,9 +126,12 @@ def _operand(binding: AttributeBinding, node: Comparison) -> Any:
     raise invalid_filter(f"{node.attr_path} cannot be compared")
 
 
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+
+
 def _storable(node: Comparison, text: str) -> str:
     """The text, if Postgres can have it."""
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if _NOT_STORABLE.search(text):
         raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
     return str(text)
 
