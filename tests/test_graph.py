@@ -487,16 +487,21 @@ async def test_what_nobody_works_at_any_more_can_be_asked_for_again(
     assert len(microsoft.created) == 1
 
 
+async def waits_for_microsoft(db: asyncpg.Connection) -> bool:
+    """Whether the first try has failed, and the job waits for the next one."""
+    return (
+        await db.fetchval("SELECT error FROM office365_accounts") is not None
+        and await db.fetchval("SELECT state FROM jobs") == "waiting"
+    )
+
+
 async def test_a_user_that_is_gone_is_not_created(
     shop: Client, microsoft: Microsoft, db: asyncpg.Connection
 ) -> None:
     microsoft.login_answers = [web.Response(status=503, headers={"Retry-After": "3600"})]
     await shop.call("createUser", ANN)
 
-    async def waits() -> Any:
-        return await db.fetchval("SELECT error FROM office365_accounts")
-
-    await until(waits)
+    await until(lambda: waits_for_microsoft(db))
     await shop.call("deleteUserByEmail", {"email": ANN["email"]})
     await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
 
@@ -538,10 +543,7 @@ async def test_credentials_that_went_meanwhile(
     microsoft.login_answers = [web.Response(status=503, headers={"Retry-After": "3600"})]
     await shop.call("createUser", ANN)
 
-    async def waits() -> Any:
-        return await db.fetchval("SELECT error FROM office365_accounts")
-
-    await until(waits)
+    await until(lambda: waits_for_microsoft(db))
     await operator.call("updateInstance", {"instance": "MYINSTANCE", "settings": {"office365": None}})
     await db.execute("UPDATE jobs SET due_at = now() - interval '1 second'")
     state = await settled(shop)
