@@ -81,21 +81,21 @@ entered AS (
     RETURNING group_id
 ),
 
--- In an order, so that two calls do not wait for one another.
+-- In an order, so that two calls do not wait for one another. Arrays, so that the planner reads these groups only, not
+-- all of the instance.
 changed AS (
     SELECT g.id
     FROM groups AS g
     WHERE
         g.instance_id = :instance_id
-        AND (g.id IN (SELECT group_id FROM others) OR g.id IN (SELECT group_id FROM entered))
+        AND g.id = any(array(SELECT group_id FROM others UNION ALL SELECT group_id FROM entered))
     ORDER BY g.id
     FOR NO KEY UPDATE
 )
 
 UPDATE groups
 SET updated_at = now()
-FROM changed
-WHERE groups.instance_id = :instance_id AND groups.id = changed.id;
+WHERE groups.instance_id = :instance_id AND groups.id = any(array(SELECT changed.id FROM changed));
 
 -- name: join_group(instance_id, user_id, group_id)!
 -- Adds a user to a group, if it is not a member. Both are locked.
