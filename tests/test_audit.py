@@ -17,6 +17,7 @@ from server.methods.avatars import EXAMPLE_DOT
 from server.methods.codes import EXAMPLE_CODES
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.postgres.db import Database
+from server.postgres.queries import load_queries
 
 JANE = "jane@example.com"
 WHO = {"email": JANE, "displayName": "Jane Doe"}
@@ -419,3 +420,32 @@ async def test_a_login_that_commits_meanwhile_keeps_no_session(
     assert await db.fetchval("SELECT count(*) FROM sessions") == 0
     revoked = await db.fetchval("SELECT before FROM events WHERE type = 'session.revoked'")
     assert revoked == '{"sessions": 2}'
+
+
+@pytest.mark.damages
+async def test_the_events_of_a_user_are_found_by_user(client: Client, db: asyncpg.Connection) -> None:
+    """In a large instance among small ones too, where the average says that an instance has few events."""
+    await db.execute(
+        "INSERT INTO events (instance_id, place, type, user_id, method, key_id, key_name, request_id, created_at)"
+        " SELECT CASE WHEN n % 20 = 0 THEN 100 + n % 400 ELSE 1 END, n, 'user.updated', n % 2000, 'x', 1, 'x', 'x',"
+        " now() - n * interval '1 second' FROM generate_series(1, 40000) AS n"
+    )
+    await db.execute("VACUUM ANALYZE events")
+    query = load_queries()["list_events"]
+    await db.execute("SET plan_cache_mode = force_generic_plan")
+    await db.execute(f"PREPARE audited AS {query.sql}")
+    given = {
+        "instance_id": "1", "user_ids": "'{3,7,11}'", "type": "NULL", "method": "NULL", "since": "'2000-01-01'",
+        "until": "'infinity'", "before_time": "'infinity'", "before_xid": "'0'", "before_seq": "0", "look": "10000",
+        "row_limit": "101", "byte_limit": "1000000",
+    }  # fmt: skip
+    values = ", ".join(given[param] for param in query.params)
+    told = await db.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE audited ({values})")
+    waiting, looked = [json.loads(told)[0]["Plan"]], []
+    while waiting:
+        node = waiting.pop()
+        waiting += node.get("Plans", [])
+        if node.get("Relation Name") == "events" and node["Actual Loops"]:
+            looked.append(node)
+    assert [(node["Index Name"], node["Actual Loops"]) for node in looked] == [("events_by_user", 3)]
+    assert looked[0].get("Rows Removed by Filter", 0) == 0

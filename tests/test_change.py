@@ -114,7 +114,7 @@ async def test_what_is_so_already_is_not_written_again(client: Client, db: async
 
 NAMES = ["hold_counters", "find_taken"]
 """Looked at where an e-mail changes."""
-USERS, EFFECTS = "write_users", "write_effects"
+USERS, EFFECTS, GROUPS = "write_users", "write_effects", "replace_groups"
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,17 @@ USERS, EFFECTS = "write_users", "write_effects"
         ("deactivateUserById", {"id": 2}, [USERS, EFFECTS]),
         ("forceLogoutByEmail", ONE, [EFFECTS]),
         ("removeAvatarByEmail", ONE, [USERS, EFFECTS]),
-        ("deleteUserByEmail", ONE, [USERS, EFFECTS]),
-        ("deleteUsers", {"users": [ONE, MANY]}, [USERS, EFFECTS]),
+        ("deleteUserByEmail", ONE, [USERS, EFFECTS, GROUPS]),
+        ("deleteUsers", {"users": [ONE, MANY]}, [USERS, EFFECTS, GROUPS]),
     ],
 )
 async def test_statements_of_a_change(
     method: str, params: dict[str, Any], statements: list[str], client: Client, database_url: str
 ) -> None:
-    """One locks the users, one writes their columns, and one all effects on other tables, where there are any."""
+    """One locks the users, one writes their columns, and one all effects on other tables, where there are any.
+
+    Another one writes the groups that show one user more or less.
+    """
     for user in (ONE, MANY):
         await client.call("createUser", user | {"avatar": "https://example.com/1.png"})
     made = await asyncio.to_thread(recorded, database_url, method, params | {"instance": "MYINSTANCE"})

@@ -211,7 +211,7 @@ LOGIN = {"login": "newbie", "login_key": "newbie"}
 NEW_USER = USER | LOGIN | {"number": 0, "event": {"email": "new@example.com"}}
 CHANGED_USER = USER | LOGIN | {
     "id": 2, "confirmed_at": NOW, "suspended_at": None, "deleted_at": None, "moment": NOW,
-    "has_new_login": True, "has_new_avatar": True, "moves_account": True, "comes_or_goes": True,
+    "has_new_login": True, "has_new_avatar": True, "moves_account": True,
     "ends_sessions": True, "ended_codes": ["reset"],
 }  # fmt: skip
 EVENT_ID = uuid.UUID(EXAMPLE_EVENT)
@@ -222,7 +222,7 @@ BY_TYPE: dict[str, Any] = {
 }  # fmt: skip
 """The value of a parameter by its type, unless it has one by its name or for its statement."""
 BY_NAME: dict[str, Any] = {name: value for name, value in USER.items() if name != "settings"} | {
-    "user_id": 2, "user_ids": [2], "ids": [1, 2, 3], "users": [USER], "event": {"email": "new@example.com"},
+    "user_id": 2, "user_ids": [2], "shown_ids": [2], "ids": [1, 2, 3], "users": [USER], "event": {"email": "new@example.com"},
     "email_key": "jane@example.com", "email_keys": ["jane@example.com"], "key": "jane@example.com",
     "keys": ["jane@example.com"], "external_id": "jane", "external_ids": ["jane"],
     "after": 0, "after_instance": 0, "after_user": 0, "after_webhook": 0, "last_instance": 9, "last_user": 99,
@@ -281,7 +281,7 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "name_newest_plan": {"user_id": 1},
     "remove_field": {"alias": "shoe_size"},
     "repair_user": {"user_id": 5, "mailboxes": ["drafts"], "calendars": ["main"], "folders": ["trash"]},
-    "search_scim_groups": {"predicate": "exists($)", "sort": '$.folded."id"'},
+    "search_scim_groups": {"most_members": 1000, "predicate": "exists($)", "sort": '$.folded."id"'},
     "search_scim_users": {"predicate": "exists($)", "sort": '$.folded."id"'},
     "skip_events": {"look": 1},
     "switch_plan": {"user_id": 1},

@@ -1,11 +1,14 @@
 """Groups: members, names, and the reserved group Admins."""
 
 import asyncio
+import json
 from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, footprint, insert_key
+from conftest import ADMIN, Client, footprint, insert_key, until
+
+from server.postgres.queries import load_queries
 
 JANE = {"email": "jane@example.com"}
 NOT_FOUND = (400, "not found")
@@ -269,3 +272,57 @@ async def test_users_of_one_call_leave_and_enter_the_same_group(client: Client) 
     )
     assert (await client.call("getUserByEmail", JANE))["groups"] == ["Support"]
     assert (await client.call("getUserByEmail", june))["groups"] == ["Sales"]
+
+
+@pytest.mark.damages
+async def test_few_groups_of_many_are_read(db: asyncpg.Connection) -> None:
+    """When a user enters and leaves groups: only these, and not all of the instance."""
+    await db.execute(
+        "INSERT INTO groups (instance_id, id, name, name_key, description)"
+        " SELECT 1, n, n::text, n::text, '' FROM generate_series(10, 5000) AS n"
+    )
+    await db.execute(
+        "INSERT INTO group_members (instance_id, user_id, group_id) VALUES (1, 2, 11), (1, 2, 12)"
+    )
+    await db.execute("VACUUM ANALYZE groups, group_members")
+    await db.execute("SET plan_cache_mode = force_generic_plan")
+    query = load_queries()["replace_groups"]
+    await db.execute(f"PREPARE replaced AS {query.sql}")
+    given = {
+        "instance_id": "1", "user_ids": "'{2}'", "member_ids": "'{2,2}'", "group_ids": "'{12,13}'", "shown_ids": "'{}'",
+    }  # fmt: skip
+    values = ", ".join(given[param] for param in query.params)
+    told = await db.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE replaced ({values})")
+    waiting, read = [json.loads(told)[0]["Plan"]], []
+    while waiting:
+        node = waiting.pop()
+        waiting += node.get("Plans", [])
+        if node.get("Relation Name") == "groups" and node["Node Type"] != "ModifyTable":
+            read.append((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
+    assert read == [2, 2]
+    changed = await db.fetch("SELECT id FROM groups WHERE updated_at > created_at ORDER BY id")
+    assert [row["id"] for row in changed] == [11, 13]
+
+
+async def test_groups_are_locked_in_the_order_of_their_ids(client: Client, db: asyncpg.Connection) -> None:
+    """Whoever waits for a group has locked none with a greater id: so calls do not wait for one another."""
+    users = [JANE, {"email": "bob@example.com"}]
+    await client.call("createUser", users[1])
+    await client.call("addToGroup", JANE | {"name": "Sales"})  # the newer group
+    await client.call("addToGroup", users[1] | {"name": "Support"})
+    await client.call("addToGroup", users[1] | {"name": "Sales"})
+    for method in ("deleteUsers", "restoreUserByEmail"):
+        before = await db.fetch("SELECT id, updated_at FROM groups ORDER BY id")
+        async with db.transaction():
+            await db.execute("SELECT FROM groups WHERE id = 1 FOR NO KEY UPDATE")
+            params = {"users": users} if method == "deleteUsers" else users[1]
+            calling = asyncio.create_task(client.call(method, params))
+            await until(
+                lambda: db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            )
+            await db.execute("SELECT FROM groups WHERE id = 2 FOR NO KEY UPDATE NOWAIT")
+        await calling
+        after = await db.fetch("SELECT id, updated_at FROM groups ORDER BY id")
+        assert [old["updated_at"] < new["updated_at"] for old, new in zip(before, after, strict=True)] == [
+            True, True,
+        ]  # fmt: skip

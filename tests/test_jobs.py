@@ -491,6 +491,28 @@ async def test_a_job_that_outlasts_its_worker_goes_back_to_the_queue(
     running_worker.cancel()
     await asyncio.gather(running_worker, return_exceptions=True)
     assert await statuses(db) == ["waiting"] and counted(services, "stopped") == 1
+
+
+async def test_a_job_goes_back_to_the_queue_if_its_worker_stops_before_it_is_parked(
+    services: Services, start: Start, note: Note, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parking = asyncio.Event()
+
+    async def hold(services: Services, payload: dict[str, Any]) -> None:
+        parking.set()
+        await asyncio.Event().wait()
+
+    async def fail() -> None:
+        raise Hopeless
+
+    monkeypatch.setitem(queue.PARKED, "note", hold)
+    note.act = fail
+    await add(services)
+    running_worker = start()
+    await parking.wait()
+    running_worker.cancel()
+    await asyncio.gather(running_worker, return_exceptions=True)
+    assert await statuses(db) == ["waiting"] and counted(services, "stopped") == 1
     note.act = None
     start()
     await until(lambda: empty(db))

@@ -1,10 +1,12 @@
 """Health, metrics, logs and background tasks."""
 
 import asyncpg
-from conftest import ADMIN, Client, Log, Serve
+import pytest
+from conftest import ADMIN, Client, Log, Serve, database_named
 
+from server.base.errors import Unavailable
 from server.base.settings import Settings
-from server.directory.upkeep import purge_expired
+from server.directory.upkeep import PurgeIncomplete, purge_expired
 from server.postgres.db import Database
 
 
@@ -83,4 +85,54 @@ async def test_what_has_had_its_time_is_purged(
     await db.execute("""UPDATE instances SET settings = settings || '{"retentionDays": 7}'""")
     assert await purge_expired(database, settings) == nothing | {"users": 1}
     assert await db.fetchval("SELECT count(*) FROM users") == 2
+    await database.close()
+
+
+async def test_a_purge_goes_on_after_an_error(
+    client: Client, other: Client, db: asyncpg.Connection, database_url: str, logged: Log
+) -> None:
+    """Of an instance or a statement, here as of statement_timeout; whoever called it knows afterwards."""
+    for tenant in (client, other):
+        await tenant.call("createUser", {"email": "old@example.com", "password": "demo1234"})
+        await tenant.call("deleteUserByEmail", {"email": "old@example.com"})
+        await tenant.call("createUser", {"email": "new@example.com", "password": "demo1234"})
+        await tenant.call("login", {"email": "new@example.com", "password": "demo1234"})
+    await db.execute("UPDATE users SET deleted_at = now() - interval '31 days' WHERE deleted_at IS NOT NULL")
+    await db.execute("UPDATE sessions SET expires_at = now() - interval '1 second'")
+    await db.execute(
+        "INSERT INTO codes (instance_id, digest, user_id, purpose, expires_at)"
+        " SELECT n, 'x', 1, 'reset', now() - interval '1 second' FROM generate_series(1, 2) AS n"
+    )
+    await db.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN RAISE EXCEPTION 'too slow' USING ERRCODE = 'query_canceled'; END $$"
+    )
+    for table, which in (("users", "old.instance_id = 1"), ("sessions", "true")):
+        await db.execute(
+            f"CREATE TRIGGER fails BEFORE DELETE ON {table} FOR EACH ROW WHEN ({which}) EXECUTE FUNCTION fail()"
+        )
+    settings = Settings()
+    database = Database(settings, database_url)
+    await database.open()
+    with pytest.raises(PurgeIncomplete, match="users, sessions") as failure:
+        await purge_expired(database, settings)
+    assert failure.value.failed == {"users": 1, "sessions": 1}
+    assert {what: number for what, number in failure.value.gone.items() if number} == {"users": 1, "codes": 2}
+    failed = [line for line in logged.lines() if line["event"] == "purge_failed"]
+    assert [(line["step"], line.get("instance_id")) for line in failed] == [("users", 1), ("sessions", None)]
+    assert all("57014" in line["cause"] for line in failed)
+    await db.execute("DROP TRIGGER fails ON users; DROP TRIGGER fails ON sessions")
+    gone = await purge_expired(database, settings)
+    assert {what: number for what, number in gone.items() if number} == {"users": 1, "sessions": 2}
+    await database.close()
+
+
+async def test_a_purge_ends_when_the_database_is_away(postgres_url: str, logged: Log) -> None:
+    """The other steps would fail too."""
+    settings = Settings()
+    database = Database(settings, database_named(postgres_url, "no_such_database"))
+    await database.open()
+    with pytest.raises(Unavailable):
+        await purge_expired(database, settings)
+    assert [line["step"] for line in logged.lines() if line["event"] == "purge_failed"] == ["users"]
     await database.close()

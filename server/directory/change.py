@@ -151,8 +151,12 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
         _record(call, edit, had_password=edit.before["id"] in having_password)
         await pace.rest()
     moved = {edit.before["id"]: edit for edit in edits if edit.group_ids is not None}
+    shown = [edit.before["id"] for edit in edits if edit.comes_or_goes]
+    if moved or shown:
+        # One statement, after the others: every transaction locks groups in the order of their ids.
+        wanted = {user_id: edit.group_ids or () for user_id, edit in moved.items()}
+        await replace_groups(call, wanted, shown)
     if moved:
-        await replace_groups(call, {user_id: edit.group_ids or () for user_id, edit in moved.items()})
         await record_groups(call, {user_id: list(edit.groups) for user_id, edit in moved.items()})
     for row in stored:
         if row["ended"]:

@@ -94,11 +94,12 @@ async def groups_of(call: Call, user_ids: Sequence[int]) -> dict[int, list[str]]
     return {row["id"]: row["names"] for row in rows}
 
 
-async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> None:
+async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]], shown: Sequence[int]) -> None:
     """Set the groups of locked users, without Admins, which follows isAdmin.
 
     Args:
         wanted: user id -> group ids.
+        shown: ids of users that were deleted or restored, which changes their groups too.
     """
     pairs = [(user_id, group_id) for user_id, ids in wanted.items() for group_id in ids]
     await call.db.run(
@@ -107,6 +108,7 @@ async def replace_groups(call: Call, wanted: Mapping[int, Sequence[int]]) -> Non
         user_ids=list(wanted),
         member_ids=[user_id for user_id, _ in pairs],
         group_ids=[group_id for _, group_id in pairs],
+        shown_ids=shown,
     )
 
 

@@ -180,6 +180,11 @@ class Edit:
         return self.before["deleted_at"] is not None and self.after["deleted_at"] is None
 
     @property
+    def comes_or_goes(self) -> bool:
+        """Whether the user's groups show it after the change and not before, or the other way."""
+        return self.is_deletion or self.is_return
+
+    @property
     def renames(self) -> bool:
         """Whether the e-mail changes, or the login of a user without an e-mail."""
         return bool(self.before["email_key"] != self.after["email_key"])
@@ -215,11 +220,10 @@ class Edit:
             "has_new_login": self.has_new_login,
             "has_new_avatar": before["avatar"] != after["avatar"],
             "moves_account": self.closes_account or self.is_return,
-            "comes_or_goes": self.is_deletion or self.is_return,
             "ends_sessions": loses_access or self.logs_out or self.password_hash is not None,
             "ended_codes": [purpose for purpose, ends in ended_codes.items() if ends],
         }
-        if not any(row.values()):
+        if not (any(row.values()) or self.comes_or_goes):
             return None
         return row | {
             "id": after["id"],

@@ -1,7 +1,9 @@
 """Upkeep: remove expired rows batch by batch, and end plans after their last day."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +15,7 @@ from server.directory.rows import told_names
 from server.events.changes import Change, identity
 from server.events.emit import emit, system_actor
 from server.jobs.worker import jittered
-from server.postgres.db import Database, Row
+from server.postgres.db import Database, Row, pass_on_cancelling
 
 log = structlog.get_logger()
 
@@ -42,23 +44,57 @@ _EMITTED: dict[str, tuple[str, Callable[[Row], Change]]] = {
 """Statement -> the method name in its events, and the change of each row."""
 
 
+class PurgeIncomplete(Exception):
+    """some steps failed, as the log says; the others were done"""
+
+    def __init__(self, gone: dict[str, int], failed: dict[str, int]) -> None:
+        """
+        Args:
+            gone: the number of removed rows of each kind.
+            failed: the number of errors of each kind: for users one for each instance.
+        """
+        self.gone = gone
+        self.failed = failed
+        super().__init__(", ".join(failed))
+
+
 async def purge_expired(database: Database, settings: Settings) -> dict[str, int]:
     """Run the statements below; each has its rule in sql/queries/upkeep.sql.
 
-    Users are removed instance by instance. Two workers at the same time do not remove a row twice.
+    Users are removed instance by instance. Two workers at the same time do not remove a row twice. After an
+    error of one instance or one statement the others still run, if the database accepts writes.
 
     Returns:
         the number of rows of each kind.
 
     Raises:
-        Unavailable: a batch exceeded the time limit of a background round.
+        PurgeIncomplete: of some instances or statements not all rows were removed.
+        Unavailable: the database is away.
     """
+    gone: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def step(what: str, **about: Any) -> AsyncIterator[None]:
+        """Count and log an error of the block."""
+        try:
+            yield
+        except Exception as error:
+            pass_on_cancelling(error)
+            failed[what] += 1
+            log.warning("purge_failed", step=what, cause=cause_of(error), **about)
+            if not await database.writable():  # the next steps would fail too
+                raise
+
     kept = {"default_days": settings.retention_days}
-    async with database.round(), database.connection() as db:
+    instances: list[Row] = []
+    async with step("users"), database.round(), database.connection() as db:
         instances = await db.all("find_retained_instances", **kept)
-    gone = {"users": 0}
+    gone["users"] = 0
     for row in instances:
-        gone["users"] += await _purge(database, "hold_retained_users", **row, **kept)
+        async with step("users", instance_id=row["instance_id"]):
+            async for taken in _purge(database, "hold_retained_users", **row, **kept):
+                gone["users"] += taken
     for what, query in (
         ("sessions", "purge_expired_sessions"),
         ("plans", "end_expired_plans"),
@@ -73,17 +109,21 @@ async def purge_expired(database: Database, settings: Settings) -> dict[str, int
         ("webhooks", "purge_deleted_webhooks"),
         ("secrets", "forget_old_secrets"),
     ):
-        gone[what] = await _purge(database, query)
-    return gone
+        gone[what] = 0
+        async with step(what):
+            async for taken in _purge(database, query):
+                gone[what] += taken
+    if failed:
+        raise PurgeIncomplete(dict(gone), dict(failed))
+    return dict(gone)
 
 
-async def _purge(database: Database, query: str, **values: Any) -> int:
-    """Run one statement batch by batch, and return the number of rows."""
-    gone, taken = 0, _BATCH
+async def _purge(database: Database, query: str, **values: Any) -> AsyncIterator[int]:
+    """Run one statement batch by batch; the number of rows of each."""
+    taken = _BATCH
     while taken == _BATCH:
         taken = await _purge_batch(database, query, values)
-        gone += taken
-    return gone
+        yield taken
 
 
 async def _purge_batch(database: Database, query: str, values: dict[str, Any]) -> int:
@@ -109,7 +149,9 @@ async def keep_purging(database: Database, settings: Settings) -> None:
         await asyncio.sleep(jittered(PURGE_EVERY, 0.2))
         try:
             gone = await purge_expired(database, settings)
-        except Exception as error:  # the next run may succeed
+        except PurgeIncomplete as error:  # the next run tries again
+            log.warning("purge_incomplete", failed=error.failed, **error.gone)
+        except Exception as error:
             log.warning("purge_postponed", cause=cause_of(error))
         else:
             if any(gone.values()):

@@ -281,29 +281,35 @@ class Worker(ABC):
 
     async def _try(self, row: Row) -> None:
         began = time.perf_counter()
-        tries, outcome, pause, result = row["attempts"] - row["first_attempt"], "done", 0.0, None
+        outcome, pause, result = "stopped", 0.0, None
         try:
+            # Around note_parked too: without an outcome the row would wait for the end of its lease.
             try:
-                if tries > 1 and self.pause(tries - 1) is None:
-                    raise GivenUp
-                result = await self.do(row)
+                outcome, pause, result = await self._outcome(row)
             except asyncio.CancelledError as error:
-                outcome, result = "stopped", error
-            except Suspended as error:
-                outcome, pause, result = "suspended", LONGEST_PAUSE, error
-            except Exception as error:
-                following, result = self.pause(tries), error
-                if following is None or isinstance(error, Hopeless):
-                    outcome = "parked"
-                    await self.note_parked(row)
-                else:
-                    asked = error.seconds if isinstance(error, Later) else 0.0
-                    outcome, pause = "retried", max(following, min(asked, LONGEST_PAUSE))
+                result = error
             await self._tried.put(Tried(row, outcome, pause, result, time.perf_counter() - began))
         finally:
             self._windows.end(self._lane_of(row), outcome == "done")
             if self._due:
                 self._wake.set()
+
+    async def _outcome(self, row: Row) -> tuple[str, float, Any]:
+        """The outcome, pause and result of one try (see Tried)."""
+        tries = row["attempts"] - row["first_attempt"]
+        try:
+            if tries > 1 and self.pause(tries - 1) is None:
+                raise GivenUp
+            return "done", 0.0, await self.do(row)
+        except Suspended as error:
+            return "suspended", LONGEST_PAUSE, error
+        except Exception as error:
+            following = self.pause(tries)
+            if following is None or isinstance(error, Hopeless):
+                await self.note_parked(row)
+                return "parked", 0.0, error
+            asked = error.seconds if isinstance(error, Later) else 0.0
+            return "retried", max(following, min(asked, LONGEST_PAUSE)), error
 
     async def _keep_settling(self) -> None:
         """Settle tries as they end; None is the end."""

@@ -66,8 +66,9 @@ WHERE
 
 -- name: list_events(instance_id, user_ids, type, method, since, until, before_time, before_xid, before_seq, look, row_limit, byte_limit)
 -- A page of the audit, the newest first. Without user_ids at most look events are searched for the type and method
--- (index events_by_time); with user_ids all events of these users are (index events_by_user). byte_limit and
--- page_bytes are as in read_events.
+-- (index events_by_time); with user_ids, which are distinct, all events of these users are: user by user, because for
+-- user_id = any(...) the planner may read events_by_time and not events_by_user. byte_limit and page_bytes are as in
+-- read_events.
 SELECT
     id::text AS id, type, user_id AS "userId", before, after, method,
     coalesce(actor_kind, CASE WHEN key_id > 0 THEN 'key' ELSE 'system' END) AS actor_kind, key_id, key_name,
@@ -93,14 +94,18 @@ FROM (
             )
             UNION ALL
             (
-                SELECT * FROM events
-                WHERE
-                    instance_id = :instance_id AND user_id = any(:user_ids::bigint[])
-                    AND created_at >= :since AND created_at < :until
-                    AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
-                    AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
-                ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
-                LIMIT :row_limit
+                SELECT own.*
+                FROM unnest(:user_ids::bigint[]) AS named (user_id)
+                CROSS JOIN LATERAL (
+                    SELECT * FROM events
+                    WHERE
+                        instance_id = :instance_id AND user_id = named.user_id
+                        AND created_at >= :since AND created_at < :until
+                        AND (created_at, xid, place) < (:before_time, :before_xid::text::xid8, :before_seq::integer)
+                        AND (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)
+                    ORDER BY events.created_at DESC, events.xid DESC, events.place DESC
+                    LIMIT :row_limit
+                ) AS own
             )
         ) AS looked
         WHERE (:type::text IS NULL OR type = :type) AND (:method::text IS NULL OR method = :method)

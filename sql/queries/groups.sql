@@ -59,8 +59,10 @@ WHERE instance_id = :instance_id AND name_key = any(:name_keys::text[])
 ORDER BY id
 FOR KEY SHARE;
 
--- name: replace_groups(instance_id, user_ids, member_ids, group_ids)!
--- Makes these (member_ids, group_ids) pairs the only memberships of user_ids. The users and the groups are locked.
+-- name: replace_groups(instance_id, user_ids, member_ids, group_ids, shown_ids)!
+-- Makes these (member_ids, group_ids) pairs the only memberships of user_ids. Groups show the members that are not
+-- deleted, so that those of shown_ids, who are deleted or restored, change too. The users are locked, and the groups that
+-- they enter cannot be deleted.
 WITH others AS (
     DELETE FROM group_members AS gm
     USING unnest(:user_ids::bigint[]) AS held (id)
@@ -81,21 +83,30 @@ entered AS (
     RETURNING group_id
 ),
 
--- In an order, so that two calls do not wait for one another.
+-- In the order of their ids, after the counters of the instance, as in every transaction: so there are no deadlocks.
+-- Arrays, so that the planner reads these groups only, not all of the instance.
 changed AS (
     SELECT g.id
     FROM groups AS g
     WHERE
         g.instance_id = :instance_id
-        AND (g.id IN (SELECT group_id FROM others) OR g.id IN (SELECT group_id FROM entered))
+        AND g.id = any(
+            array(
+                SELECT group_id FROM others
+                UNION ALL
+                SELECT group_id FROM entered
+                UNION ALL
+                SELECT group_id FROM group_members
+                WHERE instance_id = :instance_id AND user_id = any(:shown_ids::bigint[])
+            )
+        )
     ORDER BY g.id
     FOR NO KEY UPDATE
 )
 
 UPDATE groups
 SET updated_at = now()
-FROM changed
-WHERE groups.instance_id = :instance_id AND groups.id = changed.id;
+WHERE groups.instance_id = :instance_id AND groups.id = any(array(SELECT changed.id FROM changed));
 
 -- name: join_group(instance_id, user_id, group_id)!
 -- Adds a user to a group, if it is not a member. Both are locked.

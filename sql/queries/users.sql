@@ -47,8 +47,7 @@ WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset(:users::jsonb) AS row (
         id bigint, login_key text, avatar text, deleted_at timestamptz, moment timestamptz, password_hash text,
-        has_new_login boolean, has_new_avatar boolean, moves_account boolean, comes_or_goes boolean, ends_sessions boolean,
-        ended_codes text []
+        has_new_login boolean, has_new_avatar boolean, moves_account boolean, ends_sessions boolean, ended_codes text []
     )
 ),
 
@@ -119,15 +118,6 @@ void AS (
     WHERE
         codes.instance_id = :instance_id AND codes.user_id = any(:ids::bigint []) AND codes.user_id = given.id
         AND codes.purpose = any(given.ended_codes)
-),
-
--- Groups show the members that are not deleted, so that they change with deletion and return.
-regrouped AS (
-    UPDATE groups
-    SET updated_at = now()
-    FROM given
-    INNER JOIN group_members AS gm ON gm.instance_id = :instance_id AND gm.user_id = given.id
-    WHERE groups.instance_id = :instance_id AND groups.id = gm.group_id AND given.comes_or_goes
 ),
 
 ended AS (
