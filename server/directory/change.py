@@ -18,7 +18,7 @@ from server.directory.groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
-from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free
+from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free, keys_of_items
 from server.directory.names import Names, renamed
 from server.directory.rows import Edit, Row, hold, members, state, store, with_fields, with_names
 from server.directory.rules import names_of
@@ -117,7 +117,11 @@ async def refusals(
         MemberForbidden: the caller may not make the change (tenants/access.py). Conflict: another user has
         the e-mail or externalId, or an edit before changes the same user.
     """
-    keys = [key for edit in edits.values() for key in edit.new_keys]
+    keys: list[str] = []
+    pace = Pace()
+    for edit in edits.values():
+        keys += edit.new_keys
+        await pace.rest()
     external_ids = [
         edit.after["external_id"]
         for edit in edits.values()
@@ -126,9 +130,8 @@ async def refusals(
     if keys:
         await call.db.one("hold_counters", instance_id=call.instance.id)
     having = await find_taken(call.db, call, keys, external_ids) if keys or external_ids else []
-    claims = Claims([*(held or ()), *having])
+    claims = await Claims.of([*(held or ()), *having])
     found: dict[int, ServiceError] = {}
-    pace = Pace()
     for index, edit in edits.items():
         if edit.has_effect and (forbidden := access.user_refusal(call.caller, edit.before, edit.after)):
             found[index] = forbidden
@@ -184,7 +187,7 @@ async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
 
 async def update(call: Call, batch: Batch[UserChanges]) -> None:
     """updateUserByEmail and updateUsers; see Batch.settle for the errors."""
-    keys = {index: email_key(item.email) for index, item in batch.items.items()}
+    keys = await keys_of_items(batch.items)
     external_ids = external_ids_of(batch.items.values())
     held = await hold(call.db, call.instance.id, keys=keys.values(), external_ids=external_ids)
     users = _living(held)
@@ -215,7 +218,7 @@ async def update(call: Call, batch: Batch[UserChanges]) -> None:
 
 async def delete(call: Call, batch: Batch[Any]) -> None:
     """deleteUserByEmail and deleteUsers; see Batch.settle for the errors."""
-    keys = {index: email_key(item.email) for index, item in batch.items.items()}
+    keys = await keys_of_items(batch.items)
     held = await hold(call.db, call.instance.id, keys=keys.values())
     users = _living(held)
     edits: dict[int, Edit] = {}
