@@ -124,16 +124,19 @@ def with_email_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
-    """The user with other values of profile fields, and the display name that follows from them.
+    """The user with other values of profile fields. A new first or last name also changes the display name.
 
     Args:
         fields: alias -> value; None removes a value.
     """
     merged = {alias: value for alias, value in (row["fields"] | fields).items() if value is not None}
-    after = row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+    after, new_name = row | {"fields": merged}, full_name(merged)
+    if new_name == full_name(row["fields"]):
+        return after
+    after["display_name"] = new_name or row["display_name"]
     name = row["attributes"].get("name", {})
-    if "formatted" in name and full_name(merged) != full_name(row["fields"]):
-        # It was said of the other name.
+    if "formatted" in name:
+        # The formatted name belonged to the old name.
         name = {member: value for member, value in name.items() if member != "formatted"}
         others = {member: value for member, value in row["attributes"].items() if member != "name"}
         after["attributes"] = others | ({"name": name} if name else {})
