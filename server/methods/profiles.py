@@ -104,8 +104,10 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
     is the login. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.id)
-    access.require_user(call.caller, user)
     call.subject = user["id"]
+    others = {alias: value for alias, value in prepared.fields.items() if alias != EMAIL}
+    if Edit(user, with_fields(user, others)).has_effect:
+        access.require_user(call.caller, user)
     if EMAIL in prepared.fields:
         names = names_of_user(user["login"] or user["email"], prepared.fields[EMAIL])
         renamed = with_names(user, names)
@@ -119,7 +121,7 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         entity="user",
         action="profile-update",
         user_id=params.id,
-        fields={alias: value for alias, value in prepared.fields.items() if alias != EMAIL},
+        fields=others,
         asked_by=call.actor()._asdict() | access.kept(call.caller),
     )
     if prepared.picture is not None:
@@ -150,12 +152,14 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
         held = await hold(db, user["instance_id"], ids=[user["user_id"]])
         emitted = 0
         for document in await db.all("list_unfinished", **user):
-            # A user may have become an administrator since.
             asked_by = document["asked_by"]
-            may = bool(held) and access.may_still_change_user(asked_by, held[0])
+            edit = Edit(held[0], with_fields(held[0], document["fields"])) if held else None
+            # A user may have become an administrator since.
+            may = edit is not None and (
+                not edit.has_effect or access.may_still_change_user(asked_by, edit.before)
+            )
             member = None
-            if may and held[0]["deleted_at"] is None:
-                edit = Edit(held[0], with_fields(held[0], document["fields"]))
+            if edit and may and edit.before["deleted_at"] is None:
                 await store(db, user["instance_id"], [edit])
                 changes = user_changes(user["user_id"], state(edit.before), state(edit.after))
                 await emit(
