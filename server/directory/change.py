@@ -29,7 +29,7 @@ from server.tenants.call import Call
 
 
 async def hold_user(call: Call, *, user_id: int | None = None, email: str | None = None) -> Row:
-    """A user that is not deleted, by id or e-mail; locked until the transaction ends.
+    """A user that is not deleted, by id or e-mail; locked until the transaction ends, and named in the audit.
 
     Args:
         email: of the user, or the login of a user without an e-mail.
@@ -41,12 +41,13 @@ async def hold_user(call: Call, *, user_id: int | None = None, email: str | None
     ids, keys = [user_id] if user_id is not None else [], [key] if key is not None else []
     for row in await hold(call.db, call.instance.id, ids=ids, keys=keys):
         if row["deleted_at"] is None and (row["id"] == user_id or row["email_key"] == key):
+            call.subject = row["id"]
             return row
     raise NotFound
 
 
 async def hold_named(call: Call, name: str) -> Row:
-    """A user, deleted or not, by e-mail or login; locked until the transaction ends.
+    """A user, deleted or not, by e-mail or login; locked until the transaction ends, and named in the audit.
 
     Raises:
         NotFound: there is no such user.
@@ -54,6 +55,7 @@ async def hold_named(call: Call, name: str) -> Row:
     key = email_key(name)
     for row in await hold(call.db, call.instance.id, keys=[key]):
         if key in (row["email_key"], row["login"] and email_key(row["login"])):
+            call.subject = row["id"]
             return row
     raise NotFound
 
@@ -179,7 +181,6 @@ def _record(call: Call, edit: Edit, *, had_password: bool) -> None:
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
     """Check and write one edit; see refusals for the param and the errors."""
-    call.subject = edit.before["id"]
     if refused := await refusals(call, {0: edit}, member=member):
         raise refused[0]
     await write(call, [edit])

@@ -108,7 +108,6 @@ class ConfirmEmail(TenantParams):
 async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
     """Confirm a user's registration with a mailed code."""
     user = await redeem(call, params.code, "confirm")
-    call.subject = user["id"]
     await change.write(call, [_confirmation(user)])
     return True
 

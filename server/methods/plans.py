@@ -276,7 +276,7 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     the new end, so the call can be repeated. A plan ends by itself after its last day. For an administrator,
     needs the scope users:admin.
     """
-    user = await _hold_user(call, params.userId)
+    user = await change.hold_user(call, user_id=params.userId)
     plan = {params.userId: (params.planId, params.planValidTo)}
     assigned = (await assign_plans(call, plan, name=params.planName))[params.userId]
     _require_user(call, user)
@@ -317,7 +317,7 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     the new plan is scheduled. A user that already has the plan keeps it with the new end. Every plan that
     ends or begins emits a user.updated event. For an administrator, needs the scope users:admin.
     """
-    user = await _hold_user(call, params.userId)
+    user = await change.hold_user(call, user_id=params.userId)
     first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
         "switch_plan",
@@ -335,13 +335,6 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     _emit(call, params.userId, row)
     _require_user(call, user)
     return {"id": row["id"], "ended": [gone["id"] for gone in row["ended"]]}
-
-
-async def _hold_user(call: Call, user_id: int) -> Row:
-    """Lock a user, and name it in the audit even if nothing changes."""
-    user = await change.hold_user(call, user_id=user_id)
-    call.subject = user_id
-    return user
 
 
 def _require_user(call: Call, user: Row) -> None:
@@ -404,7 +397,7 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
     A lastDay after the plan's last day is refused; use assignPlan for a later end. For an administrator,
     needs the scope users:admin.
     """
-    user = await _hold_user(call, params.userId)
+    user = await change.hold_user(call, user_id=params.userId)
     last_day = _day(params.lastDay)
     ended = await call.db.one(
         "end_plan",

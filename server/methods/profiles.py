@@ -104,7 +104,6 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
     is the login. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.id)
-    call.subject = user["id"]
     others = {alias: value for alias, value in prepared.fields.items() if alias != EMAIL}
     if Edit(user, with_fields(user, others)).has_effect:
         access.require_user(call.caller, user)
