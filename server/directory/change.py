@@ -1,7 +1,7 @@
 """The one way to change users, 1 to 1,000 of them, for every method.
 
 hold_user or rows.hold locks the users. A pure function computes each new row. refusals checks access and
-taken names. write stores all rows in one statement and emits the events.
+taken names. write stores all rows in one statement and emits the events. change_of_job is for jobs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,9 @@ from server.directory.names import Names, renamed
 from server.directory.rows import Edit, Row, hold, members, state, store, with_fields, with_names
 from server.directory.rules import names_of
 from server.directory.users import NewUser, ReplaceUser, UserChanges, email_key
-from server.events.changes import identity
+from server.events.changes import Change, identity, user_changes
+from server.events.emit import Actor, emit
+from server.postgres.db import Connection
 from server.tenants import access
 from server.tenants.call import Call
 
@@ -153,7 +155,7 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
     having_password = {row["user_id"] for row in stored if row["had_password"]}
     pace = Pace()
     for edit in edits:
-        _record(call, edit, had_password=edit.before["id"] in having_password)
+        call.changes += _changes(edit, had_password=edit.before["id"] in having_password)
         await pace.rest()
     moved = {edit.before["id"]: edit for edit in edits if edit.group_ids is not None}
     if moved:
@@ -165,18 +167,44 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
             call.emit("session.revoked", row["user_id"], before=before, after={"sessions": 0})
 
 
-def _record(call: Call, edit: Edit, *, had_password: bool) -> None:
+def _changes(edit: Edit, *, had_password: bool = False) -> list[Change]:
+    """The changes of an edit for events, without groups and sessions."""
     user_id, before, after = edit.before["id"], state(edit.before), state(edit.after)
     if edit.is_deletion:
         closed = {"accountClosed": True} if edit.closes_account else None
-        call.emit("user.deleted", user_id, before=identity(before), after=closed)
+        changes = [Change("user.deleted", user_id, identity(before), closed)]
     elif edit.is_return:
-        call.emit("user.restored", user_id, after=identity(after))
+        changes = [Change("user.restored", user_id, None, identity(after))]
     else:
-        call.emit_user_changes(user_id, before, after)
+        changes = user_changes(user_id, before, after)
     if edit.password_hash is not None:
-        replaced_password = {"password": HIDDEN if had_password else None}
-        call.emit("user.password_changed", user_id, before=replaced_password, after={"password": HIDDEN})
+        old, new = {"password": HIDDEN if had_password else None}, {"password": HIDDEN}
+        changes.append(Change("user.password_changed", user_id, old, new))
+    return changes
+
+
+async def change_of_job(
+    db: Connection, instance_id: int, edit: Edit, asked_by: Mapping[str, Any], method: str, *, after: int
+) -> int:
+    """Check and write one edit of a job, in the name of its caller. Names and groups stay as they are.
+
+    Args:
+        asked_by, method: the stored caller with access.kept, and its method: the actor of the events.
+        after: the number of events of the instance that this transaction has stored already.
+
+    Returns:
+        the number of events of this edit.
+
+    Raises:
+        MemberForbidden: the user became an administrator, whom the caller may not change.
+    """
+    if not edit.has_effect:
+        return 0
+    access.require_user_of_job(asked_by, edit.before)
+    await store(db, instance_id, [edit])
+    changes = _changes(edit)
+    await emit(db, instance_id, Actor.of(asked_by, method), changes, after=after)
+    return len(changes)
 
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
