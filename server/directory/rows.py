@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from server.directory.names import Names, has_email
 from server.directory.rules import full_name
 from server.directory.users import email_key, keys_of
-from server.events.changes import same_json
+from server.events.changes import Change, identity, same_json
 from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
@@ -231,6 +231,27 @@ class Edit:
             "deleted_at": after["deleted_at"],
             "moment": before["moment"],
         }
+
+
+async def purge(db: Connection, instance_id: int, users: Mapping[int, Mapping[str, Any]]) -> list[Change]:
+    """Remove deleted users with all their data, and return the changes for events.
+
+    Args:
+        users: by id: rows of hold or hold_retained_users; at least one.
+    """
+    moment = next(iter(users.values()))["moment"]
+    await db.run("purge_users", instance_id=instance_id, ids=list(users), moment=moment)
+    return [
+        Change(
+            "user.purged",
+            user_id,
+            identity(
+                told_names(row) | {"displayName": row["display_name"], "externalId": row["external_id"]}
+            ),
+            None,
+        )
+        for user_id, row in users.items()
+    ]
 
 
 def _may_log_in(row: Row) -> bool:
