@@ -72,11 +72,10 @@ LIVING: list[tuple[str, dict[str, Any]]] = [
     ("addToGroup", BOSS | {"name": "Staff"}),
     ("removeFromGroup", BOSS | {"name": "Board"}),
     ("removeFromGroup", BOSS | {"name": "Admins"}),
-    ("assignPlan", {"userId": BOSS_ID, "planId": 1}),
-    ("changePlan", {"userId": BOSS_ID, "planId": 1}),
+    ("assignPlan", {"userId": BOSS_ID, "planId": 1, "planValidTo": "2999-12-31"}),
+    ("changePlan", {"userId": BOSS_ID, "planId": 1, "planValidTo": "2999-12-31"}),
     ("unassignPlan", {"userId": BOSS_ID, "planId": 1}),
     ("createInOffice365", BOSS),
-    ("forceConfirmEmail", BOSS),
     ("forceLogoutByEmail", BOSS),
     ("forceLogoutById", ID),
     ("forceLogoutById", {"externalId": "shop-boss"}),
@@ -102,6 +101,7 @@ SUSPENDED: list[tuple[str, dict[str, Any]]] = [
     ("reactivateUserById", ID),
     ("patchScimUser", SCIM_ID | {"operations": [{"op": "Replace", "path": "active", "value": "True"}]}),
 ]
+UNCONFIRMED: list[tuple[str, dict[str, Any]]] = [("forceConfirmEmail", BOSS)]
 DELETED: list[tuple[str, dict[str, Any]]] = [
     ("restoreUserByEmail", BOSS),
     ("purgeUserByEmail", BOSS),
@@ -140,7 +140,7 @@ def named(model: type[BaseModel]) -> bool:
 def test_every_method_that_names_a_user_is_tried_below() -> None:
     """A new method belongs into LIVING or DELETED, or with a reason into EXCEPTIONS."""
     writing = {name for name, method in METHODS.items() if method.writes and named(method.params)}
-    tried = {name for name, _ in LIVING + ACTIVE + SUSPENDED + DELETED}
+    tried = {name for name, _ in LIVING + ACTIVE + SUSPENDED + UNCONFIRMED + DELETED}
     assert tried | EXCEPTIONS.keys() == writing
     assert not tried & EXCEPTIONS.keys()
 
@@ -206,7 +206,7 @@ async def test_a_deleted_administrator_is_restored_and_purged_with_users_admin_a
     weak = client.using(await insert_key(db, scopes=WITHOUT_ADMIN))
     for method, params in DELETED:
         assert await refused(weak, db, method, params) == FORBIDDEN, method
-    for method, params in LIVING + ACTIVE + SUSPENDED:
+    for method, params in LIVING + ACTIVE + SUSPENDED + UNCONFIRMED:
         status, _ = await refused(weak, db, method, params)
         assert status in (400, 404), (method, params)
     await client.call("restoreUserByEmail", BOSS)
@@ -214,11 +214,22 @@ async def test_a_deleted_administrator_is_restored_and_purged_with_users_admin_a
     await client.call("purgeUserByEmail", BOSS)
 
 
+@pytest.mark.damages
+async def test_an_administrator_is_confirmed_with_users_admin_alone(
+    client: Client, boss: dict[str, Any], db: asyncpg.Connection
+) -> None:
+    await db.execute("UPDATE users SET confirmed_at = NULL WHERE id = $1", BOSS_ID)
+    weak = client.using(await insert_key(db, scopes=WITHOUT_ADMIN))
+    for method, params in UNCONFIRMED:
+        assert await refused(weak, db, method, params) == FORBIDDEN, method
+        await client.call(method, params)
+
+
 async def test_the_same_calls_work_with_users_admin(
     client: Client, boss: dict[str, Any], db: asyncpg.Connection
 ) -> None:
     """They are refused for the scope, and not because something else is wrong with them."""
-    for method, params in LIVING + ACTIVE:
+    for method, params in LIVING + ACTIVE + UNCONFIRMED:
         if "avatar" in params and isinstance(params["avatar"], dict):
             params = params | {"avatar": sent(encoded(photo(), "PNG"))}
         status, answer = await client.outcome(method, params | {"dryRun": True})
@@ -247,8 +258,14 @@ async def test_what_is_so_already_needs_no_scope(
 ) -> None:
     """A shop that sends whole users, to keep them in step, may go on for as long as nothing changes."""
     weak = client.using(await insert_key(db, scopes=WITHOUT_ADMIN))
-    state = "SELECT user_state(u) FROM users AS u WHERE id = $1"
-    before = await db.fetchval(state, BOSS_ID)
+    until = {"userId": BOSS_ID, "planId": 1, "planValidTo": "2999-12-31"}
+    await client.call("assignPlan", until)
+    await client.call("forceLogoutById", ID)
+    state = """
+        SELECT user_state(u), array(SELECT row_to_json(p)::text FROM user_plans AS p WHERE p.user_id = u.id)
+        FROM users AS u WHERE id = $1
+    """
+    before = await db.fetchrow(state, BOSS_ID)
     for method, params in (
         ("ensureUser", BOSS | {"externalId": "shop-boss", "isAdmin": True}),
         ("updateUserByEmail", BOSS | {"isActive": True, "displayName": "boss"}),
@@ -260,9 +277,15 @@ async def test_what_is_so_already_needs_no_scope(
         ("addToGroup", BOSS | {"name": "Board"}),
         ("addToGroup", BOSS | {"name": "Admins"}),
         ("removeFromGroup", BOSS | {"name": "Staff"}),
+        ("forceConfirmEmail", BOSS),
+        ("forceLogoutByEmail", BOSS),
+        ("forceLogoutById", ID),
+        ("assignPlan", until),
+        ("changePlan", until),
+        ("unassignPlan", {"userId": BOSS_ID, "planId": 1, "lastDay": until["planValidTo"]}),
     ):
         await weak.call(method, params)
-        assert await db.fetchval(state, BOSS_ID) == before
+        assert await db.fetchrow(state, BOSS_ID) == before, method
         assert (await client.call("getUserByEmail", BOSS))["groups"] == ["Admins", "Board"]
 
 

@@ -263,6 +263,24 @@ async def test_a_change_that_waits_does_not_reach_who_became_an_administrator(
     assert (await client.call("getUserById", {"id": 2}))["profile"] == {"email": "jane@example.com"}
 
 
+async def test_an_administrators_profile_that_is_so_already_may_be_sent_again(
+    client: Client, jane: dict[str, Any], db: asyncpg.Connection, database: Database
+) -> None:
+    """By a key without users:admin: nothing changes."""
+    profile = {"id": 2, "profile": {"firstname": "Jane", "phone": "+973 3600 0000"}}
+    services = Services(Settings(), database, Metrics())
+    await client.call("updateUserByEmail", JANE | {"isAdmin": True})
+    await client.call("updateProfile", profile)
+    await apply_profile(services, {"instance_id": 1, "user_id": 2})
+    weak = client.using(await insert_key(db, scopes=("users:read", "users:write")))
+    assert (await weak.outcome("updateProfile", {"id": 2, "profile": {"firstname": "Mallory"}}))[0] == 403
+    before = await client.call("getUserById", {"id": 2})
+    asked = await weak.call("updateProfile", profile)
+    await apply_profile(services, {"instance_id": 1, "user_id": 2})
+    outcome = (await client.call("getDocument", {"id": asked["documentId"]}))["result"]
+    assert outcome == {"success": True, "message": "", "member": before}
+
+
 async def test_a_change_that_waits_is_not_done_in_a_suspended_or_deleted_instance(
     client: Client, operator: Client, jane: dict[str, Any], db: asyncpg.Connection, database: Database
 ) -> None:

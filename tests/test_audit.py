@@ -206,6 +206,24 @@ async def test_what_the_queue_changes_is_theirs_who_asked(client: Client, jane: 
     assert list(picture["after"]) == ["avatar"]
 
 
+async def test_a_call_that_changes_nothing_names_its_user(client: Client, jane: dict[str, Any]) -> None:
+    await client.call("createGroup", {"name": "Sales"})
+    plan = (await client.call("createPlan", {"type": "recurring", "name": "A plan"}))["id"]
+    email, user_id = {"email": "jane@example.com"}, {"userId": 2}
+    for method, params in (
+        ("removeFromGroup", email | {"name": "Sales"}),
+        ("removeFromGroup", email | {"name": "Admins"}),
+        ("updateUserByEmail", email | {"isActive": True}),
+        ("forceConfirmEmail", email),
+        ("assignPlan", user_id | {"planId": plan}),
+    ):
+        await client.call(method, params)
+        await client.call(method, params)
+        page = await client.call("listAuditEvents", {"userId": 2, "method": method, "limit": 1})
+        event = page["events"][0]
+        assert (event["type"], event["userId"]) == (method, 2) and event["after"].items() >= params.items()
+
+
 async def test_the_retention_writes_down_whom_it_purges(
     client: Client, other: Client, db: asyncpg.Connection, database_url: str
 ) -> None:

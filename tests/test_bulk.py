@@ -8,8 +8,9 @@ import pytest
 from conftest import ADMIN, Client, Serve, footprint, insert_key
 
 from server.base.settings import Settings
+from server.directory import users as user_models
 from server.directory.many import MOST, checked
-from server.directory.users import NewUser
+from server.directory.users import NewUser, email_key
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'
@@ -707,3 +708,42 @@ async def test_others_have_the_event_loop_meanwhile() -> None:
     done = True
     await counting
     assert len(batch.items) == 1000 and turns > 5
+
+
+@pytest.mark.parametrize("method", ["createUsers", "updateUsers", "deleteUsers", "ensureUsers"])
+async def test_addresses_in_other_scripts_leave_the_event_loop_to_others(
+    method: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """email-validator takes up to half a millisecond for each."""
+    in_turn, most, done = 0, 0, False
+    validate = user_models.address
+
+    def counted(email: str) -> str:
+        nonlocal in_turn
+        in_turn += 1
+        return validate(email)
+
+    async def watch() -> None:
+        nonlocal in_turn, most
+        while not done:
+            await asyncio.sleep(0)
+            most, in_turn = max(most, in_turn), 0
+
+    items = [{"email": f"ü{number}@{method.lower()}.example"} for number in range(400)]
+    if method in ("createUsers", "ensureUsers"):
+        items = [item | {"passwordHash": HASH} for item in items]
+    if method == "updateUsers":
+        items = [item | {"displayName": "A name"} for item in items]
+    monkeypatch.setattr(user_models, "address", counted)
+    watching = asyncio.create_task(watch())
+    answer = await client.call(method, {"mode": "each", "users": items})
+    done = True
+    await watching
+    assert answer["succeeded"] == (400 if method in ("createUsers", "ensureUsers") else 0)
+    assert 0 < most < 50
+
+
+def test_keys_of_addresses_in_other_scripts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = email_key("Kept-Ü@Example.com")
+    monkeypatch.setattr(user_models, "address", None)
+    assert key == email_key("Kept-Ü@Example.com") == "kept-ü@example.com"

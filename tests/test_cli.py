@@ -72,6 +72,36 @@ async def test_what_export_writes_import_takes(officerpc: Any, tmp_path: Path, o
     assert '"displayName":"Ä, the first"' in exported.out and "password" not in exported.out
 
 
+async def test_users_without_an_email_are_not_exported(
+    officerpc: Any, tmp_path: Path, client: Client, operator: Client
+) -> None:
+    """The copy has the names of the others, with the display names that they were given."""
+    await operator.call("createInstance", {"name": "COPY", "admin": {"email": "boss@copy.example"}})
+    people = [
+        {"email": "ann@example.com", "firstName": "Ann", "lastName": "Lee"},
+        {"email": "desk@example.com", "lastName": "Kim", "displayName": "Sales desk"},
+        {"email": "plain@example.com"},
+    ]
+    await client.call("createUsers", {"users": people})
+    profile = {"firstname": "Cher", "lastname": "-"}
+    for login in ("cher", "x\u202ey"):
+        await client.call("createMember", {"login": login, "sponsorId": 1, "profile": profile})
+    exported = await officerpc("users", "export", *MINE)
+    assert exported.err.splitlines() == ["skipped, has no e-mail: cher", "skipped, has no e-mail: x\\u202ey"]
+    target = tmp_path / "users.jsonl"
+    target.write_text(exported.out)
+    copied = await officerpc("users", "import", str(target), "--instance", "COPY", "--json")
+    assert (copied.status, copied.json["created"]) == (0, 4)
+    for person in people:
+        email = {"email": person["email"]}
+        found, copy = [
+            await operator.call("getUser", email | {"instance": instance})
+            for instance in ("MYINSTANCE", "COPY")
+        ]
+        for member in ("displayName", "fields", "profile", "values", "isAdmin", "isActive", "login"):
+            assert copy[member] == found[member], member
+
+
 async def test_keys(officerpc: Any, client: Client) -> None:
     created = (await officerpc("keys", "create", "shop", "--scope", "users:read", "--json")).json
     shop = client.using(created["key"])

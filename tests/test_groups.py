@@ -10,6 +10,8 @@ from conftest import ADMIN, Client, footprint, insert_key, until
 
 from server.postgres.queries import load_queries
 
+from server.directory.groups import MAX_KEY, group_key
+
 JANE = {"email": "jane@example.com"}
 NOT_FOUND = (400, "not found")
 NO_GROUP = (400, "not found: there is no such group")
@@ -58,6 +60,30 @@ async def test_groups_are_made_renamed_and_deleted(client: Client, db: asyncpg.C
     assert await groups_of(client) == []
     assert await db.fetchval("SELECT count(*) FROM group_members") == 0
     assert (await client.call("createGroup", {"name": "Markets"}))["id"] == 4
+
+
+async def test_every_name_fits_into_a_cursor(client: Client) -> None:
+    """NFKC writes U+FDFA as 18 characters, and U+3316 as six."""
+    for name in ("\ufdfa" * 31, "\u3316" * 200):
+        for method, given in (
+            ("createGroup", {"name": name}),
+            ("updateGroup", {"name": "Sales", "newName": name}),
+        ):
+            status, message = await client.outcome(method, given)
+            assert (status, message.partition(": ")[2]) == (
+                400, "is too long: more than 1000 bytes in the Unicode form NFKC"
+            )  # fmt: skip
+    names = {"\U0001f600" * 200, "\ufdfa" * 30, "ß" * 200}
+    for name in names:
+        await client.call("createGroup", {"name": name})
+    listed, after = [], None
+    while not listed or after is not None:
+        page = await client.call("listGroups", {"limit": 1, "after": after})
+        listed += [group["name"] for group in page["groups"]]
+        after = page["next"]
+    assert len(listed) == len(set(listed)) and set(listed) == {"Admins", "Sales", "Support"} | names
+    longest = group_key("\ufdfa" * 30)
+    assert MAX_KEY - 18 * 2 < len(longest.encode()) <= MAX_KEY
 
 
 @pytest.mark.parametrize(

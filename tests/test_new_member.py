@@ -46,8 +46,6 @@ APART = {
     "groups": "memberships, with events of their own: test_groups.py",
 }
 """Members that are not stored with the user and shown as they were given, and why."""
-NOT_EXPORTED = {"firstName", "lastName"}
-"""officerpc users export leaves the fields of the member platform out (scripts/README.md)."""
 IN_FIELDS = {"firstName": "firstname", "lastName": "lastname"}
 """Members that are shown among the profile fields."""
 NEW = {name: value for name, value in MEMBERS.items() if name in NewUser.model_fields}
@@ -173,10 +171,9 @@ async def test_export_and_import(client: Client, officerpc: Any, operator: Clien
     await client.call("createUser", ANN | NEW)
     lines = (await officerpc("users", "export", "--instance", "MYINSTANCE")).out.splitlines()
     (line,) = [line for line in lines if json.loads(line)["email"] == EMAIL]
-    travels = {name: value for name, value in NEW.items() if name not in NOT_EXPORTED}
-    assert json.loads(line) == ANN | travels
+    assert json.loads(line) == ANN | NEW
     file = tmp_path / "users.jsonl"
     file.write_text(line + "\n")
     assert (await officerpc("users", "import", str(file), "--instance", "COPY")).status == 0
     copied = await operator.call("getUser", ANN | {"instance": "COPY"})
-    assert shown(copied, travels) == travels
+    assert shown(copied, NEW) == NEW

@@ -307,7 +307,7 @@ async def test_a_user_who_is_renamed_while_others_are_exported(
     database = Database(Settings(), database_url)
     await database.open()
     exported = []
-    async for lines in transfer.exported_users(database, 1):
+    async for lines in transfer.exported_users(database, 1, pytest.fail):
         exported += [json.loads(line)["email"] for line in lines]
         if renames:
             for email, new in renames:

@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from conftest import ADMIN, Client, contents, footprint, insert_key
+from conftest import ADMIN, Client, Serve, contents, footprint, insert_key, until
 
 DUPLICATE = 'duplicate key value violates unique constraint "users_email"'
 DELETED = "this user is deleted: restore or purge it first"
@@ -350,3 +350,32 @@ async def test_what_takes_no_administrator_over(client: Client, db: asyncpg.Conn
     await client.call("updateUserByEmail", boss | {"isActive": False})
     assert await shop.outcome("reactivateUserById", {"id": 1}) == (403, "not-allowed")
     await client.call("reactivateUserById", {"id": 1})
+
+
+async def test_only_a_new_name_replaces_a_given_display_name(serve: Serve) -> None:
+    client = await serve(run_jobs=True)
+    given = {"email": "sales@example.com", "firstName": "Ann", "lastName": "Lee", "displayName": "Sales desk"}
+    user_id = (await client.call("createUser", given))["id"]
+    shown = {"email": given["email"]}
+
+    async def display_name() -> Any:
+        return (await client.call("getUserByEmail", shown))["displayName"]
+
+    async def update_profile(**fields: str) -> None:
+        queued = await client.call("updateProfile", {"id": user_id, "profile": fields})
+
+        async def done() -> Any:
+            return (await client.call("getDocument", {"id": queued["documentId"]}))["result"]
+
+        assert (await until(done))["success"]
+
+    await update_profile(phone="+973 3600 0000")
+    assert await display_name() == "Sales desk"
+    for same in ({"firstName": "Ann"}, {"firstName": "Ann", "lastName": "Lee"}):
+        assert (await client.call("ensureUser", shown | same))["changed"] is False
+    assert await display_name() == "Sales desk"
+    await update_profile(firstname="Anna", phone="+973 3600 0001")
+    assert await display_name() == "Anna Lee"
+    await client.call("updateUserByEmail", shown | {"displayName": "Sales desk"})
+    await client.call("ensureUser", shown | {"lastName": "Kim"})
+    assert await display_name() == "Anna Kim"

@@ -20,7 +20,9 @@ from server.base.errors import Malformed, Unavailable
 from server.base.parsing import parse_json
 from server.base.printable import from_spreadsheet_cell, spreadsheet_cell
 from server.directory.many import MOST
+from server.directory.names import has_email
 from server.directory.rows import members, quotas
+from server.directory.rules import NAME_FIELDS
 from server.directory.users import NewUser, email_key
 from server.postgres.analyze import analyzing
 from server.postgres.db import Database, pass_on_cancelling
@@ -417,11 +419,16 @@ def _csv_line(cells: list[str]) -> bytes:
     return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
-async def exported_users(database: Database, instance_id: int) -> AsyncIterator[list[bytes]]:
+async def exported_users(
+    database: Database, instance_id: int, skip: Callable[[str], None]
+) -> AsyncIterator[list[bytes]]:
     """The users of an instance that are not deleted, as JSON lines, one page at a time, in the order of ids.
 
     Pages start after the last id of the page before: each costs the same, one is in memory at a time, and
     users renamed in between are exported once.
+
+    Args:
+        skip: called with the login of each user without an e-mail, whom createUser could not create.
     """
     after = 0
     while True:
@@ -430,7 +437,10 @@ async def exported_users(database: Database, instance_id: int) -> AsyncIterator[
         lines = []
         for row in rows:
             after = row["id"]
-            lines.append(orjson.dumps(_params(row)) + b"\n")
+            if has_email(row["email"]):
+                lines.append(orjson.dumps(_params(row)) + b"\n")
+            else:
+                skip(row["email"])
         if lines:
             yield lines
         if len(rows) < PAGE:
@@ -440,9 +450,11 @@ async def exported_users(database: Database, instance_id: int) -> AsyncIterator[
 def _params(row: Mapping[str, Any]) -> dict[str, Any]:
     """What createUser takes to make a user again.
 
-    Without stored pictures, whose addresses last no longer than the user, and without profile fields, which
-    createUser does not take.
+    Without stored pictures, whose addresses last no longer than the user, and without the profile fields
+    that createUser does not take.
     """
     stored = {member: row[column] for member, column in members().items() if member in NewUser.model_fields}
     avatar = "" if row["avatar"].startswith("/") else row["avatar"]
-    return {"email": row["email"], **stored, "avatar": avatar, "quotas": quotas(row)}
+    names = {member: row["fields"].get(alias) for member, alias in NAME_FIELDS.items()}
+    given_names = {member: name for member, name in names.items() if name is not None}
+    return {"email": row["email"], **stored, **given_names, "avatar": avatar, "quotas": quotas(row)}

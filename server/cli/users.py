@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import TaskProgressColumn, TextColumn
 
-from server.base.printable import printable_json_bytes
+from server.base.printable import printable, printable_json_bytes
 from server.cli.options import AsJson, InstanceName
 from server.cli.session import Session, call, pages, run
 from server.cli.terminal import err, fail, format_time, out, progress, show, show_json, show_list
@@ -120,7 +120,10 @@ def import_users(
 
 @app.command("export")
 def export_users(instance: InstanceName) -> None:
-    """Print users as JSON lines for users import, in the order of their ids."""
+    """Print users as JSON lines for users import, in the order of their ids.
+
+    Users without an e-mail are skipped, as import cannot create them: standard error has their logins.
+    """
 
     async def work(session: Session) -> None:
         from server.cli.transfer import exported_users
@@ -128,7 +131,11 @@ def export_users(instance: InstanceName) -> None:
 
         session.last_params = {"instance": instance}
         target = await session.keys.instance(OPERATOR, instance, while_suspended=True)
-        async for lines in exported_users(session.database, target.id):
+
+        def skip(login: str) -> None:
+            err.print(printable(f"skipped, has no e-mail: {login}"), soft_wrap=True)
+
+        async for lines in exported_users(session.database, target.id, skip):
             sys.stdout.buffer.writelines(map(printable_json_bytes, lines))
         sys.stdout.buffer.flush()
 

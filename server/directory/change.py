@@ -1,7 +1,7 @@
 """The one way to change users, 1 to 1,000 of them, for every method.
 
 hold_user or rows.hold locks the users. A pure function computes each new row. refusals checks access and
-taken names. write stores all rows in one statement and emits the events.
+taken names. write stores all rows in one statement and emits the events. change_of_job is for jobs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +18,20 @@ from server.directory.groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
-from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free
+from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free, keys_of_items
 from server.directory.names import Names, renamed
 from server.directory.rows import Edit, Row, hold, members, state, store, with_fields, with_names
 from server.directory.rules import names_of
 from server.directory.users import NewUser, ReplaceUser, UserChanges, email_key
-from server.events.changes import identity
+from server.events.changes import Change, identity, user_changes
+from server.events.emit import Actor, emit
+from server.postgres.db import Connection
 from server.tenants import access
 from server.tenants.call import Call
 
 
 async def hold_user(call: Call, *, user_id: int | None = None, email: str | None = None) -> Row:
-    """A user that is not deleted, by id or e-mail; locked until the transaction ends.
+    """A user that is not deleted, by id or e-mail; locked until the transaction ends, and named in the audit.
 
     Args:
         email: of the user, or the login of a user without an e-mail.
@@ -41,12 +43,13 @@ async def hold_user(call: Call, *, user_id: int | None = None, email: str | None
     ids, keys = [user_id] if user_id is not None else [], [key] if key is not None else []
     for row in await hold(call.db, call.instance.id, ids=ids, keys=keys):
         if row["deleted_at"] is None and (row["id"] == user_id or row["email_key"] == key):
+            call.subject = row["id"]
             return row
     raise NotFound
 
 
 async def hold_named(call: Call, name: str) -> Row:
-    """A user, deleted or not, by e-mail or login; locked until the transaction ends.
+    """A user, deleted or not, by e-mail or login; locked until the transaction ends, and named in the audit.
 
     Raises:
         NotFound: there is no such user.
@@ -54,6 +57,7 @@ async def hold_named(call: Call, name: str) -> Row:
     key = email_key(name)
     for row in await hold(call.db, call.instance.id, keys=[key]):
         if key in (row["email_key"], row["login"] and email_key(row["login"])):
+            call.subject = row["id"]
             return row
     raise NotFound
 
@@ -117,7 +121,11 @@ async def refusals(
         MemberForbidden: the caller may not make the change (tenants/access.py). Conflict: another user has
         the e-mail or externalId, or an edit before changes the same user.
     """
-    keys = [key for edit in edits.values() for key in edit.new_keys]
+    keys: list[str] = []
+    pace = Pace()
+    for edit in edits.values():
+        keys += edit.new_keys
+        await pace.rest()
     external_ids = [
         edit.after["external_id"]
         for edit in edits.values()
@@ -126,9 +134,8 @@ async def refusals(
     if keys:
         await call.db.one("hold_counters", instance_id=call.instance.id)
     having = await find_taken(call.db, call, keys, external_ids) if keys or external_ids else []
-    claims = Claims([*(held or ()), *having])
+    claims = await Claims.of([*(held or ()), *having])
     found: dict[int, ServiceError] = {}
-    pace = Pace()
     for index, edit in edits.items():
         if edit.has_effect and (forbidden := access.user_refusal(call.caller, edit.before, edit.after)):
             found[index] = forbidden
@@ -148,7 +155,7 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
     having_password = {row["user_id"] for row in stored if row["had_password"]}
     pace = Pace()
     for edit in edits:
-        _record(call, edit, had_password=edit.before["id"] in having_password)
+        call.changes += _changes(edit, had_password=edit.before["id"] in having_password)
         await pace.rest()
     moved = {edit.before["id"]: edit for edit in edits if edit.group_ids is not None}
     shown = [edit.before["id"] for edit in edits if edit.comes_or_goes]
@@ -164,23 +171,48 @@ async def write(call: Call, edits: Sequence[Edit]) -> None:
             call.emit("session.revoked", row["user_id"], before=before, after={"sessions": 0})
 
 
-def _record(call: Call, edit: Edit, *, had_password: bool) -> None:
+def _changes(edit: Edit, *, had_password: bool = False) -> list[Change]:
+    """The changes of an edit for events, without groups and sessions."""
     user_id, before, after = edit.before["id"], state(edit.before), state(edit.after)
     if edit.is_deletion:
         closed = {"accountClosed": True} if edit.closes_account else None
-        call.emit("user.deleted", user_id, before=identity(before), after=closed)
+        changes = [Change("user.deleted", user_id, identity(before), closed)]
     elif edit.is_return:
-        call.emit("user.restored", user_id, after=identity(after))
+        changes = [Change("user.restored", user_id, None, identity(after))]
     else:
-        call.emit_user_changes(user_id, before, after)
+        changes = user_changes(user_id, before, after)
     if edit.password_hash is not None:
-        replaced_password = {"password": HIDDEN if had_password else None}
-        call.emit("user.password_changed", user_id, before=replaced_password, after={"password": HIDDEN})
+        old, new = {"password": HIDDEN if had_password else None}, {"password": HIDDEN}
+        changes.append(Change("user.password_changed", user_id, old, new))
+    return changes
+
+
+async def change_of_job(
+    db: Connection, instance_id: int, edit: Edit, asked_by: Mapping[str, Any], method: str, *, after: int
+) -> int:
+    """Check and write one edit of a job, in the name of its caller. Names and groups stay as they are.
+
+    Args:
+        asked_by, method: the stored caller with access.kept, and its method: the actor of the events.
+        after: the number of events of the instance that this transaction has stored already.
+
+    Returns:
+        the number of events of this edit.
+
+    Raises:
+        MemberForbidden: the user became an administrator, whom the caller may not change.
+    """
+    if not edit.has_effect:
+        return 0
+    access.require_user_of_job(asked_by, edit.before)
+    await store(db, instance_id, [edit])
+    changes = _changes(edit)
+    await emit(db, instance_id, Actor.of(asked_by, method), changes, after=after)
+    return len(changes)
 
 
 async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
     """Check and write one edit; see refusals for the param and the errors."""
-    call.subject = edit.before["id"]
     if refused := await refusals(call, {0: edit}, member=member):
         raise refused[0]
     await write(call, [edit])
@@ -188,7 +220,7 @@ async def change(call: Call, edit: Edit, *, member: str = "email") -> None:
 
 async def update(call: Call, batch: Batch[UserChanges]) -> None:
     """updateUserByEmail and updateUsers; see Batch.settle for the errors."""
-    keys = {index: email_key(item.email) for index, item in batch.items.items()}
+    keys = await keys_of_items(batch.items)
     external_ids = external_ids_of(batch.items.values())
     held = await hold(call.db, call.instance.id, keys=keys.values(), external_ids=external_ids)
     users = _living(held)
@@ -219,7 +251,7 @@ async def update(call: Call, batch: Batch[UserChanges]) -> None:
 
 async def delete(call: Call, batch: Batch[Any]) -> None:
     """deleteUserByEmail and deleteUsers; see Batch.settle for the errors."""
-    keys = {index: email_key(item.email) for index, item in batch.items.items()}
+    keys = await keys_of_items(batch.items)
     held = await hold(call.db, call.instance.id, keys=keys.values())
     users = _living(held)
     edits: dict[int, Edit] = {}

@@ -100,11 +100,12 @@ async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Bat
         return batch
     # Hashing is slow, so existing users are left out. The transaction looks again.
     async with call.database.connection() as db:
-        claims = Claims(await find_same(db, call, batch.items.values()))
+        same = await find_same(db, call, batch.items.values())
+    claims = await Claims.of(same)
     new = [i for i in passwords if claims.holder(batch.items[i]) is None and batch.items[i].email is not None]
     if batch.mode == "atomic" and all_new:
         looked = batch.again()
-        refuse_taken(looked, claims)
+        await refuse_taken(looked, claims)
         looked.settle()
     hashes = await call.hasher.hash_all([passwords[index] for index in new])
     batch.hashes = dict(zip(new, hashes, strict=True))
@@ -123,11 +124,13 @@ async def hold_counters(call: Call) -> int | None:
     return seats
 
 
-def refuse_taken(batch: Batch[NewUser], claims: Claims) -> None:
+async def refuse_taken(batch: Batch[NewUser], claims: Claims) -> None:
     """Fail items whose e-mail or external id is taken by a user or by an earlier item."""
+    pace = Pace()
     for index, item in list(batch.items.items()):
         if refusal := claims.new(item):
             batch.fail(index, refusal)
+        await pace.rest()
 
 
 def refuse_seats(batch: Batch[Any], wanted: Iterable[int], seats: int | None) -> None:

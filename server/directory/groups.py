@@ -24,17 +24,29 @@ def trimmed(name: str) -> str:
     return name
 
 
+def group_key(name: str) -> str:
+    """The key of a group: equal for names that differ in case or Unicode form."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+MAX_KEY = 1000
+"""Bytes of a group_key at most: it must fit into an index of Postgres, and into a cursor of listGroups."""
+
+
+def _with_short_key(name: str) -> str:
+    # NFKC replaces some characters by up to 18; 200 others have at most 800 bytes.
+    if len(group_key(name).encode()) > MAX_KEY:
+        raise ValueError(f"is too long: more than {MAX_KEY} bytes in the Unicode form NFKC")
+    return name
+
+
 GroupName = Annotated[
     str,
     Field(min_length=1, max_length=200, description="The group's name, in any case."),
     AfterValidator(trimmed),
+    AfterValidator(_with_short_key),
 ]
 GroupNames = Annotated[list[GroupName], Field(max_length=1000)]
-
-
-def group_key(name: str) -> str:
-    """The key of a group: equal for names that differ in case or Unicode form."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 ADMINS_KEY = group_key(ADMINS)

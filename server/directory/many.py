@@ -193,8 +193,19 @@ async def find_taken(
 async def find_same(db: Connection, call: Call, items: Iterable[NewUser]) -> list[Any]:
     """Existing users, deleted or not, with the e-mail or external id of an item."""
     items = list(items)
-    email_keys = [email_key(item.email) for item in items if item.email is not None]
+    email_keys = list((await keys_of_items(dict(enumerate(items)))).values())
     return await find_taken(db, call, email_keys, external_ids_of(items))
+
+
+async def keys_of_items(items: Mapping[int, Any]) -> dict[int, str]:
+    """email_key of each item with an e-mail, by its index. Other tasks run in between."""
+    keys: dict[int, str] = {}
+    pace = Pace()
+    for index, item in items.items():
+        if item.email is not None:
+            keys[index] = email_key(item.email)
+        await pace.rest()
+    return keys
 
 
 def external_ids_of(items: Iterable[Any]) -> list[str]:
@@ -205,19 +216,34 @@ def external_ids_of(items: Iterable[Any]) -> list[str]:
 class Claims:
     """Taken e-mails and external ids: of existing users, and of earlier items of the call."""
 
-    def __init__(self, users: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, users: Sequence[Mapping[str, Any]], logins: Mapping[str, int]) -> None:
         """
         Args:
-            users: rows of find_taken or rows.hold.
+            users: see of.
+            logins: email_key of a login -> id of the user.
         """
-        users = list(users)
         self.deleted = {row["id"] for row in users if row["deleted_at"] is not None}
         self.emails = {row["email_key"]: row["id"] for row in users}
         self.external_ids = {row["external_id"]: row["id"] for row in users if row["external_id"] is not None}
-        self.logins = {email_key(row["login"]): row["id"] for row in users if row.get("login") is not None}
+        self.logins = logins
         self.users: set[int] = set()
         self.keys: set[str] = set()
         self.names: set[str] = set()
+
+    @classmethod
+    async def of(cls, users: Sequence[Mapping[str, Any]]) -> "Claims":
+        """The names that users have. Other tasks run in between.
+
+        Args:
+            users: rows of find_taken or rows.hold.
+        """
+        logins: dict[str, int] = {}
+        pace = Pace()
+        for row in users:
+            if row.get("login") is not None:
+                logins[email_key(row["login"])] = row["id"]
+            await pace.rest()
+        return cls(users, logins)
 
     def holder(self, item: Any) -> int | None:
         """The id of the user with an item's external id, or else with its e-mail."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from server.directory.names import Names, has_email
 from server.directory.rules import full_name
 from server.directory.users import email_key, keys_of
-from server.events.changes import same_json
+from server.events.changes import Change, identity, same_json
 from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
@@ -124,16 +124,19 @@ def with_email_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_fields(row: Row, fields: Mapping[str, Any]) -> Row:
-    """The user with other values of profile fields, and the display name that follows from them.
+    """The user with other values of profile fields. A new first or last name also changes the display name.
 
     Args:
         fields: alias -> value; None removes a value.
     """
     merged = {alias: value for alias, value in (row["fields"] | fields).items() if value is not None}
-    after = row | {"fields": merged, "display_name": full_name(merged) or row["display_name"]}
+    after, new_name = row | {"fields": merged}, full_name(merged)
+    if new_name == full_name(row["fields"]):
+        return after
+    after["display_name"] = new_name or row["display_name"]
     name = row["attributes"].get("name", {})
-    if "formatted" in name and full_name(merged) != full_name(row["fields"]):
-        # It was said of the other name.
+    if "formatted" in name:
+        # The formatted name belonged to the old name.
         name = {member: value for member, value in name.items() if member != "formatted"}
         others = {member: value for member, value in row["attributes"].items() if member != "name"}
         after["attributes"] = others | ({"name": name} if name else {})
@@ -232,6 +235,27 @@ class Edit:
             "deleted_at": after["deleted_at"],
             "moment": before["moment"],
         }
+
+
+async def purge(db: Connection, instance_id: int, users: Mapping[int, Mapping[str, Any]]) -> list[Change]:
+    """Remove deleted users with all their data, and return the changes for events.
+
+    Args:
+        users: by id: rows of hold or hold_retained_users; at least one.
+    """
+    moment = next(iter(users.values()))["moment"]
+    await db.run("purge_users", instance_id=instance_id, ids=list(users), moment=moment)
+    return [
+        Change(
+            "user.purged",
+            user_id,
+            identity(
+                told_names(row) | {"displayName": row["display_name"], "externalId": row["external_id"]}
+            ),
+            None,
+        )
+        for user_id, row in users.items()
+    ]
 
 
 def _may_log_in(row: Row) -> bool:

@@ -58,9 +58,13 @@ def hashed(member: str) -> Callable[[Call, Any], Awaitable[str | None]]:
     return prepare
 
 
+NAME_FIELDS = {"firstName": "firstname", "lastName": "lastname"}
+"""Member of NewUser and ReplaceUser -> its profile field."""
+
+
 def names_of(params: NewUser | ReplaceUser) -> dict[str, str | None]:
     """The profile fields of the given names; an empty name becomes None, which removes the field."""
-    given = {"firstname": params.firstName, "lastname": params.lastName}
+    given = {alias: getattr(params, member) for member, alias in NAME_FIELDS.items()}
     return {alias: name if name.strip() else None for alias, name in given.items() if name is not None}
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from itertools import groupby
 from typing import Any
 
@@ -11,11 +11,11 @@ import structlog
 
 from server.base.logs import cause_of
 from server.base.settings import Settings
-from server.directory.rows import told_names
-from server.events.changes import Change, identity
+from server.directory.rows import purge
+from server.events.changes import Change
 from server.events.emit import emit, system_actor
 from server.jobs.worker import jittered
-from server.postgres.db import Database, Row, pass_on_cancelling
+from server.postgres.db import Connection, Database, Row, pass_on_cancelling
 
 log = structlog.get_logger()
 
@@ -24,24 +24,26 @@ PURGE_EVERY = 600.0
 _BATCH = 500
 
 
-def _purged(row: Row) -> Change:
-    names = {"displayName": row["display_name"], "externalId": row["external_id"]}
-    return Change("user.purged", row["user_id"], identity(told_names(row) | names), None)
+async def _purge_users(db: Connection, instance_id: int, rows: Iterable[Row]) -> list[Change]:
+    return await purge(db, instance_id, {row["user_id"]: row for row in rows})
 
 
-def _ended(row: Row) -> Change:
-    plan = {
-        "planId": row["plan_id"], "name": row["name"], "validFrom": row["valid_from"].isoformat(),
-        "validTo": row["valid_to"].isoformat(),
-    }  # fmt: skip
-    return Change("user.updated", row["user_id"], {"plan": plan}, {"plan": None})
+async def _ended(_db: Connection, _instance_id: int, rows: Iterable[Row]) -> list[Change]:
+    changes = []
+    for row in rows:
+        plan = {
+            "planId": row["plan_id"], "name": row["name"], "validFrom": row["valid_from"].isoformat(),
+            "validTo": row["valid_to"].isoformat(),
+        }  # fmt: skip
+        changes.append(Change("user.updated", row["user_id"], {"plan": plan}, {"plan": None}))
+    return changes
 
 
-_EMITTED: dict[str, tuple[str, Callable[[Row], Change]]] = {
-    "hold_retained_users": ("retention", _purged),
+_EMITTED: dict[str, tuple[str, Callable[[Connection, int, Iterable[Row]], Awaitable[list[Change]]]]] = {
+    "hold_retained_users": ("retention", _purge_users),
     "end_expired_plans": ("planEnd", _ended),
 }
-"""Statement -> the method name in its events, and the change of each row."""
+"""Statement -> the method name in its events, and what makes the changes of an instance from its rows."""
 
 
 class PurgeIncomplete(Exception):
@@ -130,16 +132,13 @@ async def _purge_batch(database: Database, query: str, values: dict[str, Any]) -
     if query not in _EMITTED:
         async with database.round(), database.connection() as db:
             return len(await db.all(query, row_limit=_BATCH, **values))
-    method, change_of = _EMITTED[query]
+    method, changes_of = _EMITTED[query]
     async with database.round(), database.transaction() as db:
         rows = [values | dict(row) for row in await db.all(query, row_limit=_BATCH, **values)]
-        if rows and query == "hold_retained_users":
-            ids, moment = [row["user_id"] for row in rows], rows[0]["moment"]
-            await db.run("purge_users", instance_id=values["instance_id"], ids=ids, moment=moment)
         rows.sort(key=lambda row: (row["instance_id"], row["user_id"]))
         actor = system_actor(method, method)
         for instance_id, group in groupby(rows, key=lambda row: row["instance_id"]):
-            await emit(db, instance_id, actor, [change_of(row) for row in group])
+            await emit(db, instance_id, actor, await changes_of(db, instance_id, group))
         return len(rows)
 
 

@@ -84,7 +84,7 @@ async def create_users(call: Call, params: CreateUsers, prepared: Batch[NewUser]
     batch = prepared.again()
     seats = await hold_counters(call)
     await refuse_plans(call, batch, list(batch.items))
-    refuse_taken(batch, Claims(await find_same(call.db, call, batch.items.values())))
+    await refuse_taken(batch, await Claims.of(await find_same(call.db, call, batch.items.values())))
     refuse_seats(batch, list(batch.items), seats)
     batch.settle()
     created = await create(call, batch, looked=True)

@@ -12,7 +12,6 @@ from server.directory.rules import hashed
 from server.directory.users import Password, UserRef, email_key
 from server.methods.codes import EXAMPLE_CODES, ConfirmationUrl, WrongCode, checked_link, mail_code, redeem
 from server.methods.registry import Example, method
-from server.tenants import access
 from server.tenants.call import Call
 
 Code = Annotated[str, Field(min_length=1, max_length=200, description="From the link in the mail."), SECRET]
@@ -108,14 +107,13 @@ class ConfirmEmail(TenantParams):
 )
 async def confirm_email(call: Call, params: ConfirmEmail) -> Any:
     """Confirm a user's registration with a mailed code."""
-    await _confirm(call, await redeem(call, params.code, "confirm"))
+    user = await redeem(call, params.code, "confirm")
+    await change.write(call, [_confirmation(user)])
     return True
 
 
-async def _confirm(call: Call, user: Row) -> None:
-    call.subject = user["id"]
-    confirmed_at = user["confirmed_at"] or user["moment"]
-    await change.write(call, [Edit(user, user | {"confirmed_at": confirmed_at})])
+def _confirmation(user: Row) -> Edit:
+    return Edit(user, user | {"confirmed_at": user["confirmed_at"] or user["moment"]})
 
 
 @method(
@@ -131,7 +129,5 @@ async def force_confirm_email(call: Call, params: UserRef) -> Any:
 
     A confirmed user stays confirmed. Confirming an administrator needs the scope users:admin.
     """
-    user = await change.hold_user(call, email=params.email)
-    access.require_user(call.caller, user)
-    await _confirm(call, user)
+    await change.change(call, _confirmation(await change.hold_user(call, email=params.email)))
     return True

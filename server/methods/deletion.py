@@ -5,9 +5,8 @@ from typing import Literal
 from server.base.errors import Conflict, MemberForbidden, NotFound
 from server.directory import change
 from server.directory.many import Batch
-from server.directory.rows import Edit, state
+from server.directory.rows import Edit, purge
 from server.directory.users import UserRef
-from server.events.changes import identity
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -64,6 +63,5 @@ async def purge_user_by_email(call: Call, params: UserRef) -> Literal[True]:
     if user["deleted_at"] is None:
         raise Conflict("the user is not deleted: call deleteUserByEmail first", code="not_deleted")
     access.require_user(call.caller, user)
-    await call.db.run("purge_users", instance_id=call.instance.id, ids=[user["id"]], moment=user["moment"])
-    call.emit("user.purged", user["id"], before=identity(state(user)))
+    call.changes += await purge(call.db, call.instance.id, {user["id"]: user})
     return True

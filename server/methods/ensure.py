@@ -22,9 +22,10 @@ from server.directory.many import (
     checked,
     external_ids_of,
     find_same,
+    keys_of_items,
 )
 from server.directory.rows import Edit, hold
-from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, email_key, taken
+from server.directory.users import ABSENT, USER, NewEmail, NewUser, User, taken
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -84,10 +85,10 @@ async def _prepare_many(call: Call, params: EnsureUsers) -> Batch[EnsuredUser]:
 
 
 async def _ensure(call: Call, batch: Batch[EnsuredUser]) -> dict[int, dict[str, Any]]:
-    items = list(batch.items.values())
-    keys = [email_key(item.email) for item in items if item.email is not None]
-    held = await hold(call.db, call.instance.id, keys=keys, external_ids=external_ids_of(items))
-    claims = Claims(held)
+    keys = await keys_of_items(batch.items)
+    external_ids = external_ids_of(batch.items.values())
+    held = await hold(call.db, call.instance.id, keys=keys.values(), external_ids=external_ids)
+    claims = await Claims.of(held)
     users = {row["id"]: row for row in held}
     edits: dict[int, Edit] = {}
     unknown = [index for index, item in batch.items.items() if claims.holder(item) is None]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
 from server.base.models import Params, Result, TenantParams
 from server.directory import change
+from server.directory.rows import Row
 from server.directory.store import LastDay, PlanId, PlanName, assign_plans
 from server.directory.users import ABSENT, Line, found
 from server.methods.accounts import Id
@@ -275,10 +276,11 @@ async def assign_plan_to_user(call: Call, params: AssignPlan) -> Any:
     the new end, so the call can be repeated. A plan ends by itself after its last day. For an administrator,
     needs the scope users:admin.
     """
-    ref = await _hold_user(call, params.userId)
+    user = await change.hold_user(call, user_id=params.userId)
     plan = {params.userId: (params.planId, params.planValidTo)}
     assigned = (await assign_plans(call, plan, name=params.planName))[params.userId]
-    held = await call.db.all("list_active_plans", **ref)
+    _require_user(call, user)
+    held = await call.db.all("list_active_plans", instance_id=call.instance.id, user_id=params.userId)
     others = [{"id": row["id"], "planId": row["plan_id"]} for row in held if row["id"] != assigned]
     return {"id": assigned, "others": others}
 
@@ -315,23 +317,30 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     the new plan is scheduled. A user that already has the plan keeps it with the new end. Every plan that
     ends or begins emits a user.updated event. For an administrator, needs the scope users:admin.
     """
-    ref = await _hold_user(call, params.userId)
+    user = await change.hold_user(call, user_id=params.userId)
     first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
-        "switch_plan", **ref, plan_id=params.planId, name=params.planName, from_day=first, valid_to=last
+        "switch_plan",
+        instance_id=call.instance.id,
+        user_id=params.userId,
+        plan_id=params.planId,
+        name=params.planName,
+        from_day=first,
+        valid_to=last,
     )
     if row is None:
         raise await _why_not_changed(call, params.planId, first, last)
     for gone in row["ended"]:
         _emit(call, params.userId, gone)
     _emit(call, params.userId, row)
+    _require_user(call, user)
     return {"id": row["id"], "ended": [gone["id"] for gone in row["ended"]]}
 
 
-async def _hold_user(call: Call, user_id: int) -> dict[str, int]:
-    """Lock a user that the caller may change. Returns the parameters that identify it in a query."""
-    access.require_user(call.caller, await change.hold_user(call, user_id=user_id))
-    return {"instance_id": call.instance.id, "user_id": user_id}
+def _require_user(call: Call, user: Row) -> None:
+    """Raise MemberForbidden if the call changed a plan of a user that the caller may not change."""
+    if call.changes:
+        access.require_user(call.caller, user)
 
 
 def _emit(call: Call, user_id: int, row: Any) -> None:
@@ -388,9 +397,15 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
     A lastDay after the plan's last day is refused; use assignPlan for a later end. For an administrator,
     needs the scope users:admin.
     """
-    ref = await _hold_user(call, params.userId)
+    user = await change.hold_user(call, user_id=params.userId)
     last_day = _day(params.lastDay)
-    ended = await call.db.one("end_plan", **ref, plan_id=params.planId, last_day=last_day)
+    ended = await call.db.one(
+        "end_plan",
+        instance_id=call.instance.id,
+        user_id=params.userId,
+        plan_id=params.planId,
+        last_day=last_day,
+    )
     if ended is None:
         if await _is_over(call, last_day):
             raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
@@ -400,4 +415,5 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
         problem = f"must not be later than the plan's last day, {ended['before']['validTo']}"
         raise Invalid.of([FieldError("lastDay", problem)])
     _emit(call, params.userId, ended)
+    _require_user(call, user)
     return True

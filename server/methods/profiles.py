@@ -21,10 +21,8 @@ from server.directory.fields import (
 )
 from server.directory.lookups import read_member
 from server.directory.names import names_of_user
-from server.directory.rows import Edit, hold, state, store, with_fields, with_names
+from server.directory.rows import Edit, hold, with_fields, with_names
 from server.directory.users import ABSENT, Line, UserId, found
-from server.events.changes import user_changes
-from server.events.emit import Actor, emit
 from server.jobs.queue import Services, enqueue, job
 from server.jobs.worker import Suspended
 from server.methods.avatars import SentPicture, prepared_picture, remove_picture, store_picture
@@ -104,8 +102,9 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
     is the login. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.id)
-    access.require_user(call.caller, user)
-    call.subject = user["id"]
+    others = {alias: value for alias, value in prepared.fields.items() if alias != EMAIL}
+    if Edit(user, with_fields(user, others)).has_effect:
+        access.require_user(call.caller, user)
     if EMAIL in prepared.fields:
         names = names_of_user(user["login"] or user["email"], prepared.fields[EMAIL])
         renamed = with_names(user, names)
@@ -119,7 +118,7 @@ async def update_profile(call: Call, params: UpdateProfile, prepared: PreparedPr
         entity="user",
         action="profile-update",
         user_id=params.id,
-        fields={alias: value for alias, value in prepared.fields.items() if alias != EMAIL},
+        fields=others,
         asked_by=call.actor()._asdict() | access.kept(call.caller),
     )
     if prepared.picture is not None:
@@ -147,28 +146,22 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
             return
         if is_suspended:
             raise Suspended
-        held = await hold(db, user["instance_id"], ids=[user["user_id"]])
+        row = next(iter(await hold(db, user["instance_id"], ids=[user["user_id"]])), None)
         emitted = 0
         for document in await db.all("list_unfinished", **user):
-            # A user may have become an administrator since.
-            asked_by = document["asked_by"]
-            may = bool(held) and access.may_still_change_user(asked_by, held[0])
-            member = None
-            if may and held[0]["deleted_at"] is None:
-                edit = Edit(held[0], with_fields(held[0], document["fields"]))
-                await store(db, user["instance_id"], [edit])
-                changes = user_changes(user["user_id"], state(edit.before), state(edit.after))
-                await emit(
-                    db, user["instance_id"], Actor.of(asked_by, "updateProfile"), changes, after=emitted
-                )
-                emitted += len(changes)
-                held = [edit.after]
-                member = await read_member(db, services.settings, **user)
-            result = {
-                "success": member is not None,
-                "message": "" if member else "not found" if may or not held else "not-allowed",
-                "member": member,
-            }
+            message, member = "not found", None
+            if row is not None and row["deleted_at"] is None:
+                edit = Edit(row, with_fields(row, document["fields"]))
+                try:
+                    emitted += await change.change_of_job(
+                        db, user["instance_id"], edit, document["asked_by"], "updateProfile", after=emitted
+                    )
+                except MemberForbidden as error:
+                    message = error.message
+                else:
+                    message, row = "", edit.after
+                    member = await read_member(db, services.settings, **user)
+            result = {"success": member is not None, "message": message, "member": member}
             await db.run(
                 "finish_document",
                 instance_id=user["instance_id"],

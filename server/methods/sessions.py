@@ -250,7 +250,11 @@ async def list_sessions(call: Call, params: ListSessions) -> Any:
 
 async def _log_out(call: Call, *, user_id: int | None = None, email: str | None = None) -> Literal[True]:
     user = await change.hold_user(call, user_id=user_id, email=email)
-    await change.change(call, Edit(user, user, logs_out=True))
+    ref = {"instance_id": call.instance.id, "email_key": user["email_key"]}
+    # Without a session nothing changes, which every key may do.
+    may_change = access.may_change_user(call.caller, user)
+    if may_change or await call.db.all("list_sessions", **ref, after=0, row_limit=1):
+        await change.change(call, Edit(user, user, logs_out=True))
     return True
 
 

@@ -183,17 +183,19 @@ _KEPT = "may_administrate"
 
 
 def kept(principal: Principal) -> dict[str, bool]:
-    """The rights of a principal that a job stores, for may_still_change_user."""
+    """The rights of a principal that a job stores, for require_user_of_job."""
     return {_KEPT: may_administrate(principal)}
 
 
-def may_still_change_user(asked_by: Mapping[str, Any], user: Mapping[str, Any]) -> bool:
-    """may_change_user for a job. The user may have become an administrator since the request.
+def require_user_of_job(asked_by: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """require_user for a job. The user may have become an administrator since the request.
 
     Args:
         asked_by: the stored caller, with the result of kept().
+        row: of the locked user, with is_admin.
     """
-    return bool(asked_by.get(_KEPT)) or not user["is_admin"]
+    if row["is_admin"] and not asked_by.get(_KEPT):
+        raise ADMINISTRATOR.refusal(ADMINISTRATE)
 
 
 # --- API keys ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from server.base.errors import Conflict, ServiceError
 from server.base.passwords import PasswordHasher
 from server.base.settings import Settings
-from server.events.changes import EVENTS, Change, user_changes
+from server.events.changes import EVENTS, Change
 from server.events.emit import Actor
 from server.outside.pictures import Pictures
 from server.postgres.db import Connection, Database
@@ -98,11 +98,6 @@ class Call:
         """
         assert event in EVENTS, event
         self.changes.append(Change(event, user_id, dict(before or {}) or None, dict(after or {}) or None))
-
-    def emit_user_changes(self, user_id: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Emit the difference of two states of a user; see directory/rows.state."""
-        self.subject = user_id
-        self.changes += user_changes(user_id, before, after)
 
     def audit_only(
         self,
