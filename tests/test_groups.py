@@ -8,9 +8,8 @@ import asyncpg
 import pytest
 from conftest import ADMIN, Client, footprint, insert_key, until
 
-from server.postgres.queries import load_queries
-
 from server.directory.groups import MAX_KEY, group_key
+from server.postgres.queries import load_queries
 
 JANE = {"email": "jane@example.com"}
 NOT_FOUND = (400, "not found")
