@@ -35,7 +35,7 @@ from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
 from server.postgres.db import Connection, Database
-from server.postgres.migrations import load_migrations, migrate
+from server.postgres.migrations import Migration, load_migrations, migrate
 from server.postgres.queries import NamedQuery, load_queries
 from server.serving.app import build
 from server.tenants.call import RequestContext
@@ -107,9 +107,8 @@ def address(port: int, database: str) -> str:
     return f"postgresql://postgres@127.0.0.1:{port}/{database}"
 
 
-@pytest.fixture
-async def migrated_url(ports: list[int]) -> str:
-    """A database of the test's own on the coordinator, migrated. It is one Postgres's until it is distributed."""
+async def new_database(ports: list[int], migrations: list[Migration]) -> str:
+    """A database on the coordinator, migrated. It is one Postgres's until it is distributed."""
     name = f"test_{uuid.uuid4().hex}"
     for port in ports:
         server = await asyncpg.connect(address(port, "postgres"))
@@ -117,9 +116,15 @@ async def migrated_url(ports: list[int]) -> str:
         await server.close()
     url = address(ports[0], name)
     coordinator = await asyncpg.connect(url)
-    await migrate(coordinator, load_migrations())
+    await migrate(coordinator, migrations)
     await coordinator.close()
     return url
+
+
+@pytest.fixture
+async def migrated_url(ports: list[int]) -> str:
+    """A database of the test's own with all migrations."""
+    return await new_database(ports, load_migrations())
 
 
 async def distribute(ports: list[int], database_url: str) -> None:
@@ -433,6 +438,28 @@ async def test_every_method_runs(
             dry = {"dryRun": True} if method.writes else {}
             key = (operator if method.operator else client).key
             await caller.using(key).call(name, example.params | dry)
+
+
+async def test_an_upgrade_builds_indexes_of_distributed_tables(ports: list[int]) -> None:
+    """With CREATE INDEX CONCURRENTLY, which Citus runs on each shard."""
+    migrations = load_migrations()
+    before = [one for one in migrations if one.version < 26]
+    url = await new_database(ports, before)
+    await distribute(ports, url)
+    coordinator = await asyncpg.connect(url)
+    assert await migrate(coordinator, migrations) == [one.name for one in migrations[len(before) :]]
+    for index in ("users_attributes", "groups_external_id", "users_find_others"):
+        valid = f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{index}'::regclass"
+        assert await coordinator.fetchval(valid), index
+        # %s: the name of a shard, users_102008, which ends with its number as its indexes do.
+        on_shard = (
+            "SELECT count(*) FROM pg_index AS i INNER JOIN pg_class AS c ON c.oid = i.indexrelid"
+            f" WHERE i.indisvalid AND c.relname = '{index}' || substring('%s' FROM '_[0-9]+$')"
+        )
+        table = index.partition("_")[0]
+        counts = await coordinator.fetch("SELECT result FROM run_command_on_shards($1, $2)", table, on_shard)
+        assert [row["result"] for row in counts] == ["1"] * 8, index
+    await coordinator.close()
 
 
 # --- the server ---------------------------------------------------------------------------------------

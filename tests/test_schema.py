@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import pglast
@@ -15,7 +15,7 @@ from pglast.visitors import Visitor
 from structlog.testing import capture_logs
 
 from server.base.errors import CONSTRAINTS
-from server.postgres.migrations import Migration, load_migrations, migrate
+from server.postgres.migrations import Migration, load_migrations, migrate, parse_migration, pending
 from server.postgres.queries import load_queries
 
 QUERIES = load_queries()
@@ -258,6 +258,128 @@ async def test_a_migration_behind_a_dump_lets_writes_through(
     assert await db.fetchval("SELECT count(*) FROM users WHERE note IS NULL AND display_name = 'x'") == 1
     await dump.close()
     await writer.close()
+
+
+BEFORE_THEIR_MARKS = {
+    22: "3682e0386a16e447d02f2d93f53557c52eade3759382807688a4467731ad163f",
+    26: "377a1dc712b5eaa2a55c2736ebcf43db03ada803cc50953f446239818c27fb8c",
+    27: "5cd5508392c884f9ed69c288744797a124078397a555bc67ee5d9a568e7c3d0d",
+}
+"""Checksums of migrations as databases have them from the time when their indexes were built in the transaction."""
+
+
+def test_marks_do_not_change_the_checksum() -> None:
+    migrations = {one.version: one for one in load_migrations()}
+    assert {version: migrations[version].checksum for version in BEFORE_THEIR_MARKS} == BEFORE_THEIR_MARKS
+    indexed = [one for one in migrations.values() if "INDEX CONCURRENTLY" in " ".join(one.statements)]
+    assert {one.version for one in indexed} == set(BEFORE_THEIR_MARKS)
+    marked = parse_migration(
+        "0099_x", "-- Why.\n-- concurrently\nCREATE UNIQUE INDEX a ON b (c);\n\nSELECT 1;\n"
+    )
+    assert marked.statements == (
+        "-- Why.\nCREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS a ON b (c)", "SELECT 1;",
+    )  # fmt: skip
+
+
+NOTES = (
+    "ALTER TABLE groups ADD COLUMN note text",
+    "CREATE INDEX CONCURRENTLY IF NOT EXISTS users_note ON users (display_name)",
+    "ALTER TABLE groups ADD COLUMN noted_at timestamptz",
+)
+
+
+@pytest.fixture
+def notes() -> list[Migration]:
+    """All migrations, and then one of three steps."""
+    return [*load_migrations(), Migration(len(load_migrations()) + 1, "notes", "0" * 64, NOTES)]
+
+
+class Building(NamedTuple):
+    """A migration that waits for a writer before it builds its index."""
+
+    writer: asyncpg.Connection
+    another: asyncpg.Connection
+    migrating: "asyncio.Task[list[str]]"
+    # Ends the transaction of the writer.
+    end: Callable[[], Awaitable[Any]]
+
+
+@pytest.fixture
+async def building(
+    db: asyncpg.Connection, database_url: str, notes: list[Migration]
+) -> AsyncIterator[Building]:
+    """On db, whose table of migrations is as an earlier version made it."""
+    await db.execute("ALTER TABLE schema_migrations DROP COLUMN statements_done")
+    writer, another = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    writing = writer.transaction()
+    await writing.start()
+    await writer.execute("UPDATE users SET display_name = 'x'")
+    migrating = asyncio.create_task(migrate(db, notes))
+    phase = "SELECT phase LIKE 'waiting for writers%' FROM pg_stat_progress_create_index WHERE pid = $1"
+    await until(lambda: another.fetchval(phase, db.get_server_pid()))
+    yield Building(writer, another, migrating, writing.rollback)
+    migrating.cancel()
+    await asyncio.gather(migrating, return_exceptions=True)
+    await writer.close()
+    await another.close()
+
+
+async def state(db: asyncpg.Connection) -> tuple[bool, int | None]:
+    """Whether the index is valid, and how many statements of the migration have run (None: all)."""
+    valid = await db.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'users_note'::regclass")
+    return valid, await db.fetchval("SELECT statements_done FROM schema_migrations WHERE name = 'notes'")
+
+
+@pytest.mark.damages
+async def test_writes_do_not_wait_for_a_concurrent_index(
+    building: Building, notes: list[Migration], db: asyncpg.Connection
+) -> None:
+    await building.another.execute("SET lock_timeout = '1s'")
+    await building.another.execute(
+        "INSERT INTO users (instance_id, id, email, email_key, display_name, profile, app_values, settings, apps)"
+        " VALUES (1, 99, 'x@example.com', 'x@example.com', '', '{}', '{}', '{}', '{}')"
+    )
+    assert not building.migrating.done()
+    await building.end()
+    assert await building.migrating == ["notes"]
+    assert await state(db) == (True, None)
+    assert await migrate(db, notes) == []
+
+
+async def test_an_interrupted_concurrent_index_is_built_again(
+    building: Building, notes: list[Migration], db: asyncpg.Connection
+) -> None:
+    building.migrating.cancel()
+    await asyncio.gather(building.migrating, return_exceptions=True)
+    assert await state(building.another) == (False, 1)
+    assert await pending(db, notes) == notes[-1:]
+    await building.end()
+    assert await migrate(db, notes) == ["notes"]
+    assert await state(db) == (True, None)
+    assert await migrate(db, notes) == []
+
+
+async def test_a_server_of_an_older_version_starts_during_a_concurrent_index(
+    building: Building, notes: list[Migration], db: asyncpg.Connection
+) -> None:
+    """Its statement waits for the lock of migrations, and the index for its snapshot."""
+    with capture_logs() as logged:
+        starting = asyncio.create_task(building.another.execute("SELECT pg_advisory_lock($1)", 0x0FF1CE))
+        await until(
+            lambda: building.writer.fetchval(
+                "SELECT true FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            )
+        )
+        await building.end()
+        # Postgres ends one of the two.
+        (ended,) = await asyncio.gather(starting, return_exceptions=True)
+        if not isinstance(ended, asyncpg.DeadlockDetectedError):
+            assert await state(building.writer) == (False, 1)
+            await building.another.execute("SELECT pg_advisory_unlock($1)", 0x0FF1CE)
+        assert await building.migrating == ["notes"]
+    waited = "migration_waits_for_lock" in [line["event"] for line in logged]
+    assert waited == (not isinstance(ended, asyncpg.DeadlockDetectedError))
+    assert await state(db) == (True, None)
 
 
 def test_migrations_are_split_into_single_statements() -> None:

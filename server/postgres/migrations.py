@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 
 import asyncpg
@@ -17,10 +18,16 @@ log = structlog.get_logger()
 
 LOCK_TIMEOUT = 2
 """Seconds that a migration waits for a lock; later writes of the table wait behind it."""
-LONGEST_PAUSE = 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between two tries of a migration."""
 # Any constant, the same in every officerpc.
 _MIGRATION_LOCK = 0x0FF1CE
+# Seconds between two tries to get it.
+_FIRST_LOOK, _LAST_LOOK = 0.02, 0.5
+# The line before an index that is to be built concurrently.
+_MARK = re.compile(r"^-- concurrently\n(?=CREATE (UNIQUE )?INDEX )", re.MULTILINE)
+_MARKED = re.compile(r"^-- concurrently\nCREATE (UNIQUE )?INDEX ", re.MULTILINE)
+_CONCURRENT = re.compile(r"^CREATE (UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS (?P<name>\w+)", re.MULTILINE)
 
 
 class Migration(NamedTuple):
@@ -32,15 +39,40 @@ class Migration(NamedTuple):
     statements: tuple[str, ...]
 
 
+class _Step(NamedTuple):
+    """Statements of a migration that run in one transaction, or one that builds an index concurrently."""
+
+    migration: Migration
+    statements: tuple[str, ...]
+    # The name of the index; None: a transaction.
+    builds: str | None
+    # How many statements of the migration have run after this step.
+    done: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.done == len(self.migration.statements)
+
+
 def load_migrations() -> list[Migration]:
-    """The migrations in order; statements are separated by a semicolon and an empty line."""
-    migrations = []
-    for path in sorted((sql_dir() / "migrations").glob("*.sql")):
-        text = path.read_text(encoding="utf-8")
-        statements = tuple(part.strip() for part in re.split(r";\s*?\n\s*\n", text.strip()) if part.strip())
-        checksum = hashlib.sha256(text.encode()).hexdigest()
-        migrations.append(Migration(int(path.name[:4]), path.stem[5:], checksum, statements))
-    return migrations
+    """The migrations in order."""
+    return [
+        parse_migration(path.stem, path.read_text(encoding="utf-8"))
+        for path in sorted((sql_dir() / "migrations").glob("*.sql"))
+    ]
+
+
+def parse_migration(stem: str, text: str) -> Migration:
+    """A file of sql/migrations; statements are separated by a semicolon and an empty line.
+
+    `-- concurrently` in the line before CREATE INDEX makes it CREATE INDEX CONCURRENTLY IF NOT EXISTS:
+    servers can write meanwhile. The checksum leaves these lines out: they can be added to a migration that
+    databases have.
+    """
+    checksum = hashlib.sha256(_MARK.sub("", text).encode()).hexdigest()
+    text = _MARKED.sub(r"CREATE \1INDEX CONCURRENTLY IF NOT EXISTS ", text)
+    statements = tuple(part.strip() for part in re.split(r";\s*?\n\s*\n", text.strip()) if part.strip())
+    return Migration(int(stem[:4]), stem[5:], checksum, statements)
 
 
 class MigrationError(Exception):
@@ -49,8 +81,14 @@ class MigrationError(Exception):
 
 @contextlib.asynccontextmanager
 async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None]:
-    """Hold the advisory lock of migrations during the block. It is reentrant."""
-    await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATION_LOCK)
+    """Hold the advisory lock of migrations during the block.
+
+    Polled: a statement that waits for it has a snapshot, and the holder's concurrent index waits for those.
+    """
+    pause = _FIRST_LOOK
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _MIGRATION_LOCK):
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LAST_LOOK)
     try:
         yield
     finally:
@@ -58,10 +96,10 @@ async def migration_lock(connection: "asyncpg.Connection") -> AsyncIterator[None
 
 
 async def migrate(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
-    """Apply missing migrations, each in a transaction, under an advisory lock.
+    """Apply missing migrations, each in a transaction except for concurrent indexes, under an advisory lock.
 
-    While another transaction, such as pg_dump's, locks a table that a migration changes, the migration is
-    tried again; each failed try is logged.
+    After an interruption the next call continues. While another transaction, such as pg_dump's, locks a table
+    that a migration changes, the migration is tried again; each failed try is logged.
 
     Args:
         connection: direct, not through a transaction pooler.
@@ -74,62 +112,140 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
         MigrationError: the file of an applied migration has changed, the database has an unknown one, or the
             role lacks privileges.
     """
-    async with migration_lock(connection):
-        try:
-            return await _apply(connection, migrations)
-        except pg.InsufficientPrivilegeError as error:
-            raise MigrationError(
-                f"{error}: officerpc migrate is to be run as the role that owns the tables"
-            ) from None
+    applied: list[str] = []
+    pause, waited = FIRST_PAUSE, None
+    while True:
+        async with migration_lock(connection):
+            try:
+                step = await _apply(connection, migrations, applied)
+            except pg.InsufficientPrivilegeError as error:
+                raise MigrationError(
+                    f"{error}: officerpc migrate is to be run as the role that owns the tables"
+                ) from None
+        if step is None:
+            return applied
+        pause, waited = FIRST_PAUSE if step != waited else min(pause * 2, LONGEST_PAUSE), step
+        # So that the writes that wait behind it can run. Without the lock, because servers of older versions
+        # do not poll for it: with a concurrent index that is a deadlock.
+        log.error("migration_waits_for_lock", migration=step.migration.name, next_try_seconds=pause)
+        await asyncio.sleep(pause)
 
 
 async def pending(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[Migration]:
-    """The migrations that are not applied yet.
+    """The migrations that are not applied yet, or not completely.
 
     Raises:
         MigrationError: as migrate does.
     """
+    done = await _statements_done(connection, migrations)
+    return [one for one in migrations if done.get(one.version, 0) < len(one.statements)]
+
+
+async def _statements_done(connection: "asyncpg.Connection", migrations: list[Migration]) -> dict[int, int]:
+    """How many statements of each migration have run, by version."""
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
-        return migrations
-    rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
-    applied = {row["version"]: row["checksum"] for row in rows}
-    if unknown := sorted(set(applied) - {migration.version for migration in migrations}):
+        return {}
+    # A table that an earlier version made may lack statements_done.
+    rows = await connection.fetch(
+        "SELECT version, checksum, (to_jsonb(m) ->> 'statements_done')::integer AS done"
+        " FROM schema_migrations AS m"
+    )
+    applied = {row["version"]: row for row in rows}
+    if unknown := sorted(applied.keys() - {migration.version for migration in migrations}):
         raise MigrationError(f"the database holds migration {unknown[-1]}, which this program does not know")
-    for migration in migrations:
-        if applied.get(migration.version, migration.checksum) != migration.checksum:
-            raise MigrationError(f"migration {migration.version} was applied from another file")
-    return [migration for migration in migrations if migration.version not in applied]
+    done = {}
+    for version, _, checksum, statements in migrations:
+        if row := applied.get(version):
+            if row["checksum"] != checksum:
+                raise MigrationError(f"migration {version} was applied from another file")
+            done[version] = len(statements) if row["done"] is None else row["done"]
+    return done
 
 
-async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) -> list[str]:
-    missing = await pending(connection, migrations)
+async def _apply(
+    connection: "asyncpg.Connection", migrations: list[Migration], applied: list[str]
+) -> _Step | None:
+    """Apply what is missing, and add its names to applied.
+
+    Returns:
+        the step that did not get its locks in time; None: all is applied.
+    """
+    done = await _statements_done(connection, migrations)
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        # statements_done: of a migration that is not complete.
         await connection.execute(
             "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
-            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(), statements_done integer)"
         )
-    for migration in missing:
-        pause = 1.0
-        while not await _took_its_locks(connection, migration):
-            log.error("migration_waits_for_lock", migration=migration.name, next_try_seconds=pause)
-            await asyncio.sleep(pause)  # so that the writes that wait behind it can run
-            pause = min(pause * 2, LONGEST_PAUSE)
-    return [migration.name for migration in missing]
+    for migration in migrations:
+        for step in _steps(migration, done.get(migration.version, 0)):
+            try:
+                await _run(connection, step)
+            except (pg.LockNotAvailableError, pg.DeadlockDetectedError):
+                return step
+            if step.is_last:
+                applied.append(migration.name)
+    return None
 
 
-async def _took_its_locks(connection: "asyncpg.Connection", migration: Migration) -> bool:
-    """Apply a migration; False, with nothing applied, if it did not get its locks in time."""
-    try:
-        async with connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
-            for statement in migration.statements:
+def _steps(migration: Migration, done: int) -> Iterator[_Step]:
+    """The steps of a migration after the first statements."""
+    together: tuple[str, ...] = ()
+    for number, statement in enumerate(migration.statements[done:], done + 1):
+        if built := _CONCURRENT.search(statement):
+            if together:
+                yield _Step(migration, together, None, number - 1)
+            yield _Step(migration, (statement,), built["name"], number)
+            together = ()
+        else:
+            together += (statement,)
+    if together:
+        yield _Step(migration, together, None, len(migration.statements))
+
+
+async def _run(connection: "asyncpg.Connection", step: _Step) -> None:
+    if step.builds is not None:
+        await _build(connection, step, step.builds)
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
+        if step.builds is None:
+            for statement in step.statements:
                 await connection.execute(statement)
+        migration = step.migration
+        if step.statements == migration.statements:
             await connection.execute(
                 "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-                migration.version,
-                migration.name,
-                migration.checksum,
+                *migration[:3],
             )
-    except pg.LockNotAvailableError:
-        return False
-    return True
+            return
+        if step.done == len(step.statements):  # the first step
+            await connection.execute(
+                "ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS statements_done integer"
+            )
+        await connection.execute(
+            "INSERT INTO schema_migrations (version, name, checksum, statements_done) VALUES ($1, $2, $3, $4)"
+            " ON CONFLICT (version) DO UPDATE SET statements_done = excluded.statements_done",
+            *migration[:3],
+            None if step.is_last else step.done,
+        )
+
+
+async def _build(connection: "asyncpg.Connection", step: _Step, index: str) -> None:
+    """Build an index while others write. It waits for their transactions, and they do not wait for it."""
+    told = asyncio.get_running_loop().call_later(
+        LOCK_TIMEOUT,
+        functools.partial(log.info, "migration_builds_index", migration=step.migration.name, index=index),
+    )
+    await connection.execute("SET lock_timeout = 0")
+    await connection.execute("SET statement_timeout = 0")
+    try:
+        if await connection.fetchval(
+            "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", index
+        ):  # a build was interrupted
+            await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
+        await connection.execute(step.statements[0])
+    finally:
+        told.cancel()
+        if not connection.is_closed():
+            await connection.execute("RESET lock_timeout")
+            await connection.execute("RESET statement_timeout")

@@ -29,8 +29,8 @@ async def bootstrap(
     key = chosen or offered_key
     connection = await database.direct()
     try:
+        await migrate(connection, load_migrations())
         async with migration_lock(connection):
-            await migrate(connection, load_migrations())
             async with database.connection() as db:
                 await db.value("mend_event_clock")
                 found = await db.one("find_first_start", digest=digest(key))

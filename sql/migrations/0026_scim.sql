@@ -5,6 +5,7 @@
 ALTER TABLE users ADD COLUMN attributes jsonb NOT NULL DEFAULT '{}';
 
 -- Most users have none.
+-- concurrently
 CREATE INDEX users_attributes ON users USING gin (instance_id, attributes jsonb_path_ops)
 WHERE attributes <> '{}' AND deleted_at IS NULL;
 
@@ -13,4 +14,5 @@ ALTER TABLE groups
 ADD COLUMN external_id text,
 ADD COLUMN updated_at timestamptz NOT NULL DEFAULT now();
 
+-- concurrently
 CREATE UNIQUE INDEX groups_external_id ON groups (instance_id, external_id) WHERE external_id IS NOT NULL;

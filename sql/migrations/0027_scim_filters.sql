@@ -1,5 +1,6 @@
 -- What SCIM filters look for beyond what users_find has: display names that differ from first and last name, logins,
 -- formatted names, and e-mail addresses beside the user's own.
+-- concurrently
 CREATE INDEX users_find_others ON users
 USING gin (
     instance_id,
