@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from server.base.errors import Contention, FieldError, Invalid, NotFound, ServiceError
+from server.base.errors import Contention, FieldError, Invalid, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
 from server.directory.many import Batch, Claims, find_same, find_taken, if_free
@@ -113,15 +113,6 @@ async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Bat
 
 
 # --- refusing before the write ----------------------------------------------------------------------------
-
-
-async def hold_counters(call: Call) -> int | None:
-    """Lock the creation of users in the instance, and return the free seats; None: unlimited."""
-    held = await call.db.one("hold_counters", instance_id=call.instance.id)
-    if held is None:
-        raise NotFound
-    seats: int | None = held["seats"]
-    return seats
 
 
 async def refuse_taken(batch: Batch[NewUser], claims: Claims) -> None:

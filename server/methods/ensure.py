@@ -8,7 +8,7 @@ from server.base.errors import DUPLICATES, Contention, MemberForbidden, ServiceE
 from server.base.models import Result, TenantParams
 from server.base.pace import Pace
 from server.directory import change
-from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats
+from server.directory.creation import create, prepare, refuse_plans, refuse_seats
 from server.directory.lookups import read_users
 from server.directory.many import (
     MOST,
@@ -22,6 +22,7 @@ from server.directory.many import (
     checked,
     external_ids_of,
     find_same,
+    hold_counters,
     keys_of_items,
 )
 from server.directory.rows import Edit, hold

@@ -9,7 +9,15 @@ from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, N
 from server.base.models import Params, Result, TenantParams
 from server.directory import change
 from server.directory.rows import Row
-from server.directory.store import LastDay, PlanId, PlanName, assign_plans
+from server.directory.store import (
+    NO_PLAN,
+    PLAN_IS_OVER,
+    LastDay,
+    PlanId,
+    PlanName,
+    assign_plans,
+    is_over,
+)
 from server.directory.users import ABSENT, Line, found
 from server.methods.accounts import Id
 from server.methods.registry import Example, method
@@ -318,18 +326,17 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     ends or begins emits a user.updated event. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.userId)
-    first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
         "switch_plan",
         instance_id=call.instance.id,
         user_id=params.userId,
         plan_id=params.planId,
         name=params.planName,
-        from_day=first,
-        valid_to=last,
+        from_day=_day(params.validFrom),
+        valid_to=_day(params.planValidTo),
     )
     if row is None:
-        raise await _why_not_changed(call, params.planId, first, last)
+        raise await _why_not_changed(call, params)
     for gone in row["ended"]:
         _emit(call, params.userId, gone)
     _emit(call, params.userId, row)
@@ -354,19 +361,16 @@ def _day(text: str | None) -> date | None:
     return None if text is None else date.fromisoformat(text)
 
 
-async def _is_over(call: Call, day: date | None) -> bool:
-    return day is not None and bool(await call.db.value("is_over", last_day=day))
-
-
-async def _why_not_changed(call: Call, plan_id: int, first: date | None, last: date | None) -> ServiceError:
-    if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id) is None:
-        return Invalid.of([FieldError("planId", "is no plan of this instance")])
-    if await _is_over(call, first):
-        return Invalid.of([FieldError("validFrom", "must not lie in the past")])
+async def _why_not_changed(call: Call, params: ChangePlan) -> ServiceError:
+    first, last = params.validFrom, params.planValidTo
+    if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=params.planId) is None:
+        return Invalid.of([NO_PLAN])
+    if await is_over(call.db, first):
+        return Invalid.of([PLAN_IS_OVER._replace(field="validFrom")])
     if last is not None and first is not None and last < first:
         return Invalid.of([FieldError("planValidTo", "must not lie before validFrom")])
-    if await _is_over(call, last):
-        return Invalid.of([FieldError("planValidTo", "must not lie in the past")])
+    if await is_over(call.db, last):
+        return Invalid.of([PLAN_IS_OVER])
     message = "the user has this plan until before that day: change to it again once it has ended"
     return Conflict(message, code="plan_overlaps", fields=[FieldError("planId", message)])
 
@@ -398,17 +402,16 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
     needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.userId)
-    last_day = _day(params.lastDay)
     ended = await call.db.one(
         "end_plan",
         instance_id=call.instance.id,
         user_id=params.userId,
         plan_id=params.planId,
-        last_day=last_day,
+        last_day=_day(params.lastDay),
     )
     if ended is None:
-        if await _is_over(call, last_day):
-            raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
+        if await is_over(call.db, params.lastDay):
+            raise Invalid.of([PLAN_IS_OVER._replace(field="lastDay")])
         message = "the user does not have this plan"
         raise NotFound(f"not found: {message}", fields=[FieldError("planId", message)])
     if ended["is_later"]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from server.base.errors import Conflict, FieldError, Invalid, NotFound, TooMany
 from server.base.models import Result, TenantParams
 from server.base.pages import Limit, number_below, page, parts_of, to_cursor
+from server.directory.many import hold_counters
 from server.directory.users import ABSENT, Line, found
 from server.events import feed
 from server.events.changes import EVENTS
@@ -109,7 +110,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     """
     secret = outbound.new_secret()
     # Locked before the count, so that concurrent calls do not exceed MOST.
-    await call.db.one("hold_counters", instance_id=call.instance.id)
+    await hold_counters(call)
     row = await call.db.one(
         "create_webhook",
         instance_id=call.instance.id,
