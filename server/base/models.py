@@ -44,6 +44,11 @@ WITH_SECRETS = "with secrets"
 Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|::1)$")]
 
 
+Id = Annotated[int, Field(ge=1, lt=2**63)]
+"""The id of a row."""
+Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
 class Params(Strict):
     """Base of all params models."""
 

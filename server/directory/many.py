@@ -162,10 +162,6 @@ async def checked(
     return batch
 
 
-def bad(member: str, message: str) -> Invalid:
-    return Invalid.of([FieldError(member, message)])
-
-
 @contextlib.asynccontextmanager
 async def if_free() -> AsyncIterator[None]:
     """Map a late unique violation to Contention: the names were free, so the transaction begins again."""

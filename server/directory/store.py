@@ -39,7 +39,6 @@ ExternalId = Annotated[
 SessionsLimit = Annotated[
     int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
 ]
-PlanId = Annotated[int, Field(ge=1, lt=2**63)]
 LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
 PlanName = Annotated[
     str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)

@@ -6,20 +6,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
-from server.base.models import Params, Result, TenantParams
+from server.base.models import Id, Params, Result, TenantParams
 from server.directory import change
 from server.directory.rows import Row
 from server.directory.store import (
     NO_PLAN,
     PLAN_IS_OVER,
     LastDay,
-    PlanId,
     PlanName,
     assign_plans,
     is_over,
 )
 from server.directory.users import ABSENT, Line, found
-from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -151,7 +149,7 @@ async def create_plan(call: Call, params: CreatePlan) -> Any:
 class PlanRef(TenantParams):
     """A plan by its id."""
 
-    id: PlanId
+    id: Id
 
 
 @method(
@@ -245,7 +243,7 @@ class AssignPlan(TenantParams):
     """A user, a plan and its last day."""
 
     userId: Id
-    planId: PlanId
+    planId: Id
     planValidTo: LastDay | None = Field(
         None, description="Last day, YYYY-MM-DD in UTC; null: by the plan's duration, if it has one."
     )
@@ -379,7 +377,7 @@ class UnassignPlan(TenantParams):
     """A user, its plan and the new last day."""
 
     userId: Id
-    planId: PlanId
+    planId: Id
     lastDay: LastDay | None = Field(
         None,
         description="YYYY-MM-DD in UTC, from today to the plan's last day; null: ends at once.",
