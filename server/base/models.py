@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from datetime import date
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -69,6 +70,14 @@ def without_controls(text: str) -> str:
     if has_controls(text):
         raise ValueError("holds control characters")
     return text
+
+
+def is_date(text: str) -> bool:
+    """Whether a text is a date, YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 class TenantParams(Params):

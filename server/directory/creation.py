@@ -18,9 +18,9 @@ from server.base.pace import Pace
 from server.directory import office365
 from server.directory.many import Batch, Claims, find_same, find_taken, if_free
 from server.directory.names import has_email
+from server.directory.plans import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.rows import members, shown_attributes
 from server.directory.rules import default_display_name, names_of, password_failures
-from server.directory.store import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call

@@ -25,7 +25,7 @@ from server.base.models import (
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
-from server.directory.store import ExternalId, LastDay, SessionsLimit, needs_plan
+from server.directory.plans import LastDay, needs_plan
 from server.outside.mail import ENCODED_WORD
 from server.tenants.call import Call
 from server.tenants.instances import Mebibytes
@@ -139,6 +139,21 @@ Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(ma
 
 
 AvatarUrl = Annotated[str, Field(max_length=2048), AfterValidator(_picture_address)]
+
+
+ExternalId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        description="The id of the user in another system; unique in the instance.",
+        json_schema_extra=NO_CONTROLS,
+    ),
+    AfterValidator(without_controls),
+]
+SessionsLimit = Annotated[
+    int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
+]
 
 
 class Profile(Params):

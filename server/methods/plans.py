@@ -8,8 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
 from server.base.models import Id, Params, Result, TenantParams
 from server.directory import change
-from server.directory.rows import Row
-from server.directory.store import (
+from server.directory.plans import (
     NO_PLAN,
     PLAN_IS_OVER,
     LastDay,
@@ -17,6 +16,7 @@ from server.directory.store import (
     assign_plans,
     is_over,
 )
+from server.directory.rows import Row
 from server.directory.users import ABSENT, Line, found
 from server.methods.registry import Example, method
 from server.tenants import access

@@ -11,8 +11,7 @@ from server.base.tokens import digest, new_secret
 from server.directory import change, throttle
 from server.directory.lookups import named, read_user
 from server.directory.rows import Edit
-from server.directory.store import ExternalId
-from server.directory.users import USER, Password, User, UserRef, email_key, found
+from server.directory.users import USER, ExternalId, Password, User, UserRef, email_key, found
 from server.methods.registry import Example, method
 from server.methods.store import StoreUserRef, find_id
 from server.tenants import access

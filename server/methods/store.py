@@ -9,21 +9,16 @@ from server.base.models import SECRET, Id, Result, TenantParams
 from server.directory import change
 from server.directory.creation import create
 from server.directory.many import Batch
+from server.directory.plans import LastDay, PlanName, assign_plans, needs_plan
 from server.directory.rows import Edit
 from server.directory.rules import hashed
-from server.directory.store import (
-    ExternalId,
-    LastDay,
-    PlanName,
-    SessionsLimit,
-    assign_plans,
-    needs_plan,
-)
 from server.directory.users import (
     ABSENT,
     CreateUser,
     Email,
+    ExternalId,
     NewEmail,
+    SessionsLimit,
     UserId,
     email_key,
     found,

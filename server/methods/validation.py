@@ -9,8 +9,8 @@ from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
 from server.directory.creation import early_failures
 from server.directory.many import find_taken
+from server.directory.plans import NO_PLAN, PLAN_IS_OVER, is_over
 from server.directory.rules import password_failures
-from server.directory.store import NO_PLAN, PLAN_IS_OVER, is_over
 from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found, taken
 from server.methods.registry import Example, method
 from server.tenants import access

@@ -1,4 +1,4 @@
-"""Members of a user for the store (seeds/003): an external id, a session limit, flags, and plans."""
+"""Plans of users (seeds/003): their last days, and their assignment."""
 
 from collections.abc import Mapping
 from datetime import date
@@ -7,17 +7,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.base.errors import FieldError, Invalid
-from server.base.models import NO_CONTROLS, without_controls
+from server.base.models import NO_CONTROLS, is_date, without_controls
 from server.postgres.db import Connection
 from server.tenants.call import Call
-
-
-def is_date(text: str) -> bool:
-    """Whether a text is a date, YYYY-MM-DD."""
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 def _day(text: str) -> str:
@@ -26,19 +18,6 @@ def _day(text: str) -> str:
     return text
 
 
-ExternalId = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=64,
-        description="The id of the user in another system; unique in the instance.",
-        json_schema_extra=NO_CONTROLS,
-    ),
-    AfterValidator(without_controls),
-]
-SessionsLimit = Annotated[
-    int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
-]
 LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
 PlanName = Annotated[
     str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)
