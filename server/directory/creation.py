@@ -56,7 +56,7 @@ class Membership:
     is_confirmed: bool = True
     # A login other than the e-mail; free, see hold_free_names.
     login: str | None = None
-    # What SCIM knows of it beyond the columns.
+    # The column `attributes`.
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
