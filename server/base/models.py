@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from datetime import date
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -44,6 +45,11 @@ WITH_SECRETS = "with secrets"
 Host = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|::1)$")]
 
 
+Id = Annotated[int, Field(ge=1, lt=2**63)]
+"""The id of a row."""
+Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
 class Params(Strict):
     """Base of all params models."""
 
@@ -64,6 +70,14 @@ def without_controls(text: str) -> str:
     if has_controls(text):
         raise ValueError("holds control characters")
     return text
+
+
+def is_date(text: str) -> bool:
+    """Whether a text is a date, YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 class TenantParams(Params):

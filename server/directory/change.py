@@ -18,7 +18,15 @@ from server.directory.groups import (
     record_groups,
     replace_groups,
 )  # fmt: skip
-from server.directory.many import Batch, Claims, external_ids_of, find_taken, if_free, keys_of_items
+from server.directory.many import (
+    Batch,
+    Claims,
+    external_ids_of,
+    find_taken,
+    hold_counters,
+    if_free,
+    keys_of_items,
+)
 from server.directory.names import Names, renamed
 from server.directory.rows import Edit, Row, hold, members, state, store, with_fields, with_names
 from server.directory.rules import names_of
@@ -132,7 +140,7 @@ async def refusals(
         if held is None and edit.after["external_id"] not in (None, edit.before["external_id"])
     ]
     if keys:
-        await call.db.one("hold_counters", instance_id=call.instance.id)
+        await hold_counters(call)
     having = await find_taken(call.db, call, keys, external_ids) if keys or external_ids else []
     claims = await Claims.of([*(held or ()), *having])
     found: dict[int, ServiceError] = {}

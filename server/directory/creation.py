@@ -13,14 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from server.base.errors import Contention, FieldError, Invalid, NotFound, ServiceError
+from server.base.errors import Contention, FieldError, Invalid, ServiceError
 from server.base.pace import Pace
 from server.directory import office365
 from server.directory.many import Batch, Claims, find_same, find_taken, if_free
 from server.directory.names import has_email
+from server.directory.plans import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.rows import members, shown_attributes
 from server.directory.rules import default_display_name, names_of, password_failures
-from server.directory.store import NO_PLAN, PLAN_IS_OVER, assign_plans
 from server.directory.users import NewUser, email_key, explain_taken, taken
 from server.tenants import access
 from server.tenants.call import Call
@@ -56,7 +56,7 @@ class Membership:
     is_confirmed: bool = True
     # A login other than the e-mail; free, see hold_free_names.
     login: str | None = None
-    # What SCIM knows of it beyond the columns.
+    # The column `attributes`.
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -113,15 +113,6 @@ async def prepare(call: Call, batch: Batch[Any], *, all_new: bool = True) -> Bat
 
 
 # --- refusing before the write ----------------------------------------------------------------------------
-
-
-async def hold_counters(call: Call) -> int | None:
-    """Lock the creation of users in the instance, and return the free seats; None: unlimited."""
-    held = await call.db.one("hold_counters", instance_id=call.instance.id)
-    if held is None:
-        raise NotFound
-    seats: int | None = held["seats"]
-    return seats
 
 
 async def refuse_taken(batch: Batch[NewUser], claims: Claims) -> None:

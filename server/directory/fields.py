@@ -7,9 +7,8 @@ from typing import Any
 import phonenumbers
 
 from server.base.errors import FieldError
-from server.base.models import NO_CONTROLS, has_controls
+from server.base.models import NO_CONTROLS, has_controls, is_date
 from server.base.strict import whole
-from server.directory.store import is_date
 from server.directory.users import address
 from server.postgres.db import Connection
 

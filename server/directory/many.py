@@ -13,6 +13,7 @@ from server.base.errors import (
     FieldError,
     Forbidden,
     Invalid,
+    NotFound,
     ServiceError,
 )
 from server.base.models import Failure, Result, TenantParams, validated
@@ -161,10 +162,6 @@ async def checked(
     return batch
 
 
-def bad(member: str, message: str) -> Invalid:
-    return Invalid.of([FieldError(member, message)])
-
-
 @contextlib.asynccontextmanager
 async def if_free() -> AsyncIterator[None]:
     """Map a late unique violation to Contention: the names were free, so the transaction begins again."""
@@ -178,6 +175,22 @@ async def if_free() -> AsyncIterator[None]:
 
 
 # --- taken names ----------------------------------------------------------------------------------------
+
+
+async def hold_counters(call: Call) -> int | None:
+    """Lock the counters of the instance until the transaction ends: nobody else creates or renames a user.
+
+    Returns:
+        the free seats; None: unlimited.
+
+    Raises:
+        NotFound: there is no such instance.
+    """
+    held = await call.db.one("hold_counters", instance_id=call.instance.id)
+    if held is None:
+        raise NotFound
+    seats: int | None = held["seats"]
+    return seats
 
 
 async def find_taken(

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, Field, JsonValue
 
 from server.directory.groups import trimmed
-from server.directory.many import find_taken
+from server.directory.many import find_taken, hold_counters
 from server.directory.users import address, email_key, taken
 from server.tenants.call import Call
 
@@ -77,7 +77,7 @@ async def hold_free_names(call: Call, names: Names, *, login_member: str, email_
     Raises:
         Conflict: a name is taken.
     """
-    await call.db.one("hold_counters", instance_id=call.instance.id)
+    await hold_counters(call)
     rows = await find_taken(call.db, call, names.keys)
     if not rows:
         return

@@ -15,7 +15,7 @@ from server.postgres.db import Connection
 from server.postgres.queries import load_columns
 
 EMAIL_KEYS = "emailKeys"
-"""In the column `attributes`: what the identity of each address in its `emails` is decided by (email_key)."""
+"""Key in `attributes` with the email_key of each address in `emails`, for searches."""
 Row: TypeAlias = dict[str, Any]
 """A user as hold returns it: every column that can change, and the database's time as moment."""
 
@@ -104,10 +104,7 @@ def with_names(row: Row, names: Names) -> Row:
 
 
 def renamed_entries(entries: Sequence[Mapping[str, Any]], old: str, new: str) -> list[Mapping[str, Any]]:
-    """Entries of `emails` where a user's e-mail is another one: that of the old one is that of the new one.
-
-    One of the new e-mail, if it is there already, stays as it is, and that of the old one goes.
-    """
+    """Replace the user's old e-mail in `emails`; if the new one is listed already, drop the old entry."""
     old_key, keys = email_key(old), [email_key(entry["value"]) for entry in entries]
     there = email_key(new) in keys
     return [
@@ -194,7 +191,7 @@ class Edit:
 
     @property
     def new_keys(self) -> list[str]:
-        """What decides the identity of e-mail and login, where it is another than before."""
+        """The keys (email_key) that the change adds."""
         before, after = (keys_of(row) for row in (self.before, self.after))
         return [key for key in after if key not in before]
 

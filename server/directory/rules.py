@@ -74,7 +74,7 @@ def full_name(fields: Mapping[str, Any]) -> str:
 
 
 def default_display_name(fields: Mapping[str, Any], email: str) -> str:
-    """What a user is called who was given no display name: its names, or else the local part of its e-mail.
+    """The display name if none was given: first and last name, or else the local part of the e-mail.
 
     Args:
         email: the login, of a user without an e-mail.

@@ -5,18 +5,27 @@ import functools
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from server.base.errors import CONSTRAINTS, Conflict, FieldError, NotFound, ServiceError, UserDeleted
-from server.base.models import NO_CONTROLS, SECRET, Params, Result, TenantParams, without_controls
+from server.base.models import (
+    NO_CONTROLS,
+    SECRET,
+    Id,
+    Params,
+    Result,
+    TenantParams,
+    something_besides,
+    without_controls,
+)
 from server.base.passwords import MAX_PASSWORD, hash_problem
 from server.base.settings import BCRYPT_MAX_COST, Settings
 from server.directory.groups import GroupNames, is_admins
-from server.directory.store import ExternalId, LastDay, PlanId, SessionsLimit, needs_plan
+from server.directory.plans import LastDay, needs_plan
 from server.outside.mail import ENCODED_WORD
 from server.tenants.call import Call
 from server.tenants.instances import Mebibytes
@@ -25,7 +34,6 @@ ABSENT: Any = None
 """Default of an optional member that takes no null."""
 
 
-M = TypeVar("M", bound=Params)
 Purpose: TypeAlias = Literal["confirm", "reset"]
 """The purpose of a code, and the name of the templates of its mail."""
 
@@ -133,6 +141,21 @@ Numbers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(ma
 AvatarUrl = Annotated[str, Field(max_length=2048), AfterValidator(_picture_address)]
 
 
+ExternalId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        description="The id of the user in another system; unique in the instance.",
+        json_schema_extra=NO_CONTROLS,
+    ),
+    AfterValidator(without_controls),
+]
+SessionsLimit = Annotated[
+    int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
+]
+
+
 class Profile(Params):
     """The documented members of a profile, in their order."""
 
@@ -192,7 +215,7 @@ class NewUser(Params):
     sessionsLimit: SessionsLimit | None = None
     isPlanAdmin: bool = Field(False, description="Whether the user may manage plans in the store.")
     onlySeesReadable: bool = Field(False, description="Whether the store shows only what it may read.")
-    planId: PlanId | None = Field(None, description="A plan to assign.")
+    planId: Id | None = Field(None, description="A plan to assign.")
     planValidTo: LastDay | None = Field(None, description="The plan's last day, instead of its duration.")
     quotas: Quotas = ABSENT
 
@@ -341,14 +364,7 @@ class UserRef(TenantParams):
 class UserId(TenantParams):
     """A user by its id."""
 
-    id: Annotated[int, Field(ge=1, lt=2**63)]
-
-
-def changes_something(params: M) -> M:
-    """A validator of changes of a user found by e-mail."""
-    if not params.model_fields_set - {"instance", "email"}:
-        raise ValueError("name at least one member to change")
-    return params
+    id: Id
 
 
 class UserChanges(Params):
@@ -374,7 +390,7 @@ class UserChanges(Params):
         "to join or leave Admins.",
     )
 
-    _some = model_validator(mode="after")(changes_something)
+    _something = something_besides("instance", "email")
 
     @model_validator(mode="after")
     def _agree(self) -> "UserChanges":
@@ -402,4 +418,4 @@ class ReplaceUser(UserRef):
     isAdmin: bool = Field(ABSENT, description="Another value than before needs the scope users:admin.")
     password: Password = Field(ABSENT, description="Ends the user's sessions.")
 
-    _some = model_validator(mode="after")(changes_something)
+    _something = something_besides("instance", "email")

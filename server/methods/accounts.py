@@ -5,12 +5,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.base.errors import FieldError, Invalid, NotFound
-from server.base.models import Result, TenantParams
+from server.base.models import Id, Result, TenantParams
 from server.base.pages import Limit
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
-Id = Annotated[int, Field(ge=1, lt=2**63)]
 TreeId = Annotated[int, Field(ge=0, lt=2**31)]
 
 MAX_DEPTH = 1000

@@ -5,11 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.base.models import Params, Result
+from server.base.models import Id, Params, Result
 from server.base.pages import After, Limit, Next
 from server.directory.users import Email, email_key
 from server.events import audit
-from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 

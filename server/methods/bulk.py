@@ -7,7 +7,7 @@ from pydantic import Field
 from server.base.errors import CONSTRAINTS, DUPLICATES, MemberForbidden, NotFound
 from server.base.models import Params
 from server.directory import change
-from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats, refuse_taken
+from server.directory.creation import create, prepare, refuse_plans, refuse_seats, refuse_taken
 from server.directory.many import (
     MOST,
     Batch,
@@ -18,6 +18,7 @@ from server.directory.many import (
     ManyResult,
     checked,
     find_same,
+    hold_counters,
 )
 from server.directory.users import CREATED_USER, CreatedUser, Email, NewUser, UserChanges
 from server.methods.registry import Example, method

@@ -4,11 +4,19 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from server.base.errors import DUPLICATES, Contention, MemberForbidden, ServiceError, UserDeleted
+from server.base.errors import (
+    DUPLICATES,
+    Contention,
+    FieldError,
+    Invalid,
+    MemberForbidden,
+    ServiceError,
+    UserDeleted,
+)
 from server.base.models import Result, TenantParams
 from server.base.pace import Pace
 from server.directory import change
-from server.directory.creation import create, hold_counters, prepare, refuse_plans, refuse_seats
+from server.directory.creation import create, prepare, refuse_plans, refuse_seats
 from server.directory.lookups import read_users
 from server.directory.many import (
     MOST,
@@ -18,10 +26,10 @@ from server.directory.many import (
     Items,
     ManyParams,
     ManyResult,
-    bad,
     checked,
     external_ids_of,
     find_same,
+    hold_counters,
     keys_of_items,
 )
 from server.directory.rows import Edit, hold
@@ -144,7 +152,7 @@ def _refused_change(call: Call, item: EnsuredUser, edit: Edit, claims: Claims) -
 def _refused_new(call: Call, item: EnsuredUser, claims: Claims) -> ServiceError | None:
     """The error that refuses a new user, or None; then its names are claimed."""
     if item.email is None:
-        return bad("email", "is required: nobody has this externalId")
+        return Invalid.of([FieldError("email", "is required: nobody has this externalId")])
     return access.user_refusal(call.caller, {"is_admin": item.isAdmin}) or claims.new(item)
 
 

@@ -18,7 +18,7 @@ from server.base.models import (
 )
 from server.base.pages import After, Limit, Next, from_cursor, page
 from server.directory.creation import create
-from server.directory.many import Batch
+from server.directory.many import Batch, hold_counters
 from server.directory.rules import hash_password, password_failures
 from server.directory.users import ABSENT, CreateUser, DisplayName, Line, NewEmail, Password
 from server.methods.registry import Example, method
@@ -373,7 +373,7 @@ async def _hold_instance(call: Call) -> Any:
     Raises:
         NotHeld: the instance was deleted concurrently.
     """
-    await call.db.one("hold_counters", instance_id=call.instance.id)
+    await hold_counters(call)
     row = await call.db.one("lock_instance", instance_id=call.instance.id)
     if row is None:
         raise access.INSTANCE.refusal()

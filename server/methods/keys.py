@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from server.base.errors import FieldError, Forbidden, Invalid, NotFound
-from server.base.models import HIDDEN, Params, Result, something_besides
+from server.base.models import HIDDEN, Id, Params, Result, something_besides
 from server.base.pages import Limit
 from server.base.tokens import digest
 from server.directory.users import ABSENT, DisplayName
-from server.methods.accounts import Id
 from server.methods.instances import Name, forget_keys
 from server.methods.registry import Example, method
 from server.tenants import access

@@ -5,12 +5,10 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from server.base.errors import NotFound
-from server.base.models import Result, TenantParams
+from server.base.models import Id, Result, TenantParams
 from server.directory.lookups import named
 from server.directory.names import has_email
-from server.directory.store import ExternalId
-from server.directory.users import USER, Profile, Values, found
-from server.methods.accounts import Id
+from server.directory.users import USER, ExternalId, Profile, Values, found
 from server.methods.members import Account
 from server.methods.quotas import UserQuotas
 from server.methods.registry import Example, method

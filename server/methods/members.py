@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.base.models import SECRET, Result, TenantParams
+from server.base.models import SECRET, Id, Result, TenantParams
 from server.directory import change
 from server.directory.creation import Membership, create
 from server.directory.fields import EMAIL, checked, fields_of, profile_schema
@@ -18,7 +18,7 @@ from server.directory.rows import Edit
 from server.directory.rules import hashed, password_failures
 from server.directory.throttle import ClientAddress
 from server.directory.users import CreateUser, Password, UserId, email_key, found
-from server.methods.accounts import Id, insert_account
+from server.methods.accounts import insert_account
 from server.methods.codes import ConfirmationUrl, checked_link, mail_code
 from server.methods.registry import Example, method
 from server.methods.sessions import WrongLogin, verify_password

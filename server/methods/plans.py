@@ -6,12 +6,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from server.base.errors import Conflict, FieldError, Invalid, MemberForbidden, NotFound, ServiceError
-from server.base.models import Params, Result, TenantParams
+from server.base.models import Id, Params, Result, TenantParams
 from server.directory import change
+from server.directory.plans import (
+    NO_PLAN,
+    PLAN_IS_OVER,
+    LastDay,
+    PlanName,
+    assign_plans,
+    is_over,
+)
 from server.directory.rows import Row
-from server.directory.store import LastDay, PlanId, PlanName, assign_plans
 from server.directory.users import ABSENT, Line, found
-from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants import access
 from server.tenants.call import Call
@@ -143,7 +149,7 @@ async def create_plan(call: Call, params: CreatePlan) -> Any:
 class PlanRef(TenantParams):
     """A plan by its id."""
 
-    id: PlanId
+    id: Id
 
 
 @method(
@@ -237,7 +243,7 @@ class AssignPlan(TenantParams):
     """A user, a plan and its last day."""
 
     userId: Id
-    planId: PlanId
+    planId: Id
     planValidTo: LastDay | None = Field(
         None, description="Last day, YYYY-MM-DD in UTC; null: by the plan's duration, if it has one."
     )
@@ -318,18 +324,17 @@ async def change_plan(call: Call, params: ChangePlan) -> Any:
     ends or begins emits a user.updated event. For an administrator, needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.userId)
-    first, last = _day(params.validFrom), _day(params.planValidTo)
     row = await call.db.one(
         "switch_plan",
         instance_id=call.instance.id,
         user_id=params.userId,
         plan_id=params.planId,
         name=params.planName,
-        from_day=first,
-        valid_to=last,
+        from_day=_day(params.validFrom),
+        valid_to=_day(params.planValidTo),
     )
     if row is None:
-        raise await _why_not_changed(call, params.planId, first, last)
+        raise await _why_not_changed(call, params)
     for gone in row["ended"]:
         _emit(call, params.userId, gone)
     _emit(call, params.userId, row)
@@ -354,19 +359,16 @@ def _day(text: str | None) -> date | None:
     return None if text is None else date.fromisoformat(text)
 
 
-async def _is_over(call: Call, day: date | None) -> bool:
-    return day is not None and bool(await call.db.value("is_over", last_day=day))
-
-
-async def _why_not_changed(call: Call, plan_id: int, first: date | None, last: date | None) -> ServiceError:
-    if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id) is None:
-        return Invalid.of([FieldError("planId", "is no plan of this instance")])
-    if await _is_over(call, first):
-        return Invalid.of([FieldError("validFrom", "must not lie in the past")])
+async def _why_not_changed(call: Call, params: ChangePlan) -> ServiceError:
+    first, last = params.validFrom, params.planValidTo
+    if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=params.planId) is None:
+        return Invalid.of([NO_PLAN])
+    if await is_over(call.db, first):
+        return Invalid.of([PLAN_IS_OVER._replace(field="validFrom")])
     if last is not None and first is not None and last < first:
         return Invalid.of([FieldError("planValidTo", "must not lie before validFrom")])
-    if await _is_over(call, last):
-        return Invalid.of([FieldError("planValidTo", "must not lie in the past")])
+    if await is_over(call.db, last):
+        return Invalid.of([PLAN_IS_OVER])
     message = "the user has this plan until before that day: change to it again once it has ended"
     return Conflict(message, code="plan_overlaps", fields=[FieldError("planId", message)])
 
@@ -375,7 +377,7 @@ class UnassignPlan(TenantParams):
     """A user, its plan and the new last day."""
 
     userId: Id
-    planId: PlanId
+    planId: Id
     lastDay: LastDay | None = Field(
         None,
         description="YYYY-MM-DD in UTC, from today to the plan's last day; null: ends at once.",
@@ -398,17 +400,16 @@ async def unassign_plan(call: Call, params: UnassignPlan) -> Literal[True]:
     needs the scope users:admin.
     """
     user = await change.hold_user(call, user_id=params.userId)
-    last_day = _day(params.lastDay)
     ended = await call.db.one(
         "end_plan",
         instance_id=call.instance.id,
         user_id=params.userId,
         plan_id=params.planId,
-        last_day=last_day,
+        last_day=_day(params.lastDay),
     )
     if ended is None:
-        if await _is_over(call, last_day):
-            raise Invalid.of([FieldError("lastDay", "must not lie in the past")])
+        if await is_over(call.db, params.lastDay):
+            raise Invalid.of([PLAN_IS_OVER._replace(field="lastDay")])
         message = "the user does not have this plan"
         raise NotFound(f"not found: {message}", fields=[FieldError("planId", message)])
     if ended["is_later"]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.base.models import Result, TenantParams
+from server.base.models import Result, TenantParams, Uuid
 from server.directory import change
 from server.directory.fields import (
     ALIAS,
@@ -173,7 +173,7 @@ async def apply_profile(services: Services, payload: dict[str, Any]) -> None:
 class DocumentId(TenantParams):
     """A document by its id."""
 
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    id: Uuid
 
 
 class Outcome(Result):

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.base.errors import NotFound
-from server.base.models import Params, Result
+from server.base.models import Id, Params, Result
 from server.directory.users import found
-from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 

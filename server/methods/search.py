@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from server.base.models import Result, TenantParams
+from server.base.models import Id, Result, TenantParams
 from server.directory.users import DisplayName
-from server.methods.accounts import Id, TreeId, find_position
+from server.methods.accounts import TreeId, find_position
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 

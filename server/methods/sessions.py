@@ -5,15 +5,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from server.base.errors import Invalid, MemberForbidden, NotFound
-from server.base.models import SECRET, Result, TenantParams
+from server.base.models import SECRET, Id, Result, TenantParams
 from server.base.pages import After, Limit, Next, number_below, page, parts_of
 from server.base.tokens import digest, new_secret
 from server.directory import change, throttle
 from server.directory.lookups import named, read_user
 from server.directory.rows import Edit
-from server.directory.store import ExternalId
-from server.directory.users import USER, Password, User, UserRef, email_key, found
-from server.methods.accounts import Id
+from server.directory.users import USER, ExternalId, Password, User, UserRef, email_key, found
 from server.methods.registry import Example, method
 from server.methods.store import StoreUserRef, find_id
 from server.tenants import access

@@ -5,31 +5,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from server.base.errors import DUPLICATES, FieldError, Invalid, MemberForbidden, NotFound
-from server.base.models import SECRET, Result, TenantParams
+from server.base.models import SECRET, Id, Result, TenantParams
 from server.directory import change
 from server.directory.creation import create
 from server.directory.many import Batch
+from server.directory.plans import LastDay, PlanName, assign_plans, needs_plan
 from server.directory.rows import Edit
 from server.directory.rules import hashed
-from server.directory.store import (
-    ExternalId,
-    LastDay,
-    PlanId,
-    PlanName,
-    SessionsLimit,
-    assign_plans,
-    needs_plan,
-)
 from server.directory.users import (
     ABSENT,
     CreateUser,
     Email,
+    ExternalId,
     NewEmail,
+    SessionsLimit,
     UserId,
     email_key,
     found,
 )
-from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.outside.pictures import avatar_url
 from server.tenants import access
@@ -227,7 +220,7 @@ class StoreUserMembers(TenantParams):
     email: NewEmail
     externalId: ExternalId
     newPassword: NewPassword = ABSENT
-    planId: PlanId | None = Field(None, description="Plan to assign.")
+    planId: Id | None = Field(None, description="Plan to assign.")
     planValidTo: LastDay | None = Field(None, description="Last day of the plan; null: by its duration.")
 
     _plan_end = field_validator("planValidTo")(needs_plan)

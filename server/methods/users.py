@@ -28,6 +28,7 @@ from server.directory.users import (
     found,
 )
 from server.methods.registry import Example, method
+from server.tenants import access
 from server.tenants.call import Call
 
 
@@ -93,7 +94,7 @@ class UpdateUser(UserChanges, TenantParams):
     "updateUserByEmail",
     scope="users:write",
     extension=False,
-    member_scopes={"isAdmin": "users:admin", "groups": "groups:write"},
+    member_scopes=access.MEMBER_SCOPES,
     errors=(NotFound, "duplicate_external_id", "user_deleted"),
     examples=(
         Example("Suspend", {"email": "jane@example.com", "isActive": False}, True),

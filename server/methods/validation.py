@@ -1,5 +1,6 @@
 """Validating params of createUser and replaceUserByEmail, without writing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -7,8 +8,9 @@ from pydantic import ValidationError
 from server.base.errors import CONSTRAINTS, FieldError, Invalid, NotFound
 from server.base.models import Failure, Result, TenantParams, Unchecked, validated
 from server.directory.creation import early_failures
+from server.directory.many import find_taken
+from server.directory.plans import NO_PLAN, PLAN_IS_OVER, is_over
 from server.directory.rules import password_failures
-from server.directory.store import store_failures
 from server.directory.users import OF_ADMINISTRATOR, CreateUser, ReplaceUser, address, email_key, found, taken
 from server.methods.registry import Example, method
 from server.tenants import access
@@ -73,17 +75,26 @@ async def creation_failures(call: Call, params: dict[str, Any]) -> list[FieldErr
     if params.get("isAdmin") is True and not access.may_administrate(call.caller):
         failures.append(FieldError("isAdmin", f"true needs the scope {access.ADMINISTRATE}"))
     if "email" not in bad and isinstance(email, str):
-        failures += await _taken(call, "email", email_key(email))
+        failures += _taken("users_email", "email", await find_taken(call.db, call, [email_key(email)]))
     if not await call.db.value("has_seat", instance_id=call.instance.id):
         failures.append(FieldError("params", CONSTRAINTS["instance_counters_seats"][2]))
-    return failures + await store_failures(call.db, call.instance.id, params, bad)
+    external_id, plan_id, last_day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
+    if external_id is not None and "externalId" not in bad:
+        failures += _taken(
+            "users_external_id", "externalId", await find_taken(call.db, call, [], [external_id])
+        )
+    if plan_id is not None and "planId" not in bad:
+        if await call.db.one("get_plan", instance_id=call.instance.id, plan_id=plan_id) is None:
+            failures.append(NO_PLAN)
+        if last_day is not None and "planValidTo" not in bad and await is_over(call.db, last_day):
+            failures.append(PLAN_IS_OVER)
+    return failures
 
 
-async def _taken(call: Call, member: str, key: str) -> list[FieldError]:
-    """The failure of an e-mail that is taken."""
-    rows = await call.db.all("find_taken", instance_id=call.instance.id, email_keys=[key], external_ids=[])
-    is_deleted = bool(rows) and rows[0]["deleted_at"] is not None
-    return list(taken("users_email", member, is_deleted=is_deleted).fields) if rows else []
+def _taken(constraint: str, member: str, holders: Sequence[Any]) -> list[FieldError]:
+    """The failure of a name that these users have, if any."""
+    is_deleted = bool(holders) and holders[0]["deleted_at"] is not None
+    return list(taken(constraint, member, is_deleted=is_deleted).fields) if holders else []
 
 
 def _good_password(params: dict[str, Any], bad: set[str]) -> str | None:
@@ -150,5 +161,6 @@ async def validate_replacement(call: Call, params: ValidateReplacement) -> Any:
             ]
         if isinstance(new_email, str) and "newEmail" not in bad:
             new_key = email_key(new_email)
-            failures += await _taken(call, "newEmail", new_key) if new_key != key else []
+            if new_key != key:
+                failures += _taken("users_email", "newEmail", await find_taken(call.db, call, [new_key]))
     return _validation(failures)

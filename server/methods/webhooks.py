@@ -5,15 +5,15 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from server.base.errors import Conflict, FieldError, Invalid, NotFound, TooMany
-from server.base.models import Result, TenantParams
+from server.base.models import Id, Result, TenantParams, Uuid, something_besides
 from server.base.pages import Limit, number_below, page, parts_of, to_cursor
+from server.directory.many import hold_counters
 from server.directory.users import ABSENT, Line, found
 from server.events import feed
 from server.events.changes import EVENTS
-from server.methods.accounts import Id
 from server.methods.registry import Example, method
 from server.outside import outbound
 from server.tenants.call import Call
@@ -34,7 +34,6 @@ EventType = Annotated[str, Field(max_length=40), AfterValidator(_type)]
 EventTypes = Annotated[list[EventType], Field(max_length=len(EVENTS))]
 Url = Annotated[str, Field(min_length=1, max_length=2000)]
 Origin = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
-EventId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
 class CreateWebhook(TenantParams):
@@ -109,7 +108,7 @@ async def create_webhook(call: Call, params: CreateWebhook) -> Any:
     """
     secret = outbound.new_secret()
     # Locked before the count, so that concurrent calls do not exceed MOST.
-    await call.db.one("hold_counters", instance_id=call.instance.id)
+    await hold_counters(call)
     row = await call.db.one(
         "create_webhook",
         instance_id=call.instance.id,
@@ -167,11 +166,7 @@ class UpdateWebhook(WebhookRef):
     description: Line = ABSENT
     isActive: bool = Field(ABSENT, description="True: events since it was disabled are sent too.")
 
-    @model_validator(mode="after")
-    def _something(self) -> "UpdateWebhook":
-        if not self.model_fields_set - {"instance", "id"}:
-            raise ValueError("name at least one member to change")
-        return self
+    _something = something_besides("instance", "id")
 
 
 @method(
@@ -328,7 +323,7 @@ async def test_webhook(call: Call, params: WebhookRef, outcome: dict[str, Any]) 
 class DeliveryRef(WebhookRef):
     """An event and a webhook."""
 
-    eventId: EventId = Field(description="webhook-id of the delivery.")
+    eventId: Uuid = Field(description="webhook-id of the delivery.")
 
 
 @method(

@@ -38,7 +38,7 @@ from server.directory.scim.operations import (
     single_value,
 )
 from server.directory.scim.users import Resource, require_version
-from server.directory.store import ExternalId
+from server.directory.users import ExternalId
 from server.tenants.call import Call
 
 _NAME: TypeAdapter[str] = TypeAdapter(GroupName)

@@ -29,11 +29,11 @@ from server.directory.scim.users import (
     default_photo,
     writable,
 )
-from server.directory.store import ExternalId
 from server.directory.users import (
     AvatarUrl,
     CreateUser,
     DisplayName,
+    ExternalId,
     Line,
     NewEmail,
     Profile,

@@ -1,23 +1,15 @@
-"""Members of a user for the store (seeds/003): an external id, a session limit, flags, and plans."""
+"""Plans of users (seeds/003): their last days, and their assignment."""
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from server.base.errors import CONSTRAINTS, FieldError, Invalid, UserDeleted
-from server.base.models import NO_CONTROLS, without_controls
+from server.base.errors import FieldError, Invalid
+from server.base.models import NO_CONTROLS, is_date, without_controls
 from server.postgres.db import Connection
 from server.tenants.call import Call
-
-
-def is_date(text: str) -> bool:
-    """Whether a text is a date, YYYY-MM-DD."""
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 def _day(text: str) -> str:
@@ -26,20 +18,6 @@ def _day(text: str) -> str:
     return text
 
 
-ExternalId = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=64,
-        description="The id of the user in another system; unique in the instance.",
-        json_schema_extra=NO_CONTROLS,
-    ),
-    AfterValidator(without_controls),
-]
-SessionsLimit = Annotated[
-    int, Field(ge=1, le=999_999, description="Most sessions at a time; one more login ends the oldest.")
-]
-PlanId = Annotated[int, Field(ge=1, lt=2**63)]
 LastDay = Annotated[str, Field(max_length=10, json_schema_extra={"format": "date"}), AfterValidator(_day)]
 PlanName = Annotated[
     str, Field(min_length=1, max_length=200, json_schema_extra=NO_CONTROLS), AfterValidator(without_controls)
@@ -48,6 +26,11 @@ PlanName = Annotated[
 
 NO_PLAN = FieldError("planId", "is no plan of this instance")
 PLAN_IS_OVER = FieldError("planValidTo", "must not lie in the past")
+
+
+async def is_over(db: Connection, day: str | None) -> bool:
+    """Whether a day, YYYY-MM-DD, is past, in UTC by the database's clock; None is not."""
+    return day is not None and bool(await db.value("is_over", last_day=date.fromisoformat(day)))
 
 
 def needs_plan(day: str | None, info: ValidationInfo) -> str | None:
@@ -98,31 +81,3 @@ async def assign_plans(
                 "user.updated", row["user_id"], before={"plan": row["before"]}, after={"plan": row["after"]}
             )
     return ids
-
-
-async def store_failures(
-    db: Connection, instance_id: int, params: Mapping[str, Any], bad: set[str]
-) -> list[FieldError]:
-    """What the database would refuse of a new user's members for the store.
-
-    Args:
-        bad: members that are known to be bad, and are skipped.
-    """
-    failures = []
-    external_id, plan_id, day = params.get("externalId"), params.get("planId"), params.get("planValidTo")
-    if external_id is not None and "externalId" not in bad:
-        holder = await db.one(
-            "find_taken", instance_id=instance_id, email_keys=[], external_ids=[external_id]
-        )
-        if holder is not None:
-            is_living = holder["deleted_at"] is None
-            message = CONSTRAINTS["users_external_id"][2] if is_living else UserDeleted.__doc__
-            failures.append(FieldError("externalId", message or ""))
-    if plan_id is not None and "planId" not in bad:
-        if await db.one("get_plan", instance_id=instance_id, plan_id=plan_id) is None:
-            failures.append(NO_PLAN)
-        if day is not None and "planValidTo" not in bad:
-            last_day = date.fromisoformat(day)
-            if await db.value("is_over", last_day=last_day):
-                failures.append(PLAN_IS_OVER)
-    return failures
