@@ -229,6 +229,23 @@ async def test_migrations_run_once_and_notice_changes(db: asyncpg.Connection) ->
         await migrate(db, migrations)
 
 
+async def test_programs_run_on_a_later_schema_that_is_compatible(db: asyncpg.Connection) -> None:
+    """Those that know the migrations up to `compatible since`, so that servers can be replaced one after the other."""
+    known = load_migrations()
+    last = len(known)
+    later = parse_migration(
+        f"{last + 1:04}_note", f"-- compatible since {last:04}\nALTER TABLE groups ADD COLUMN note text;\n"
+    )
+    await migrate(db, [*known, later])
+    assert await migrate(db, known) == [] and await pending(db, known) == []
+    with pytest.raises(Exception, match=f"migration {last + 1}, which this program does not know"):
+        await migrate(db, known[:-1])
+    contract = parse_migration(f"{last + 2:04}_no_note", "ALTER TABLE groups DROP COLUMN note;\n")
+    await migrate(db, [*known, later, contract])
+    with pytest.raises(Exception, match=f"migration {last + 2}, which this program does not know"):
+        await migrate(db, known)
+
+
 async def test_a_migration_behind_a_dump_lets_writes_through(
     db: asyncpg.Connection, database_url: str
 ) -> None:

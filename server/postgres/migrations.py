@@ -24,6 +24,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 _MIGRATION_LOCK = 0x0FF1CE
 # Seconds between two tries to get it.
 _FIRST_LOOK, _LAST_LOOK = 0.02, 0.5
+# The first line of a migration that leaves the schema usable for earlier programs (expand and contract).
+_COMPATIBLE = re.compile(r"\A-- compatible since (\d{4})\n")
 # The line before an index that is to be built concurrently.
 _MARK = re.compile(r"^-- concurrently\n(?=CREATE (UNIQUE )?INDEX )", re.MULTILINE)
 _MARKED = re.compile(r"^-- concurrently\nCREATE (UNIQUE )?INDEX ", re.MULTILINE)
@@ -37,6 +39,8 @@ class Migration(NamedTuple):
     name: str
     checksum: str
     statements: tuple[str, ...]
+    # Programs that know the migrations up to this one can run on the new schema; None: no earlier ones can.
+    compatible_since: int | None = None
 
 
 class _Step(NamedTuple):
@@ -68,11 +72,15 @@ def parse_migration(stem: str, text: str) -> Migration:
     `-- concurrently` in the line before CREATE INDEX makes it CREATE INDEX CONCURRENTLY IF NOT EXISTS:
     servers can write meanwhile. The checksum leaves these lines out: they can be added to a migration that
     databases have.
+
+    `-- compatible since 0027` in the first line: programs that know the migrations up to 0027 can start and run
+    on the new schema, as is needed to replace servers one after the other.
     """
     checksum = hashlib.sha256(_MARK.sub("", text).encode()).hexdigest()
     text = _MARKED.sub(r"CREATE \1INDEX CONCURRENTLY IF NOT EXISTS ", text)
     statements = tuple(part.strip() for part in re.split(r";\s*?\n\s*\n", text.strip()) if part.strip())
-    return Migration(int(stem[:4]), stem[5:], checksum, statements)
+    compatible = _COMPATIBLE.match(text)
+    return Migration(int(stem[:4]), stem[5:], checksum, statements, compatible and int(compatible[1]))
 
 
 class MigrationError(Exception):
@@ -109,8 +117,8 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
         the names of the migrations that were applied.
 
     Raises:
-        MigrationError: the file of an applied migration has changed, the database has an unknown one, or the
-            role lacks privileges.
+        MigrationError: the file of an applied migration has changed, the database has an unknown one that is
+            not compatible with this program, or the role lacks privileges.
     """
     applied: list[str] = []
     pause, waited = FIRST_PAUSE, None
@@ -145,16 +153,20 @@ async def _statements_done(connection: "asyncpg.Connection", migrations: list[Mi
     """How many statements of each migration have run, by version."""
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         return {}
-    # A table that an earlier version made may lack statements_done.
+    # A table that an earlier version made may lack the last two columns.
     rows = await connection.fetch(
-        "SELECT version, checksum, (to_jsonb(m) ->> 'statements_done')::integer AS done"
+        "SELECT version, checksum, (to_jsonb(m) ->> 'statements_done')::integer AS done,"
+        " (to_jsonb(m) ->> 'compatible_since')::integer AS compatible_since"
         " FROM schema_migrations AS m"
     )
     applied = {row["version"]: row for row in rows}
-    if unknown := sorted(applied.keys() - {migration.version for migration in migrations}):
-        raise MigrationError(f"the database holds migration {unknown[-1]}, which this program does not know")
+    newest = max(migration.version for migration in migrations)
+    for version in sorted(applied.keys() - {migration.version for migration in migrations}, reverse=True):
+        since = applied[version]["compatible_since"]
+        if since is None or since > newest:
+            raise MigrationError(f"the database holds migration {version}, which this program does not know")
     done = {}
-    for version, _, checksum, statements in migrations:
+    for version, _, checksum, statements, _ in migrations:
         if row := applied.get(version):
             if row["checksum"] != checksum:
                 raise MigrationError(f"migration {version} was applied from another file")
@@ -172,10 +184,11 @@ async def _apply(
     """
     done = await _statements_done(connection, migrations)
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
-        # statements_done: of a migration that is not complete.
+        # statements_done: of a migration that is not complete. compatible_since: see Migration.
         await connection.execute(
             "CREATE TABLE schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
-            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(), statements_done integer)"
+            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(), statements_done integer,"
+            " compatible_since integer)"
         )
     for migration in migrations:
         for step in _steps(migration, done.get(migration.version, 0)):
@@ -212,7 +225,7 @@ async def _run(connection: "asyncpg.Connection", step: _Step) -> None:
             for statement in step.statements:
                 await connection.execute(statement)
         migration = step.migration
-        if step.statements == migration.statements:
+        if step.statements == migration.statements and migration.compatible_since is None:
             await connection.execute(
                 "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                 *migration[:3],
@@ -220,13 +233,16 @@ async def _run(connection: "asyncpg.Connection", step: _Step) -> None:
             return
         if step.done == len(step.statements):  # the first step
             await connection.execute(
-                "ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS statements_done integer"
+                "ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS statements_done integer,"
+                " ADD COLUMN IF NOT EXISTS compatible_since integer"
             )
         await connection.execute(
-            "INSERT INTO schema_migrations (version, name, checksum, statements_done) VALUES ($1, $2, $3, $4)"
+            "INSERT INTO schema_migrations (version, name, checksum, statements_done, compatible_since)"
+            " VALUES ($1, $2, $3, $4, $5)"
             " ON CONFLICT (version) DO UPDATE SET statements_done = excluded.statements_done",
             *migration[:3],
             None if step.is_last else step.done,
+            migration.compatible_since,
         )
 
 
