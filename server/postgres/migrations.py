@@ -73,8 +73,8 @@ def parse_migration(stem: str, text: str) -> Migration:
     servers can write meanwhile. The checksum leaves these lines out: they can be added to a migration that
     databases have.
 
-    `-- compatible since 0027` in the first line: programs that know the migrations up to 0027 can start and run
-    on the new schema, as is needed to replace servers one after the other.
+    `-- compatible since 0027` in the first line: programs that know the migrations up to 0027 can start and
+    run on the new schema, as is needed to replace servers one after the other.
     """
     checksum = hashlib.sha256(_MARK.sub("", text).encode()).hexdigest()
     text = _MARKED.sub(r"CREATE \1INDEX CONCURRENTLY IF NOT EXISTS ", text)
