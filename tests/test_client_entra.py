@@ -32,7 +32,7 @@ ENTRA_GROUP = {
 
 @pytest.fixture
 async def entra(client: Client) -> Scim:
-    """As Entra ID connects: the URL of the instance, a secret token, charset in the type."""
+    """A client like Entra ID: URL with the instance, charset in the media type."""
     return Scim(client, base="/scim/v2/MYINSTANCE", media_type="application/scim+json; charset=utf-8")
 
 
@@ -87,7 +87,7 @@ async def test_the_validators_sequence_of_users(entra: Scim) -> None:
     assert found["totalResults"] == 1
     disabled = await entra.patch(path, {"op": "Replace", "path": "active", "value": False})
     assert disabled.body["active"] is False
-    # A user that is disabled is found all the same.
+    # Searches still find a disabled user.
     found = await entra.done("GET", "/Users" + where(f'externalId eq "{NEW["externalId"]}"'))
     assert [one["active"] for one in found["Resources"]] == [False]
     assert (await entra("DELETE", path)).status == 204
@@ -117,7 +117,7 @@ async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, An
         "1879db59-3bdf-4490",
         [made["id"]],
     )
-    # Entra ID names the members to remove in a value, not in a filter.
+    # Entra ID sends the members to remove in `value`, not in a filter.
     assert (await entra.patch(path, member | {"op": "Remove"})).status in (200, 204)
     assert "members" not in await entra.done("GET", path)
     assert (await entra("DELETE", path)).status == 204
@@ -125,7 +125,7 @@ async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, An
 
 
 async def test_booleans_as_strings(entra: Scim, made: dict[str, Any]) -> None:
-    """Without the flag aadOptscim062020 `active` is a string, in capitals."""
+    """Without the flag aadOptscim062020, `active` is a capitalized string."""
     path = f"/Users/{made['id']}"
     for sent, active in (("False", False), ("True", True), ("false", False), ("true", True)):
         patched = await entra.patch(path, {"op": "Replace", "path": "active", "value": sent})
@@ -134,7 +134,7 @@ async def test_booleans_as_strings(entra: Scim, made: dict[str, Any]) -> None:
     assert (await entra.patch(path, {"op": "Replace", "path": "active", "value": "no"})).status == 400
 
 
-async def test_paths_that_miss_their_elements_make_them(entra: Scim, made: dict[str, Any]) -> None:
+async def test_paths_create_missing_elements(entra: Scim, made: dict[str, Any]) -> None:
     patched = await entra.patch(
         f"/Users/{made['id']}",
         {"op": "Add", "path": 'phoneNumbers[type eq "mobile"].value', "value": "+1 425 555 0100"},
@@ -151,7 +151,7 @@ async def test_paths_that_miss_their_elements_make_them(entra: Scim, made: dict[
 
 
 async def test_enterprise_attributes(entra: Scim, made: dict[str, Any]) -> None:
-    """Paths with the URN and a colon; a manager as a bare string, and removed again."""
+    """Paths with the URN and a colon; a manager as a string, and its removal."""
     boss = await entra.done("POST", "/Users", user("boss@testuser.com", displayName="Boss"))
     path = f"/Users/{made['id']}"
     patched = await entra.patch(
@@ -171,7 +171,7 @@ async def test_enterprise_attributes(entra: Scim, made: dict[str, Any]) -> None:
 
 
 async def test_values_without_a_path(entra: Scim, made: dict[str, Any]) -> None:
-    """The keys of the value may be dotted, or whole paths."""
+    """The keys of the value can have dots, or be whole paths."""
     patched = await entra.patch(
         f"/Users/{made['id']}",
         {
@@ -192,7 +192,7 @@ async def test_values_without_a_path(entra: Scim, made: dict[str, Any]) -> None:
     ]
 
 
-async def test_a_user_that_is_disabled_has_no_sessions(entra: Scim) -> None:
+async def test_disabling_a_user_ends_its_sessions(entra: Scim) -> None:
     client = entra.client
     await entra.done("POST", "/Users", NEW | {"password": "demo1234"})
     logged_in = await client.call("login", {"email": NAME, "password": "demo1234"})

@@ -29,7 +29,7 @@ async def okta(client: Client) -> Scim:
 
 
 async def test_the_suite_of_users(okta: Scim) -> None:
-    """In its order."""
+    """The requests are in the order of the suite."""
     listed = await okta.done("GET", "/Users?count=1&startIndex=1")
     assert listed == IsPartialDict(schemas=[LIST], itemsPerPage=1, startIndex=1, totalResults=1)
     first = listed["Resources"][0]
@@ -64,18 +64,18 @@ async def test_the_suite_of_users(okta: Scim) -> None:
 
 
 async def test_profile_pushes_and_deactivation(okta: Scim) -> None:
-    """PUT with all that was read, then PATCH without a path."""
+    """PUT with everything that was read, then PATCH without a path."""
     made = await okta.done("POST", "/Users", RUNSCOPE)
     path = f"/Users/{made['id']}"
     whole = made | {"name": {"givenName": "Another", "familyName": "Name"}, "title": "Boss", "groups": []}
     whole["emails"] = [{"primary": True, "value": "another@atko.com", "type": "work"}]
     replaced = await okta.done("PUT", path, whole)
     assert (replaced["name"]["givenName"], replaced["title"], replaced["active"]) == ("Another", "Boss", True)
-    # The e-mail is the userName, and stands beside what was sent.
+    # The userName is the e-mail, and is always among the entries.
     assert [one["value"] for one in replaced["emails"] if one.get("type") == "work"] == ["another@atko.com"]
     assert {one["value"] for one in replaced["emails"]} == {"another@atko.com", RUNSCOPE["userName"]}
     assert replaced["id"] == made["id"] and replaced["meta"]["created"] == made["meta"]["created"]
-    # The password that PUT does not have stays.
+    # A PUT without a password keeps it.
     login = {"email": RUNSCOPE["userName"], "password": RUNSCOPE["password"]}
     await okta.client.call("login", login)
     for active in (False, True, False):
@@ -83,21 +83,21 @@ async def test_profile_pushes_and_deactivation(okta: Scim) -> None:
         assert (patched.status, patched.body["active"]) == (200, active)
     found = await okta.done("GET", "/Users" + where(f'userName eq "{RUNSCOPE["userName"]}"') + "&" + PAGE)
     assert [one["active"] for one in found["Resources"]] == [False]
-    # And is set by a PUT or a PATCH that has one.
+    # A PATCH with a password sets it.
     patched = await okta.patch(path, {"op": "replace", "value": {"password": "t1meToChange"}})
     assert patched.status == 200 and "password" not in patched.body
     await okta.done("PUT", path, whole | {"active": True})
     await okta.client.call("login", login | {"password": "t1meToChange"})
 
 
-async def test_an_update_of_what_is_not_there(okta: Scim) -> None:
+async def test_updates_of_unknown_users(okta: Scim) -> None:
     for verb in ("PUT", "DELETE"):
         assert (await okta(verb, "/Users/23a35c27", RUNSCOPE)).status == 404
     assert (await okta.patch("/Users/23a35c27", {"op": "replace", "value": {"active": False}})).status == 404
 
 
 async def test_group_push(okta: Scim) -> None:
-    """Created empty, filled, renamed without a path, read, replaced and deleted."""
+    """A group is created, gets members, is renamed without a path, read, replaced and deleted."""
     ids = [(await okta.done("POST", "/Users", user(f"u{n}@atko.com")))["id"] for n in range(3)]
     assert (await okta.done("GET", f"/Groups?{PAGE}"))["itemsPerPage"] == 1  # Admins
     assert (await okta.done("GET", "/Groups" + where('displayName eq "Test SCIMv2"') + "&" + PAGE))[
@@ -137,7 +137,7 @@ async def test_group_push(okta: Scim) -> None:
 
 
 async def test_import_reads_all_pages(okta: Scim) -> None:
-    """Ids are strings, and the same user is on no two pages."""
+    """Ids are strings, and each user is on one page only."""
     for number in range(5):
         await okta.done("POST", "/Users", user(f"u{number}@atko.com") | {ENTERPRISE: {"department": "Sales"}})
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""What SCIM clients ask for first: what the service can do, its schemas and its types of resources."""
+"""Discovery for SCIM clients: the features of the service, its schemas and resource types."""
 
 import asyncio
 from functools import cache
@@ -18,20 +18,20 @@ from server.tenants.call import Call
 
 CONFIG_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
 DEFAULT_PAGE = 100
-"""Resources of a page of a search that asks for no other number."""
+"""Resources of a page if the search has no `count`."""
 
 
 class DescribeScim(TenantParams):
-    """Which of the documents."""
+    """The document to describe."""
 
     document: Literal["ServiceProviderConfig", "Schemas", "ResourceTypes"]
     id: str | None = Field(
-        None, max_length=200, description="One schema by its URN, or one type of resource by its name."
+        None, max_length=200, description="One schema by its URN, or one resource type by its name."
     )
 
 
 def _config(settings: Settings) -> dict[str, Any]:
-    """What the service can do (RFC 7643, section 5; RFC 9865, section 3)."""
+    """The features of the service (RFC 7643, section 5; RFC 9865, section 3)."""
     return {
         "schemas": [CONFIG_SCHEMA],
         "patch": {"supported": True},
@@ -65,7 +65,7 @@ def _config(settings: Settings) -> dict[str, Any]:
 
 @cache
 def _documents() -> dict[str, dict[str, dict[str, Any]]]:
-    """The schemas and the types of resources by their ids, as the models of the resources have them."""
+    """The schemas and resource types by id, generated from the models."""
     shown = Context.RESOURCE_QUERY_RESPONSE
     schemas = [model.to_schema() for model in (User, Group, EnterpriseUser, OfficeUser)]
     types = [ResourceType.from_resource(model) for model in (User, Group)]
@@ -76,7 +76,7 @@ def _documents() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 async def _made(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
-    """The documents; making them takes some 50 ms once."""
+    """The documents, in a thread: generating them takes about 50 ms, once."""
     return await asyncio.to_thread(_documents)
 
 
@@ -93,7 +93,7 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
     prepare=_made,
     examples=(
         Example(
-            "A type of resource",
+            "A resource type",
             {"document": "ResourceTypes", "id": "Group"},
             {
                 "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ResourceType"],
@@ -113,7 +113,7 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
 async def describe_scim(call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]) -> Any:
     """Describe the SCIM service of an instance (RFC 7644, section 4).
 
-    Without `id` the schemas and the types of resources are given as lists: `totalResults` and `Resources`.
+    Without `id`, schemas and resource types are lists: `totalResults` and `Resources`.
     """
     base = base_address(call.settings, call.instance)
     address = f"{base}/{params.document}"

@@ -1,9 +1,9 @@
-"""SCIM's Bulk (RFC 7644, section 3.7): several operations in one request, each a call of its own.
+"""SCIM's Bulk (RFC 7644, section 3.7): several operations in one request, each a separate call.
 
-Operations run in their order. One that refers, by bulkId:..., to a resource that a later operation creates
-runs as soon as that one was created. Operations that refer to each other in a circle are refused (409). When
-the rate limit is reached or the database is away, the operations that are left are not run, and have the same
-error.
+Operations run in the order of the request. An operation with a reference (bulkId:...) to a resource that a
+later operation creates runs as soon as that resource exists. Circular references are refused (409). After an
+operation fails because of the rate limit or the database, no further operation is run: the remaining ones get
+the same error.
 """
 
 import re
@@ -66,7 +66,7 @@ _REFERENCE = re.compile(r"bulkId:(.+)", re.DOTALL)
 
 
 class BulkResult(AnswerModel):
-    """What came of an operation."""
+    """The result of an operation."""
 
     method: str | None = None
     bulkId: str | None = None
@@ -77,7 +77,7 @@ class BulkResult(AnswerModel):
 
 
 class BulkResponse(AnswerModel):
-    """What came of each operation that was run."""
+    """The results of the operations."""
 
     schemas: list[Literal["urn:ietf:params:scim:api:messages:2.0:BulkResponse"]] = Field(min_length=1)
     Operations: list[BulkResult]
@@ -87,11 +87,11 @@ class BulkResponse(AnswerModel):
 class Operation:
     """One operation of a request."""
 
-    # Which of them it is, from 0 on.
+    # Position in the request, from 0.
     index: int
     verb: str
     bulk_id: str | None
-    # User or Group, and the id in the path; None for a new one.
+    # User or Group, and the id in the path; None: it creates one.
     kind: str
     named: str | None
     version: str | None
@@ -105,7 +105,7 @@ def _refused(name: str, text: str) -> Invalid:
 
 
 def _members(value: object, what: str) -> dict[str, Any]:
-    """The members of an object by their names in lower case, which is how they compare (RFC 7643, 2.1)."""
+    """The members of an object, with names in lower case: they are case-insensitive (RFC 7643, 2.1)."""
     if not isinstance(value, dict):
         raise Malformed(f"{what} must be an object")
     return {name.lower(): member for name, member in value.items()}
@@ -119,10 +119,10 @@ def _text(members: Mapping[str, Any], name: str) -> str | None:
 
 
 def _operation(index: int, given: object) -> Operation:
-    """An operation as it was sent.
+    """The operation that was sent.
 
     Raises:
-        Invalid, Malformed: it is none.
+        Invalid, Malformed: it is not valid.
     """
     members = _members(given, "an operation")
     verb, path = (_text(members, "method") or "").upper(), _text(members, "path") or ""
@@ -130,7 +130,9 @@ def _operation(index: int, given: object) -> Operation:
     if verb not in VERBS:
         raise _refused("method", "must be POST, PUT, PATCH or DELETE")
     if found is None or (verb == "POST") != (found[2] is None):
-        raise _refused("path", "must be /Users or /Groups, but for POST with an id")
+        raise _refused(
+            "path", "must be /Users or /Groups for POST, and /Users/ID or /Groups/ID for the other methods"
+        )
     bulk_id, data = _text(members, "bulkId"), members.get("data")
     if verb == "POST" and bulk_id is None:
         raise _refused("bulkId", "is required for POST")
@@ -142,7 +144,7 @@ def _operation(index: int, given: object) -> Operation:
 
 
 def _references(value: Any) -> Iterator[str]:
-    """The bulkIds that stand in a value."""
+    """The bulkIds that a value refers to."""
     if isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
         yield found[1]
     elif isinstance(value, (dict, list)):
@@ -151,7 +153,7 @@ def _references(value: Any) -> Iterator[str]:
 
 
 def _resolved(value: Any, made: Mapping[str, str]) -> Any:
-    """A value with ids in the place of bulkIds."""
+    """A value with references replaced by ids."""
     if isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
         return made[found[1]]
     if isinstance(value, dict):
@@ -162,7 +164,7 @@ def _resolved(value: Any, made: Mapping[str, str]) -> Any:
 
 
 def _params(operation: Operation, made: Mapping[str, str]) -> dict[str, Any]:
-    """What its method is given. Nothing is asked to be shown but where the result is, and its version."""
+    """The params of the method. Of the resource only `meta` is requested: its location and version."""
     params: dict[str, Any] = {}
     if operation.named is not None:
         params["id"] = _resolved(operation.named, made)
@@ -172,7 +174,7 @@ def _params(operation: Operation, made: Mapping[str, str]) -> dict[str, Any]:
         return params
     data = _resolved(operation.data, made)
     if operation.verb == "PATCH":
-        # The RFC's example of Bulk (section 3.7.3) has the list of operations without the message around it.
+        # In the RFC's example (section 3.7.3) `data` is the list of operations, without the PatchOp message.
         params["operations"] = data if isinstance(data, list) else _members(data, "data").get("operations")
     else:
         params[operation.kind.lower()] = _members(data, "data") and data
@@ -180,24 +182,24 @@ def _params(operation: Operation, made: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _Bulk:
-    """A request while it is run."""
+    """A bulk request that is being run."""
 
     def __init__(self, request: web.Request, caller: Principal, instance: Mapping[str, Any]) -> None:
         self.request, self.caller, self.instance = request, caller, instance
         address = request.path.rstrip("/").removesuffix("/Bulk")
         self.base = request.app[SETTINGS].own_address() + address
-        # The bulkIds of what is to be made; those that were made, with their ids; those that were refused.
+        # The bulkIds of all resources to create; of those created, with their ids; of those that failed.
         self.known: set[str] = set()
         self.made: dict[str, str] = {}
         self.failed: set[str] = set()
         self.results: dict[int, dict[str, Any]] = {}
-        # The error after which no operation is run any more.
+        # The error that stopped the request: the remaining operations get it too.
         self.stopped_by: ServiceError | None = None
         self.errors = 0
         self.begun = 0
 
     async def run(self, given: list[Any], most_errors: int | None) -> list[dict[str, Any]]:
-        """The results in the order of the operations, of those that were run."""
+        """The results, in the order of the request. After the last permitted error no operation is run."""
         waiting = {index: self._read(index, one) for index, one in enumerate(given)}
         while waiting and (most_errors is None or self.errors < most_errors):
             ready = (index for index, operation in waiting.items() if self._is_ready(operation))
@@ -211,7 +213,7 @@ class _Bulk:
         return [self.results[index] for index in sorted(self.results)]
 
     def _read(self, index: int, sent: object) -> Operation | ServiceError:
-        """An operation, or what is wrong with it."""
+        """The operation, or its error if it is not valid."""
         try:
             operation = _operation(index, sent)
             if operation.verb == "POST":
@@ -223,23 +225,23 @@ class _Bulk:
         return operation
 
     def _is_ready(self, operation: Operation | ServiceError) -> bool:
-        """Whether it waits for no other operation."""
+        """Whether each resource that it refers to was created, or failed."""
         if isinstance(operation, ServiceError):
             return True
         return operation.needs & self.known <= self.made.keys() | self.failed
 
     def _refusal(self, operation: Operation) -> ServiceError | None:
-        """Why an operation cannot be run."""
+        """The error of an operation that cannot be run; None: it can."""
         if self.stopped_by is not None:
             return self.stopped_by
         if operation.needs - self.known:
-            return _refused("bulkId", "is that of no other operation")
+            return _refused("bulkId", "is not the bulkId of another operation")
         if operation.needs and is_dry_run(self.request):
             return _refused("bulkId", "cannot be resolved in a dry run, which creates nothing")
         if operation.needs & self.failed:
             return Conflict("an operation that this one refers to was refused")
         if operation.needs - self.made.keys():
-            return Conflict("operations refer to each other in a circle")
+            return Conflict("the references between operations are circular")
         return None
 
     async def _do(self, operation: Operation, given: Any) -> None:
@@ -271,7 +273,7 @@ class _Bulk:
         self._put(operation.index, shown)
 
     def _fail(self, index: int, given: Any, error: ServiceError) -> None:
-        """Note an error; `given` is the operation as it was sent, whatever it is."""
+        """Record an error; `given` is the operation as sent, valid or not."""
         self.errors += 1
         members = {name.lower(): value for name, value in given.items()} if isinstance(given, dict) else {}
         verb, bulk_id, path = (members.get(name) for name in ("method", "bulkid", "path"))
@@ -297,11 +299,11 @@ class _Bulk:
 
 
 def _envelope(parsed: object, most: int) -> tuple[list[Any], int | None]:
-    """The operations, and the number of errors after which none is run any more.
+    """The operations, and failOnErrors: the number of errors that ends the request; None: no limit.
 
     Raises:
-        TooLarge: there are too many.
-        Invalid, Malformed: it is no BulkRequest.
+        TooLarge: there are too many operations.
+        Invalid, Malformed: it is not a BulkRequest.
     """
     members = _members(parsed, "the body")
     schemas, operations = members.get("schemas"), members.get("operations")
@@ -313,7 +315,7 @@ def _envelope(parsed: object, most: int) -> tuple[list[Any], int | None]:
         raise TooLarge(f"a bulk request has at most {most} operations (maxOperations)")
     errors = members.get("failonerrors")
     if errors is not None and (type(errors) is not int or errors < 0):
-        raise _refused("failOnErrors", "must be an integer from 0 on")
+        raise _refused("failOnErrors", "must be an integer, 0 or more")
     return operations, errors or None
 
 
@@ -322,7 +324,7 @@ def _is_text(value: object) -> bool:
 
 
 async def handle(request: web.Request) -> web.Response:
-    """Every operation in its turn; see the module."""
+    """Run a bulk request; see the module's docstring."""
     caller = await authenticate(request, *KEY_HEADERS)
     count(request, caller)
     require_json(request)
@@ -336,7 +338,7 @@ async def handle(request: web.Request) -> web.Response:
 
 # --- the route ------------------------------------------------------------------------------------------
 
-# Whatever it is: what is wrong with an operation is told in its result.
+# Without a type: an invalid operation gets an error in its own result.
 _OPERATION: Schema = {
     "description": "An object: method (POST, PUT, PATCH or DELETE), path, bulkId for POST, version, data."
 }
@@ -352,7 +354,7 @@ def _described(schema: Schema) -> Format:
 
 
 def route(prefix: str, parts: Mapping[str, tuple[Member, ...]]) -> Route:
-    """Bulk beneath a prefix, which has these parts."""
+    """The route of Bulk below a prefix with these path parameters."""
     schemas: Schema = {
         "type": "array", "items": {"type": "string"}, "contains": {"const": BULK_REQUEST},
         "examples": [[BULK_REQUEST]],

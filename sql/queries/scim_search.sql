@@ -1,5 +1,5 @@
 -- name: page_scim_users(instance_id, after, row_offset, row_limit)
--- A page of living users as SCIM shows them, in the order of their ids, and how many there are.
+-- A page of the users that are not deleted, by id, with the data of their SCIM resources; and the number of all.
 SELECT
     counters.living_users AS total, shown.*
 FROM instance_counters AS counters
@@ -22,7 +22,7 @@ WHERE counters.instance_id = :instance_id
 ORDER BY shown.id;
 
 -- name: find_scim_users(instance_id, key, external_id)
--- Living users with an e-mail or login, or with an externalId, as SCIM shows them. What is null finds nobody.
+-- Users that are not deleted, by the key of an e-mail or login, or by externalId; null finds none.
 SELECT *
 FROM scim_users
 WHERE
@@ -38,15 +38,16 @@ WHERE
 ORDER BY id;
 
 -- name: count_for_scim(instance_id)^
--- How many living users and groups there are.
+-- The numbers of groups, and of users that are not deleted.
 SELECT living_users AS users, (SELECT count(*) FROM groups WHERE instance_id = :instance_id) AS groups
 FROM instance_counters
 WHERE instance_id = :instance_id;
 
 -- name: search_scim_users(instance_id, predicate, named, address, base, everybody, ids, keys, external_ids, beginnings, parts, short_parts, members, suspended, most, sort, descending, row_offset, row_limit)
--- A page of living users who match a filter, as SCIM shows them; how many match; and how many were looked at, which is one
--- more than `most` where there are more of them than may be. The arrays are the look-ups that find candidates, with an
--- index each (directory/scim/filters.Ways); the predicate, a jsonpath over the documents, decides. sort: a jsonpath.
+-- A page of the users that match a filter and are not deleted, with the data of their SCIM resources; the number of
+-- matches; and the number of candidates, at most `most` + 1: then there are too many, and no match is returned. The arrays
+-- are the look-ups that find candidates, each by its own index (directory/scim/filters.Ways). predicate: the filter as a
+-- jsonpath on documents. sort: the jsonpath to sort by.
 WITH candidates AS MATERIALIZED (
     SELECT DISTINCT found.id
     FROM (
@@ -206,7 +207,7 @@ LEFT JOIN LATERAL (
 ORDER BY page.place;
 
 -- name: page_scim_groups(instance_id, after, row_offset, row_limit)
--- The ids of a page of groups in their order, Admins with the id 0 among them, and how many groups there are.
+-- The ids of a page of groups, sorted, including Admins (id 0); and the number of all groups.
 SELECT (SELECT count(*) + 1 FROM groups WHERE instance_id = :instance_id) AS total, listed.id
 FROM (SELECT 1) AS one (one)
 LEFT JOIN LATERAL (
@@ -228,7 +229,7 @@ LEFT JOIN LATERAL (
 ORDER BY listed.id;
 
 -- name: search_scim_groups(instance_id, predicate, named, base, everybody, ids, keys, external_ids, members, most, with_members, most_members, sort, descending, row_offset, row_limit)
--- The same for groups; members are ids of users. The page ends with the group that makes its members more than most_members.
+-- The same for groups; members: ids of users. The page ends with the group that makes its members exceed most_members.
 WITH candidates AS MATERIALIZED (
     SELECT DISTINCT found.id
     FROM (

@@ -1,10 +1,10 @@
-"""SCIM filters (RFC 7644, section 3.4.2.2) for Postgres: which rows an index finds, and which match.
+"""SCIM filters (RFC 7644, section 3.4.2.2) in Postgres.
 
-A filter becomes two things. `Ways` are look-ups by which the statement finds candidates, with an index
-each; a filter that no index helps has none. The jsonpath decides about each candidate: it is evaluated over
-the document of a row that the views scim_user_documents and scim_group_documents make, so that the
-statement is the same for every filter. A document has the resource twice: `exact` as it is shown, and
-`folded` with all names and texts in lower case, for the attributes that compare without case.
+A filter is translated into index look-ups and a jsonpath. The look-ups (`Ways`) find candidates: rows that
+include every match. For some filters no index helps. The jsonpath then checks each candidate: it is evaluated
+on the document of the row, which the views scim_user_documents and scim_group_documents build. So one SQL
+statement serves every filter. A document has the resource twice: `exact` as it is shown, and `folded` with
+all names and strings in lower case, for case-insensitive attributes.
 """
 
 import json
@@ -38,16 +38,16 @@ from server.directory.scim.models import EnterpriseUser, OfficeUser
 from server.directory.users import email_key
 
 LONGEST = 2000
-"""Characters of a filter."""
+"""Most characters of a filter."""
 _DEEPEST = 20
-"""Brackets within each other."""
+"""Most levels of nested brackets."""
 _ORDER = {
     CompareOperator.gt: ">", CompareOperator.ge: ">=", CompareOperator.lt: "<", CompareOperator.le: "<=",
 }  # fmt: skip
 
 
 def invalid_filter(message: str) -> Invalid:
-    """The error for a filter that is not valid, or that would have to read every row."""
+    """The error for a filter that is not valid, or would read every row of a large instance."""
     return Invalid(f"filter: {message}", code="invalid_filter")
 
 
@@ -55,7 +55,7 @@ def parsed(text: str) -> FilterNode:
     """The syntax tree of a filter.
 
     Raises:
-        Invalid: it does not keep to the grammar, or is too long or too deep.
+        Invalid: it does not follow the grammar, or is too long or nested too deeply.
     """
     if len(text) > LONGEST:
         raise invalid_filter(f"must have at most {LONGEST} characters")
@@ -64,7 +64,7 @@ def parsed(text: str) -> FilterNode:
         depth += (char in "([") - (char in ")]")
         deepest = max(deepest, depth)
     if deepest > _DEEPEST:
-        raise invalid_filter(f"must have at most {_DEEPEST} brackets within each other")
+        raise invalid_filter(f"must have at most {_DEEPEST} levels of nested brackets")
     try:
         return ScimFilter(text).ast
     except InvalidFilterException as error:
@@ -74,8 +74,11 @@ def parsed(text: str) -> FilterNode:
 def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) -> AttributeBinding:
     """The attribute that a path names.
 
+    Args:
+        compared: whether the filter compares it with a value.
+
     Raises:
-        Invalid: there is none, or documents do not have it.
+        Invalid: there is no such attribute, or filters cannot use it.
     """
     try:
         binding = _resolve_filter_path(model, path, strict=True, for_comparison=compared)
@@ -83,9 +86,9 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
         raise invalid_filter(str(error)) from error
     assert binding is not None
     if compared and _is_complex(binding.target_type):
-        # `manager eq "7"`: a complex attribute with one value, which the library leaves as it is.
+        # `manager eq "7"` means manager.value. The library does this only for lists.
         if binding.sub_field_name is not None or "value" not in binding.target_type.model_fields:
-            raise invalid_filter(f"{path} has parts: name the one to compare")
+            raise invalid_filter(f"{path} has sub-attributes: name the one to compare")
         return _bound(model, AttrPath(path.attr, "value", path.uri), compared=True)
     is_provisioned = binding.model is OfficeUser and binding.field_name != "quotas"
     if (
@@ -93,7 +96,7 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
         or binding.field_name == "schemas"
         or is_provisioned
     ):
-        raise invalid_filter(f"{path} cannot be filtered by")
+        raise invalid_filter(f"{path} cannot be used in a filter")
     return binding
 
 
@@ -103,19 +106,19 @@ def _is_complex(kind: Any) -> TypeGuard[type[BaseModel]]:
 
 
 def _operand(binding: AttributeBinding, node: Comparison) -> Any:
-    """What an attribute is compared with, as documents have it.
+    """The value to compare an attribute with, as in documents.
 
     Raises:
-        Invalid: the attribute's type has no such operator, or no such value.
+        Invalid: the attribute's type does not allow the operator or the value.
     """
     kind = binding.target_type
     is_text = not (isclass(kind) and issubclass(kind, (bool, int, float, datetime, bytes)))
     try:
         _validate_operator(binding, node.op)
-        # A text that the attribute cannot have, such as no e-mail address, is found nowhere: no error.
+        # A string that the attribute can never have, such as an invalid e-mail address, matches nothing.
         value = node.value if is_text else coerce_value(binding, node.value, node.op)
     except InvalidFilterException as error:
-        raise invalid_filter(f"{node.attr_path} cannot be compared in this way") from error
+        raise invalid_filter(f"{node.attr_path} cannot be compared with this operator or value") from error
     if isinstance(value, datetime):
         aware = value if value.tzinfo else value.replace(tzinfo=UTC)
         return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -127,33 +130,37 @@ def _operand(binding: AttributeBinding, node: Comparison) -> Any:
 
 
 def _storable(node: Comparison, text: str) -> str:
-    """The text, if Postgres can have it."""
+    """The text.
+
+    Raises:
+        Invalid: Postgres cannot store it.
+    """
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
     return str(text)
 
 
-# --- which rows match -----------------------------------------------------------------------------------
+# --- the jsonpath ---------------------------------------------------------------------------------------
 
 
 def jsonpath(model: type[BaseModel], node: FilterNode) -> str:
     """A filter as a jsonpath predicate over the document of a row.
 
     Raises:
-        Invalid: it names an attribute that does not exist or is never shown, or compares one in a way that
-            its type does not have.
+        Invalid: it names an attribute that does not exist or is never shown, or uses an operator that the
+            attribute's type does not allow.
     """
     return _Predicate(model).visit(node)
 
 
 class _Predicate(FilterVisitor[str]):
-    """Every predicate is true or false, never unknown: `ne` and `not` also hold where there is no value."""
+    """Builds the jsonpath. It is never unknown: `ne` and `not` also match resources without the attribute."""
 
     def __init__(self, model: type[BaseModel], *, in_exact: bool | None = None) -> None:
         """
         Args:
-            model: of the resource, or of an item of an attribute.
-            in_exact: within a value selection, whether the item is one of the exact document.
+            model: of the resource; within a value selection (emails[...]), of an item.
+            in_exact: within a value selection, whether its items are those of `exact`; None: outside one.
         """
         self._model, self._in_exact = model, in_exact
 
@@ -173,7 +180,7 @@ class _Predicate(FilterVisitor[str]):
         path = self.path(binding)
         if node.value is None:
             if node.op not in (CompareOperator.eq, CompareOperator.ne):
-                raise invalid_filter(f"{node.attr_path}: null has no order")
+                raise invalid_filter(f"{node.attr_path}: null can only be compared with eq and ne")
             return f"{'!' if node.op == CompareOperator.eq else ''}exists({path})"
         value = _operand(binding, node)
         negation = "!" if node.op == CompareOperator.ne else ""
@@ -188,7 +195,9 @@ class _Predicate(FilterVisitor[str]):
         binding = _bound(self._model, node.attr_path)
         item = binding.field_type
         if self._in_exact is not None or not binding.is_multivalued or not (_is_complex(item)):
-            raise invalid_filter(f"{node.attr_path} has no values to select")
+            raise invalid_filter(
+                f"{node.attr_path} is not a list of complex values: it cannot be followed by [ ]"
+            )
         in_exact = _NamesExact(item).visit(node.val_filter)
         path = self.path(binding, "exact" if in_exact else "folded")
         return f"exists({path} ? ({_Predicate(item, in_exact=in_exact).visit(node.val_filter)}))"
@@ -200,7 +209,7 @@ class _Predicate(FilterVisitor[str]):
 
 
 class _NamesExact(FilterVisitor[bool]):
-    """Whether a value selection compares a text with case."""
+    """Whether a value selection compares a case-sensitive attribute."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
@@ -218,11 +227,11 @@ class _NamesExact(FilterVisitor[bool]):
         return _bound(self._model, node.attr_path, compared=True).case_exact
 
     def visit_value_path(self, node: ValuePath) -> bool:
-        raise invalid_filter(f"{node.attr_path}: a selection within a selection")
+        raise invalid_filter(f"{node.attr_path}: [ ] cannot be nested")
 
 
 def _names(binding: AttributeBinding) -> Iterable[str]:
-    """The members of a document that lead to an attribute, in lower case."""
+    """The path of an attribute in a document, in lower case."""
     model = binding.model
     if isclass(model) and issubclass(model, Extension):
         yield str(model.__schema__).lower()
@@ -232,6 +241,7 @@ def _names(binding: AttributeBinding) -> Iterable[str]:
 
 
 def _with_case(op: CompareOperator, value: Any) -> str:
+    """A case-sensitive comparison with a value."""
     match op:
         case CompareOperator.eq:
             return f"== {_quoted(value)}"
@@ -245,15 +255,16 @@ def _with_case(op: CompareOperator, value: Any) -> str:
 
 
 def _without_case(op: CompareOperator, value: str) -> str:
+    """A case-insensitive comparison with a text."""
     begins = "^" if op in (CompareOperator.eq, CompareOperator.sw) else ""
     ends = "$" if op in (CompareOperator.eq, CompareOperator.ew) else ""
     if op in _ORDER:
-        raise invalid_filter(f"{op.value} is not served beside an attribute that compares with case")
+        raise invalid_filter(f"{op.value} cannot be combined with a case-sensitive attribute in [ ]")
     return f'like_regex {_quoted(begins + _literal(value) + ends)} flag "i"'
 
 
 def _literal(text: str) -> str:
-    """A regular expression for a text."""
+    """A regular expression that matches only this text."""
     return (
         re.sub(r"[^\w\s]", lambda char: "\\" + char[0], text, flags=re.ASCII)
         if text.isascii()
@@ -265,11 +276,13 @@ def _literal(text: str) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A value as a literal of jsonpath, whose strings are those of JSON."""
+    """A value as a jsonpath literal; strings are as in JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
 class _Named(FilterVisitor[set[str]]):
+    """Collects the parts of documents that a filter reads."""
+
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
 
@@ -290,44 +303,44 @@ class _Named(FilterVisitor[set[str]]):
 
 
 def _parts_of_document(binding: AttributeBinding) -> set[str]:
-    """The parts of a document that an attribute is in."""
+    """The parts of a document that an attribute belongs to."""
     if binding.model is OfficeUser:
         return {"office"}
     return {binding.field_name, "enterprise"} if binding.model is EnterpriseUser else {binding.field_name}
 
 
 def named_in(model: type[BaseModel], node: FilterNode) -> set[str]:
-    """The parts of a document that a filter looks at: attributes as scim2-models spells them, extensions."""
+    """The parts of documents that a filter reads: field names of scim2-models, `enterprise`, `office`."""
     return _Named(model).visit(node)
 
 
 def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
-    """The jsonpath of what sortBy names, of several values the first; and its parts, as named_in has them.
+    """The jsonpath of the attribute in sortBy, and the parts of documents that it reads (see named_in).
 
     Raises:
-        Invalid: there is no such attribute, or it has no order (invalid_value).
+        Invalid: there is no such attribute, or it cannot be sorted by (invalid_value).
     """
     try:
         node = ScimFilter(f"{name} pr").ast
         assert isinstance(node, Present)
         binding = _bound(model, node.attr_path, compared=True)
     except (InvalidFilterException, AssertionError, Invalid) as error:
-        raise Invalid("sortBy: is no attribute to sort by", code="invalid_value") from error
+        raise Invalid("sortBy: is not an attribute that can be sorted by", code="invalid_value") from error
     if _is_complex(binding.target_type):
         raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
     return _Predicate(model).path(binding), _parts_of_document(binding)
 
 
-# --- which rows an index finds --------------------------------------------------------------------------
+# --- index look-ups -------------------------------------------------------------------------------------
 
 
 def exact_text(node: FilterNode) -> tuple[str, str] | None:
-    """The name and the text of a filter that is `userName eq` or `externalId eq` and nothing else.
+    """The name and the text of a filter that consists of one `userName eq` or `externalId eq`.
 
-    Identity providers send one of them before every change.
+    Identity providers send such a filter before every change.
 
     Raises:
-        Invalid: the text has characters that cannot be stored.
+        Invalid: Postgres cannot store the text.
     """
     if not isinstance(node, Comparison) or node.op != CompareOperator.eq or not isinstance(node.value, str):
         return None
@@ -340,30 +353,30 @@ _EXACT = {name.lower(): name for name in ("userName", "externalId")}
 
 @dataclass
 class Ways:
-    """Look-ups that together find every row that a filter can match; each list has an index of its own."""
+    """Index look-ups that together find every row that a filter can match. Each list has its own index."""
 
     ids: list[int] = field(default_factory=list)
-    # email_key of an e-mail or login.
+    # For users, email_key of an e-mail or login; for groups, group_key of the name.
     keys: list[str] = field(default_factory=list)
     external_ids: list[str] = field(default_factory=list)
-    # Beginnings of e-mails and logins, in lower case.
+    # Prefixes of e-mails and logins, in lower case.
     beginnings: list[str] = field(default_factory=list)
-    # Parts of names and e-mails, in lower case: of three letters or more, and shorter ones.
+    # Substrings of names, e-mails and logins, in lower case, for the index of trigrams, or else of bigrams.
     parts: list[str] = field(default_factory=list)
     short_parts: list[str] = field(default_factory=list)
-    # Groups of which the rows are members, or users who are members of the rows.
+    # For users, ids of the groups that they are in; for groups, ids of the users that are in them.
     members: list[int] = field(default_factory=list)
-    # [True]: suspended users.
+    # [True]: all suspended users.
     suspended: list[bool] = field(default_factory=list)
 
     def add(self, other: "Ways") -> None:
-        """Have the look-ups of both."""
+        """Add the look-ups of another filter."""
         for each in fields(self):
             getattr(self, each.name).extend(getattr(other, each.name))
 
     @property
     def cost(self) -> int:
-        """How many rows these are likely to find: to compare with others by."""
+        """An estimate of the rows found, for choosing the cheapest look-ups."""
         return (
             len(self.ids) + len(self.keys) + len(self.external_ids) + 100 * len(self.beginnings)
             + sum(1000 // len(part) for part in self.parts) + 2000 * len(self.short_parts)
@@ -372,15 +385,15 @@ class Ways:
 
 
 _LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII)
-"""What the index of three letters in a row can find, whatever the locale of the database."""
+"""A text that the trigram index can find in every locale of the database."""
 _NAMED = frozenset({
     "username", "displayname", "name.formatted", "name.givenname", "name.familyname", "emails.value",
 })  # fmt: skip
-"""Attributes of users whose texts the search finds."""
+"""Attributes of users whose texts have trigram and bigram indexes."""
 
 
 def ways(model: type[BaseModel], node: FilterNode) -> Ways | None:
-    """Look-ups that find every row that a filter can match; None where no index helps."""
+    """Look-ups that find every row that a filter can match; None: no index helps."""
     return _Finder(model).visit(node)
 
 
@@ -388,7 +401,7 @@ class _Finder(FilterVisitor[Ways | None]):
     def __init__(self, model: type[BaseModel], within: str = "") -> None:
         """
         Args:
-            within: the attribute whose items are looked at, with a dot.
+            within: the path of the list whose items a value selection compares, with a dot at the end.
         """
         self._model, self._within = model, within
 

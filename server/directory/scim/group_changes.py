@@ -1,8 +1,8 @@
-"""SCIM's calls about one group, Admins among them, whose members are those with isAdmin.
+"""Reads and changes one group for SCIM. The members of the group Admins are the users with isAdmin.
 
-Whoever changes memberships holds the users first and then the group, as the other methods do. Which users
-those are is found out before: where that depends on who is in the group, or on its version, and the group was
-changed before it was held, the transaction begins again.
+Locks are taken as in the other methods: first the users whose memberships change, then the group. Which users
+these are is read before. If this depends on the members or the version of the group, and the group changes
+before it is locked, the transaction starts again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,44 +45,44 @@ _NAME: TypeAdapter[str] = TypeAdapter(GroupName)
 _EXTERNAL_ID: TypeAdapter[str] = TypeAdapter(ExternalId)
 _UNSAID: Any = object()
 MOST_CHANGES = 20_000
-"""Memberships that one call changes: each is an event, and a user that is held until the call ends."""
+"""Memberships that one call may change. Each makes an event, and locks a user until the call ends."""
 
 
 @dataclass(slots=True)
 class Wanted:
-    """What is to become of a group, whatever it is now."""
+    """The changes of a group, independent of its present state."""
 
-    # None: it stays.
+    # None: unchanged.
     name: str | None = None
-    # None: it is taken away.
+    # None: removed.
     external_id: str | None = field(default_factory=lambda: _UNSAID)
-    # Whether all of its members leave it first, and then who enters and who leaves; nobody does both.
+    # Whether all members are removed first; then the ids to add and to remove. No id is in both sets.
     is_emptied: bool = False
     entering: set[int] = field(default_factory=set)
     leaving: set[int] = field(default_factory=set)
 
     def enter(self, ids: Iterable[int]) -> None:
-        """Users who are in it afterwards."""
+        """Add these users."""
         ids = set(ids)
         self.entering |= ids
         self.leaving -= ids
 
     def leave(self, ids: Iterable[int]) -> None:
-        """Users who are not."""
+        """Remove these users."""
         ids = set(ids)
         self.entering -= ids
         self.leaving |= ids
 
     def empty(self) -> None:
-        """Nobody is."""
+        """Remove all members."""
         self.is_emptied, self.entering, self.leaving = True, set(), set()
 
 
-# --- what is sent ------------------------------------------------------------------------------------------
+# --- parsing -----------------------------------------------------------------------------------------------
 
 
 def sent_group(group: Mapping[str, Any]) -> Wanted:
-    """A whole group, as POST and PUT have it. scim2-models takes seconds for ten thousand members.
+    """The changes for a whole group (POST and PUT). scim2-models would take seconds for 10,000 members.
 
     Raises:
         Invalid: naming the bad attribute (invalid_value).
@@ -95,7 +95,7 @@ def sent_group(group: Mapping[str, Any]) -> Wanted:
 
 
 def patched_group(operations: Sequence[Mapping[str, Any]]) -> Wanted:
-    """What operations make of a group (RFC 7644, 3.5.2).
+    """The changes for the operations of a PATCH (RFC 7644, 3.5.2).
 
     Raises:
         Invalid: see operations.read_operations.
@@ -117,14 +117,14 @@ def patched_group(operations: Sequence[Mapping[str, Any]]) -> Wanted:
 def _change_members(wanted: Wanted, operation: Operation) -> None:
     target, value = operation.target, operation.value
     if target.sub_attribute is not None:
-        raise not_writable(target.path, "stays as it is: add and remove members")
+        raise not_writable(target.path, "cannot be changed: add and remove members instead")
     selected = _selected_ids(target.path) if target.has_filter else None
     if operation.op == "remove":
-        # Entra ID names who leaves in `value`.
+        # Entra ID sends the members to remove in `value`.
         ids = selected if selected is not None else None if value is None else _ids(value)
         wanted.empty() if ids is None else wanted.leave(ids)
     elif selected is not None:
-        raise not_writable(target.path, "a member stays as it is: add and remove members")
+        raise not_writable(target.path, "a member cannot be changed: add and remove members instead")
     else:
         if operation.op == "replace":
             wanted.empty()
@@ -135,7 +135,7 @@ def _selected_ids(path: str) -> list[int]:
     """The ids in members[value eq "2" or value eq "3"].
 
     Raises:
-        Invalid: it selects in another way (invalid_path).
+        Invalid: the filter has another form (invalid_path).
     """
     nodes, found = [Path[Group](path).value_filter], list[int]()
     while nodes:
@@ -150,7 +150,7 @@ def _selected_ids(path: str) -> list[int]:
         ):
             found += _known_id(node.value)
         else:
-            raise bad_path("selects members by value eq, and by or, alone")
+            raise bad_path("can select members only by value eq, joined by or")
     return found
 
 
@@ -171,7 +171,7 @@ def _external_id(text: Any) -> str | None:
 
 
 def _ids(members: Any) -> list[int]:
-    """The ids of members as they are sent: objects with a value, or ids alone."""
+    """The ids of members as sent: objects with `value`, or only ids."""
     found: list[int] = []
     for place, member in enumerate(members if isinstance(members, list) else [members] if members else []):
         given = {name.lower(): value for name, value in member.items()} if isinstance(member, dict) else {}
@@ -183,11 +183,11 @@ def _ids(members: Any) -> list[int]:
     return found
 
 
-_NO_USER = "is no user of this instance"
+_NO_USER = "is not a user of this instance"
 
 
 def _known_id(text: str) -> list[int]:
-    """The id that a user could have."""
+    """The id; empty: no user can have it."""
     is_id = text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20
     return [int(text)] if is_id and int(text) < 2**63 else []
 
@@ -199,7 +199,7 @@ async def read(call: Call, group_id: int, *, with_members: bool = True) -> Resou
     """A group.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such group.
     """
     return resource(await _row(call, group_id, with_members=with_members), call.settings, call.instance)
 
@@ -217,15 +217,15 @@ async def _row(call: Call, group_id: int, *, with_members: bool = False) -> Any:
 
 
 async def create(call: Call, wanted: Wanted) -> int:
-    """Make a group with its members.
+    """Create a group with its members.
 
     Returns:
-        its id.
+        Its id.
 
     Raises:
-        Conflict: its name or externalId is taken, or it would be Admins.
-        Invalid: a member is no user (invalid_value).
-        MemberForbidden: a member is an administrator, and the key may not change one.
+        Conflict: the name or externalId is taken, or the name is reserved.
+        Invalid: a member is not a user (invalid_value).
+        MemberForbidden: a member is an administrator, and the key cannot change administrators.
     """
     name_key = own_key(wanted.name or "", member="displayName")
     held = await _hold_users(call, wanted.entering, set())
@@ -241,15 +241,15 @@ async def create(call: Call, wanted: Wanted) -> int:
 
 
 async def update(call: Call, group_id: int, wanted: Wanted, given_version: str | None) -> None:
-    """Change a group, its memberships among it.
+    """Change a group and its memberships.
 
     Raises:
         NotFound: there is no such group.
-        PreconditionFailed: it has another version.
-        Conflict: its name or externalId is taken, or is that of Admins, which stays as it is.
-        Invalid: a member is no user (invalid_value).
-        MemberForbidden: a member is an administrator, and the key may not change one.
-        Contention: it was changed meanwhile; the transaction has to begin again.
+        PreconditionFailed: the group has another version.
+        Conflict: the name or externalId is taken, or the name is reserved, or those of Admins would change.
+        Invalid: a member is not a user (invalid_value).
+        MemberForbidden: a member is an administrator, and the key cannot change administrators.
+        Contention: another call changed the group; the transaction must start again.
     """
     before = await _row(call, group_id)
     require_version(version(before), given_version)
@@ -262,7 +262,7 @@ async def update(call: Call, group_id: int, wanted: Wanted, given_version: str |
     entering = wanted.entering - members
     leaving = members - wanted.entering if wanted.is_emptied else wanted.leaving & members
     if len(entering) + len(leaving) > MOST_CHANGES:
-        raise bad_value("members", f"more than {MOST_CHANGES} would enter or leave in one call")
+        raise bad_value("members", f"at most {MOST_CHANGES} members can be added and removed in one call")
     held = await _hold_users(call, entering, leaving)
     if group_id == ADMINS_ID:
         await call.db.one("hold_counters", instance_id=call.instance.id)
@@ -279,7 +279,7 @@ async def update(call: Call, group_id: int, wanted: Wanted, given_version: str |
 
 
 async def _members(call: Call, group_id: int, wanted: Wanted) -> set[int]:
-    """Who is in the group, of all where it is emptied, or of those who are named."""
+    """The present members: all if all are removed, else only those to add or remove."""
     named = None if wanted.is_emptied else list(wanted.entering | wanted.leaving)
     if named == []:
         return set()
@@ -290,19 +290,19 @@ async def _members(call: Call, group_id: int, wanted: Wanted) -> set[int]:
 
 
 async def _hold_users(call: Call, entering: set[int], leaving: set[int]) -> dict[int, Row]:
-    """Users whose memberships change."""
+    """Lock the users whose memberships change."""
     ids = sorted(entering | leaving)
     if not ids:
         return {}
     rows = await hold(call.db, call.instance.id, ids=ids)
     held = {row["id"]: row for row in rows if row["deleted_at"] is None}
     if not entering <= held.keys():
-        raise bad_value("members", "names somebody who is no user of this instance")
+        raise bad_value("members", "contains a member that is not a user of this instance")
     return held
 
 
 async def _write(call: Call, group: Mapping[str, Any], wanted: Wanted) -> None:
-    """Store another name or externalId of a held group."""
+    """Store the name and externalId of a locked group, if they change."""
     name = group["name"] if wanted.name is None else wanted.name
     external_id = group["external_id"] if wanted.external_id is _UNSAID else wanted.external_id
     if (name, external_id) == (group["name"], group["external_id"]):
@@ -323,7 +323,7 @@ async def _write(call: Call, group: Mapping[str, Any], wanted: Wanted) -> None:
 async def _move(
     call: Call, group_id: int, held: Mapping[int, Row], entering: set[int], leaving: set[int]
 ) -> None:
-    """Put held users into a group, and take others out of it."""
+    """Add locked users to a group, and remove others from it."""
     if not held:
         return
     before = await groups_of(call, list(held))
@@ -345,11 +345,11 @@ async def _move(
 
 
 async def delete(call: Call, group_id: int, given_version: str | None) -> None:
-    """Delete a group. Its members stay users.
+    """Delete a group. Its members are not deleted.
 
     Raises:
-        NotFound, PreconditionFailed: as for update.
-        Conflict: it is Admins.
+        NotFound, PreconditionFailed: as in update.
+        Conflict: the group is Admins.
     """
     if group_id == ADMINS_ID:
         raise reserved("id")

@@ -1,7 +1,8 @@
-"""The operations of a SCIM PATCH (RFC 7644, 3.5.2), made alike whoever sends them, and applied to a user.
+"""Reads the operations of a SCIM PATCH (RFC 7644, 3.5.2) into one form, whichever client sent them.
 
-scim2-models has the grammar of paths and applies operations. Those on attributes that hold one text, number
-or boolean, which are most, are applied here: for `active` alone the library takes longer than the whole call.
+Also applies them to a user. scim2-models has the grammar of paths, and can apply operations. Most operations
+set a single string, number or boolean; these are applied here, because for `active` alone the library takes
+longer than the whole call.
 """
 
 import contextlib
@@ -21,36 +22,36 @@ from server.directory.scim.errors import BY_SCIM_TYPE, bad_path, bad_value, no_t
 from server.directory.scim.models import POLICY, Group, User
 
 MOST_OPERATIONS = 500
-"""Of a PATCH: each is validated with its whole attribute, which keeps the event loop busy."""
+"""Operations of a PATCH. Each validates its whole attribute, which blocks the event loop."""
 MOST_MEMBERS = 200
 """Attributes of a resource, and values of one attribute of a user."""
 _MOST_VALUES = 2_000
-"""Values that the operations of a PATCH look at, all together. Each takes the library some 0.2 ms."""
+"""Values that all operations of a PATCH may search together. Each takes the library about 0.2 ms."""
 _PATCH_SCHEMA = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path leads to."""
+    """The attribute that a path names."""
 
-    # As it came.
+    # As sent.
     path: str
-    # The URN of the extension that the attribute belongs to; None: the core schema.
+    # The URN of the attribute's extension; None: the core schema.
     extension: str | None
-    # As the schema spells it; empty for the whole extension.
+    # In the spelling of the schema; empty: the whole extension.
     attribute: str
     sub_attribute: str | None
     is_read_only: bool
     is_required: bool
     is_multivalued: bool
-    # The type of a single value: str, bool or int; None for what is no such thing, or is one of several.
+    # str, bool or int: the type of a single value; None: the attribute is complex or a list.
     type: type | None
-    # Whether its path selects some of several values.
+    # Whether the path selects items of a list by a filter.
     has_filter: bool
 
     @property
     def key(self) -> str:
-        """The member of the resource that an operation on it changes."""
+        """The member of the resource that contains the attribute."""
         return self.extension or self.attribute
 
 
@@ -64,17 +65,17 @@ class Operation:
 
     @property
     def is_simple(self) -> bool:
-        """Whether it is on an attribute, or a part of one, that holds one text, number or boolean."""
+        """Whether it changes a single string, number or boolean."""
         return self.target.type is not None and self.target.key != "schemas"
 
 
 def find_target(model: type[ScimResource[Any]], path: str) -> Target | None:
-    """What a path leads to; None where the schemas do not know it.
+    """The attribute that a path names; None: the schemas have no such attribute.
 
     Raises:
-        Invalid: it is no path (invalid_path).
+        Invalid: it is not a path (invalid_path).
     """
-    if len(path) > 200 or "[" in path:  # it is one of any number
+    if len(path) > 200 or "[" in path:  # not cached: such paths are unlimited in number
         return _find_target(model, path)
     return _find_known_target(model, path)
 
@@ -115,32 +116,35 @@ def _is_kind(found: Any, kind: type) -> bool:
     return isinstance(found, type) and issubclass(found, kind)
 
 
-# --- what is sent ------------------------------------------------------------------------------------------
+# --- parsing -----------------------------------------------------------------------------------------------
 
 
 def read_operations(model: type[ScimResource[Any]], given: Sequence[Mapping[str, Any]]) -> list[Operation]:
     """The operations of a PATCH, each with a path.
 
-    What real clients send beside the RFC is accepted here and in POLICY:
+    Accepted beyond the RFC, because clients send it:
     - `op` in any case (Entra ID: Replace);
-    - no path, and a value whose members are names or whole paths, with filters too (Okta; Entra ID for groups
-      and for several attributes); read-only ones are passed over, as in a PUT (Okta sends the id);
-    - members of such a value that no schema knows are passed over (Entra ID, custom attributes);
-    - an empty text takes the value away (Entra ID, attributes that were emptied);
-    - a single value as a list of one, or as an object with `value` alone (Entra ID before its flag
-      aadOptscim062020), and values of several as bare texts (Entra ID: roles).
-    Booleans as texts, `manager` as a bare text and a `remove` with the values to remove are the models' and
-    POLICY's part.
+    - no path, and a value whose keys are names or whole paths, also with filters (Okta; Entra ID for groups
+      and for several attributes). Read-only attributes in it are ignored, as in a PUT (Okta sends the id),
+      and so are unknown ones (Entra ID: custom attributes);
+    - an empty string, which removes the value (Entra ID: attributes that were cleared);
+    - a single value as a list of one item, or as an object with `value` (Entra ID without its flag
+      aadOptscim062020), and items of a list as strings (Entra ID: roles).
+    The models and POLICY accept booleans as strings, `manager` as a string, and a `remove` with the values to
+    remove.
 
     Raises:
-        Invalid: invalid_path for a path that leads nowhere, no_target for a remove without one, mutability
-            for one to what can only be read, invalid_value.
+        Invalid: invalid_path: a path names no attribute; no_target: a remove has no path; mutability: an
+            attribute is read-only or required; invalid_value.
     """
     operations: list[Operation] = []
     for one in given:
         operations += _read(model, one)
         if len(operations) > MOST_OPERATIONS:
-            raise bad_value("operations", f"at most {MOST_OPERATIONS} operations and members of their values")
+            raise bad_value(
+                "operations",
+                f"at most {MOST_OPERATIONS} operations; each member of a value without a path counts as one",
+            )
     return operations
 
 
@@ -166,9 +170,9 @@ def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[
         if path.lower() == str(model.__schema__).lower() and op != "remove":
             yield from _of_members(model, op, value, "")
             return
-        raise bad_path("is no attribute of the schema")
+        raise bad_path("is not an attribute of the schema")
     if target.is_read_only:
-        raise not_writable("path", f"{path[:200]} can only be read")
+        raise not_writable("path", f"{path[:200]} is read-only")
     if not target.attribute and op != "remove":
         yield from _of_members(model, op, value, f"{target.extension}:")
         return
@@ -176,12 +180,12 @@ def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[
 
 
 def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str) -> Iterator[Operation]:
-    """An operation for each member of a value that has no path of its own."""
+    """One operation for each member of the value of an operation without a path."""
     if not isinstance(value, Mapping):
-        raise bad_value("value", "must be an object where the path names no attribute")
+        raise bad_value("value", "must be an object if the path names no attribute")
     for name, item in value.items():
         target = None
-        with contextlib.suppress(Invalid):  # no path
+        with contextlib.suppress(Invalid):  # not a path
             target = find_target(model, prefix + name)
         if target is None or target.is_read_only:
             continue
@@ -205,7 +209,7 @@ def _operation(model: type[ScimResource[Any]], op: Any, target: Target, value: A
 
 
 def _plain(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
-    """The value in the form that the schema asks for."""
+    """The value in the form that the schema requires."""
     if target.attribute == "schemas":
         return value
     if target.is_multivalued and not target.has_filter and target.sub_attribute is None:
@@ -221,18 +225,18 @@ def _plain(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
 
 
 def _is_read_only(model: type[ScimResource[Any]], target: Target, name: str) -> bool:
-    """Whether a part of a value is passed over, as Entra ID and PUT send what they read."""
+    """Whether a sub-attribute is read-only. Such ones are ignored: clients send back what they read."""
     part = None
-    with contextlib.suppress(Invalid):  # no path
+    with contextlib.suppress(Invalid):  # not a path
         part = find_target(model, f"{target.path}.{name}")
     return part is not None and part.is_read_only
 
 
 def take_passwords(operations: Sequence[Operation]) -> tuple[list[Operation], str | None]:
-    """The other operations, and the last password that one of them sets.
+    """The operations on other attributes, and the last password that is set.
 
     Raises:
-        Invalid: it is no text (invalid_value).
+        Invalid: a password is not a string (invalid_value).
     """
     password, others = None, []
     for operation in operations:
@@ -245,14 +249,14 @@ def take_passwords(operations: Sequence[Operation]) -> tuple[list[Operation], st
     return others, password
 
 
-# --- what becomes of a user --------------------------------------------------------------------------------
+# --- applying operations -----------------------------------------------------------------------------------
 
 
 def patched(user: Mapping[str, Any], operations: Sequence[Operation]) -> dict[str, Any]:
-    """A user as it is after operations, one after the other.
+    """A user after the operations, which are applied in order.
 
     Args:
-        user: a resource; its parts are left as they are.
+        user: a resource, which is not modified.
 
     Raises:
         Invalid: see translated.
@@ -266,13 +270,13 @@ def patched(user: Mapping[str, Any], operations: Sequence[Operation]) -> dict[st
         value = after.get(operation.target.key)
         looked_at += len(value) if isinstance(value, list) else 1
         if looked_at > _MOST_VALUES:
-            raise bad_value("operations", "select among too many values: send fewer operations at a time")
+            raise bad_value("operations", "search too many values: send fewer operations in one request")
         _patch(after, operation)
     return after
 
 
 def _set(user: dict[str, Any], operation: Operation) -> None:
-    """An operation on an attribute, or a part of one, that holds one text, number or boolean."""
+    """Apply an operation on a single string, number or boolean."""
     target = operation.target
     *way, last = (name for name in (target.extension, target.attribute, target.sub_attribute) if name)
     holder = user
@@ -286,10 +290,10 @@ def _set(user: dict[str, Any], operation: Operation) -> None:
 
 
 def single_value(target: Target, value: Any) -> Any:
-    """A value of the attribute's type; an empty text is none (RFC 7643, 2.5).
+    """A value of the attribute's type. An empty string counts as no value: None (RFC 7643, 2.5).
 
     Raises:
-        Invalid: it is of another type (invalid_value).
+        Invalid: the value has another type (invalid_value).
     """
     if target.type is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
@@ -300,7 +304,7 @@ def single_value(target: Target, value: Any) -> Any:
 
 
 def _patch(user: dict[str, Any], operation: Operation) -> None:
-    """Any other operation, on no more of the user than it changes."""
+    """Apply any other operation, by the library, to only the attribute that it changes."""
     target = operation.target
     part = {name: user[name] for name in ("schemas", "userName", target.key) if name in user}
     sent = {"op": operation.op, "path": target.path}
@@ -323,7 +327,7 @@ def _patch(user: dict[str, Any], operation: Operation) -> None:
 
 
 def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole resource as it is sent, in the spelling of the schema; what can only be read is left out.
+    """A whole resource as sent, in the spelling of the schema, without read-only attributes.
 
     Raises:
         Invalid: see translated.
@@ -345,23 +349,23 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
 
 
 def require_schema(document: Mapping[str, Any], urn: str) -> None:
-    """Raises Invalid where `schemas` does not name the schema of a resource (RFC 7643, 3)."""
+    """Raise Invalid if `schemas` does not contain the schema of the resource (RFC 7643, 3)."""
     if not has_schema(document, urn):
-        raise bad_value("schemas", f"must hold {urn}")
+        raise bad_value("schemas", f"must contain {urn}")
 
 
 def has_schema(document: Mapping[str, Any], urn: str) -> bool:
-    """Whether `schemas` names a schema."""
+    """Whether `schemas` contains a schema."""
     schemas = next((value for name, value in document.items() if name.lower() == "schemas"), None)
     return isinstance(schemas, list) and urn.lower() in (str(schema).lower() for schema in schemas)
 
 
 def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole resource with its values in the form of the schema, and without empty ones (see _filled)."""
+    """A whole resource with values in the form that the schema requires, without empty ones."""
     found = {}
     for name, value in document.items():
         target = None
-        with contextlib.suppress(Invalid):  # no path
+        with contextlib.suppress(Invalid):  # not a path
             target = find_target(model, name)
         plain = value if target is None or not target.attribute else _plain(model, target, value)
         if (filled := _filled(plain)) is not None:
@@ -370,7 +374,7 @@ def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dic
 
 
 def _filled(value: Any) -> Any:
-    """A value without null and empty parts, which are the same as none (RFC 7643, 2.5); None for none."""
+    """A value without null and empty parts, which count as missing (RFC 7643, 2.5); None: it is empty."""
     if isinstance(value, Mapping):
         parts = {name: _filled(part) for name, part in value.items()}
         return {name: part for name, part in parts.items() if part is not None} or None
@@ -380,10 +384,10 @@ def _filled(value: Any) -> Any:
 
 
 def translated(error: SCIMException | ValidationError, member: str) -> Invalid:
-    """The library's error as one of ours, with one line for each bad attribute, never quoting what was sent.
+    """Our error for an error of the library. It names the bad attributes, and never quotes their values.
 
     Args:
-        member: what it is about, where the error does not say so itself.
+        member: the attribute to name if the library's error names none.
     """
     if isinstance(error, ValidationError):
         told = [detail for detail in error.errors() if detail["type"].startswith("scim_")]

@@ -1,4 +1,4 @@
-"""Lists of SCIM resources: filtered, sorted, in pages by number or by cursor (RFC 7644, 3.4.2; RFC 9865)."""
+"""Searches for SCIM resources: filter, order, pages by index or by cursor (RFC 7644, 3.4.2; RFC 9865)."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -24,31 +24,31 @@ from server.directory.users import email_key
 from server.tenants.call import Call
 
 MOST_RESULTS = 200
-"""Resources of a page. A larger count is cut to it, as RFC 7644, 3.4.2.4 allows."""
+"""Resources of a page. A larger count is reduced to this, as RFC 7644, 3.4.2.4 allows."""
 MOST_ROWS = 10_000
-"""Rows that a filter or a sort may look at. In an instance with no more users, a filter needs no index."""
+"""Rows that a filter or a sort may read. An instance with at most so many users needs no index for it."""
 MOST_MEMBERS = 10_000
-"""Members of the groups of a page, all together; the page ends before a group that would make them more."""
+"""Members of all groups of a page together. The page ends with the group that exceeds this."""
 _LAST_START = 1_000_000
-"""The largest startIndex: the rows before it are skipped one by one, and a cursor skips none."""
+"""The largest startIndex: Postgres reads all rows before it. A cursor does not have this cost."""
 
 
 class Query(NamedTuple):
-    """What is asked for."""
+    """The parameters of a search."""
 
     filter: str | None
     sort_by: str | None
     descending: bool
     start: int
     size: int
-    # None: a page by number; empty: the first page by cursor.
+    # None: pages by startIndex; empty: the first page by cursor.
     cursor: str | None
     attributes: list[str] | None
     excluded: list[str] | None
 
 
 class Page(NamedTuple):
-    """A part of the result."""
+    """A page of the result."""
 
     total: int
     start: int
@@ -57,18 +57,18 @@ class Page(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a page begins: after an id, or after so many rows."""
+    """Where a page begins: after an id, or after a number of rows."""
 
     after: int
     offset: int
 
 
 async def search_users(call: Call, query: Query) -> Page:
-    """Living users.
+    """Users that are not deleted.
 
     Raises:
-        Invalid: invalid_filter; invalid_value for a sort or cursor that is none; too_many_matches where more
-            than MOST_ROWS rows would have to be looked at.
+        Invalid: invalid_filter; invalid_value: sortBy, startIndex or cursor is not valid; too_many_matches:
+            more than MOST_ROWS rows would be read.
     """
     place = _place(query)
     if query.filter is None and _is_order_of_ids(query):
@@ -107,7 +107,7 @@ async def search_users(call: Call, query: Query) -> Page:
 
 
 async def _exact(call: Call, query: Query, place: _Place, name: str, text: str) -> Page:
-    """The users whose userName or externalId is a text: without documents, in a third of the time."""
+    """The users with this userName or externalId. No documents are built: a third of the time."""
     is_name = name == "userName"
     rows = await call.db.all(
         "find_scim_users",
@@ -116,13 +116,13 @@ async def _exact(call: Call, query: Query, place: _Place, name: str, text: str) 
         external_id=None if is_name else text,
     )
     shown = [users.resource(row, call.settings, call.instance) for row in rows]
-    if is_name:  # without case; an e-mail of the same key may be spelled in another way
+    if is_name:  # other spellings of an e-mail can have the same key
         shown = [user for user in shown if user["userName"].lower() == text.lower()]
     return _page(query, len(shown), shown[place.offset :][: query.size], "")
 
 
 async def search_groups(call: Call, query: Query) -> Page:
-    """Groups, Admins among them; the same errors as search_users."""
+    """Groups, including Admins. Errors as in search_users."""
     place = _place(query)
     node = None if query.filter is None else parsed(query.filter)
     found_by, given = _filtered(query, node, Group)
@@ -159,16 +159,16 @@ async def search_groups(call: Call, query: Query) -> Page:
 
 
 _OF_USERS = frozenset({"beginnings", "parts", "short_parts", "suspended"})
-"""Look-ups of users alone."""
+"""Look-ups that only users have."""
 
 
 def _is_order_of_ids(query: Query) -> bool:
-    """Whether the order asked for is that of the index: ids are given in the order of creation."""
+    """Whether the requested order is that of ids, which are assigned in the order of creation."""
     return not query.descending and (query.sort_by or "id").lower() in ("id", "meta.created")
 
 
 def _filtered(query: Query, node: FilterNode | None, model: Any) -> tuple[Ways | None, dict[str, Any]]:
-    """The look-ups of a filter, and what the two statements take alike."""
+    """The look-ups of a filter, and the parameters that both search statements have."""
     path, sorted_by = sort_key(model, query.sort_by or "id")
     named = sorted_by if node is None else sorted_by | named_in(model, node)
     found_by = None if node is None else ways(model, node)
@@ -182,21 +182,27 @@ def _filtered(query: Query, node: FilterNode | None, model: Any) -> tuple[Ways |
 
 
 def _escaped(text: str) -> str:
-    """A text as LIKE takes it."""
+    """A text with the wildcards of LIKE escaped."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 async def _require_few(call: Call, what: str, given_filter: str | None) -> None:
-    """Refuse to look at every row of a large instance."""
+    """Refuse to read every row of a large instance."""
     counted = await call.db.one("count_for_scim", instance_id=call.instance.id)
     if counted is not None and counted[what] <= MOST_ROWS:
         return
     if given_filter is not None:
         raise invalid_filter(
-            f"no index finds this among more than {MOST_ROWS} {what}: add a comparison of id, externalId, "
-            "userName, emails, displayName, name or groups with eq, sw or co (3 letters)"
+            f"must use an index, because there are more than {MOST_ROWS} {what}: add a comparison of "
+            f"{_INDEXED[what]}"
         )
     raise _too_many("sortBy: cannot sort more than")
+
+
+_INDEXED = {
+    "users": "id, externalId, userName, emails, displayName, name or groups with eq, sw or co (3 letters)",
+    "groups": "id, externalId, displayName or members with eq",
+}
 
 
 def _too_many(what: str) -> Invalid:
@@ -204,10 +210,10 @@ def _too_many(what: str) -> Invalid:
 
 
 def _found(rows: list[Any]) -> tuple[int, list[Any]]:
-    """How many match, and those of the page.
+    """The number of matches, and the rows of the page.
 
     Raises:
-        Invalid: more rows would have to be looked at than may be (too_many_matches).
+        Invalid: more than MOST_ROWS rows would be read (too_many_matches).
     """
     if rows[0]["looked_at"] > MOST_ROWS:
         raise _too_many("the filter finds more than")
@@ -215,7 +221,7 @@ def _found(rows: list[Any]) -> tuple[int, list[Any]]:
 
 
 def _following(place: _Place, found: int, total: int) -> str:
-    """Where the next page begins; empty: this one is the last."""
+    """Where the next page begins; empty: this page is the last."""
     end = place.offset + found
     return f"n:{end}" if end < total and found else ""
 
@@ -229,7 +235,7 @@ def _page(query: Query, total: int, shown: list[users.Resource], following: str)
 
 
 def _tag(query: Query) -> str:
-    """Tells a cursor of this query from those of others."""
+    """Identifies the query in its cursors."""
     text = f"{query.filter}\n{query.sort_by}\n{query.descending}"
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -238,7 +244,7 @@ def _place(query: Query) -> _Place:
     """Where the page begins.
 
     Raises:
-        Invalid: the cursor is none, or belongs to another query (invalid_value); the startIndex is too large.
+        Invalid: the cursor is not valid or belongs to another query, or startIndex is too large.
     """
     if query.cursor is None:
         if query.start > _LAST_START:
@@ -252,5 +258,5 @@ def _place(query: Query) -> _Place:
     kind, _, number = place.partition(":")
     is_number = number.isascii() and number.isdigit() and len(number) < 19
     if tag != _tag(query) or kind not in ("id", "n") or not is_number:
-        raise Invalid("cursor: is not one of this filter and order", code="invalid_value")
+        raise Invalid("cursor: is not a cursor of this filter and order", code="invalid_value")
     return _Place(int(number), 0) if kind == "id" else _Place(-1, int(number))

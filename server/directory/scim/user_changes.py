@@ -1,4 +1,4 @@
-"""SCIM's calls about one user: found and held, changed as a whole, stored as every change of a user is."""
+"""Reads, creates, changes and deletes one user for SCIM. Changes are stored as by every other method."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def parsed_id(text: str) -> int:
     """The id of a user or group.
 
     Raises:
-        NotFound: nobody can have it.
+        NotFound: no user or group can have it.
     """
     if text.isascii() and text.isdigit() and len(text) < 20 and str(int(text)) == text and int(text) < 2**63:
         return int(text)
@@ -47,10 +47,10 @@ def parsed_id(text: str) -> int:
 
 
 async def read(call: Call, user_id: int) -> Resource:
-    """A living user.
+    """A user that is not deleted.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such user.
     """
     row = await call.db.one("get_scim_user", instance_id=call.instance.id, user_id=user_id)
     if row is None:
@@ -62,7 +62,7 @@ async def read(call: Call, user_id: int) -> Resource:
 
 
 class NewAccount(NamedTuple):
-    """A new user, checked, with its password hashed."""
+    """A validated new user, with the password hashed."""
 
     given: Columns
     membership: Membership
@@ -70,24 +70,24 @@ class NewAccount(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """What is to stand in the place of a user."""
+    """The resource that replaces a user, and the hash of its password."""
 
     user: Resource
     password_hash: str | None
 
 
 class Patch(NamedTuple):
-    """Operations on a user, without those on its password."""
+    """Operations on a user, except on the password, and the hash of the new password."""
 
     operations: list[Operation]
     password_hash: str | None
 
 
 async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
-    """A user to create, as it was sent.
+    """A new user, as sent.
 
     Raises:
-        Invalid: naming the bad attributes.
+        Invalid: attributes are not valid.
     """
     whole = validated(User, user)
     password = whole.pop("password", None)
@@ -97,7 +97,7 @@ async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
 
 
 async def prepare_replacement(call: Call, user: Mapping[str, Any]) -> Replacement:
-    """A user to replace one with, as it was sent; the same errors."""
+    """The resource that replaces a user, as sent. Errors as in prepare_new."""
     whole = validated(User, user)
     if has_schema(user, OFFICE_SCHEMA):
         whole.setdefault(OFFICE_SCHEMA, {})
@@ -105,7 +105,7 @@ async def prepare_replacement(call: Call, user: Mapping[str, Any]) -> Replacemen
 
 
 async def prepare_patch(call: Call, operations: Sequence[Mapping[str, Any]]) -> Patch:
-    """The operations of a PATCH, as they were sent.
+    """The operations of a PATCH, as sent.
 
     Raises:
         Invalid: see operations.read_operations.
@@ -118,15 +118,15 @@ async def _hashed(call: Call, password: str | None) -> str | None:
     return await hash_password(call, "password", password, call.instance.settings.passwordPolicy)
 
 
-# --- in it --------------------------------------------------------------------------------------------------
+# --- in the transaction -------------------------------------------------------------------------------------
 
 
 async def create(call: Call, new: NewAccount) -> Resource:
-    """Create a user with all that is provisioned for one (RFC 7644, 3.3).
+    """Create a user, with mailboxes, calendar and files (RFC 7644, 3.3).
 
     Raises:
-        Conflict: the userName, e-mail or externalId is taken, or there is no seat.
-        Invalid: there is no such manager (invalid_value).
+        Conflict: the userName, e-mail or externalId is taken, or no seat is free.
+        Invalid: the manager is not a user (invalid_value).
     """
     await _require_manager(call, new.given.attributes)
     names = new.given.names
@@ -139,12 +139,12 @@ async def create(call: Call, new: NewAccount) -> Resource:
 async def replace(call: Call, user_id: int, put: Replacement, version: str | None) -> Resource:
     """Replace all attributes of a user (RFC 7644, 3.5.1).
 
-    What a provisioning client may not know of stays where it is left out: the password, `active`, the
-    language, a picture that was stored here, and, unless `schemas` names it, our extension with the quotas.
+    If these are left out, they keep their values, because clients may not know them: the password, `active`,
+    the language, a picture that was uploaded here, and, unless `schemas` contains our extension, the quotas.
 
     Raises:
         NotFound: there is no such user.
-        PreconditionFailed: it has another version.
+        PreconditionFailed: the user has another version.
         ServiceError: see change.change.
     """
     held = await _hold(call, user_id, version)
@@ -157,7 +157,7 @@ async def replace(call: Call, user_id: int, put: Replacement, version: str | Non
 
 
 async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> Resource:
-    """Apply operations, all of them or none (RFC 7644, 3.5.2).
+    """Apply all operations or none (RFC 7644, 3.5.2).
 
     Raises:
         Invalid: an operation cannot be applied; see operations.patched.
@@ -168,7 +168,7 @@ async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> 
     before = document(row, call.settings)
     if all(operation.is_simple for operation in given.operations):
         after = patched(before, given.operations)
-    else:  # up to a second, for long lists of values
+    else:  # long lists of values take up to a second
         after = await asyncio.to_thread(patched, before, given.operations)
     to_be = row if after == before else _after_patch(call, row, before, after)
     return await _change(call, held, Edit(row, to_be, given.password_hash))
@@ -176,23 +176,23 @@ async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> 
 
 def _after_patch(call: Call, row: Row, before: Resource, after: Resource) -> Row:
     touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    if touched <= {"active"}:  # what is sent most often needs no look at the others
+    if touched <= {"active"}:  # the most frequent change; no other column depends on it
         return row | {"is_active": after.get("active", row["is_active"])}
     whole = settled(before, after, row)
     return changed(row, columns(whole, call.settings, row, photos_stay="photos" not in touched))
 
 
 async def delete(call: Call, user_id: int, version: str | None) -> None:
-    """Delete a user, so that it can be restored by restoreUserByEmail; the same errors."""
+    """Delete a user. restoreUserByEmail can restore it. Errors as in replace."""
     held = await _hold(call, user_id, version)
     await change.change(call, change.deletion(held.row))
 
 
 class Held(NamedTuple):
-    """A user whom nobody else changes until the transaction ends."""
+    """A user that is locked until the transaction ends."""
 
     row: Row
-    # What SCIM shows of it beyond that: members of the view scim_users.
+    # The other columns of the view scim_users.
     more: dict[str, Any]
 
 
@@ -214,9 +214,10 @@ async def _hold(call: Call, user_id: int, version: str | None) -> Held:
 
 
 async def _change(call: Call, held: Held, edit: Edit) -> Resource:
-    """Make a change, and show the user as it is then.
+    """Store a change, and return the user after it.
 
-    Without another look-up: what others decide, such as its groups, is shown as it was when it was held.
+    The user is not read again: data that other calls change, such as its groups, is as it was when the user
+    was locked.
     """
     row, after = edit.before, edit.after
     has_another_manager = after["attributes"].get("manager") != row["attributes"].get("manager")
@@ -231,9 +232,9 @@ async def _change(call: Call, held: Held, edit: Edit) -> Resource:
 
 
 async def _require_manager(call: Call, attributes: Mapping[str, Any]) -> None:
-    """Raises Invalid for a manager who is no living user of the instance."""
+    """Raise Invalid if the manager is not a user of the instance, or is deleted."""
     manager = attributes.get("manager")
     if manager is not None:
         living = await call.db.value("count_living", instance_id=call.instance.id, user_ids=[int(manager)])
         if not living:
-            raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")
+            raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is not a user of this instance")

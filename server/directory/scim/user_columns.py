@@ -1,7 +1,7 @@
-"""What a SCIM user is in the database: the columns that hold its attributes (RFC 7643, 4.1 and 4.3).
+"""Converts SCIM users to columns of the database (RFC 7643, 4.1 and 4.3).
 
-One function, `columns`, says it for new users and for changed ones. A changed user is a whole one too: what
-PUT sends, or what PATCH makes of what is there.
+`columns` converts new users and changed ones. A changed user is also a whole resource: what PUT sends, or the
+stored user after the operations of PATCH.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,14 @@ from server.outside.pictures import avatar_url
 from server.tenants.instances import Mebibytes
 
 _MOST_BYTES = 65_536
-"""Of the column `attributes`, as JSON."""
+"""Size of the column `attributes`, as JSON."""
 DEFAULT_LANGUAGE = "en"
 _EMAIL: TypeAdapter[str] = TypeAdapter(NewEmail)
 _LOGIN: TypeAdapter[str] = TypeAdapter(NewLogin)
 
 
 class _Single(Params):
-    """The single values that columns hold, with the limits of createUser, under their paths."""
+    """Single values that have columns, by their SCIM paths, with the limits of createUser."""
 
     external_id: ExternalId | None = Field(None, alias="externalId")
     display_name: DisplayName | None = Field(None, alias="displayName")
@@ -70,7 +70,7 @@ class _Single(Params):
 
 
 class Columns(NamedTuple):
-    """A SCIM user as columns hold it."""
+    """The columns of a SCIM user."""
 
     names: Names
     single: _Single
@@ -80,7 +80,7 @@ class Columns(NamedTuple):
 
     @property
     def fields(self) -> dict[str, str | None]:
-        """The profile fields of its names; None where there is none."""
+        """The profile fields of its names; None: no value."""
         return {alias: getattr(self.single, alias) for alias in NAMES.values()}
 
 
@@ -90,12 +90,12 @@ def columns(
     """The columns of a user.
 
     Args:
-        user: a resource in the spelling of the schema (operations.validated), whole.
-        row: as it is now; None for a new user.
-        photos_stay: whether the avatar is none of the call's business.
+        user: a whole resource in the spelling of the schema (operations.validated).
+        row: the stored user; None: a new user.
+        photos_stay: whether the call leaves the avatar as it is.
 
     Raises:
-        Invalid: naming the bad attributes (invalid_value).
+        Invalid: attributes are not valid (invalid_value).
     """
     enterprise, name = user.get(ENTERPRISE_SCHEMA) or {}, user.get("name") or {}
     limits = (user.get(OFFICE_SCHEMA) or {}).get("quotas") or {}
@@ -121,7 +121,7 @@ def columns(
     tag = user.get("preferredLanguage")
     language = DEFAULT_LANGUAGE
     if tag:
-        # A language without a code of two letters is kept, and mails stay in the one that they are in.
+        # A language without a two-letter code is only stored; the language of e-mails does not change.
         language = language_of(tag) or (row["language"] if row else language)
     attributes = {
         **{member: user.get(member) for member in KEPT},
@@ -140,17 +140,17 @@ def columns(
 
 
 def _with_value(entries: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Entries that have a value: one that was emptied is none (Entra ID)."""
+    """The entries that have a value. Entra ID clears an entry by an empty value."""
     return [dict(entry) for entry in entries or () if entry.get("value")]
 
 
 def _filled(text: Any) -> Any:
-    """A name of spaces is none, as in createUser."""
+    """A name of only spaces counts as empty, as in createUser."""
     return None if isinstance(text, str) and not text.strip() else text
 
 
 def _emails(user: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of `emails` in the spelling in which e-mails are stored."""
+    """The entries of `emails`, with the addresses in the spelling that is stored."""
     found: list[dict[str, Any]] = []
     for place, entry in enumerate(_with_value(user.get("emails"))):
         try:
@@ -163,9 +163,10 @@ def _emails(user: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
-    """The names of a user: a userName that is an address is the e-mail too.
+    """The names of a user.
 
-    With another one the e-mail is the primary entry of `emails`, or else the first.
+    A userName that is an e-mail address is also the e-mail. With any other userName the e-mail is the primary
+    entry of `emails`, or else the first.
     """
     if not isinstance(user_name, str) or not user_name.strip():
         raise bad_value("userName", "is required")
@@ -181,16 +182,16 @@ def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
 
 
 def _is_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an entry says no more than what is shown of the user's e-mail anyway."""
+    """Whether an entry equals the default entry of the user's e-mail, which need not be stored."""
     said = {member: value for member, value in entry.items() if value is not False}
     return said == default_email(email, [other for other in emails if other is not entry])
 
 
 def _avatar(entries: Sequence[Mapping[str, Any]], settings: Settings, stored: str) -> str:
-    """The avatar: the primary photo, then one of the type photo, then any; the present one first.
+    """The avatar: the primary photo, else one of type photo, else any; among equals the present avatar.
 
     Args:
-        stored: what stands in the column now.
+        stored: the present value of the column.
     """
     shown = avatar_url(settings, stored)
     pictures = [entry for entry in entries if entry["value"] == shown or _is_picture(entry["value"])]
@@ -217,15 +218,15 @@ def _manager(manager: Any) -> str | None:
     value = (manager or {}).get("value")
     if not value:
         return None
-    # bigint; ids begin with 1. Python refuses to read a number of thousands of digits.
+    # A bigint from 1. The length is limited because Python refuses to parse thousands of digits.
     is_number = value.isascii() and value.isdigit() and value[0] != "0" and len(value) < 20
     if not (is_number and int(value) < 2**63):
-        raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")
+        raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is not a user of this instance")
     return str(value)
 
 
 def _rest_of_name(name: Mapping[str, Any]) -> dict[str, Any]:
-    """What attributes keep of `name`; `formatted` where it is not what it is made of the others."""
+    """The parts of `name` that have no profile field; `formatted` only if it differs from the default."""
     others = {member: value for member, value in name.items() if member not in NAMES and value}
     fields = {alias: name.get(member) for member, alias in NAMES.items()}
     if others.get("formatted") == full_name(fields):
@@ -237,9 +238,9 @@ def _rest_of_name(name: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membership]:
-    """What creation.create takes for a user.
+    """The arguments of creation.create for a user.
 
-    It is not validated again: a login that is no e-mail would not pass as one.
+    They are not validated again: CreateUser would refuse a login that is not an e-mail.
     """
     single = given.single
     item = CreateUser.model_construct(
@@ -284,7 +285,7 @@ def changed(row: Row, given: Columns) -> Row:
 
 
 def as_shown(row: Row) -> dict[str, Any]:
-    """A held user under the names of the view shown_users."""
+    """A locked user, with the column names of the view shown_users."""
     return {
         "id": row["id"], "email": row["email"], "login": row["login"], "externalId": row["external_id"],
         "displayName": row["display_name"], "fields": row["fields"], "profile": row["profile"],
@@ -295,16 +296,16 @@ def as_shown(row: Row) -> dict[str, Any]:
 
 
 def document(row: Row, settings: Settings) -> Resource:
-    """A held user as PATCH changes it: with what can be written."""
+    """A locked user as a resource for PATCH: only with writable attributes."""
     return {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA, OFFICE_SCHEMA], **writable(as_shown(row), settings)}
 
 
 def settled(before: Resource, after: Resource, row: Row) -> Resource:
-    """A user after PATCH, where what follows from what was changed follows.
+    """A user after PATCH, without derived values that are out of date.
 
-    - The name in full and the display name follow the others, where they were made of them, or nothing else
-      was said now.
-    - The entry of an e-mail that was the userName goes with it.
+    - If a part of the name changed: a formatted name that was not changed with it is removed, and so is a
+      display name that was made of first and last name. Both are computed again.
+    - If the userName was the e-mail and is another e-mail now: the entry of `emails` gets the new address.
     """
     old, new = before.get("name") or {}, after.get("name") or {}
     if any(old.get(member) != new.get(member) for member in NAMES):
