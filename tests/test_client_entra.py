@@ -37,7 +37,7 @@ async def entra(client: Client) -> Scim:
 
 
 @pytest.fixture
-async def made(entra: Scim) -> dict[str, Any]:
+async def entra_user(entra: Scim) -> dict[str, Any]:
     new: dict[str, Any] = await entra.done("POST", "/Users", NEW)
     return new
 
@@ -96,7 +96,7 @@ async def test_the_validators_sequence_of_users(entra: Scim) -> None:
     assert (await entra.done("GET", "/Users" + where(f'userName eq "{renamed}"')))["totalResults"] == 0
 
 
-async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, Any]) -> None:
+async def test_the_validators_sequence_of_groups(entra: Scim, entra_user: dict[str, Any]) -> None:
     created = await entra("POST", "/Groups", ENTRA_GROUP)
     assert created.status == 201
     assert created.body == IsPartialDict(displayName="displayName", externalId=ENTRA_GROUP["externalId"])
@@ -109,13 +109,13 @@ async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, An
         assert [one["id"] for one in found["Resources"]] == [created.body["id"]], text
     renamed = await entra.patch(path, {"op": "Replace", "path": "displayName", "value": "1879db59-3bdf-4490"})
     assert renamed.status in (200, 204)
-    member = {"op": "Add", "path": "members", "value": [{"$ref": None, "value": made["id"]}]}
+    member = {"op": "Add", "path": "members", "value": [{"$ref": None, "value": entra_user["id"]}]}
     assert (await entra.patch(path, member)).status in (200, 204)
     assert (await entra.patch(path, member)).status in (200, 204)  # again
     shown = await entra.done("GET", path)
     assert (shown["displayName"], [one["value"] for one in shown["members"]]) == (
         "1879db59-3bdf-4490",
-        [made["id"]],
+        [entra_user["id"]],
     )
     # Entra ID sends the members to remove in `value`, not in a filter.
     assert (await entra.patch(path, member | {"op": "Remove"})).status in (200, 204)
@@ -124,9 +124,9 @@ async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, An
     assert (await entra("DELETE", path)).status == 404
 
 
-async def test_booleans_as_strings(entra: Scim, made: dict[str, Any]) -> None:
+async def test_booleans_as_strings(entra: Scim, entra_user: dict[str, Any]) -> None:
     """Without the flag aadOptscim062020, `active` is a capitalized string."""
-    path = f"/Users/{made['id']}"
+    path = f"/Users/{entra_user['id']}"
     for sent, active in (("False", False), ("True", True), ("false", False), ("true", True)):
         patched = await entra.patch(path, {"op": "Replace", "path": "active", "value": sent})
         assert patched.body["active"] is active, sent
@@ -134,9 +134,9 @@ async def test_booleans_as_strings(entra: Scim, made: dict[str, Any]) -> None:
     assert (await entra.patch(path, {"op": "Replace", "path": "active", "value": "no"})).status == 400
 
 
-async def test_paths_create_missing_elements(entra: Scim, made: dict[str, Any]) -> None:
+async def test_paths_create_missing_elements(entra: Scim, entra_user: dict[str, Any]) -> None:
     patched = await entra.patch(
-        f"/Users/{made['id']}",
+        f"/Users/{entra_user['id']}",
         {"op": "Add", "path": 'phoneNumbers[type eq "mobile"].value', "value": "+1 425 555 0100"},
         {"op": "Replace", "path": 'emails[type eq "other"].value', "value": "other@testuser.com"},
         {"op": "Add", "path": 'addresses[type eq "work"].locality', "value": "Redmond"},
@@ -150,10 +150,10 @@ async def test_paths_create_missing_elements(entra: Scim, made: dict[str, Any]) 
     assert patched.body["roles"] == [IsPartialDict(value="editor")]
 
 
-async def test_enterprise_attributes(entra: Scim, made: dict[str, Any]) -> None:
+async def test_enterprise_attributes(entra: Scim, entra_user: dict[str, Any]) -> None:
     """Paths with the URN and a colon; a manager as a string, and its removal."""
     boss = await entra.done("POST", "/Users", user("boss@testuser.com", displayName="Boss"))
-    path = f"/Users/{made['id']}"
+    path = f"/Users/{entra_user['id']}"
     patched = await entra.patch(
         path,
         {"op": "Add", "path": f"{ENTERPRISE}:department", "value": "Sales"},
@@ -163,17 +163,17 @@ async def test_enterprise_attributes(entra: Scim, made: dict[str, Any]) -> None:
     assert patched.body[ENTERPRISE] == IsPartialDict(department="Sales", employeeNumber="701984")
     assert patched.body[ENTERPRISE]["manager"] == IsPartialDict(value=boss["id"], displayName="Boss")
     patched = await entra.patch(
-        path, {"op": "Replace", "path": f"{ENTERPRISE}:manager", "value": {"value": made["id"]}}
+        path, {"op": "Replace", "path": f"{ENTERPRISE}:manager", "value": {"value": entra_user["id"]}}
     )
-    assert patched.body[ENTERPRISE]["manager"]["value"] == made["id"]
+    assert patched.body[ENTERPRISE]["manager"]["value"] == entra_user["id"]
     patched = await entra.patch(path, {"op": "Remove", "path": f"{ENTERPRISE}:manager"})
     assert "manager" not in patched.body[ENTERPRISE]
 
 
-async def test_values_without_a_path(entra: Scim, made: dict[str, Any]) -> None:
+async def test_values_without_a_path(entra: Scim, entra_user: dict[str, Any]) -> None:
     """The keys of the value can have dots, or be whole paths."""
     patched = await entra.patch(
-        f"/Users/{made['id']}",
+        f"/Users/{entra_user['id']}",
         {
             "op": "Replace",
             "value": {

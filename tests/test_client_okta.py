@@ -49,32 +49,32 @@ async def test_the_suite_of_users(okta: Scim) -> None:
     }
     missing = await okta("GET", "/Users/00919288221112222")
     assert (missing.status, missing.body["schemas"]) == (404, [ERROR])
-    made = await okta("POST", "/Users", RUNSCOPE)
-    assert made.status == 201
-    assert made.body == IsPartialDict(
+    created = await okta("POST", "/Users", RUNSCOPE)
+    assert created.status == 201
+    assert created.body == IsPartialDict(
         active=True, id=IsStr, userName=RUNSCOPE["userName"], name=IsPartialDict(RUNSCOPE["name"])
     )
-    assert USER in made.body["schemas"] and "password" not in made.body and "groups" not in made.body
-    assert await okta.done("GET", f"/Users/{made.body['id']}") == made.body
+    assert USER in created.body["schemas"] and "password" not in created.body and "groups" not in created.body
+    assert await okta.done("GET", f"/Users/{created.body['id']}") == created.body
     again = await okta("POST", "/Users", RUNSCOPE)
     assert (again.status, again.body["schemas"]) == (409, [ERROR])
     for name in (RUNSCOPE["userName"], str(RUNSCOPE["userName"]).lower()):
         found = await okta.done("GET", "/Users" + where(f'userName eq "{name}"') + "&" + PAGE)
-        assert [one["id"] for one in found["Resources"]] == [made.body["id"]]
+        assert [one["id"] for one in found["Resources"]] == [created.body["id"]]
 
 
 async def test_profile_pushes_and_deactivation(okta: Scim) -> None:
     """PUT with everything that was read, then PATCH without a path."""
-    made = await okta.done("POST", "/Users", RUNSCOPE)
-    path = f"/Users/{made['id']}"
-    whole = made | {"name": {"givenName": "Another", "familyName": "Name"}, "title": "Boss", "groups": []}
+    created = await okta.done("POST", "/Users", RUNSCOPE)
+    path = f"/Users/{created['id']}"
+    whole = created | {"name": {"givenName": "Another", "familyName": "Name"}, "title": "Boss", "groups": []}
     whole["emails"] = [{"primary": True, "value": "another@atko.com", "type": "work"}]
     replaced = await okta.done("PUT", path, whole)
     assert (replaced["name"]["givenName"], replaced["title"], replaced["active"]) == ("Another", "Boss", True)
     # The userName is the e-mail, and is always among the entries.
     assert [one["value"] for one in replaced["emails"] if one.get("type") == "work"] == ["another@atko.com"]
     assert {one["value"] for one in replaced["emails"]} == {"another@atko.com", RUNSCOPE["userName"]}
-    assert replaced["id"] == made["id"] and replaced["meta"]["created"] == made["meta"]["created"]
+    assert replaced["id"] == created["id"] and replaced["meta"]["created"] == created["meta"]["created"]
     # A PUT without a password keeps it.
     login = {"email": RUNSCOPE["userName"], "password": RUNSCOPE["password"]}
     await okta.client.call("login", login)
@@ -103,14 +103,14 @@ async def test_group_push(okta: Scim) -> None:
     assert (await okta.done("GET", "/Groups" + where('displayName eq "Test SCIMv2"') + "&" + PAGE))[
         "totalResults"
     ] == 0
-    made = await okta("POST", "/Groups", group("Test SCIMv2"))
-    assert made.status == 201 and made.body == IsPartialDict(displayName="Test SCIMv2", id=IsStr)
-    path = f"/Groups/{made.body['id']}"
+    created = await okta("POST", "/Groups", group("Test SCIMv2"))
+    assert created.status == 201 and created.body == IsPartialDict(displayName="Test SCIMv2", id=IsStr)
+    path = f"/Groups/{created.body['id']}"
     added = await okta.patch(
         path, {"op": "add", "path": "members", "value": [{"value": one, "display": one} for one in ids[:2]]}
     )
     assert added.status in (200, 204)
-    renamed = {"op": "replace", "value": {"id": made.body["id"], "displayName": "Test SCIMv2 renamed"}}
+    renamed = {"op": "replace", "value": {"id": created.body["id"], "displayName": "Test SCIMv2 renamed"}}
     assert (await okta.patch(path, renamed)).status in (200, 204)
     changed = await okta.patch(
         path,
@@ -123,7 +123,7 @@ async def test_group_push(okta: Scim) -> None:
     assert {one["value"] for one in shown["members"]} == set(ids[1:])
     whole = {
         "schemas": [GROUP],
-        "id": made.body["id"],
+        "id": created.body["id"],
         "displayName": "Test SCIMv2",
         "members": [{"value": ids[0]}],
     }

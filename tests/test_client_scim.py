@@ -30,8 +30,8 @@ async def scim(client: Client) -> Scim:
 
 @pytest.fixture
 async def bjensen(scim: Scim) -> dict[str, Any]:
-    made: dict[str, Any] = await scim.done("POST", "/Users", BJENSEN)
-    return made
+    created: dict[str, Any] = await scim.done("POST", "/Users", BJENSEN)
+    return created
 
 
 # --- 2: keys ------------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ async def test_a_key_needs_the_scope_of_what_it_does(client: Client, db: asyncpg
 
 async def test_creating_a_resource(scim: Scim) -> None:
     """RFC 7644, 3.3."""
-    made = await scim("POST", "/Users", BJENSEN)
-    assert made.status == 201
-    address = f"http://127.0.0.1:8080/scim/v2/MYINSTANCE/Users/{made.body['id']}"
-    assert made.headers["Location"] == made.body["meta"]["location"] == address
-    assert made.headers["ETag"] == made.body["meta"]["version"]
-    assert made.body == IsPartialDict(
+    created = await scim("POST", "/Users", BJENSEN)
+    assert created.status == 201
+    address = f"http://127.0.0.1:8080/scim/v2/MYINSTANCE/Users/{created.body['id']}"
+    assert created.headers["Location"] == created.body["meta"]["location"] == address
+    assert created.headers["ETag"] == created.body["meta"]["version"]
+    assert created.body == IsPartialDict(
         id=IsStr(regex=r"\d+"),
         userName="bjensen",
         externalId="bjensen",
@@ -97,7 +97,7 @@ async def test_creating_a_resource(scim: Scim) -> None:
         active=True,
     )
     stamp = IsStr(regex=r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
-    assert made.body["meta"] == IsPartialDict(resourceType="User", created=stamp, lastModified=stamp)
+    assert created.body["meta"] == IsPartialDict(resourceType="User", created=stamp, lastModified=stamp)
     again = await scim("POST", "/Users", BJENSEN | {"userName": "BJensen", "externalId": "other"})
     assert again.outcome == (409, "uniqueness")
     assert (await scim("POST", "/Users", BJENSEN | {"userName": "other"})).outcome == (409, "uniqueness")
@@ -329,14 +329,14 @@ async def test_a_patch_needs_the_message_patch_op(scim: Scim, bjensen: dict[str,
 async def test_groups(scim: Scim, bjensen: dict[str, Any]) -> None:
     """RFC 7644, 3.5.2, with members."""
     ann = await scim.done("POST", "/Users", user("ann"))
-    made = await scim("POST", "/Groups", group("Tour Guides", bjensen["id"]))
-    assert made.status == 201 and made.headers["Location"] == made.body["meta"]["location"]
-    path = f"/Groups/{made.body['id']}"
-    member = made.body["members"][0]
+    created = await scim("POST", "/Groups", group("Tour Guides", bjensen["id"]))
+    assert created.status == 201 and created.headers["Location"] == created.body["meta"]["location"]
+    path = f"/Groups/{created.body['id']}"
+    member = created.body["members"][0]
     assert member == IsPartialDict(value=bjensen["id"], type="User")
     assert member["$ref"].endswith(f"/Users/{bjensen['id']}")
     shown = (await scim.done("GET", f"/Users/{bjensen['id']}"))["groups"]
-    assert shown == [IsPartialDict(value=made.body["id"], display="Tour Guides", type="direct")]
+    assert shown == [IsPartialDict(value=created.body["id"], display="Tour Guides", type="direct")]
 
     async def members() -> set[str]:
         return {one["value"] for one in (await scim.done("GET", path)).get("members", ())}
@@ -369,7 +369,7 @@ async def test_groups(scim: Scim, bjensen: dict[str, Any]) -> None:
     assert "members" not in await scim.done("GET", f"{path}?excludedAttributes=members")
     assert (await scim("POST", "/Groups", group("guides"))).outcome == (409, "uniqueness")
     found = await scim.done("GET", "/Groups" + where('displayName eq "GUIDES"'))
-    assert [one["id"] for one in found["Resources"]] == [made.body["id"]]
+    assert [one["id"] for one in found["Resources"]] == [created.body["id"]]
     assert (await scim("DELETE", path)).status == 204
     assert (await scim("GET", path)).status == 404
 
@@ -619,8 +619,8 @@ async def test_attributes(scim: Scim, bjensen: dict[str, Any]) -> None:
     assert hidden == {name: value for name, value in bjensen.items() if name not in ("name", OFFICE)} | {
         "schemas": Contains(USER)
     }
-    made = await scim.done("POST", "/Users?attributes=userName", user("ann"))
-    assert made == {"schemas": Contains(USER), "id": IsStr, "userName": "ann"}
+    created = await scim.done("POST", "/Users?attributes=userName", user("ann"))
+    assert created == {"schemas": Contains(USER), "id": IsStr, "userName": "ann"}
     assert set(await scim.done("PUT", f"{path}?attributes=userName", BJENSEN)) == {
         "schemas",
         "id",
@@ -663,8 +663,8 @@ async def test_versions(scim: Scim, bjensen: dict[str, Any]) -> None:
         await scim("PUT", path, BJENSEN, If_Match=patched.headers["ETag"].removeprefix("W/"))
     ).status == 200
     assert (await scim("DELETE", path, If_Match="*")).status == 204
-    made = await scim.done("POST", "/Groups", group("Sales"))
-    path, version = f"/Groups/{made['id']}", made["meta"]["version"]
+    created = await scim.done("POST", "/Groups", group("Sales"))
+    path, version = f"/Groups/{created['id']}", created["meta"]["version"]
     assert (await scim("GET", path, If_None_Match=version)).status == 304
     assert (await scim("DELETE", path, **stale)).status == 412
     assert (await scim("DELETE", path, If_Match=version)).status == 204
@@ -703,7 +703,7 @@ async def test_instances(client: Client, operator: Client, db: asyncpg.Connectio
     ours, theirs = Scim(client), Scim(client.using(await insert_key(db, instances=("OTHER",))))
     for number in range(3):
         await ours.done("POST", "/Users", user(f"user{number}", externalId=f"e{number}"))
-    made = await ours.done("POST", "/Groups", group("Sales", "2"))
+    created = await ours.done("POST", "/Groups", group("Sales", "2"))
     named = Scim(client, base="/scim/v2/MYINSTANCE")
     assert await named.done("GET", "/Users/2") == await ours.done("GET", "/Users/2")
 
@@ -715,7 +715,7 @@ async def test_instances(client: Client, operator: Client, db: asyncpg.Connectio
         "schemas": [MESSAGES + "PatchOp"],
         "Operations": [{"op": "replace", "path": "displayName", "value": "x"}],
     }
-    for kind, ident, whole in (("Users", "2", user("x")), ("Groups", made["id"], group("x"))):
+    for kind, ident, whole in (("Users", "2", user("x")), ("Groups", created["id"], group("x"))):
         for verb, body in (("GET", None), ("PUT", whole), ("PATCH", patch), ("DELETE", None)):
             assert await outcome(f"/{kind}/{ident}", verb, body) == await outcome(f"/{kind}/999", verb, body)
     for path in ("/MYINSTANCE", "/NOWHERE"):
@@ -815,14 +815,14 @@ def _trip(scim: SyncSCIMClient) -> None:
     scim.discover()
     kind = scim.get_resource_model("User")
     assert kind is not None
-    made = scim.create(kind(user_name="bjensen", external_id="bjensen"))
-    read = scim.query(kind, made.id)
-    assert read.user_name == "bjensen" and read.meta.version == made.meta.version
+    created = scim.create(kind(user_name="bjensen", external_id="bjensen"))
+    read = scim.query(kind, created.id)
+    assert read.user_name == "bjensen" and read.meta.version == created.meta.version
     read.nick_name = "Babs"
     assert scim.replace(read).nick_name == "Babs"
     operation = PatchOperation(op=PatchOperation.Op.replace_, path="active", value=False)
-    scim.modify(kind, made.id, PatchOp[kind](operations=[operation]))
+    scim.modify(kind, created.id, PatchOp[kind](operations=[operation]))
     found = scim.query(kind, query_parameters=SearchRequest(filter='userName eq "BJENSEN"'))
     assert [one.active for one in found.resources] == [False]
-    scim.delete(kind, made.id)
+    scim.delete(kind, created.id)
     assert scim.query(kind).total_results == 1

@@ -218,10 +218,10 @@ class Crowd(dict[str, User]):  # type: ignore[valid-type]
 async def resources(client: Client) -> Crowd:
     """Thirty users, six of them in groups, and the administrator."""
     for number, user in enumerate(crowd()):
-        made = await client.call("createScimUser", {"user": {"schemas": [USER]} | user})
+        created = await client.call("createScimUser", {"user": {"schemas": [USER]} | user})
         if number % 5 == 0:
             name = ["a", "n o", "x.y", "work", "ö", "%"][number // 5]
-            group = {"schemas": [GROUP], "displayName": f"g{name}", "members": [{"value": made["id"]}]}
+            group = {"schemas": [GROUP], "displayName": f"g{name}", "members": [{"value": created["id"]}]}
             await client.call("createScimGroup", {"group": group})
     found = (await client.call("searchScimUsers", {"count": 200}))["Resources"]
     assert len(found) == 31
@@ -231,8 +231,8 @@ async def resources(client: Client) -> Crowd:
 def matching(text: str, resources: Crowd) -> set[str] | None:
     """The users that match a filter, as evaluated by scim2-models; None: the filter is invalid."""
     try:
-        made = ScimFilter[User](text)
-        return {user_id for user_id, user in resources.items() if made.match(user)}
+        parsed = ScimFilter[User](text)
+        return {user_id for user_id, user in resources.items() if parsed.match(user)}
     except InvalidFilterException:
         return None
 
@@ -281,11 +281,11 @@ async def test_any_text_is_a_filter_or_refused(text: str, client: Client) -> Non
 @pytest.fixture
 async def seven(client: Client) -> list[str]:
     """The userNames of seven users in the order of their creation, the administrator first."""
-    made = ["d", "b", "e", "a", "f", "c"]
-    for number, name in enumerate(made):
+    created = ["d", "b", "e", "a", "f", "c"]
+    for number, name in enumerate(created):
         title = {"title": f"t{number % 3}"} if number else {}
         await create(client, f"{name}@example.com", **title)
-    return ["admin@example.com", *(f"{name}@example.com" for name in made)]
+    return ["admin@example.com", *(f"{name}@example.com" for name in created)]
 
 
 async def page(client: Client, **params: Any) -> tuple[int, int | None, list[str], str | None]:

@@ -68,12 +68,12 @@ ATTRIBUTES: dict[str, tuple[Any, Any]] = {
     f"{OFFICE}:quotas": ({"mail": 100, "files": 200}, {"mail": 5}),
 }  # fmt: skip
 """Every writable attribute, with two values, which are read as they were sent."""
-WITHOUT: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "displayName": "ann", "preferredLanguage": "en", "active": True,
     "emails": [{"value": ANN, "type": "work", "primary": True}],
 }  # fmt: skip
 """The values of attributes that were not sent."""
-STAYING = {"active", "preferredLanguage"}
+KEPT_BY_PUT = {"active", "preferredLanguage"}
 """Attributes that keep their value if a PUT leaves them out."""
 
 
@@ -166,10 +166,10 @@ async def test_an_attribute_is_written_and_read(path: str, client: Client, jane:
     assert again["meta"]["version"] == version
     if path != "active":
         after = await patch(client, user, {"op": "remove", "path": path})
-        assert same(value_of(after, path), WITHOUT.get(path))
+        assert same(value_of(after, path), DEFAULTS.get(path))
     await patch(client, user, {"op": "add", "path": path, "value": second})
     after = await put(client, user, user_with({}))
-    assert same(value_of(after, path), second if path in STAYING else WITHOUT.get(path))
+    assert same(value_of(after, path), second if path in KEPT_BY_PUT else DEFAULTS.get(path))
 
 
 async def test_the_values_that_operations_search_are_limited(client: Client, jane: Any) -> None:

@@ -75,12 +75,12 @@ def _documents() -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-async def _made(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
+async def _prepare(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
     """The documents, in a thread: generating them takes about 50 ms, once."""
     return await asyncio.to_thread(_documents)
 
 
-def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any]:
+def _with_meta(document: dict[str, Any], kind: str, address: str) -> dict[str, Any]:
     return document | {"meta": {"resourceType": kind, "location": address}}
 
 
@@ -90,7 +90,7 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
     scope="users:read",
     writes=False,
     errors=(NotFound,),
-    prepare=_made,
+    prepare=_prepare,
     examples=(
         Example(
             "A resource type",
@@ -110,7 +110,9 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
         ),
     ),
 )
-async def describe_scim(call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]) -> Any:
+async def describe_scim(
+    call: Call, params: DescribeScim, prepared: dict[str, dict[str, dict[str, Any]]]
+) -> Any:
     """Describe the SCIM service of an instance (RFC 7644, section 4).
 
     Without `id`, schemas and resource types are lists: `totalResults` and `Resources`.
@@ -120,14 +122,14 @@ async def describe_scim(call: Call, params: DescribeScim, made: dict[str, dict[s
     if params.document == "ServiceProviderConfig":
         if params.id is not None:
             raise NotFound
-        return _located(_config(call.settings), params.document, address)
-    documents = made[params.document]
+        return _with_meta(_config(call.settings), params.document, address)
+    documents = prepared[params.document]
     kind = params.document.removesuffix("s")
     if params.id is not None:
         if params.id not in documents:
             raise NotFound
-        return _located(documents[params.id], kind, f"{address}/{params.id}")
-    shown = [_located(document, kind, f"{address}/{name}") for name, document in documents.items()]
+        return _with_meta(documents[params.id], kind, f"{address}/{params.id}")
+    shown = [_with_meta(document, kind, f"{address}/{name}") for name, document in documents.items()]
     return {
         "totalResults": len(shown), "startIndex": 1, "itemsPerPage": len(shown), "Resources": shown,
     }  # fmt: skip

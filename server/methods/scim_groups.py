@@ -7,11 +7,19 @@ from pydantic import Field
 from server.base.errors import MemberForbidden, NotFound
 from server.base.models import TenantParams
 from server.directory.scim import group_changes
-from server.directory.scim.attributes import wants
+from server.directory.scim.attributes import is_requested
 from server.directory.scim.models import GROUP_SCHEMA
 from server.directory.scim.user_changes import parsed_id
 from server.methods.registry import Example, method
-from server.methods.scim_users import OPERATIONS, VALUES, Resource, ScimId, Selection, SentOperations, Version
+from server.methods.scim_users import (
+    OPERATION_ERRORS,
+    VALUE_ERRORS,
+    Resource,
+    ScimId,
+    Selection,
+    SentOperations,
+    Version,
+)
 from server.tenants.call import Call
 
 SentGroup = Annotated[dict[str, Any], Field(description="A SCIM group (RFC 7643, 4.2).")]
@@ -36,8 +44,8 @@ SCIM_GROUP = {
 
 async def _shown(call: Call, params: Selection, group_id: int) -> Resource:
     """The requested attributes of a group. Its members are read only if they are requested."""
-    with_members = wants("members", params.attributes, params.excludedAttributes)
-    return params.of(await group_changes.read(call, group_id, with_members=with_members))
+    with_members = is_requested("members", params.attributes, params.excludedAttributes)
+    return params.select(await group_changes.read(call, group_id, with_members=with_members))
 
 
 @method(
@@ -45,7 +53,7 @@ async def _shown(call: Call, params: Selection, group_id: int) -> Resource:
     result=Resource,
     scope="groups:read",
     writes=False,
-    errors=(NotFound, *VALUES),
+    errors=(NotFound, *VALUE_ERRORS),
     examples=(
         Example("Without its members", {"id": "1", "excludedAttributes": ["members"]}, SCIM_GROUP),
     ),
@@ -61,8 +69,8 @@ class CreateScimGroup(Selection):
     group: SentGroup
 
 
-_NAMES = ("duplicate_group", "duplicate_external_id", "reserved_group")
-_CHANGING = (NotFound, MemberForbidden, "version_mismatch")
+_NAME_ERRORS = ("duplicate_group", "duplicate_external_id", "reserved_group")
+_CHANGE_ERRORS = (NotFound, MemberForbidden, "version_mismatch")
 
 
 @method(
@@ -70,7 +78,7 @@ _CHANGING = (NotFound, MemberForbidden, "version_mismatch")
     result=Resource,
     scope="groups:write",
     writes=True,
-    errors=(NotFound, MemberForbidden, *_NAMES, *VALUES),
+    errors=(NotFound, MemberForbidden, *_NAME_ERRORS, *VALUE_ERRORS),
     examples=(
         Example(
             "With a member",
@@ -86,7 +94,7 @@ async def create_scim_group(call: Call, params: CreateScimGroup) -> Any:
     To add an administrator, the key needs the scope `users:admin`.
     """
     return await _shown(
-        call, params, await group_changes.create(call, group_changes.sent_group(params.group))
+        call, params, await group_changes.create(call, group_changes.parsed_group(params.group))
     )
 
 
@@ -102,7 +110,7 @@ class ReplaceScimGroup(ScimGroupId):
     result=Resource,
     scope="groups:write",
     writes=True,
-    errors=(*_CHANGING, *_NAMES, *VALUES),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *VALUE_ERRORS),
     examples=(
         Example(
             "Another name, and no members",
@@ -119,7 +127,7 @@ async def replace_scim_group(call: Call, params: ReplaceScimGroup) -> Any:
     Admins cannot be renamed.
     """
     group_id = parsed_id(params.id)
-    await group_changes.update(call, group_id, group_changes.sent_group(params.group), params.version)
+    await group_changes.update(call, group_id, group_changes.parsed_group(params.group), params.version)
     return await _shown(call, params, group_id)
 
 
@@ -135,7 +143,7 @@ class PatchScimGroup(ScimGroupId):
     result=Resource,
     scope="groups:write",
     writes=True,
-    errors=(*_CHANGING, *_NAMES, *OPERATIONS),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *OPERATION_ERRORS),
     examples=(
         Example(
             "Another member",
@@ -153,7 +161,7 @@ async def patch_scim_group(call: Call, params: PatchScimGroup) -> Any:
     replaceScimGroup.
     """
     group_id = parsed_id(params.id)
-    await group_changes.update(call, group_id, group_changes.patched_group(params.operations), params.version)
+    await group_changes.update(call, group_id, group_changes.parsed_patch(params.operations), params.version)
     return await _shown(call, params, group_id)
 
 

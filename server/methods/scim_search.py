@@ -13,7 +13,7 @@ from server.methods.scim_users import SCIM_USER, Resource, Selection
 from server.tenants.call import Call
 
 _ERRORS = ("invalid_filter", "invalid_value", "too_many_matches")
-Whole = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class Search(Selection):
@@ -26,8 +26,8 @@ class Search(Selection):
         None, description="An attribute; by default the order of creation."
     )
     sortOrder: Literal["ascending", "descending"] = "ascending"
-    startIndex: Whole = Field(1, description="The first resource of the page, from 1. Less than 1 means 1.")
-    count: Whole = Field(100, description=f"Resources of a page, at most {MOST_RESULTS}; 0: only the total.")
+    startIndex: Int32 = Field(1, description="The first resource of the page, from 1. Less than 1 means 1.")
+    count: Int32 = Field(100, description=f"Resources of a page, at most {MOST_RESULTS}; 0: only the total.")
     cursor: Annotated[str, Field(max_length=2000)] | None = Field(
         None, description="Instead of startIndex (RFC 9865): empty for the first page, then nextCursor."
     )
@@ -50,9 +50,9 @@ class Found(Result):
     Resources: list[Resource]
 
 
-def _found(params: Search, page: Page) -> dict[str, Any]:
+def _result(params: Search, page: Page) -> dict[str, Any]:
     """The answer to a search."""
-    resources = [params.of(resource) for resource in page.resources]
+    resources = [params.select(resource) for resource in page.resources]
     found: dict[str, Any] = {"totalResults": page.total}
     if params.cursor is None:
         found["startIndex"] = page.start
@@ -82,7 +82,7 @@ async def search_scim_users(call: Call, params: Search) -> Any:
     In an instance with more than 10,000 users, a filter must use an index (else: invalid_filter), and the
     index must find at most 10,000 users (else: too_many_matches).
     """
-    return _found(params, await search.search_users(call, params.query()))
+    return _result(params, await search.search_users(call, params.query()))
 
 
 @method(
@@ -101,4 +101,4 @@ async def search_scim_users(call: Call, params: Search) -> Any:
 )
 async def search_scim_groups(call: Call, params: Search) -> Any:
     """List groups as SCIM resources, including Admins. Exclude `members` if you do not need them."""
-    return _found(params, await search.search_groups(call, params.query()))
+    return _result(params, await search.search_groups(call, params.query()))

@@ -16,7 +16,7 @@ from server.tenants.call import Call
 
 Resource = dict[str, Any]
 ScimId = Annotated[str, Field(min_length=1, max_length=64, description="The `id` of the resource: a string.")]
-Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=100)]
+AttributeNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=100)]
 Version = Annotated[
     str,
     Field(
@@ -25,13 +25,13 @@ Version = Annotated[
         description="Change the resource only if it has this version (meta.version), or one of several.",
     ),
 ]
-VALUES = ("invalid_value",)
+VALUE_ERRORS = ("invalid_value",)
 """Error codes for a whole resource."""
-OPERATIONS = (*VALUES, "invalid_path", "no_target", "mutability")
+OPERATION_ERRORS = (*VALUE_ERRORS, "invalid_path", "no_target", "mutability")
 """Error codes for operations."""
 
 
-def _without_password(value: Any, info: SerializationInfo) -> Any:
+def _hidden_in_events(value: Any, info: SerializationInfo) -> Any:
     return _hidden(value) if info.context == IN_EVENTS else value
 
 
@@ -51,16 +51,16 @@ def _hidden(value: Any) -> Any:
     }
 
 
-Sent = PlainSerializer(_without_password)
+HiddenInEvents = PlainSerializer(_hidden_in_events)
 """For params that can contain a password: it is hidden in events."""
 SentUser = Annotated[
     dict[str, Any],
-    Sent,
+    HiddenInEvents,
     Field(description="A SCIM user (RFC 7643, 4.1) with its extensions; names are case-insensitive."),
 ]
 SentOperations = Annotated[
     list[dict[str, Any]],
-    Sent,
+    HiddenInEvents,
     Field(
         min_length=1,
         max_length=MOST_OPERATIONS,
@@ -72,10 +72,12 @@ SentOperations = Annotated[
 class Selection(TenantParams):
     """The attributes to return: all, unless one of the two lists is given."""
 
-    attributes: Names | None = Field(None, description="Names of the only attributes to return.")
-    excludedAttributes: Names | None = Field(None, description="Names of the attributes to leave out.")
+    attributes: AttributeNames | None = Field(None, description="Names of the only attributes to return.")
+    excludedAttributes: AttributeNames | None = Field(
+        None, description="Names of the attributes to leave out."
+    )
 
-    def of(self, resource: Resource) -> Resource:
+    def select(self, resource: Resource) -> Resource:
         """The requested attributes of a resource; see attributes.selected for the errors."""
         return selected(resource, self.attributes, self.excludedAttributes)
 
@@ -108,7 +110,7 @@ SCIM_USER = {
     result=Resource,
     scope="users:read",
     writes=False,
-    errors=(NotFound, *VALUES),
+    errors=(NotFound, *VALUE_ERRORS),
     examples=(
         Example("All attributes", {"id": "2"}, SCIM_USER),
         Example(
@@ -119,7 +121,7 @@ SCIM_USER = {
 )  # fmt: skip
 async def get_scim_user(call: Call, params: ScimUserId) -> Any:
     """A user as a SCIM resource. Suspended users have `active` false; deleted users are not found."""
-    return params.of(await user_changes.read(call, parsed_id(params.id)))
+    return params.select(await user_changes.read(call, parsed_id(params.id)))
 
 
 class CreateScimUser(Selection):
@@ -138,7 +140,7 @@ async def _prepare_creation(call: Call, params: CreateScimUser) -> NewAccount:
     scope="users:write",
     writes=True,
     prepare=_prepare_creation,
-    errors=(*DUPLICATES, "seats_exhausted", *VALUES),
+    errors=(*DUPLICATES, "seats_exhausted", *VALUE_ERRORS),
     examples=(
         Example(
             "A user with a department",
@@ -157,7 +159,7 @@ async def create_scim_user(call: Call, params: CreateScimUser, prepared: NewAcco
     e-mail is the primary entry of `emails`, or else the first, if there is one. Read-only attributes are
     ignored.
     """
-    return params.of(await user_changes.create(call, prepared))
+    return params.select(await user_changes.create(call, prepared))
 
 
 class ReplaceScimUser(ScimUserId):
@@ -171,8 +173,8 @@ async def _prepare_replacement(call: Call, params: ReplaceScimUser) -> Replaceme
     return await user_changes.prepare_replacement(call, params.user)
 
 
-_CHANGING = (NotFound, MemberForbidden, "version_mismatch")
-_NAMES = ("duplicate_email", "duplicate_external_id", "user_deleted")
+_CHANGE_ERRORS = (NotFound, MemberForbidden, "version_mismatch")
+_NAME_ERRORS = ("duplicate_email", "duplicate_external_id", "user_deleted")
 
 
 @method(
@@ -181,7 +183,7 @@ _NAMES = ("duplicate_email", "duplicate_external_id", "user_deleted")
     scope="users:write",
     writes=True,
     prepare=_prepare_replacement,
-    errors=(*_CHANGING, *_NAMES, *VALUES),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *VALUE_ERRORS),
     examples=(
         Example(
             "Only a userName and a name",
@@ -200,7 +202,7 @@ async def replace_scim_user(call: Call, params: ReplaceScimUser, prepared: Repla
     uploaded here, and the quotas (unless `schemas` contains our extension). A new password ends the user's
     sessions, and so does `active` false.
     """
-    return params.of(await user_changes.replace(call, parsed_id(params.id), prepared, params.version))
+    return params.select(await user_changes.replace(call, parsed_id(params.id), prepared, params.version))
 
 
 class PatchScimUser(ScimUserId):
@@ -220,7 +222,7 @@ async def _prepare_patch(call: Call, params: PatchScimUser) -> Patch:
     scope="users:write",
     writes=True,
     prepare=_prepare_patch,
-    errors=(*_CHANGING, *_NAMES, *OPERATIONS),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *OPERATION_ERRORS),
     examples=(
         Example(
             "Suspend",
@@ -236,7 +238,7 @@ async def patch_scim_user(call: Call, params: PatchScimUser, prepared: Patch) ->
     What Entra ID and Okta send beyond the RFC is accepted. A new password ends the user's sessions, and so
     does `active` false.
     """
-    return params.of(await user_changes.patch(call, parsed_id(params.id), prepared, params.version))
+    return params.select(await user_changes.patch(call, parsed_id(params.id), prepared, params.version))
 
 
 class DeleteScimUser(TenantParams):
@@ -251,7 +253,7 @@ class DeleteScimUser(TenantParams):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=_CHANGING,
+    errors=_CHANGE_ERRORS,
     examples=(Example("A user", {"id": "2"}, True),),
 )
 async def delete_scim_user(call: Call, params: DeleteScimUser) -> Any:

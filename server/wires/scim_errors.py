@@ -82,9 +82,9 @@ def _detail(error: ServiceError) -> str:
     meaning and the remedy of their code.
     """
     if isinstance(error, (Unauthenticated, Forbidden)) or error.code.startswith("duplicate_"):
-        told = ERROR_CODES[error.code]
+        code = ERROR_CODES[error.code]
         scope = f" ({error.scope})" if isinstance(error, Forbidden) and error.scope else ""
-        return f"{told.meaning} {told.remedy}{scope}"
+        return f"{code.meaning} {code.remedy}{scope}"
     return error.message
 
 

@@ -65,12 +65,12 @@ WHERE instance_id = :instance_id AND id = :group_id;
 
 -- name: change_members(instance_id, group_id, added, removed)!
 -- Adds locked users to a locked group, and removes others.
-WITH gone AS (
+WITH deleted AS (
     DELETE FROM group_members
     WHERE instance_id = :instance_id AND group_id = :group_id AND user_id = any(:removed::bigint [])
 ),
 
-entered AS (
+inserted AS (
     INSERT INTO group_members (instance_id, user_id, group_id)
     SELECT :instance_id, given.user_id, :group_id
     FROM unnest(:added::bigint []) AS given (user_id)

@@ -1,6 +1,6 @@
 -- The documents of users that are not deleted, for filters (server/directory/scim/filters.py). `folded` is the resource
 -- (the same as in server/directory/scim/users.py) with all names and strings in lower case. `exact` has only the
--- case-sensitive attributes, as they are shown. named: the parts that the filter reads (filters.named_in). The others are
+-- case-sensitive attributes, as they are shown. named: the parts that the filter reads (filters.named_parts). The others are
 -- not built: for a filter with many candidates this would take most of the time. address: URL of the server; base: URL of
 -- the instance's resources.
 SELECT
@@ -104,8 +104,8 @@ CROSS JOIN LATERAL (
                         THEN CASE
                             WHEN jsonb_array_length(u.profile -> 'phones') > 0
                                 THEN (
-                                    SELECT jsonb_agg(coalesce(details.entry, jsonb_build_object('value', phone.number)) ORDER BY phone.place)
-                                    FROM jsonb_array_elements(u.profile -> 'phones') WITH ORDINALITY AS phone (number, place)
+                                    SELECT jsonb_agg(coalesce(details.entry, jsonb_build_object('value', phone.number)) ORDER BY phone.seq)
+                                    FROM jsonb_array_elements(u.profile -> 'phones') WITH ORDINALITY AS phone (number, seq)
                                     LEFT JOIN LATERAL (
                                         SELECT entry
                                         FROM jsonb_array_elements(u.attributes -> 'phoneNumbers') AS kept (entry)

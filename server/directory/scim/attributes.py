@@ -30,15 +30,15 @@ def name_parts(name: str) -> tuple[str, ...]:
     return tuple(name.split("."))
 
 
-def wants(name: str, attributes: Sequence[str] | None, excluded: Sequence[str] | None) -> bool:
+def is_requested(name: str, attributes: Sequence[str] | None, excluded: Sequence[str] | None) -> bool:
     """Whether an attribute, or a sub-attribute of it, is requested.
 
     Args:
         name: the first part that name_parts returns.
     """
     if attributes:
-        return any(name_parts(wanted)[0] == name for wanted in attributes)
-    return not any(name_parts(left_out) == (name,) for left_out in excluded or ())
+        return any(name_parts(requested)[0] == name for requested in attributes)
+    return not any(name_parts(one) == (name,) for one in excluded or ())
 
 
 def selected(
@@ -71,26 +71,25 @@ def selected(
 
 def _only(part: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     """The attributes that the paths name."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in part.items():
-        own = [path[1:] for path in paths if path[0] == name.lower()]
-        if not own:
+        rest = [path[1:] for path in paths if path[0] == name.lower()]
+        if not rest:
             continue
-        kept = value if () in own else _each(_only, value, own)
-        if kept not in ({}, []):
-            found[name] = kept
-    return found
+        selection = value if () in rest else _each(_only, value, rest)
+        if selection not in ({}, []):
+            kept[name] = selection
+    return kept
 
 
 def _without(part: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     """The attributes, except those that the paths name."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in part.items():
-        own = [path[1:] for path in paths if path[0] == name.lower()]
-        if () in own:
-            continue
-        found[name] = _each(_without, value, own) if own else value
-    return found
+        rest = [path[1:] for path in paths if path[0] == name.lower()]
+        if () not in rest:
+            kept[name] = _each(_without, value, rest) if rest else value
+    return kept
 
 
 def _each(select: Any, value: Any, paths: Sequence[tuple[str, ...]]) -> Any:

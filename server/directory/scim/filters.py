@@ -1,6 +1,6 @@
 """SCIM filters (RFC 7644, section 3.4.2.2) in Postgres.
 
-A filter is translated into index look-ups and a jsonpath. The look-ups (`Ways`) find candidates: rows that
+A filter is translated into index look-ups and a jsonpath. The look-ups (`Lookups`) find candidates: rows that
 include every match. For some filters no index helps. The jsonpath then checks each candidate: it is evaluated
 on the document of the row, which the views scim_user_documents and scim_group_documents build. So one SQL
 statement serves every filter. A document has the resource twice: `exact` as it is shown, and `folded` with
@@ -39,7 +39,7 @@ from server.directory.users import email_key
 
 LONGEST = 2000
 """Most characters of a filter."""
-_DEEPEST = 20
+_MOST_NESTED = 20
 """Most levels of nested brackets."""
 _ORDER = {
     CompareOperator.gt: ">", CompareOperator.ge: ">=", CompareOperator.lt: "<", CompareOperator.le: "<=",
@@ -63,15 +63,15 @@ def parsed(text: str) -> FilterNode:
     for char in text:
         depth += (char in "([") - (char in ")]")
         deepest = max(deepest, depth)
-    if deepest > _DEEPEST:
-        raise invalid_filter(f"must have at most {_DEEPEST} levels of nested brackets")
+    if deepest > _MOST_NESTED:
+        raise invalid_filter(f"must have at most {_MOST_NESTED} levels of nested brackets")
     try:
         return ScimFilter(text).ast
     except InvalidFilterException as error:
         raise invalid_filter(str(error)) from error
 
 
-def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) -> AttributeBinding:
+def _binding_of(model: type[BaseModel], path: AttrPath, *, compared: bool = False) -> AttributeBinding:
     """The attribute that a path names.
 
     Args:
@@ -89,7 +89,7 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
         # `manager eq "7"` means manager.value. The library does this only for lists.
         if binding.sub_field_name is not None or "value" not in binding.target_type.model_fields:
             raise invalid_filter(f"{path} has sub-attributes: name the one to compare")
-        return _bound(model, AttrPath(path.attr, "value", path.uri), compared=True)
+        return _binding_of(model, AttrPath(path.attr, "value", path.uri), compared=True)
     is_provisioned = binding.model is OfficeUser and binding.field_name != "quotas"
     if (
         binding.get_annotation(Mutability) == Mutability.write_only
@@ -172,11 +172,11 @@ class _Predicate(FilterVisitor[str]):
         return f"!({self.visit(node.expr)})"
 
     def visit_present(self, node: Present) -> str:
-        binding = _bound(self._model, node.attr_path)
+        binding = _binding_of(self._model, node.attr_path)
         return f"exists({self.path(binding)}{'.*' if _is_complex(binding.target_type) else ''})"
 
     def visit_comparison(self, node: Comparison) -> str:
-        binding = _bound(self._model, node.attr_path, compared=True)
+        binding = _binding_of(self._model, node.attr_path, compared=True)
         path = self.path(binding)
         if node.value is None:
             if node.op not in (CompareOperator.eq, CompareOperator.ne):
@@ -188,27 +188,27 @@ class _Predicate(FilterVisitor[str]):
         if isinstance(value, str) and not binding.case_exact:
             value = binding.comparable(value)
             if self._in_exact:
-                return f"{negation}({path} {_without_case(op, value)})"
-        return f"{negation}({path} {_with_case(op, value)})"
+                return f"{negation}({path} {_case_insensitive(op, value)})"
+        return f"{negation}({path} {_case_sensitive(op, value)})"
 
     def visit_value_path(self, node: ValuePath) -> str:
-        binding = _bound(self._model, node.attr_path)
+        binding = _binding_of(self._model, node.attr_path)
         item = binding.field_type
         if self._in_exact is not None or not binding.is_multivalued or not (_is_complex(item)):
             raise invalid_filter(
                 f"{node.attr_path} is not a list of complex values: it cannot be followed by [ ]"
             )
-        in_exact = _NamesExact(item).visit(node.val_filter)
+        in_exact = _ComparesCase(item).visit(node.val_filter)
         path = self.path(binding, "exact" if in_exact else "folded")
         return f"exists({path} ? ({_Predicate(item, in_exact=in_exact).visit(node.val_filter)}))"
 
     def path(self, binding: AttributeBinding, document: str = "") -> str:
         document = document or ("exact" if binding.case_exact else "folded")
         root = f"$.{document}" if self._in_exact is None else "@"
-        return root + "".join(f".{json.dumps(name)}" for name in _names(binding))
+        return root + "".join(f".{json.dumps(name)}" for name in _document_path(binding))
 
 
-class _NamesExact(FilterVisitor[bool]):
+class _ComparesCase(FilterVisitor[bool]):
     """Whether a value selection compares a case-sensitive attribute."""
 
     def __init__(self, model: type[BaseModel]) -> None:
@@ -224,13 +224,13 @@ class _NamesExact(FilterVisitor[bool]):
         return False
 
     def visit_comparison(self, node: Comparison) -> bool:
-        return _bound(self._model, node.attr_path, compared=True).case_exact
+        return _binding_of(self._model, node.attr_path, compared=True).case_exact
 
     def visit_value_path(self, node: ValuePath) -> bool:
         raise invalid_filter(f"{node.attr_path}: [ ] cannot be nested")
 
 
-def _names(binding: AttributeBinding) -> Iterable[str]:
+def _document_path(binding: AttributeBinding) -> Iterable[str]:
     """The path of an attribute in a document, in lower case."""
     model = binding.model
     if isclass(model) and issubclass(model, Extension):
@@ -240,30 +240,30 @@ def _names(binding: AttributeBinding) -> Iterable[str]:
         yield binding.field_type._scim_name(binding.sub_field_name).lower()  # type: ignore[union-attr]
 
 
-def _with_case(op: CompareOperator, value: Any) -> str:
+def _case_sensitive(op: CompareOperator, value: Any) -> str:
     """A case-sensitive comparison with a value."""
     match op:
         case CompareOperator.eq:
             return f"== {_quoted(value)}"
         case CompareOperator.co:
-            return f"like_regex {_quoted(_literal(value))}"
+            return f"like_regex {_quoted(_regex(value))}"
         case CompareOperator.sw:
             return f"starts with {_quoted(value)}"
         case CompareOperator.ew:
-            return f"like_regex {_quoted(_literal(value) + '$')}"
+            return f"like_regex {_quoted(_regex(value) + '$')}"
     return f"{_ORDER[op]} {_quoted(value)}"
 
 
-def _without_case(op: CompareOperator, value: str) -> str:
+def _case_insensitive(op: CompareOperator, value: str) -> str:
     """A case-insensitive comparison with a text."""
-    begins = "^" if op in (CompareOperator.eq, CompareOperator.sw) else ""
-    ends = "$" if op in (CompareOperator.eq, CompareOperator.ew) else ""
+    start = "^" if op in (CompareOperator.eq, CompareOperator.sw) else ""
+    end = "$" if op in (CompareOperator.eq, CompareOperator.ew) else ""
     if op in _ORDER:
         raise invalid_filter(f"{op.value} cannot be combined with a case-sensitive attribute in [ ]")
-    return f'like_regex {_quoted(begins + _literal(value) + ends)} flag "i"'
+    return f'like_regex {_quoted(start + _regex(value) + end)} flag "i"'
 
 
-def _literal(text: str) -> str:
+def _regex(text: str) -> str:
     """A regular expression that matches only this text."""
     return (
         re.sub(r"[^\w\s]", lambda char: "\\" + char[0], text, flags=re.ASCII)
@@ -280,7 +280,7 @@ def _quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-class _Named(FilterVisitor[set[str]]):
+class _NamedParts(FilterVisitor[set[str]]):
     """Collects the parts of documents that a filter reads."""
 
     def __init__(self, model: type[BaseModel]) -> None:
@@ -293,13 +293,13 @@ class _Named(FilterVisitor[set[str]]):
         return self.visit(node.expr)
 
     def visit_present(self, node: Present) -> set[str]:
-        return _parts_of_document(_bound(self._model, node.attr_path))
+        return _parts_of_document(_binding_of(self._model, node.attr_path))
 
     def visit_comparison(self, node: Comparison) -> set[str]:
-        return _parts_of_document(_bound(self._model, node.attr_path))
+        return _parts_of_document(_binding_of(self._model, node.attr_path))
 
     def visit_value_path(self, node: ValuePath) -> set[str]:
-        return _parts_of_document(_bound(self._model, node.attr_path))
+        return _parts_of_document(_binding_of(self._model, node.attr_path))
 
 
 def _parts_of_document(binding: AttributeBinding) -> set[str]:
@@ -309,13 +309,13 @@ def _parts_of_document(binding: AttributeBinding) -> set[str]:
     return {binding.field_name, "enterprise"} if binding.model is EnterpriseUser else {binding.field_name}
 
 
-def named_in(model: type[BaseModel], node: FilterNode) -> set[str]:
+def named_parts(model: type[BaseModel], node: FilterNode) -> set[str]:
     """The parts of documents that a filter reads: field names of scim2-models, `enterprise`, `office`."""
-    return _Named(model).visit(node)
+    return _NamedParts(model).visit(node)
 
 
 def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
-    """The jsonpath of the attribute in sortBy, and the parts of documents that it reads (see named_in).
+    """The jsonpath of the attribute in sortBy, and the parts of documents that it reads (see named_parts).
 
     Raises:
         Invalid: there is no such attribute, or it cannot be sorted by (invalid_value).
@@ -323,7 +323,7 @@ def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
     try:
         node = ScimFilter(f"{name} pr").ast
         assert isinstance(node, Present)
-        binding = _bound(model, node.attr_path, compared=True)
+        binding = _binding_of(model, node.attr_path, compared=True)
     except (InvalidFilterException, AssertionError, Invalid) as error:
         raise Invalid("sortBy: is not an attribute that can be sorted by", code="invalid_value") from error
     if _is_complex(binding.target_type):
@@ -334,7 +334,7 @@ def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
 # --- index look-ups -------------------------------------------------------------------------------------
 
 
-def exact_text(node: FilterNode) -> tuple[str, str] | None:
+def single_equality(node: FilterNode) -> tuple[str, str] | None:
     """The name and the text of a filter that consists of one `userName eq` or `externalId eq`.
 
     Identity providers send such a filter before every change.
@@ -344,15 +344,15 @@ def exact_text(node: FilterNode) -> tuple[str, str] | None:
     """
     if not isinstance(node, Comparison) or node.op != CompareOperator.eq or not isinstance(node.value, str):
         return None
-    name = _EXACT.get(str(node.attr_path).lower())
+    name = _SINGLE.get(str(node.attr_path).lower())
     return None if name is None else (name, _storable(node, node.value))
 
 
-_EXACT = {name.lower(): name for name in ("userName", "externalId")}
+_SINGLE = {name.lower(): name for name in ("userName", "externalId")}
 
 
 @dataclass
-class Ways:
+class Lookups:
     """Index look-ups that together find every row that a filter can match. Each list has its own index."""
 
     ids: list[int] = field(default_factory=list)
@@ -360,44 +360,44 @@ class Ways:
     keys: list[str] = field(default_factory=list)
     external_ids: list[str] = field(default_factory=list)
     # Prefixes of e-mails and logins, in lower case.
-    beginnings: list[str] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
     # Substrings of names, e-mails and logins, in lower case, for the index of trigrams, or else of bigrams.
-    parts: list[str] = field(default_factory=list)
-    short_parts: list[str] = field(default_factory=list)
+    substrings: list[str] = field(default_factory=list)
+    short_substrings: list[str] = field(default_factory=list)
     # For users, ids of the groups that they are in; for groups, ids of the users that are in them.
     members: list[int] = field(default_factory=list)
     # [True]: all suspended users.
     suspended: list[bool] = field(default_factory=list)
 
-    def add(self, other: "Ways") -> None:
+    def add(self, other: "Lookups") -> None:
         """Add the look-ups of another filter."""
-        for each in fields(self):
-            getattr(self, each.name).extend(getattr(other, each.name))
+        for list_field in fields(self):
+            getattr(self, list_field.name).extend(getattr(other, list_field.name))
 
     @property
     def cost(self) -> int:
         """An estimate of the rows found, for choosing the cheapest look-ups."""
         return (
-            len(self.ids) + len(self.keys) + len(self.external_ids) + 100 * len(self.beginnings)
-            + sum(1000 // len(part) for part in self.parts) + 2000 * len(self.short_parts)
+            len(self.ids) + len(self.keys) + len(self.external_ids) + 100 * len(self.prefixes)
+            + sum(1000 // len(text) for text in self.substrings) + 2000 * len(self.short_substrings)
             + 500 * len(self.members) + 5000 * len(self.suspended)
         )  # fmt: skip
 
 
-_LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII)
+_TRIGRAM = re.compile(r"[a-z0-9]{3}", re.ASCII)
 """A text that the trigram index can find in every locale of the database."""
-_NAMED = frozenset({
+_INDEXED_TEXTS = frozenset({
     "username", "displayname", "name.formatted", "name.givenname", "name.familyname", "emails.value",
 })  # fmt: skip
 """Attributes of users whose texts have trigram and bigram indexes."""
 
 
-def ways(model: type[BaseModel], node: FilterNode) -> Ways | None:
+def lookups_of(model: type[BaseModel], node: FilterNode) -> Lookups | None:
     """Look-ups that find every row that a filter can match; None: no index helps."""
     return _Finder(model).visit(node)
 
 
-class _Finder(FilterVisitor[Ways | None]):
+class _Finder(FilterVisitor[Lookups | None]):
     def __init__(self, model: type[BaseModel], within: str = "") -> None:
         """
         Args:
@@ -405,33 +405,33 @@ class _Finder(FilterVisitor[Ways | None]):
         """
         self._model, self._within = model, within
 
-    def visit_logical_expr(self, node: LogicalExpr) -> Ways | None:
+    def visit_logical_expr(self, node: LogicalExpr) -> Lookups | None:
         found = [self.visit(term) for term in node.terms]
         if node.op == LogicalOperator.and_:
-            return min((way for way in found if way is not None), key=lambda way: way.cost, default=None)
-        joined = Ways()
-        for way in found:
-            if way is None:
+            return min((one for one in found if one is not None), key=lambda one: one.cost, default=None)
+        joined = Lookups()
+        for one in found:
+            if one is None:
                 return None
-            joined.add(way)
+            joined.add(one)
         return joined
 
-    def visit_not(self, node: Not) -> Ways | None:
+    def visit_not(self, node: Not) -> Lookups | None:
         return None
 
-    def visit_present(self, node: Present) -> Ways | None:
+    def visit_present(self, node: Present) -> Lookups | None:
         return None
 
-    def visit_value_path(self, node: ValuePath) -> Ways | None:
-        binding = _bound(self._model, node.attr_path)
+    def visit_value_path(self, node: ValuePath) -> Lookups | None:
+        binding = _binding_of(self._model, node.attr_path)
         item = binding.field_type
         if not (_is_complex(item)):
             return None
-        return _Finder(item, within=f"{'.'.join(_names(binding))}.").visit(node.val_filter)
+        return _Finder(item, within=f"{'.'.join(_document_path(binding))}.").visit(node.val_filter)
 
-    def visit_comparison(self, node: Comparison) -> Ways | None:
-        binding = _bound(self._model, node.attr_path, compared=True)
-        name = self._within + ".".join(_names(binding))
+    def visit_comparison(self, node: Comparison) -> Lookups | None:
+        binding = _binding_of(self._model, node.attr_path, compared=True)
+        name = self._within + ".".join(_document_path(binding))
         if node.value is None:
             return None
         value = _operand(binding, node)
@@ -440,32 +440,32 @@ class _Finder(FilterVisitor[Ways | None]):
             if name == "id" or name in ("groups.value", "members.value"):
                 number = int(value) if re.fullmatch("[0-9]{1,18}", value) else None
                 found = [] if number is None else [number]
-                return Ways(ids=found) if name == "id" else Ways(members=found)
+                return Lookups(ids=found) if name == "id" else Lookups(members=found)
             if name == "externalid":
-                return Ways(external_ids=[value])
+                return Lookups(external_ids=[value])
             if is_group and name == "displayname":
-                return Ways(keys=[group_key(value)])
+                return Lookups(keys=[group_key(value)])
             if name in ("username", "emails.value"):
-                return Ways(keys=[email_key(value)])
+                return Lookups(keys=[email_key(value)])
             if name == "active" and value is False:
-                return Ways(suspended=[True])
+                return Lookups(suspended=[True])
         if node.op in (CompareOperator.eq, CompareOperator.co, CompareOperator.sw, CompareOperator.ew):
             return _by_text(name, node.op, value)
         return None
 
 
-def _by_text(name: str, op: CompareOperator, value: Any) -> Ways | None:
-    if name not in _NAMED or not isinstance(value, str):
+def _by_text(name: str, op: CompareOperator, value: Any) -> Lookups | None:
+    if name not in _INDEXED_TEXTS or not isinstance(value, str):
         return None
     text = value.lower()
     if name == "username" and op == CompareOperator.sw and text:
-        return Ways(beginnings=[text])
-    if _LETTERS.search(text):
-        found = Ways(parts=[text])
+        return Lookups(prefixes=[text])
+    if _TRIGRAM.search(text):
+        found = Lookups(substrings=[text])
     elif len(text) >= 2:
-        found = Ways(short_parts=[text])
+        found = Lookups(short_substrings=[text])
     else:
         return None
     if name == "emails.value" and op == CompareOperator.sw:
-        found.beginnings.append(text)
+        found.prefixes.append(text)
     return found

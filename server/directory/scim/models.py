@@ -44,7 +44,7 @@ class Manager(ComplexAttribute):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare(cls, value: Any) -> Any:
+    def _from_string(cls, value: Any) -> Any:
         return {"value": value} if isinstance(value, str) else value
 
 
@@ -53,10 +53,10 @@ class EnterpriseUser(RfcEnterpriseUser):
 
     @field_validator("manager", mode="before")
     @classmethod
-    def _with_value(cls, manager: Any) -> Any:
+    def _none_without_value(cls, manager: Any) -> Any:
         """A manager without `value` counts as none: clients send back what they read."""
-        is_named = not isinstance(manager, dict) or any(name.lower() == "value" for name in manager)
-        return manager if is_named else None
+        has_value = not isinstance(manager, dict) or any(name.lower() == "value" for name in manager)
+        return manager if has_value else None
 
     manager: Manager | None = None  # type: ignore[assignment]
 

@@ -99,13 +99,13 @@ def _find_target(model: type[ScimResource[Any]], path: str) -> Target | None:
     attribute, _, sub_attribute = binding.urn.removeprefix(f"{schema}:").partition(".")
     mutability = binding.model.get_field_annotation(binding.field_name, Mutability)
     is_read_only = Mutability.read_only in (mutability, binding.get_annotation(Mutability))
-    one = None
+    single_type = None
     if not binding.is_multivalued and not selects:
-        one = next((kind for kind in (bool, int, str) if _is_kind(binding.target_type, kind)), None)
+        single_type = next((kind for kind in (bool, int, str) if _is_kind(binding.target_type, kind)), None)
     required = binding.model.get_field_annotation(binding.field_name, Required) == Required.true
     return Target(
         path, schema if binding.model is not model else None, attribute, sub_attribute or None,
-        is_read_only, required and not sub_attribute, binding.is_multivalued, one, selects,
+        is_read_only, required and not sub_attribute, binding.is_multivalued, single_type, selects,
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def read_operations(model: type[ScimResource[Any]], given: Sequence[Mapping[str,
     """
     operations: list[Operation] = []
     for one in given:
-        operations += _read(model, one)
+        operations += _read_operation(model, one)
         if len(operations) > MOST_OPERATIONS:
             raise bad_value(
                 "operations",
@@ -148,7 +148,7 @@ def read_operations(model: type[ScimResource[Any]], given: Sequence[Mapping[str,
     return operations
 
 
-def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[Operation]:
+def _read_operation(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[Operation]:
     members = {name.lower(): value for name, value in given.items()}
     op = members.get("op")
     op = op.lower() if isinstance(op, str) else op
@@ -163,23 +163,23 @@ def _read(model: type[ScimResource[Any]], given: Mapping[str, Any]) -> Iterator[
     if not path:
         if op == "remove":
             raise no_target("path", "is required for remove")
-        yield from _of_members(model, op, value, "")
+        yield from _without_path(model, op, value, "")
         return
     target = find_target(model, path)
     if target is None:
         if path.lower() == str(model.__schema__).lower() and op != "remove":
-            yield from _of_members(model, op, value, "")
+            yield from _without_path(model, op, value, "")
             return
         raise bad_path("is not an attribute of the schema")
     if target.is_read_only:
         raise not_writable("path", f"{path[:200]} is read-only")
     if not target.attribute and op != "remove":
-        yield from _of_members(model, op, value, f"{target.extension}:")
+        yield from _without_path(model, op, value, f"{target.extension}:")
         return
-    yield _operation(model, op, target, value)
+    yield _checked(model, op, target, value)
 
 
-def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str) -> Iterator[Operation]:
+def _without_path(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str) -> Iterator[Operation]:
     """One operation for each member of the value of an operation without a path."""
     if not isinstance(value, Mapping):
         raise bad_value("value", "must be an object if the path names no attribute")
@@ -193,22 +193,22 @@ def _of_members(model: type[ScimResource[Any]], op: Any, value: Any, prefix: str
             if item is None:
                 yield Operation("remove", target)
             else:
-                yield from _of_members(model, op, item, f"{target.extension}:")
+                yield from _without_path(model, op, item, f"{target.extension}:")
         else:
-            yield _operation(model, op, target, item)
+            yield _checked(model, op, target, item)
 
 
-def _operation(model: type[ScimResource[Any]], op: Any, target: Target, value: Any) -> Operation:
+def _checked(model: type[ScimResource[Any]], op: Any, target: Target, value: Any) -> Operation:
     if target.is_required and (op == "remove" or value in (None, "", [])):
         raise not_writable(target.path, "is required")
     if op == "remove":
         return Operation(op, target, value)
     if value is None or value == "":
         return Operation("remove", target)
-    return Operation(op, target, _plain(model, target, value))
+    return Operation(op, target, _in_form_of_schema(model, target, value))
 
 
-def _plain(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
+def _in_form_of_schema(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
     """The value in the form that the schema requires."""
     if target.attribute == "schemas":
         return value
@@ -220,11 +220,11 @@ def _plain(model: type[ScimResource[Any]], target: Target, value: Any) -> Any:
     if target.type is not None and isinstance(value, Mapping) and "value" in value:
         return value["value"]
     if isinstance(value, Mapping) and not target.is_multivalued:
-        return {name: part for name, part in value.items() if not _is_read_only(model, target, name)}
+        return {name: part for name, part in value.items() if not _is_read_only_part(model, target, name)}
     return value
 
 
-def _is_read_only(model: type[ScimResource[Any]], target: Target, name: str) -> bool:
+def _is_read_only_part(model: type[ScimResource[Any]], target: Target, name: str) -> bool:
     """Whether a sub-attribute is read-only. Such ones are ignored: clients send back what they read."""
     part = None
     with contextlib.suppress(Invalid):  # not a path
@@ -262,25 +262,25 @@ def patched(user: Mapping[str, Any], operations: Sequence[Operation]) -> dict[st
         Invalid: see translated.
     """
     after = dict(user)
-    looked_at = 0
+    searched = 0
     for operation in operations:
         if operation.is_simple:
-            _set(after, operation)
+            _apply_simple(after, operation)
             continue
         value = after.get(operation.target.key)
-        looked_at += len(value) if isinstance(value, list) else 1
-        if looked_at > _MOST_VALUES:
+        searched += len(value) if isinstance(value, list) else 1
+        if searched > _MOST_VALUES:
             raise bad_value("operations", "search too many values: send fewer operations in one request")
-        _patch(after, operation)
+        _apply_by_library(after, operation)
     return after
 
 
-def _set(user: dict[str, Any], operation: Operation) -> None:
+def _apply_simple(user: dict[str, Any], operation: Operation) -> None:
     """Apply an operation on a single string, number or boolean."""
     target = operation.target
-    *way, last = (name for name in (target.extension, target.attribute, target.sub_attribute) if name)
+    *parents, last = (name for name in (target.extension, target.attribute, target.sub_attribute) if name)
     holder = user
-    for name in way:
+    for name in parents:
         holder[name] = holder = dict(holder.get(name) or {})
     value = None if operation.op == "remove" else single_value(target, operation.value)
     if value is None:
@@ -303,7 +303,7 @@ def single_value(target: Target, value: Any) -> Any:
     return None if value == "" else value
 
 
-def _patch(user: dict[str, Any], operation: Operation) -> None:
+def _apply_by_library(user: dict[str, Any], operation: Operation) -> None:
     """Apply any other operation, by the library, to only the attribute that it changes."""
     target = operation.target
     part = {name: user[name] for name in ("schemas", "userName", target.key) if name in user}
@@ -341,7 +341,7 @@ def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> di
                 raise bad_value(name[:64], f"at most {MOST_MEMBERS} values")
     try:
         resource: BaseModel = model.model_validate(
-            _lenient(model, document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY
+            _normalized(model, document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY
         )
     except (SCIMException, ValidationError) as error:
         raise translated(error, "params") from error
@@ -360,26 +360,26 @@ def has_schema(document: Mapping[str, Any], urn: str) -> bool:
     return isinstance(schemas, list) and urn.lower() in (str(schema).lower() for schema in schemas)
 
 
-def _lenient(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
+def _normalized(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
     """A whole resource with values in the form that the schema requires, without empty ones."""
     found = {}
     for name, value in document.items():
         target = None
         with contextlib.suppress(Invalid):  # not a path
             target = find_target(model, name)
-        plain = value if target is None or not target.attribute else _plain(model, target, value)
-        if (filled := _filled(plain)) is not None:
+        plain = value if target is None or not target.attribute else _in_form_of_schema(model, target, value)
+        if (filled := _without_empty(plain)) is not None:
             found[name] = filled
     return found
 
 
-def _filled(value: Any) -> Any:
+def _without_empty(value: Any) -> Any:
     """A value without null and empty parts, which count as missing (RFC 7643, 2.5); None: it is empty."""
     if isinstance(value, Mapping):
-        parts = {name: _filled(part) for name, part in value.items()}
+        parts = {name: _without_empty(part) for name, part in value.items()}
         return {name: part for name, part in parts.items() if part is not None} or None
     if isinstance(value, list):
-        return [part for part in map(_filled, value) if part is not None] or None
+        return [part for part in map(_without_empty, value) if part is not None] or None
     return None if value == "" else value
 
 
@@ -390,17 +390,17 @@ def translated(error: SCIMException | ValidationError, member: str) -> Invalid:
         member: the attribute to name if the library's error names none.
     """
     if isinstance(error, ValidationError):
-        told = [detail for detail in error.errors() if detail["type"].startswith("scim_")]
-        if told:
-            detail = told[0]
+        details = [detail for detail in error.errors() if detail["type"].startswith("scim_")]
+        if details:
+            detail = details[0]
             where = ".".join(str(part) for part in detail["loc"] if part != "Operations") or member
-            made = BY_SCIM_TYPE.get(detail.get("ctx", {}).get("scim_type", ""), bad_value)
-            return made(where, _line(detail["msg"]))
+            make_error = BY_SCIM_TYPE.get(detail.get("ctx", {}).get("scim_type", ""), bad_value)
+            return make_error(where, _one_line(detail["msg"]))
         return Invalid.of(field_errors(error), code="invalid_value")
     if isinstance(error.__cause__, ValidationError):
         return Invalid.of(field_errors(error.__cause__), code="invalid_value")
-    return BY_SCIM_TYPE.get(error.scim_type, bad_value)(member, _line(error.detail))
+    return BY_SCIM_TYPE.get(error.scim_type, bad_value)(member, _one_line(error.detail))
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text)[:300]

@@ -8,16 +8,16 @@ from scim2_models.path import FilterNode
 from server.base.errors import Invalid
 from server.base.pages import from_cursor, to_cursor
 from server.directory.scim import groups, users
-from server.directory.scim.attributes import wants
+from server.directory.scim.attributes import is_requested
 from server.directory.scim.filters import (
-    Ways,
-    exact_text,
+    Lookups,
     invalid_filter,
     jsonpath,
-    named_in,
+    lookups_of,
+    named_parts,
     parsed,
+    single_equality,
     sort_key,
-    ways,
 )
 from server.directory.scim.models import Group, User
 from server.directory.users import email_key
@@ -56,7 +56,7 @@ class Page(NamedTuple):
     next_cursor: str | None
 
 
-class _Place(NamedTuple):
+class _Start(NamedTuple):
     """Where a page begins: after an id, or after a number of rows."""
 
     after: int
@@ -70,13 +70,13 @@ async def search_users(call: Call, query: Query) -> Page:
         Invalid: invalid_filter; invalid_value: sortBy, startIndex or cursor is not valid; too_many_matches:
             more than MOST_ROWS rows would be read.
     """
-    place = _place(query)
+    start = _start(query)
     if query.filter is None and _is_order_of_ids(query):
         rows = await call.db.all(
             "page_scim_users",
             instance_id=call.instance.id,
-            after=place.after,
-            row_offset=place.offset,
+            after=start.after,
+            row_offset=start.offset,
             row_limit=query.size + 1,
         )
         total = rows[0]["total"] if rows else 0
@@ -88,77 +88,77 @@ async def search_users(call: Call, query: Query) -> Page:
             f"id:{found[query.size - 1]['id']}" if len(found) > query.size > 0 else "",
         )
     node = None if query.filter is None else parsed(query.filter)
-    if node is not None and query.sort_by is None and (exact := exact_text(node)) is not None:
-        return await _exact(call, query, place, *exact)
-    found_by, given = _filtered(query, node, User)
-    if found_by is None:
-        await _require_few(call, "users", query.filter)
+    if node is not None and query.sort_by is None and (equality := single_equality(node)) is not None:
+        return await _search_by_equality(call, query, start, *equality)
+    lookups, given = _parameters(query, node, User)
+    if lookups is None:
+        await _require_small_instance(call, "users", query.filter)
     rows = await call.db.all(
         "search_scim_users",
         instance_id=call.instance.id,
         address=call.settings.own_address(),
         base=users.base_address(call.settings, call.instance),
-        row_offset=place.offset,
+        row_offset=start.offset,
         **given | {"suspended": bool(given["suspended"])},
     )
-    total, found = _found(rows)
+    total, found = _matches(rows)
     shown = [users.resource(row, call.settings, call.instance) for row in found]
-    return _page(query, total, shown, _following(place, len(found), total))
+    return _page(query, total, shown, _next_start(start, len(found), total))
 
 
-async def _exact(call: Call, query: Query, place: _Place, name: str, text: str) -> Page:
+async def _search_by_equality(call: Call, query: Query, start: _Start, name: str, text: str) -> Page:
     """The users with this userName or externalId. No documents are built: a third of the time."""
-    is_name = name == "userName"
+    is_user_name = name == "userName"
     rows = await call.db.all(
         "find_scim_users",
         instance_id=call.instance.id,
-        key=email_key(text) if is_name else None,
-        external_id=None if is_name else text,
+        key=email_key(text) if is_user_name else None,
+        external_id=None if is_user_name else text,
     )
     shown = [users.resource(row, call.settings, call.instance) for row in rows]
-    if is_name:  # other spellings of an e-mail can have the same key
+    if is_user_name:  # other spellings of an e-mail can have the same key
         shown = [user for user in shown if user["userName"].lower() == text.lower()]
-    return _page(query, len(shown), shown[place.offset :][: query.size], "")
+    return _page(query, len(shown), shown[start.offset :][: query.size], "")
 
 
 async def search_groups(call: Call, query: Query) -> Page:
     """Groups, including Admins. Errors as in search_users."""
-    place = _place(query)
+    start = _start(query)
     node = None if query.filter is None else parsed(query.filter)
-    found_by, given = _filtered(query, node, Group)
-    listed: list[int] = []
+    lookups, given = _parameters(query, node, Group)
+    page_ids: list[int] = []
     total: int | None = None
     if query.filter is None and _is_order_of_ids(query):
         page = await call.db.all(
             "page_scim_groups",
             instance_id=call.instance.id,
-            after=place.after,
-            row_offset=place.offset,
+            after=start.after,
+            row_offset=start.offset,
             row_limit=query.size + 1,
         )
         total = page[0]["total"]
-        listed = [row["id"] for row in page if row["id"] is not None]
-        given |= {"everybody": False, "ids": listed[: query.size]}
-    elif found_by is None:
-        await _require_few(call, "groups", query.filter)
+        page_ids = [row["id"] for row in page if row["id"] is not None]
+        given |= {"all_rows": False, "ids": page_ids[: query.size]}
+    elif lookups is None:
+        await _require_small_instance(call, "groups", query.filter)
     rows = await call.db.all(
         "search_scim_groups",
         instance_id=call.instance.id,
         base=users.base_address(call.settings, call.instance),
-        with_members=wants("members", query.attributes, query.excluded),
+        with_members=is_requested("members", query.attributes, query.excluded),
         most_members=MOST_MEMBERS,
-        row_offset=0 if total is not None else place.offset,
-        **{name: value for name, value in given.items() if name not in _OF_USERS},
+        row_offset=0 if total is not None else start.offset,
+        **{name: value for name, value in given.items() if name not in _ONLY_OF_USERS},
     )
-    matching, found = _found(rows)
+    matching, found = _matches(rows)
     shown = [groups.resource(row, call.settings, call.instance) for row in found]
     if total is None:
-        return _page(query, matching, shown, _following(place, len(found), matching))
-    is_last = not found or found[-1]["id"] == listed[-1]
+        return _page(query, matching, shown, _next_start(start, len(found), matching))
+    is_last = not found or found[-1]["id"] == page_ids[-1]
     return _page(query, total, shown, "" if is_last else f"id:{found[-1]['id']}")
 
 
-_OF_USERS = frozenset({"beginnings", "parts", "short_parts", "suspended"})
+_ONLY_OF_USERS = frozenset({"prefixes", "substrings", "short_substrings", "suspended"})
 """Look-ups that only users have."""
 
 
@@ -167,16 +167,16 @@ def _is_order_of_ids(query: Query) -> bool:
     return not query.descending and (query.sort_by or "id").lower() in ("id", "meta.created")
 
 
-def _filtered(query: Query, node: FilterNode | None, model: Any) -> tuple[Ways | None, dict[str, Any]]:
+def _parameters(query: Query, node: FilterNode | None, model: Any) -> tuple[Lookups | None, dict[str, Any]]:
     """The look-ups of a filter, and the parameters that both search statements have."""
     path, sorted_by = sort_key(model, query.sort_by or "id")
-    named = sorted_by if node is None else sorted_by | named_in(model, node)
-    found_by = None if node is None else ways(model, node)
-    given = dict(vars(found_by or Ways()))
-    given["parts"] = ["%" + _escaped(part) + "%" for part in given["parts"]]
-    return found_by, given | {
+    named = sorted_by if node is None else sorted_by | named_parts(model, node)
+    lookups = None if node is None else lookups_of(model, node)
+    given = dict(vars(lookups or Lookups()))
+    given["substrings"] = ["%" + _escaped(text) + "%" for text in given["substrings"]]
+    return lookups, given | {
         "predicate": "exists($)" if node is None else jsonpath(model, node),
-        "named": sorted(named), "everybody": found_by is None, "most": MOST_ROWS, "sort": path,
+        "named": sorted(named), "all_rows": lookups is None, "most": MOST_ROWS, "sort": path,
         "descending": query.descending, "row_limit": query.size,
     }  # fmt: skip
 
@@ -186,7 +186,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-async def _require_few(call: Call, what: str, given_filter: str | None) -> None:
+async def _require_small_instance(call: Call, what: str, given_filter: str | None) -> None:
     """Refuse to read every row of a large instance."""
     counted = await call.db.one("count_for_scim", instance_id=call.instance.id)
     if counted is not None and counted[what] <= MOST_ROWS:
@@ -209,25 +209,27 @@ def _too_many(what: str) -> Invalid:
     return Invalid(f"{what} {MOST_ROWS} resources: make the filter narrower", code="too_many_matches")
 
 
-def _found(rows: list[Any]) -> tuple[int, list[Any]]:
+def _matches(rows: list[Any]) -> tuple[int, list[Any]]:
     """The number of matches, and the rows of the page.
 
     Raises:
         Invalid: more than MOST_ROWS rows would be read (too_many_matches).
     """
-    if rows[0]["looked_at"] > MOST_ROWS:
+    if rows[0]["candidate_count"] > MOST_ROWS:
         raise _too_many("the filter finds more than")
     return rows[0]["total"], [row for row in rows if row["id"] is not None]
 
 
-def _following(place: _Place, found: int, total: int) -> str:
+def _next_start(start: _Start, found: int, total: int) -> str:
     """Where the next page begins; empty: this page is the last."""
-    end = place.offset + found
+    end = start.offset + found
     return f"n:{end}" if end < total and found else ""
 
 
-def _page(query: Query, total: int, shown: list[users.Resource], following: str) -> Page:
-    next_cursor = to_cursor(f"{_tag(query)} {following}") if query.cursor is not None and following else None
+def _page(query: Query, total: int, shown: list[users.Resource], next_start: str) -> Page:
+    next_cursor = (
+        to_cursor(f"{_tag(query)} {next_start}") if query.cursor is not None and next_start else None
+    )
     return Page(total, query.start, shown, next_cursor)
 
 
@@ -240,7 +242,7 @@ def _tag(query: Query) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _place(query: Query) -> _Place:
+def _start(query: Query) -> _Start:
     """Where the page begins.
 
     Raises:
@@ -251,12 +253,12 @@ def _place(query: Query) -> _Place:
             raise Invalid(
                 f"startIndex: must be at most {_LAST_START}; use cursor instead", code="invalid_value"
             )
-        return _Place(-1, query.start - 1)
+        return _Start(-1, query.start - 1)
     if query.cursor == "":
-        return _Place(-1, 0)
-    tag, _, place = from_cursor(query.cursor, "cursor").partition(" ")
-    kind, _, number = place.partition(":")
+        return _Start(-1, 0)
+    tag, _, start = from_cursor(query.cursor, "cursor").partition(" ")
+    kind, _, number = start.partition(":")
     is_number = number.isascii() and number.isdigit() and len(number) < 19
     if tag != _tag(query) or kind not in ("id", "n") or not is_number:
         raise Invalid("cursor: is not a cursor of this filter and order", code="invalid_value")
-    return _Place(int(number), 0) if kind == "id" else _Place(-1, int(number))
+    return _Start(int(number), 0) if kind == "id" else _Start(-1, int(number))

@@ -26,9 +26,9 @@ from server.directory.scim.user_columns import (
     as_shown,
     changed,
     columns,
-    document,
     new_user,
-    settled,
+    patch_document,
+    with_recomputed_names,
 )
 from server.directory.scim.users import Resource, require_version, resource, version_of
 from server.directory.users import CreateUser
@@ -149,10 +149,10 @@ async def replace(call: Call, user_id: int, put: Replacement, version: str | Non
     """
     held = await _hold(call, user_id, version)
     row = held.row
-    before = document(row, call.settings)
+    before = patch_document(row, call.settings)
     kept = {name: before[name] for name in (OFFICE_SCHEMA, "preferredLanguage") if name in before}
-    photos_stay = "photos" not in put.user and row["avatar"].startswith("/")
-    after = changed(row, columns(kept | put.user, call.settings, row, photos_stay=photos_stay))
+    keep_avatar = "photos" not in put.user and row["avatar"].startswith("/")
+    after = changed(row, columns(kept | put.user, call.settings, row, keep_avatar=keep_avatar))
     return await _change(call, held, Edit(row, after, put.password_hash))
 
 
@@ -165,21 +165,21 @@ async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> 
     """
     held = await _hold(call, user_id, version)
     row = held.row
-    before = document(row, call.settings)
+    before = patch_document(row, call.settings)
     if all(operation.is_simple for operation in given.operations):
         after = patched(before, given.operations)
     else:  # long lists of values take up to a second
         after = await asyncio.to_thread(patched, before, given.operations)
-    to_be = row if after == before else _after_patch(call, row, before, after)
-    return await _change(call, held, Edit(row, to_be, given.password_hash))
+    changed_row = row if after == before else _after_patch(call, row, before, after)
+    return await _change(call, held, Edit(row, changed_row, given.password_hash))
 
 
 def _after_patch(call: Call, row: Row, before: Resource, after: Resource) -> Row:
-    touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    if touched <= {"active"}:  # the most frequent change; no other column depends on it
+    changed_names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if changed_names <= {"active"}:  # the most frequent change; no other column depends on it
         return row | {"is_active": after.get("active", row["is_active"])}
-    whole = settled(before, after, row)
-    return changed(row, columns(whole, call.settings, row, photos_stay="photos" not in touched))
+    whole = with_recomputed_names(before, after, row)
+    return changed(row, columns(whole, call.settings, row, keep_avatar="photos" not in changed_names))
 
 
 async def delete(call: Call, user_id: int, version: str | None) -> None:
@@ -193,10 +193,10 @@ class Held(NamedTuple):
 
     row: Row
     # The other columns of the view scim_users.
-    more: dict[str, Any]
+    other_columns: dict[str, Any]
 
 
-_MORE = (
+_OTHER_COLUMNS = (
     "created_at", "memberships", "manager", "plans", "inbox", "spam", "sent", "trashEmail", "archive",
     "drafts", "mainCalendar", "rootFiles", "trashFiles",
 )  # fmt: skip
@@ -208,7 +208,7 @@ async def _hold(call: Call, user_id: int, version: str | None) -> Held:
         raise NotFound
     call.subject = user_id
     row = dict(found)
-    held = Held(row, {name: row.pop(name) for name in _MORE})
+    held = Held(row, {name: row.pop(name) for name in _OTHER_COLUMNS})
     require_version(version_of(row["updated_at"]), version)
     return held
 
@@ -220,14 +220,14 @@ async def _change(call: Call, held: Held, edit: Edit) -> Resource:
     was locked.
     """
     row, after = edit.before, edit.after
-    has_another_manager = after["attributes"].get("manager") != row["attributes"].get("manager")
-    if has_another_manager:
+    manager_changes = after["attributes"].get("manager") != row["attributes"].get("manager")
+    if manager_changes:
         await _require_manager(call, after["attributes"])
     await change.change(call, edit, member="userName")
-    if has_another_manager:
+    if manager_changes:
         return await read(call, row["id"])
     updated_at = row["moment"] if edit.differs else row["updated_at"]
-    shown = as_shown(after) | held.more | {"updated_at": updated_at}
+    shown = as_shown(after) | held.other_columns | {"updated_at": updated_at}
     return resource(shown, call.settings, call.instance)
 
 

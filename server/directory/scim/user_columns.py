@@ -21,9 +21,9 @@ from server.directory.rules import default_display_name, full_name
 from server.directory.scim.errors import bad_value
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
 from server.directory.scim.users import (
-    KEPT,
-    KEPT_OF_ENTERPRISE,
     NAMES,
+    STORED_AS_SENT,
+    STORED_OF_ENTERPRISE,
     Resource,
     default_email,
     default_photo,
@@ -85,27 +85,27 @@ class Columns(NamedTuple):
 
 
 def columns(
-    user: Mapping[str, Any], settings: Settings, row: Row | None = None, *, photos_stay: bool = False
+    user: Mapping[str, Any], settings: Settings, row: Row | None = None, *, keep_avatar: bool = False
 ) -> Columns:
     """The columns of a user.
 
     Args:
         user: a whole resource in the spelling of the schema (operations.validated).
         row: the stored user; None: a new user.
-        photos_stay: whether the call leaves the avatar as it is.
+        keep_avatar: whether the call leaves the avatar as it is.
 
     Raises:
         Invalid: attributes are not valid (invalid_value).
     """
     enterprise, name = user.get(ENTERPRISE_SCHEMA) or {}, user.get("name") or {}
     limits = (user.get(OFFICE_SCHEMA) or {}).get("quotas") or {}
-    phones = _with_value(user.get("phoneNumbers"))
+    phones = _nonempty(user.get("phoneNumbers"))
     given = {
         **{
             member: user.get(member)
             for member in ("externalId", "displayName", "title", "timezone", "active")
         },
-        **{f"name.{member}": _filled(name.get(member)) for member in NAMES},
+        **{f"name.{member}": _blank_as_none(name.get(member)) for member in NAMES},
         "department": enterprise.get("department"),
         "phoneNumbers": [entry["value"] for entry in phones],
         **{f"quotas.{kind}": limits.get(kind) for kind in ("mail", "files")},
@@ -116,20 +116,20 @@ def columns(
         raise Invalid.of(field_errors(error), code="invalid_value") from error
     emails = _emails(user)
     names = _names(user.get("userName"), emails)
-    entries, stored = _with_value(user.get("photos")), row["avatar"] if row else ""
-    avatar = stored if photos_stay else _avatar(entries, settings, stored)
+    entries, stored = _nonempty(user.get("photos")), row["avatar"] if row else ""
+    avatar = stored if keep_avatar else _avatar(entries, settings, stored)
     tag = user.get("preferredLanguage")
     language = DEFAULT_LANGUAGE
     if tag:
         # A language without a two-letter code is only stored; the language of e-mails does not change.
         language = language_of(tag) or (row["language"] if row else language)
     attributes = {
-        **{member: user.get(member) for member in KEPT},
-        **{member: enterprise.get(member) for member in KEPT_OF_ENTERPRISE},
+        **{member: user.get(member) for member in STORED_AS_SENT},
+        **{member: enterprise.get(member) for member in STORED_OF_ENTERPRISE},
         "manager": _manager(enterprise.get("manager")),
-        "name": _rest_of_name(name),
+        "name": _other_name_parts(name),
         "preferredLanguage": None if tag == language else tag,
-        "emails": [entry for entry in emails if not _is_default(entry, names.email, emails)],
+        "emails": [entry for entry in emails if not _equals_default(entry, names.email, emails)],
         "phoneNumbers": phones if any(len(entry) > 1 for entry in phones) else None,
         "photos": [entry for entry in entries if entry != default_photo(avatar_url(settings, avatar))],
     }
@@ -139,12 +139,12 @@ def columns(
     return Columns(names, single, avatar, language, with_email_keys(attributes))
 
 
-def _with_value(entries: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+def _nonempty(entries: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """The entries that have a value. Entra ID clears an entry by an empty value."""
     return [dict(entry) for entry in entries or () if entry.get("value")]
 
 
-def _filled(text: Any) -> Any:
+def _blank_as_none(text: Any) -> Any:
     """A name of only spaces counts as empty, as in createUser."""
     return None if isinstance(text, str) and not text.strip() else text
 
@@ -152,11 +152,11 @@ def _filled(text: Any) -> Any:
 def _emails(user: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of `emails`, with the addresses in the spelling that is stored."""
     found: list[dict[str, Any]] = []
-    for place, entry in enumerate(_with_value(user.get("emails"))):
+    for index, entry in enumerate(_nonempty(user.get("emails"))):
         try:
             entry["value"] = _EMAIL.validate_python(entry["value"])
         except ValidationError as error:
-            raise bad_value(f"emails.{place}.value", "is not a valid e-mail address") from error
+            raise bad_value(f"emails.{index}.value", "is not a valid e-mail address") from error
         if entry not in found:
             found.append(entry)
     return found
@@ -181,10 +181,10 @@ def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
     return names_of_user(login, ranked[0]["value"] if ranked else None)
 
 
-def _is_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
+def _equals_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
     """Whether an entry equals the default entry of the user's e-mail, which need not be stored."""
-    said = {member: value for member, value in entry.items() if value is not False}
-    return said == default_email(email, [other for other in emails if other is not entry])
+    compared = {member: value for member, value in entry.items() if value is not False}
+    return compared == default_email(email, [other for other in emails if other is not entry])
 
 
 def _avatar(entries: Sequence[Mapping[str, Any]], settings: Settings, stored: str) -> str:
@@ -225,7 +225,7 @@ def _manager(manager: Any) -> str | None:
     return str(value)
 
 
-def _rest_of_name(name: Mapping[str, Any]) -> dict[str, Any]:
+def _other_name_parts(name: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of `name` that have no profile field; `formatted` only if it differs from the default."""
     others = {member: value for member, value in name.items() if member not in NAMES and value}
     fields = {alias: name.get(member) for member, alias in NAMES.items()}
@@ -245,7 +245,7 @@ def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membersh
     single = given.single
     item = CreateUser.model_construct(
         email=given.names.email,
-        displayName=single.display_name or default_display_name(given.fields, _own_name(given.names)),
+        displayName=single.display_name or default_display_name(given.fields, _user_name(given.names)),
         password=password,  # type: ignore[arg-type]
         isActive=single.active is not False,
         profile=Profile(title=single.title, department=single.department, phones=single.phones),
@@ -259,7 +259,7 @@ def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membersh
     return item, membership
 
 
-def _own_name(names: Names) -> str:
+def _user_name(names: Names) -> str:
     return names.login or names.email
 
 
@@ -268,7 +268,7 @@ def changed(row: Row, given: Columns) -> Row:
     single, names = given.single, given.names
     after = with_names(row, names) if names != (row["email"], row["login"]) else row
     after = with_fields(after, given.fields)
-    display_name = single.display_name or default_display_name(given.fields, _own_name(names))
+    display_name = single.display_name or default_display_name(given.fields, _user_name(names))
     return after | {
         "display_name": display_name,
         "is_active": row["is_active"] if single.active is None else single.active,
@@ -295,17 +295,17 @@ def as_shown(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def document(row: Row, settings: Settings) -> Resource:
+def patch_document(row: Row, settings: Settings) -> Resource:
     """A locked user as a resource for PATCH: only with writable attributes."""
     return {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA, OFFICE_SCHEMA], **writable(as_shown(row), settings)}
 
 
-def settled(before: Resource, after: Resource, row: Row) -> Resource:
-    """A user after PATCH, without derived values that are out of date.
+def with_recomputed_names(before: Resource, after: Resource, row: Row) -> Resource:
+    """A user after PATCH, with the names recomputed that depend on changed names.
 
-    - If a part of the name changed: a formatted name that was not changed with it is removed, and so is a
-      display name that was made of first and last name. Both are computed again.
-    - If the userName was the e-mail and is another e-mail now: the entry of `emails` gets the new address.
+    - If a part of the name changed, a formatted name that was not changed is left out, and so is a display
+      name that was made of first and last name: `columns` computes both again.
+    - If the userName was the e-mail and is another e-mail now, the entry of `emails` gets the new address.
     """
     old, new = before.get("name") or {}, after.get("name") or {}
     if any(old.get(member) != new.get(member) for member in NAMES):

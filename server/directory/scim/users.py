@@ -21,12 +21,12 @@ Resource = dict[str, Any]
 
 NAMES = {"givenName": "firstname", "familyName": "lastname", "middleName": "middlename"}
 """Sub-attribute of `name` -> the profile field that stores it."""
-KEPT = (
+STORED_AS_SENT = (
     "nickName", "profileUrl", "userType", "locale", "ims", "addresses", "entitlements", "roles",
     "x509Certificates",
 )  # fmt: skip
 """Attributes of the core schema that are stored as sent, in the column `attributes`."""
-KEPT_OF_ENTERPRISE = ("employeeNumber", "costCenter", "organization", "division")
+STORED_OF_ENTERPRISE = ("employeeNumber", "costCenter", "organization", "division")
 """The same for the enterprise extension."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -62,12 +62,12 @@ def meta(
 ) -> dict[str, Any]:
     """The attribute `meta` (RFC 7643, 3.1)."""
     return {
-        "resourceType": kind, "created": _moment(created_at), "lastModified": _moment(updated_at),
+        "resourceType": kind, "created": _timestamp(created_at), "lastModified": _timestamp(updated_at),
         "location": location, "version": version,
     }  # fmt: skip
 
 
-def _moment(at: datetime) -> str:
+def _timestamp(at: datetime) -> str:
     """RFC 3339 in UTC, with microseconds."""
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -124,8 +124,8 @@ def writable(row: Mapping[str, Any], settings: Settings) -> Resource:
     }
     enterprise: dict[str, Any] = {"department": profile.get("department")}
     if attributes:
-        user |= {name: attributes[name] for name in KEPT if name in attributes}
-        enterprise |= {name: attributes[name] for name in KEPT_OF_ENTERPRISE if name in attributes}
+        user |= {name: attributes[name] for name in STORED_AS_SENT if name in attributes}
+        enterprise |= {name: attributes[name] for name in STORED_OF_ENTERPRISE if name in attributes}
         if "manager" in attributes:
             enterprise["manager"] = {"value": attributes["manager"]}
     user[ENTERPRISE_SCHEMA] = {name: value for name, value in enterprise.items() if value is not None}
