@@ -11,14 +11,12 @@ from server.base.errors import NotFound
 from server.base.models import TenantParams
 from server.base.settings import Settings
 from server.directory.scim.models import EnterpriseUser, Group, OfficeUser, User
-from server.directory.scim.search import MOST_RESULTS
+from server.directory.scim.search import DEFAULT_RESULTS, MOST_RESULTS
 from server.directory.scim.users import base_address
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
 CONFIG_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
-DEFAULT_PAGE = 100
-"""Resources of a page if the search has no `count`."""
 
 
 class DescribeScim(TenantParams):
@@ -48,7 +46,7 @@ def _config(settings: Settings) -> dict[str, Any]:
             "cursor": True,
             "index": True,
             "defaultPaginationMethod": "index",
-            "defaultPageSize": DEFAULT_PAGE,
+            "defaultPageSize": DEFAULT_RESULTS,
             "maxPageSize": MOST_RESULTS,
         },
         "authenticationSchemes": [

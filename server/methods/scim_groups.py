@@ -10,11 +10,11 @@ from server.directory.scim import group_changes
 from server.directory.scim.attributes import is_requested
 from server.directory.scim.models import GROUP_SCHEMA
 from server.directory.scim.user_changes import parsed_id
+from server.directory.scim.users import Resource
 from server.methods.registry import Example, method
 from server.methods.scim_users import (
     OPERATION_ERRORS,
     VALUE_ERRORS,
-    Resource,
     ScimId,
     Selection,
     SentOperations,

@@ -6,10 +6,12 @@ from pydantic import Field
 
 from server.base.models import Result
 from server.directory.scim import search
-from server.directory.scim.search import MOST_RESULTS, Page, Query
+from server.directory.scim.filters import LONGEST
+from server.directory.scim.search import DEFAULT_RESULTS, MOST_RESULTS, Page, Query
+from server.directory.scim.users import Resource
 from server.methods.registry import Example, method
 from server.methods.scim_groups import SCIM_GROUP
-from server.methods.scim_users import SCIM_USER, Resource, Selection
+from server.methods.scim_users import SCIM_USER, Selection
 from server.tenants.call import Call
 
 _ERRORS = ("invalid_filter", "invalid_value", "too_many_matches")
@@ -19,7 +21,7 @@ Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 class Search(Selection):
     """Filter, order, page, and the attributes to return."""
 
-    filter: Annotated[str, Field(max_length=2000)] | None = Field(
+    filter: Annotated[str, Field(max_length=LONGEST)] | None = Field(
         None, description="RFC 7644, 3.4.2.2.", examples=['userName eq "jane@example.com"']
     )
     sortBy: Annotated[str, Field(max_length=256)] | None = Field(
@@ -27,7 +29,9 @@ class Search(Selection):
     )
     sortOrder: Literal["ascending", "descending"] = "ascending"
     startIndex: Int32 = Field(1, description="The first resource of the page, from 1. Less than 1 means 1.")
-    count: Int32 = Field(100, description=f"Resources of a page, at most {MOST_RESULTS}; 0: only the total.")
+    count: Int32 = Field(
+        DEFAULT_RESULTS, description=f"Resources of a page, at most {MOST_RESULTS}; 0: only the total."
+    )
     cursor: Annotated[str, Field(max_length=2000)] | None = Field(
         None, description="Instead of startIndex (RFC 9865): empty for the first page, then nextCursor."
     )

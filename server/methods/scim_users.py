@@ -11,10 +11,10 @@ from server.directory.scim.attributes import selected
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
 from server.directory.scim.operations import MOST_OPERATIONS
 from server.directory.scim.user_changes import NewAccount, Patch, Replacement, parsed_id
+from server.directory.scim.users import Resource
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
-Resource = dict[str, Any]
 ScimId = Annotated[str, Field(min_length=1, max_length=64, description="The `id` of the resource: a string.")]
 AttributeNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=100)]
 Version = Annotated[

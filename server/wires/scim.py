@@ -25,6 +25,7 @@ from server.wires.scim_errors import (
     SEARCH,
     STATUSES,
     ScimError,
+    has_schema,
     render_error,
 )
 
@@ -61,9 +62,7 @@ def message(urn: str) -> Member:
     """The member `schemas` of a message, which must contain the URN of the message."""
 
     def parse(value: Any) -> Any:
-        if not isinstance(value, list) or not any(
-            isinstance(one, str) and one.lower() == urn.lower() for one in value
-        ):
+        if not has_schema(value, urn):
             raise ValueError(f"must be a list with {urn}")
         return value
 

@@ -8,7 +8,7 @@ the same error.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -56,6 +56,7 @@ from server.wires.scim_errors import (
     STATUSES,
     ScimError,
     error_body,
+    has_schema,
 )
 
 log = structlog.get_logger()
@@ -97,7 +98,7 @@ class Operation:
     version: str | None
     data: Any
     # The bulkIds that it refers to.
-    references: set[str] = field(default_factory=set)
+    references: set[str]
 
 
 def _refused(name: str, text: str) -> Invalid:
@@ -138,11 +139,8 @@ def _operation(index: int, given: object) -> Operation:
         raise _refused("bulkId", "is required for POST")
     target_id = None if match[2] is None else unquote(match[2])
     version = _text(members, "version")
-    operation = Operation(index, verb, bulk_id, match[1].removesuffix("s"), target_id, version, data)
-    operation.references = set(_references(target_id)) | (
-        set() if verb == "DELETE" else set(_references(data))
-    )
-    return operation
+    references = set(_references([target_id, None if verb == "DELETE" else data]))
+    return Operation(index, verb, bulk_id, match[1].removesuffix("s"), target_id, version, data, references)
 
 
 def _references(value: Any) -> Iterator[str]:
@@ -179,7 +177,8 @@ def _params(operation: Operation, created: Mapping[str, str]) -> dict[str, Any]:
         # In the RFC's example (section 3.7.3) `data` is the list of operations, without the PatchOp message.
         params["operations"] = data if isinstance(data, list) else _members(data, "data").get("operations")
     else:
-        params[operation.kind.lower()] = _members(data, "data") and data
+        _members(data, "data")  # must be an object
+        params[operation.kind.lower()] = data
     return params | {"attributes": ["meta"]}
 
 
@@ -285,12 +284,11 @@ class _Bulk:
         if isinstance(error, Forbidden) and error.scope is not None:
             self.request[CALLS].scopes.add(error.scope)
         status = status_of(type(error), STATUSES)
+        location = f"{self.base}/{path.strip('/')}" if verb != "POST" and isinstance(path, str) else None
         shown = {
             "method": verb,
             "bulkId": bulk_id if isinstance(bulk_id, str) else None,
-            "location": f"{self.base}/{path.strip('/')}"
-            if verb != "POST" and isinstance(path, str)
-            else None,
+            "location": location,
             "status": str(status),
             "response": error_body(error, status),
         }
@@ -309,7 +307,7 @@ def _envelope(parsed: object, max_operations: int) -> tuple[list[Any], int | Non
     """
     members = _members(parsed, "the body")
     schemas, operations = members.get("schemas"), members.get("operations")
-    if not isinstance(schemas, list) or BULK_REQUEST.lower() not in map(str.lower, filter(_is_text, schemas)):
+    if not has_schema(schemas, BULK_REQUEST):
         raise _refused("schemas", f"must be a list with {BULK_REQUEST}")
     if not isinstance(operations, list):
         raise _refused("Operations", "must be a list")
@@ -319,10 +317,6 @@ def _envelope(parsed: object, max_operations: int) -> tuple[list[Any], int | Non
     if errors is not None and (type(errors) is not int or errors < 0):
         raise _refused("failOnErrors", "must be an integer, 0 or more")
     return operations, errors or None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 async def handle(request: web.Request) -> web.Response:

@@ -51,6 +51,13 @@ NOT_IMPLEMENTED = {
 """Last part of a path that RFC 7644 defines and we do not support (501) -> the reason."""
 
 
+def has_schema(schemas: object, urn: str) -> bool:
+    """Whether the member `schemas` of a message contains a URN."""
+    return isinstance(schemas, list) and any(
+        isinstance(one, str) and one.lower() == urn.lower() for one in schemas
+    )
+
+
 class ScimError(AnswerModel):
     """A SCIM error."""
 

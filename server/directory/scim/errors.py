@@ -10,7 +10,7 @@ def bad_value(member: str, message: str) -> Invalid:
     return Invalid.of([_field(member, message)], code="invalid_value")
 
 
-def bad_path(message: str, member: str = "path") -> Invalid:
+def bad_path(member: str, message: str) -> Invalid:
     """The path is not valid, or names no attribute (invalidPath)."""
     return Invalid.of([_field(member, message)], code="invalid_path")
 
@@ -26,9 +26,9 @@ def not_writable(member: str, message: str) -> Invalid:
 
 
 BY_SCIM_TYPE: dict[str, Callable[[str, str], Invalid]] = {
-    "invalidPath": lambda member, message: bad_path(message, member),
+    "invalidPath": bad_path,
     # The library reads filters only as parts of paths.
-    "invalidFilter": lambda member, message: bad_path(message, member),
+    "invalidFilter": bad_path,
     "noTarget": no_target,
     "mutability": not_writable,
 }

@@ -55,10 +55,8 @@ def parsed(text: str) -> FilterNode:
     """The syntax tree of a filter.
 
     Raises:
-        Invalid: it does not follow the grammar, or is too long or nested too deeply.
+        Invalid: it does not follow the grammar, or its brackets are nested too deeply.
     """
-    if len(text) > LONGEST:
-        raise invalid_filter(f"must have at most {LONGEST} characters")
     depth = deepest = 0
     for char in text:
         depth += (char in "([") - (char in ")]")
@@ -194,7 +192,7 @@ class _Predicate(FilterVisitor[str]):
     def visit_value_path(self, node: ValuePath) -> str:
         binding = _binding_of(self._model, node.attr_path)
         item = binding.field_type
-        if self._in_exact is not None or not binding.is_multivalued or not (_is_complex(item)):
+        if self._in_exact is not None or not binding.is_multivalued or not _is_complex(item):
             raise invalid_filter(
                 f"{node.attr_path} is not a list of complex values: it cannot be followed by [ ]"
             )
@@ -265,14 +263,8 @@ def _case_insensitive(op: CompareOperator, value: str) -> str:
 
 def _regex(text: str) -> str:
     """A regular expression that matches only this text."""
-    return (
-        re.sub(r"[^\w\s]", lambda char: "\\" + char[0], text, flags=re.ASCII)
-        if text.isascii()
-        else "".join(
-            "\\" + char if char.isascii() and not (char.isalnum() or char.isspace() or char == "_") else char
-            for char in text
-        )
-    )
+    # Postgres allows a backslash only before characters that are not letters or digits.
+    return re.sub(r"[^\w\s\x80-\U0010ffff]", r"\\\g<0>", text, flags=re.ASCII)
 
 
 def _quoted(value: Any) -> str:
@@ -293,12 +285,15 @@ class _NamedParts(FilterVisitor[set[str]]):
         return self.visit(node.expr)
 
     def visit_present(self, node: Present) -> set[str]:
-        return _parts_of_document(_binding_of(self._model, node.attr_path))
+        return self._part(node)
 
     def visit_comparison(self, node: Comparison) -> set[str]:
-        return _parts_of_document(_binding_of(self._model, node.attr_path))
+        return self._part(node)
 
     def visit_value_path(self, node: ValuePath) -> set[str]:
+        return self._part(node)
+
+    def _part(self, node: Present | Comparison | ValuePath) -> set[str]:
         return _parts_of_document(_binding_of(self._model, node.attr_path))
 
 
@@ -326,8 +321,6 @@ def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
         binding = _binding_of(model, node.attr_path, compared=True)
     except (InvalidFilterException, AssertionError, Invalid) as error:
         raise Invalid("sortBy: is not an attribute that can be sorted by", code="invalid_value") from error
-    if _is_complex(binding.target_type):
-        raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
     return _Predicate(model).path(binding), _parts_of_document(binding)
 
 
@@ -425,7 +418,7 @@ class _Finder(FilterVisitor[Lookups | None]):
     def visit_value_path(self, node: ValuePath) -> Lookups | None:
         binding = _binding_of(self._model, node.attr_path)
         item = binding.field_type
-        if not (_is_complex(item)):
+        if not _is_complex(item):
             return None
         return _Finder(item, within=f"{'.'.join(_document_path(binding))}.").visit(node.val_filter)
 

@@ -17,12 +17,11 @@ from server.base.errors import Contention, NotFound
 from server.base.models import field_errors
 from server.directory import change
 from server.directory.groups import (
-    ADMINS,
     ADMINS_ID,
     GroupName,
-    group_key,
     group_state,
     groups_of,
+    is_admins,
     own_key,
     record_groups,
     reserved,
@@ -31,13 +30,8 @@ from server.directory.rows import Edit, Row, hold
 from server.directory.scim.errors import bad_path, bad_value, not_writable
 from server.directory.scim.groups import resource, version
 from server.directory.scim.models import GROUP_SCHEMA, Group
-from server.directory.scim.operations import (
-    Operation,
-    read_operations,
-    require_schema,
-    single_value,
-)
-from server.directory.scim.users import Resource, require_version
+from server.directory.scim.operations import Operation, read_operations, require_schema, single_value
+from server.directory.scim.users import Resource, id_of, require_version
 from server.directory.store import ExternalId
 from server.tenants.call import Call
 
@@ -121,8 +115,10 @@ def _change_members(changes: GroupChanges, operation: Operation) -> None:
     selected = _selected_ids(target.path) if target.has_filter else None
     if operation.op == "remove":
         # Entra ID sends the members to remove in `value`.
-        ids = selected if selected is not None else None if value is None else _ids(value)
-        changes.remove_all() if ids is None else changes.remove(ids)
+        if selected is None and value is None:
+            changes.remove_all()
+        else:
+            changes.remove(_ids(value) if selected is None else selected)
     elif selected is not None:
         raise not_writable(target.path, "a member cannot be changed: add and remove members instead")
     else:
@@ -148,9 +144,10 @@ def _selected_ids(path: str) -> list[int]:
             and node.attr_path.attr.lower() == "value"
             and isinstance(node.value, str)
         ):
-            found += _known_id(node.value)
+            if user_id := id_of(node.value):
+                found.append(user_id)
         else:
-            raise bad_path("can select members only by value eq, joined by or")
+            raise bad_path("path", "can select members only by value eq, joined by or")
     return found
 
 
@@ -176,20 +173,11 @@ def _ids(members: Any) -> list[int]:
     for index, member in enumerate(members if isinstance(members, list) else [members] if members else []):
         given = {name.lower(): value for name, value in member.items()} if isinstance(member, dict) else {}
         value = given.get("value") if given else member
-        ids = _known_id(value) if isinstance(value, str) else []
-        if not ids or str(given.get("type") or "User").lower() != "user":
-            raise bad_value(f"members.{index}.value", _NO_USER)
-        found += ids
+        user_id = id_of(value) if isinstance(value, str) else None
+        if not user_id or str(given.get("type") or "User").lower() != "user":
+            raise bad_value(f"members.{index}.value", "is not a user of this instance")
+        found.append(user_id)
     return found
-
-
-_NO_USER = "is not a user of this instance"
-
-
-def _known_id(text: str) -> list[int]:
-    """The id; empty: no user can have it."""
-    is_id = text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20
-    return [int(text)] if is_id and int(text) < 2**63 else []
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -253,11 +241,11 @@ async def update(call: Call, group_id: int, changes: GroupChanges, given_version
     """
     before = await _row(call, group_id)
     require_version(version(before), given_version)
-    if group_id == ADMINS_ID and (
-        (changes.name is not None and group_key(changes.name) != group_key(ADMINS))
-        or changes.external_id not in (None, _UNCHANGED)
-    ):
-        raise reserved("displayName" if changes.external_id in (None, _UNCHANGED) else "externalId")
+    if group_id == ADMINS_ID:
+        if changes.external_id not in (None, _UNCHANGED):
+            raise reserved("externalId")
+        if changes.name is not None and not is_admins(changes.name):
+            raise reserved("displayName")
     members = await _present_members(call, group_id, changes)
     added = changes.added - members
     removed = members - changes.added if changes.removes_all else changes.removed & members
@@ -283,9 +271,7 @@ async def _present_members(call: Call, group_id: int, changes: GroupChanges) -> 
     named = None if changes.removes_all else list(changes.added | changes.removed)
     if named == []:
         return set()
-    rows = await call.db.all(
-        "find_members", instance_id=call.instance.id, group_id=group_id, user_ids=named
-    )  # fmt: skip
+    rows = await call.db.all("find_members", instance_id=call.instance.id, group_id=group_id, user_ids=named)
     return {row["id"] for row in rows}
 
 

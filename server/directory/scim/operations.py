@@ -19,7 +19,7 @@ from scim2_models import Resource as ScimResource
 from server.base.errors import Invalid
 from server.base.models import field_errors
 from server.directory.scim.errors import BY_SCIM_TYPE, bad_path, bad_value, no_target, not_writable
-from server.directory.scim.models import POLICY, Group, User
+from server.directory.scim.models import POLICY, USER_SCHEMA, User
 
 MOST_OPERATIONS = 500
 """Operations of a PATCH. Each validates its whole attribute, which blocks the event loop."""
@@ -112,6 +112,13 @@ def _find_target(model: type[ScimResource[Any]], path: str) -> Target | None:
 _find_known_target = functools.lru_cache(1024)(_find_target)
 
 
+def _find_or_none(model: type[ScimResource[Any]], path: str) -> Target | None:
+    """As find_target; None also for a text that is not a path."""
+    with contextlib.suppress(Invalid):
+        return find_target(model, path)
+    return None
+
+
 def _is_kind(found: Any, kind: type) -> bool:
     return isinstance(found, type) and issubclass(found, kind)
 
@@ -156,7 +163,7 @@ def _read_operation(model: type[ScimResource[Any]], given: Mapping[str, Any]) ->
         raise bad_value("op", "must be add, replace or remove")
     path = members.get("path")
     if path is not None and not isinstance(path, str):
-        raise bad_path("must be a string")
+        raise bad_path("path", "must be a string")
     if (op == "add" and members.get("value") is None) or (op == "replace" and "value" not in members):
         raise bad_value("value", f"is required for {op}")
     value = members.get("value")
@@ -170,7 +177,7 @@ def _read_operation(model: type[ScimResource[Any]], given: Mapping[str, Any]) ->
         if path.lower() == str(model.__schema__).lower() and op != "remove":
             yield from _without_path(model, op, value, "")
             return
-        raise bad_path("is not an attribute of the schema")
+        raise bad_path("path", "is not an attribute of the schema")
     if target.is_read_only:
         raise not_writable("path", f"{path[:200]} is read-only")
     if not target.attribute and op != "remove":
@@ -184,9 +191,7 @@ def _without_path(model: type[ScimResource[Any]], op: Any, value: Any, prefix: s
     if not isinstance(value, Mapping):
         raise bad_value("value", "must be an object if the path names no attribute")
     for name, item in value.items():
-        target = None
-        with contextlib.suppress(Invalid):  # not a path
-            target = find_target(model, prefix + name)
+        target = _find_or_none(model, prefix + name)
         if target is None or target.is_read_only:
             continue
         if not target.attribute:
@@ -226,9 +231,7 @@ def _in_form_of_schema(model: type[ScimResource[Any]], target: Target, value: An
 
 def _is_read_only_part(model: type[ScimResource[Any]], target: Target, name: str) -> bool:
     """Whether a sub-attribute is read-only. Such ones are ignored: clients send back what they read."""
-    part = None
-    with contextlib.suppress(Invalid):  # not a path
-        part = find_target(model, f"{target.path}.{name}")
+    part = _find_or_none(model, f"{target.path}.{name}")
     return part is not None and part.is_read_only
 
 
@@ -326,22 +329,21 @@ def _apply_by_library(user: dict[str, Any], operation: Operation) -> None:
         user.pop(target.key, None)
 
 
-def validated(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole resource as sent, in the spelling of the schema, without read-only attributes.
+def validated_user(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole user as sent, in the spelling of the schema, without read-only attributes.
 
     Raises:
         Invalid: see translated.
     """
-    require_schema(document, str(model.__schema__))
+    require_schema(document, USER_SCHEMA)
     if len(document) > MOST_MEMBERS:
         raise bad_value("params", f"at most {MOST_MEMBERS} attributes")
-    if model is not Group:
-        for name, value in document.items():
-            if isinstance(value, list) and len(value) > MOST_MEMBERS:
-                raise bad_value(name[:64], f"at most {MOST_MEMBERS} values")
+    for name, value in document.items():
+        if isinstance(value, list) and len(value) > MOST_MEMBERS:
+            raise bad_value(name[:64], f"at most {MOST_MEMBERS} values")
     try:
-        resource: BaseModel = model.model_validate(
-            _normalized(model, document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY
+        resource: BaseModel = User.model_validate(
+            _normalized(document), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST, scim_policy=POLICY
         )
     except (SCIMException, ValidationError) as error:
         raise translated(error, "params") from error
@@ -360,14 +362,12 @@ def has_schema(document: Mapping[str, Any], urn: str) -> bool:
     return isinstance(schemas, list) and urn.lower() in (str(schema).lower() for schema in schemas)
 
 
-def _normalized(model: type[ScimResource[Any]], document: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole resource with values in the form that the schema requires, without empty ones."""
+def _normalized(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole user with values in the form that the schema requires, without empty ones."""
     found = {}
     for name, value in document.items():
-        target = None
-        with contextlib.suppress(Invalid):  # not a path
-            target = find_target(model, name)
-        plain = value if target is None or not target.attribute else _in_form_of_schema(model, target, value)
+        target = _find_or_none(User, name)
+        plain = value if target is None or not target.attribute else _in_form_of_schema(User, target, value)
         if (filled := _without_empty(plain)) is not None:
             found[name] = filled
     return found

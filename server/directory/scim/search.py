@@ -25,6 +25,8 @@ from server.tenants.call import Call
 
 MOST_RESULTS = 200
 """Resources of a page. A larger count is reduced to this, as RFC 7644, 3.4.2.4 allows."""
+DEFAULT_RESULTS = 100
+"""Resources of a page if the search has no `count`."""
 MOST_ROWS = 10_000
 """Rows that a filter or a sort may read. An instance with at most so many users needs no index for it."""
 MOST_MEMBERS = 10_000

@@ -19,7 +19,7 @@ from server.directory.scim.operations import (
     patched,
     read_operations,
     take_passwords,
-    validated,
+    validated_user,
 )
 from server.directory.scim.user_columns import (
     Columns,
@@ -30,7 +30,7 @@ from server.directory.scim.user_columns import (
     patch_document,
     with_recomputed_names,
 )
-from server.directory.scim.users import Resource, require_version, resource, version_of
+from server.directory.scim.users import Resource, id_of, require_version, resource, version_of
 from server.directory.users import CreateUser
 from server.tenants.call import Call
 
@@ -41,9 +41,10 @@ def parsed_id(text: str) -> int:
     Raises:
         NotFound: no user or group can have it.
     """
-    if text.isascii() and text.isdigit() and len(text) < 20 and str(int(text)) == text and int(text) < 2**63:
-        return int(text)
-    raise NotFound
+    number = id_of(text)
+    if number is None:
+        raise NotFound
+    return number
 
 
 async def read(call: Call, user_id: int) -> Resource:
@@ -89,7 +90,7 @@ async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
     Raises:
         Invalid: attributes are not valid.
     """
-    whole = validated(User, user)
+    whole = validated_user(user)
     password = whole.pop("password", None)
     given = columns(whole, call.settings)
     item, membership = new_user(given, password)
@@ -98,7 +99,7 @@ async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
 
 async def prepare_replacement(call: Call, user: Mapping[str, Any]) -> Replacement:
     """The resource that replaces a user, as sent. Errors as in prepare_new."""
-    whole = validated(User, user)
+    whole = validated_user(user)
     if has_schema(user, OFFICE_SCHEMA):
         whole.setdefault(OFFICE_SCHEMA, {})
     return Replacement(whole, await _hashed(call, whole.pop("password", None)))

@@ -27,6 +27,7 @@ from server.directory.scim.users import (
     Resource,
     default_email,
     default_photo,
+    id_of,
     writable,
 )
 from server.directory.store import ExternalId
@@ -90,7 +91,7 @@ def columns(
     """The columns of a user.
 
     Args:
-        user: a whole resource in the spelling of the schema (operations.validated).
+        user: a whole resource in the spelling of the schema (operations.validated_user).
         row: the stored user; None: a new user.
         keep_avatar: whether the call leaves the avatar as it is.
 
@@ -218,9 +219,7 @@ def _manager(manager: Any) -> str | None:
     value = (manager or {}).get("value")
     if not value:
         return None
-    # A bigint from 1. The length is limited because Python refuses to parse thousands of digits.
-    is_number = value.isascii() and value.isdigit() and value[0] != "0" and len(value) < 20
-    if not (is_number and int(value) < 2**63):
+    if not id_of(value):
         raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is not a user of this instance")
     return str(value)
 

@@ -32,6 +32,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def id_of(text: str) -> int | None:
+    """The id in a text; None: no user or group can have it. 0 is the id of the group Admins."""
+    # A bigint. The length is limited because Python refuses to parse thousands of digits.
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        return None
+    number = int(text)
+    return number if str(number) == text and number < 2**63 else None
+
+
 def base_address(settings: Settings, instance: Instance) -> str:
     """The base URL of an instance's resources, without a slash at the end."""
     return f"{settings.own_address()}/scim/v2/{quote(instance.name, safe='')}"
