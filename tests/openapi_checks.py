@@ -50,11 +50,11 @@ DESCRIBED = {
 EXCUSED |= {
     STORED_OR_SAID,
     "cannot be given together with attributes",
-    "is no attribute to sort by",
+    "is not an attribute that can be sorted by",
     "is required for add",
     "is required for replace",
-    "is no user of this instance",
-    "names somebody who is no user of this instance",
+    "is not a user of this instance",
+    "contains a member that is not a user of this instance",
     "cannot be given together with startIndex",
     "the JSON holds a NUL character",  # in what SCIM ignores
     "the JSON holds an integer beyond 64 bits",

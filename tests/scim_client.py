@@ -17,7 +17,7 @@ ERROR, LIST = MESSAGES + "Error", MESSAGES + "ListResponse"
 
 @dataclass
 class Answer:
-    """What came back."""
+    """An answer of the server."""
 
     status: int
     body: Any
@@ -38,7 +38,7 @@ class Scim:
     media_type: str = "application/scim+json"
 
     async def __call__(self, verb: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request. Every answer has SCIM's form; names of headers have _ for -, and None leaves one out."""
+        """Send a request, and check that the answer has SCIM's format. In names of headers, _ stands for -."""
         sent = {"Authorization": f"Bearer {self.client.key}", "Content-Type": self.media_type}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"{self.client.url}{self.base}{path}"
@@ -54,7 +54,7 @@ class Scim:
             return Answer(response.status, answered, response.headers)
 
     async def done(self, verb: str, path: str, body: Any = None, **headers: str) -> Any:
-        """The body of an answer to what must succeed."""
+        """The body of the answer to a request that must succeed."""
         answered = await self(verb, path, body, **headers)
         assert answered.status in (200, 201, 204), answered
         return answered.body
@@ -67,15 +67,15 @@ class Scim:
 
 
 def user(name: str, /, **members: Any) -> dict[str, Any]:
-    """A user to be created."""
+    """A user to create."""
     return {"schemas": [USER], "userName": name, **members}
 
 
 def group(name: str, /, *members: str) -> dict[str, Any]:
-    """A group to be created, with the ids of its members."""
+    """A group to create, with the ids of its members."""
     return {"schemas": [GROUP], "displayName": name, "members": [{"value": one} for one in members]}
 
 
 def where(text: str) -> str:
-    """A query with a filter, percent-encoded."""
+    """The query string for a filter."""
     return f"?filter={quote(text, safe='')}"

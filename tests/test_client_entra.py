@@ -32,12 +32,12 @@ ENTRA_GROUP = {
 
 @pytest.fixture
 async def entra(client: Client) -> Scim:
-    """As Entra ID connects: the URL of the instance, a secret token, charset in the type."""
+    """A client like Entra ID: URL with the instance, charset in the media type."""
     return Scim(client, base="/scim/v2/MYINSTANCE", media_type="application/scim+json; charset=utf-8")
 
 
 @pytest.fixture
-async def made(entra: Scim) -> dict[str, Any]:
+async def entra_user(entra: Scim) -> dict[str, Any]:
     new: dict[str, Any] = await entra.done("POST", "/Users", NEW)
     return new
 
@@ -87,7 +87,7 @@ async def test_the_validators_sequence_of_users(entra: Scim) -> None:
     assert found["totalResults"] == 1
     disabled = await entra.patch(path, {"op": "Replace", "path": "active", "value": False})
     assert disabled.body["active"] is False
-    # A user that is disabled is found all the same.
+    # Searches still find a disabled user.
     found = await entra.done("GET", "/Users" + where(f'externalId eq "{NEW["externalId"]}"'))
     assert [one["active"] for one in found["Resources"]] == [False]
     assert (await entra("DELETE", path)).status == 204
@@ -96,7 +96,7 @@ async def test_the_validators_sequence_of_users(entra: Scim) -> None:
     assert (await entra.done("GET", "/Users" + where(f'userName eq "{renamed}"')))["totalResults"] == 0
 
 
-async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, Any]) -> None:
+async def test_the_validators_sequence_of_groups(entra: Scim, entra_user: dict[str, Any]) -> None:
     created = await entra("POST", "/Groups", ENTRA_GROUP)
     assert created.status == 201
     assert created.body == IsPartialDict(displayName="displayName", externalId=ENTRA_GROUP["externalId"])
@@ -109,24 +109,24 @@ async def test_the_validators_sequence_of_groups(entra: Scim, made: dict[str, An
         assert [one["id"] for one in found["Resources"]] == [created.body["id"]], text
     renamed = await entra.patch(path, {"op": "Replace", "path": "displayName", "value": "1879db59-3bdf-4490"})
     assert renamed.status in (200, 204)
-    member = {"op": "Add", "path": "members", "value": [{"$ref": None, "value": made["id"]}]}
+    member = {"op": "Add", "path": "members", "value": [{"$ref": None, "value": entra_user["id"]}]}
     assert (await entra.patch(path, member)).status in (200, 204)
     assert (await entra.patch(path, member)).status in (200, 204)  # again
     shown = await entra.done("GET", path)
     assert (shown["displayName"], [one["value"] for one in shown["members"]]) == (
         "1879db59-3bdf-4490",
-        [made["id"]],
+        [entra_user["id"]],
     )
-    # Entra ID names the members to remove in a value, not in a filter.
+    # Entra ID sends the members to remove in `value`, not in a filter.
     assert (await entra.patch(path, member | {"op": "Remove"})).status in (200, 204)
     assert "members" not in await entra.done("GET", path)
     assert (await entra("DELETE", path)).status == 204
     assert (await entra("DELETE", path)).status == 404
 
 
-async def test_booleans_as_strings(entra: Scim, made: dict[str, Any]) -> None:
-    """Without the flag aadOptscim062020 `active` is a string, in capitals."""
-    path = f"/Users/{made['id']}"
+async def test_booleans_as_strings(entra: Scim, entra_user: dict[str, Any]) -> None:
+    """Without the flag aadOptscim062020, `active` is a capitalized string."""
+    path = f"/Users/{entra_user['id']}"
     for sent, active in (("False", False), ("True", True), ("false", False), ("true", True)):
         patched = await entra.patch(path, {"op": "Replace", "path": "active", "value": sent})
         assert patched.body["active"] is active, sent
@@ -134,9 +134,9 @@ async def test_booleans_as_strings(entra: Scim, made: dict[str, Any]) -> None:
     assert (await entra.patch(path, {"op": "Replace", "path": "active", "value": "no"})).status == 400
 
 
-async def test_paths_that_miss_their_elements_make_them(entra: Scim, made: dict[str, Any]) -> None:
+async def test_paths_create_missing_elements(entra: Scim, entra_user: dict[str, Any]) -> None:
     patched = await entra.patch(
-        f"/Users/{made['id']}",
+        f"/Users/{entra_user['id']}",
         {"op": "Add", "path": 'phoneNumbers[type eq "mobile"].value', "value": "+1 425 555 0100"},
         {"op": "Replace", "path": 'emails[type eq "other"].value', "value": "other@testuser.com"},
         {"op": "Add", "path": 'addresses[type eq "work"].locality', "value": "Redmond"},
@@ -150,10 +150,10 @@ async def test_paths_that_miss_their_elements_make_them(entra: Scim, made: dict[
     assert patched.body["roles"] == [IsPartialDict(value="editor")]
 
 
-async def test_enterprise_attributes(entra: Scim, made: dict[str, Any]) -> None:
-    """Paths with the URN and a colon; a manager as a bare string, and removed again."""
+async def test_enterprise_attributes(entra: Scim, entra_user: dict[str, Any]) -> None:
+    """Paths with the URN and a colon; a manager as a string, and its removal."""
     boss = await entra.done("POST", "/Users", user("boss@testuser.com", displayName="Boss"))
-    path = f"/Users/{made['id']}"
+    path = f"/Users/{entra_user['id']}"
     patched = await entra.patch(
         path,
         {"op": "Add", "path": f"{ENTERPRISE}:department", "value": "Sales"},
@@ -163,17 +163,17 @@ async def test_enterprise_attributes(entra: Scim, made: dict[str, Any]) -> None:
     assert patched.body[ENTERPRISE] == IsPartialDict(department="Sales", employeeNumber="701984")
     assert patched.body[ENTERPRISE]["manager"] == IsPartialDict(value=boss["id"], displayName="Boss")
     patched = await entra.patch(
-        path, {"op": "Replace", "path": f"{ENTERPRISE}:manager", "value": {"value": made["id"]}}
+        path, {"op": "Replace", "path": f"{ENTERPRISE}:manager", "value": {"value": entra_user["id"]}}
     )
-    assert patched.body[ENTERPRISE]["manager"]["value"] == made["id"]
+    assert patched.body[ENTERPRISE]["manager"]["value"] == entra_user["id"]
     patched = await entra.patch(path, {"op": "Remove", "path": f"{ENTERPRISE}:manager"})
     assert "manager" not in patched.body[ENTERPRISE]
 
 
-async def test_values_without_a_path(entra: Scim, made: dict[str, Any]) -> None:
-    """The keys of the value may be dotted, or whole paths."""
+async def test_values_without_a_path(entra: Scim, entra_user: dict[str, Any]) -> None:
+    """The keys of the value can have dots, or be whole paths."""
     patched = await entra.patch(
-        f"/Users/{made['id']}",
+        f"/Users/{entra_user['id']}",
         {
             "op": "Replace",
             "value": {
@@ -192,7 +192,7 @@ async def test_values_without_a_path(entra: Scim, made: dict[str, Any]) -> None:
     ]
 
 
-async def test_a_user_that_is_disabled_has_no_sessions(entra: Scim) -> None:
+async def test_disabling_a_user_ends_its_sessions(entra: Scim) -> None:
     client = entra.client
     await entra.done("POST", "/Users", NEW | {"password": "demo1234"})
     logged_in = await client.call("login", {"email": NAME, "password": "demo1234"})

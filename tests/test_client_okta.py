@@ -29,7 +29,7 @@ async def okta(client: Client) -> Scim:
 
 
 async def test_the_suite_of_users(okta: Scim) -> None:
-    """In its order."""
+    """The requests are in the order of the suite."""
     listed = await okta.done("GET", "/Users?count=1&startIndex=1")
     assert listed == IsPartialDict(schemas=[LIST], itemsPerPage=1, startIndex=1, totalResults=1)
     first = listed["Resources"][0]
@@ -49,33 +49,33 @@ async def test_the_suite_of_users(okta: Scim) -> None:
     }
     missing = await okta("GET", "/Users/00919288221112222")
     assert (missing.status, missing.body["schemas"]) == (404, [ERROR])
-    made = await okta("POST", "/Users", RUNSCOPE)
-    assert made.status == 201
-    assert made.body == IsPartialDict(
+    created = await okta("POST", "/Users", RUNSCOPE)
+    assert created.status == 201
+    assert created.body == IsPartialDict(
         active=True, id=IsStr, userName=RUNSCOPE["userName"], name=IsPartialDict(RUNSCOPE["name"])
     )
-    assert USER in made.body["schemas"] and "password" not in made.body and "groups" not in made.body
-    assert await okta.done("GET", f"/Users/{made.body['id']}") == made.body
+    assert USER in created.body["schemas"] and "password" not in created.body and "groups" not in created.body
+    assert await okta.done("GET", f"/Users/{created.body['id']}") == created.body
     again = await okta("POST", "/Users", RUNSCOPE)
     assert (again.status, again.body["schemas"]) == (409, [ERROR])
     for name in (RUNSCOPE["userName"], str(RUNSCOPE["userName"]).lower()):
         found = await okta.done("GET", "/Users" + where(f'userName eq "{name}"') + "&" + PAGE)
-        assert [one["id"] for one in found["Resources"]] == [made.body["id"]]
+        assert [one["id"] for one in found["Resources"]] == [created.body["id"]]
 
 
 async def test_profile_pushes_and_deactivation(okta: Scim) -> None:
-    """PUT with all that was read, then PATCH without a path."""
-    made = await okta.done("POST", "/Users", RUNSCOPE)
-    path = f"/Users/{made['id']}"
-    whole = made | {"name": {"givenName": "Another", "familyName": "Name"}, "title": "Boss", "groups": []}
+    """PUT with everything that was read, then PATCH without a path."""
+    created = await okta.done("POST", "/Users", RUNSCOPE)
+    path = f"/Users/{created['id']}"
+    whole = created | {"name": {"givenName": "Another", "familyName": "Name"}, "title": "Boss", "groups": []}
     whole["emails"] = [{"primary": True, "value": "another@atko.com", "type": "work"}]
     replaced = await okta.done("PUT", path, whole)
     assert (replaced["name"]["givenName"], replaced["title"], replaced["active"]) == ("Another", "Boss", True)
-    # The e-mail is the userName, and stands beside what was sent.
+    # The userName is the e-mail, and is always among the entries.
     assert [one["value"] for one in replaced["emails"] if one.get("type") == "work"] == ["another@atko.com"]
     assert {one["value"] for one in replaced["emails"]} == {"another@atko.com", RUNSCOPE["userName"]}
-    assert replaced["id"] == made["id"] and replaced["meta"]["created"] == made["meta"]["created"]
-    # The password that PUT does not have stays.
+    assert replaced["id"] == created["id"] and replaced["meta"]["created"] == created["meta"]["created"]
+    # A PUT without a password keeps it.
     login = {"email": RUNSCOPE["userName"], "password": RUNSCOPE["password"]}
     await okta.client.call("login", login)
     for active in (False, True, False):
@@ -83,34 +83,34 @@ async def test_profile_pushes_and_deactivation(okta: Scim) -> None:
         assert (patched.status, patched.body["active"]) == (200, active)
     found = await okta.done("GET", "/Users" + where(f'userName eq "{RUNSCOPE["userName"]}"') + "&" + PAGE)
     assert [one["active"] for one in found["Resources"]] == [False]
-    # And is set by a PUT or a PATCH that has one.
+    # A PATCH with a password sets it.
     patched = await okta.patch(path, {"op": "replace", "value": {"password": "t1meToChange"}})
     assert patched.status == 200 and "password" not in patched.body
     await okta.done("PUT", path, whole | {"active": True})
     await okta.client.call("login", login | {"password": "t1meToChange"})
 
 
-async def test_an_update_of_what_is_not_there(okta: Scim) -> None:
+async def test_updates_of_unknown_users(okta: Scim) -> None:
     for verb in ("PUT", "DELETE"):
         assert (await okta(verb, "/Users/23a35c27", RUNSCOPE)).status == 404
     assert (await okta.patch("/Users/23a35c27", {"op": "replace", "value": {"active": False}})).status == 404
 
 
 async def test_group_push(okta: Scim) -> None:
-    """Created empty, filled, renamed without a path, read, replaced and deleted."""
+    """A group is created, gets members, is renamed without a path, read, replaced and deleted."""
     ids = [(await okta.done("POST", "/Users", user(f"u{n}@atko.com")))["id"] for n in range(3)]
     assert (await okta.done("GET", f"/Groups?{PAGE}"))["itemsPerPage"] == 1  # Admins
     assert (await okta.done("GET", "/Groups" + where('displayName eq "Test SCIMv2"') + "&" + PAGE))[
         "totalResults"
     ] == 0
-    made = await okta("POST", "/Groups", group("Test SCIMv2"))
-    assert made.status == 201 and made.body == IsPartialDict(displayName="Test SCIMv2", id=IsStr)
-    path = f"/Groups/{made.body['id']}"
+    created = await okta("POST", "/Groups", group("Test SCIMv2"))
+    assert created.status == 201 and created.body == IsPartialDict(displayName="Test SCIMv2", id=IsStr)
+    path = f"/Groups/{created.body['id']}"
     added = await okta.patch(
         path, {"op": "add", "path": "members", "value": [{"value": one, "display": one} for one in ids[:2]]}
     )
     assert added.status in (200, 204)
-    renamed = {"op": "replace", "value": {"id": made.body["id"], "displayName": "Test SCIMv2 renamed"}}
+    renamed = {"op": "replace", "value": {"id": created.body["id"], "displayName": "Test SCIMv2 renamed"}}
     assert (await okta.patch(path, renamed)).status in (200, 204)
     changed = await okta.patch(
         path,
@@ -123,7 +123,7 @@ async def test_group_push(okta: Scim) -> None:
     assert {one["value"] for one in shown["members"]} == set(ids[1:])
     whole = {
         "schemas": [GROUP],
-        "id": made.body["id"],
+        "id": created.body["id"],
         "displayName": "Test SCIMv2",
         "members": [{"value": ids[0]}],
     }
@@ -137,7 +137,7 @@ async def test_group_push(okta: Scim) -> None:
 
 
 async def test_import_reads_all_pages(okta: Scim) -> None:
-    """Ids are strings, and the same user is on no two pages."""
+    """Ids are strings, and each user is on one page only."""
     for number in range(5):
         await okta.done("POST", "/Users", user(f"u{number}@atko.com") | {ENTERPRISE: {"department": "Sales"}})
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""Groups as SCIM resources, by the methods that the wire calls, Admins among them."""
+"""The methods for groups as SCIM resources, including Admins."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ async def get(client: Client, group_id: str = "1", **more: Any) -> dict[str, Any
 
 
 async def patch(client: Client, *operations: Any, group_id: str = "1", **more: Any) -> dict[str, Any]:
-    """The group after operations; the answer is what a look-up gives."""
+    """The group after operations. The answer must equal what a read returns."""
     params = {"id": group_id, "operations": list(operations)} | more
     after: dict[str, Any] = await client.call("patchScimGroup", params)
     assert after == await get(client, group_id)
@@ -62,8 +62,8 @@ async def refusal(client: Client, method: str, params: dict[str, Any]) -> tuple[
         return response.status, response.headers["X-Error-Code"]
 
 
-async def told(db: asyncpg.Connection, method: str) -> list[tuple[Any, ...]]:
-    """What events a method gave: type, user, before, after."""
+async def events(db: asyncpg.Connection, method: str) -> list[tuple[Any, ...]]:
+    """The events of a method: type, user, before, after."""
     rows = await db.fetch("SELECT * FROM events WHERE method = $1 ORDER BY xid, place", method)
     return [
         (
@@ -76,7 +76,7 @@ async def told(db: asyncpg.Connection, method: str) -> list[tuple[Any, ...]]:
     ]
 
 
-async def test_there_and_back(client: Client, db: asyncpg.Connection) -> None:
+async def test_a_group_is_written_and_read(client: Client, db: asyncpg.Connection) -> None:
     two, three, _ = await people(client)
     group = await create(client, externalId="x-1", members=values(three, two))
     assert {name: value for name, value in group.items() if name != "meta"} == {
@@ -84,7 +84,7 @@ async def test_there_and_back(client: Client, db: asyncpg.Connection) -> None:
     }  # fmt: skip
     assert group["meta"]["location"].endswith("/scim/v2/MYINSTANCE/Groups/1")
     assert group == await get(client)
-    assert await told(db, "createScimGroup") == [
+    assert await events(db, "createScimGroup") == [
         ("group.created", None, None, {"name": "Sales", "description": "", "externalId": "x-1"}),
         ("user.updated", 2, {"groups": []}, {"groups": ["Sales"]}),
         ("user.updated", 3, {"groups": []}, {"groups": ["Sales"]}),
@@ -92,8 +92,8 @@ async def test_there_and_back(client: Client, db: asyncpg.Connection) -> None:
     assert await put(client, group) == group
     after = await put(client, {"schemas": [GROUP], "displayName": "Shop", "members": values(three)})
     assert after["displayName"] == "Shop" and after["members"] == [three] and "externalId" not in after
-    assert await told(db, "replaceScimGroup") == [
-        ("replaceScimGroup", None, None, (await told(db, "replaceScimGroup"))[0][3]),
+    assert await events(db, "replaceScimGroup") == [
+        ("replaceScimGroup", None, None, (await events(db, "replaceScimGroup"))[0][3]),
         ("group.updated", None, {"name": "Sales", "description": "", "externalId": "x-1"},
          {"name": "Shop", "description": ""}),
         ("user.updated", 2, {"groups": ["Shop"]}, {"groups": []}),
@@ -105,25 +105,25 @@ async def test_there_and_back(client: Client, db: asyncpg.Connection) -> None:
 
 PATCHES: list[tuple[str, list[dict[str, Any]], list[int]]] = [
     ("add", [{"op": "add", "path": "members", "value": [{"value": "4"}]}], [2, 3, 4]),
-    ("add who is in it", [{"op": "Add", "path": "members", "value": [{"value": "3"}]}], [2, 3]),
-    ("add with what was read",
+    ("add a present member", [{"op": "Add", "path": "members", "value": [{"value": "3"}]}], [2, 3]),
+    ("add a member as read",
      [{"op": "add", "path": "members", "value": [{"value": "4", "$ref": "../Users/4", "display": "x", "type": "User"}]}],
      [2, 3, 4]),
-    ("add bare ids", [{"op": "add", "path": "members", "value": ["4"]}], [2, 3, 4]),
-    ("add one without a list", [{"op": "add", "path": "members", "value": {"value": "4"}}], [2, 3, 4]),
+    ("add ids as strings", [{"op": "add", "path": "members", "value": ["4"]}], [2, 3, 4]),
+    ("add one member without a list", [{"op": "add", "path": "members", "value": {"value": "4"}}], [2, 3, 4]),
     ("remove by a filter", [{"op": "remove", "path": 'members[value eq "2"]'}], [3]),
     ("remove by a longer filter", [{"op": "remove", "path": 'members[value eq "2" or value eq "3"]'}], []),
     ("remove by values, as Entra ID", [{"op": "Remove", "path": "members", "value": [{"value": "2"}]}], [3]),
     ("remove all", [{"op": "remove", "path": "members"}], []),
-    ("remove who is not in it", [{"op": "remove", "path": 'members[value eq "4"]'}], [2, 3]),
-    ("remove who is nobody", [{"op": "remove", "path": 'members[value eq "x"]'}], [2, 3]),
+    ("remove a user that is not a member", [{"op": "remove", "path": 'members[value eq "4"]'}], [2, 3]),
+    ("remove an invalid id", [{"op": "remove", "path": 'members[value eq "x"]'}], [2, 3]),
     ("replace", [{"op": "replace", "path": "members", "value": [{"value": "4"}, {"value": "2"}]}], [2, 4]),
-    ("replace with nobody", [{"op": "replace", "path": "members", "value": []}], []),
+    ("replace with an empty list", [{"op": "replace", "path": "members", "value": []}], []),
     ("several", [{"op": "remove", "path": 'members[value eq "2"]'}, {"op": "add", "path": "members", "value": [{"value": "4"}]},
                  {"op": "remove", "path": 'members[value eq "3"]'}], [4]),
-    ("in and out", [{"op": "add", "path": "members", "value": [{"value": "4"}]},
+    ("add and remove", [{"op": "add", "path": "members", "value": [{"value": "4"}]},
                     {"op": "remove", "path": 'members[value eq "4"]'}], [2, 3]),
-    ("out and in", [{"op": "remove", "path": 'members[value eq "2"]'},
+    ("remove and add", [{"op": "remove", "path": 'members[value eq "2"]'},
                     {"op": "add", "path": "members", "value": [{"value": "2"}]}], [2, 3]),
     ("without a path, as Okta", [{"op": "replace", "value": {"id": "1", "members": [{"value": "4"}]}}], [4]),
     ("by the whole URN", [{"op": "add", "path": f"{GROUP}:members", "value": [{"value": "4"}]}], [2, 3, 4]),
@@ -140,7 +140,7 @@ async def test_members(
     assert [int(member["value"]) for member in after.get("members", ())] == ids
     moved = {2, 3} ^ set(ids)
     assert {
-        user_id for type_, user_id, *_ in await told(db, "patchScimGroup") if type_ == "user.updated"
+        user_id for type_, user_id, *_ in await events(db, "patchScimGroup") if type_ == "user.updated"
     } == moved
     assert (after["meta"]["version"] != group["meta"]["version"]) == bool(moved)
 
@@ -185,7 +185,7 @@ async def test_names(client: Client) -> None:
 
 
 async def test_admins(client: Client, db: asyncpg.Connection) -> None:
-    """Its members are those with isAdmin, and it stays as it is otherwise."""
+    """Its members are the users with isAdmin. Its name and externalId cannot be changed."""
     two, three, _ = await people(client)
     admins = await get(client, "0")
     assert (admins["displayName"], admins["members"]) == ("Admins", [ADMIN])
@@ -193,7 +193,7 @@ async def test_admins(client: Client, db: asyncpg.Connection) -> None:
     after = await patch(client, added, group_id="0", version=admins["meta"]["version"])
     assert after["members"] == [ADMIN, two, three]
     assert (await client.call("getUser", {"id": 2}))["isAdmin"] is True
-    assert ("user.updated", 2, {"isAdmin": False}, {"isAdmin": True}) in await told(db, "patchScimGroup")
+    assert ("user.updated", 2, {"isAdmin": False}, {"isAdmin": True}) in await events(db, "patchScimGroup")
     stale = {"id": "0", "operations": [added], "version": admins["meta"]["version"]}
     assert await refusal(client, "patchScimGroup", stale) == (412, "version_mismatch")
     gone = await patch(client, {"op": "remove", "path": 'members[value eq "2"]'}, group_id="0")
@@ -210,7 +210,7 @@ async def test_admins(client: Client, db: asyncpg.Connection) -> None:
 
 
 async def test_admins_need_a_scope(client: Client, db: asyncpg.Connection) -> None:
-    """So does every group of an administrator."""
+    """The scope is needed for Admins, and for any group if the member is an administrator."""
     (two, *_) = await people(client)
     await create(client)
     scopes = tuple(scope for scope in TENANT_SCOPES if scope != "users:admin")
@@ -227,7 +227,7 @@ async def test_admins_need_a_scope(client: Client, db: asyncpg.Connection) -> No
 
 
 async def test_versions(client: Client, db: asyncpg.Connection) -> None:
-    """Whatever changes a group, or who is seen in it, gives it another one."""
+    """Every change of a group or of its visible members changes the version."""
     _, three, _ = await people(client)
     await create(client)
     seen = [(await get(client))["meta"]["version"]]
@@ -261,8 +261,8 @@ async def test_versions(client: Client, db: asyncpg.Connection) -> None:
     await client.call("deleteScimGroup", {"id": "1", "version": seen[-1]})
 
 
-async def test_members_are_added_side_by_side(client: Client) -> None:
-    """Nobody is lost, whichever method adds; with a version, one wins."""
+async def test_concurrent_additions(client: Client) -> None:
+    """No addition is lost, whichever method adds; with a version, only one succeeds."""
     members = await people(client, 12)
     await create(client)
 
@@ -285,7 +285,7 @@ async def test_members_are_added_side_by_side(client: Client) -> None:
     assert sorted(statuses) == [200, 412, 412, 412]
 
 
-async def test_attributes_of_choice(client: Client) -> None:
+async def test_requested_attributes(client: Client) -> None:
     (two, *_) = await people(client)
     group = await create(client, members=values(two))
     without = {name: value for name, value in group.items() if name != "members"}
@@ -298,8 +298,8 @@ async def test_attributes_of_choice(client: Client) -> None:
     assert (await get(client, attributes=["members.value"]))["members"] == [{"value": "2"}]
 
 
-async def test_nobody(client: Client, other: Client) -> None:
-    """Another instance's groups are as those that do not exist; its users are nobody."""
+async def test_unknown_groups(client: Client, other: Client) -> None:
+    """Groups of another instance get the same answers as unknown ids; its users cannot be members."""
     await other.call("createGroup", {"name": "Theirs"})
     sent = {"schemas": [GROUP], "displayName": "x"}
     operations = [{"op": "replace", "path": "displayName", "value": "x"}]
@@ -315,7 +315,7 @@ async def test_nobody(client: Client, other: Client) -> None:
     assert (await get(other, "1"))["displayName"] == "Theirs"
 
 
-async def test_deleted_users_are_no_members(client: Client) -> None:
+async def test_deleted_users_are_not_members(client: Client) -> None:
     two, three, _ = await people(client)
     await create(client, members=values(two, three))
     await client.call("deleteScimUser", {"id": "2"})
@@ -328,18 +328,18 @@ async def test_dry_runs_and_idempotency(client: Client, db: asyncpg.Connection) 
     (two, *_) = await people(client)
     before = await footprint(db)
     sent = {"group": {"schemas": [GROUP], "displayName": "Sales", "members": values(two)}}
-    rehearsed = await client.call("createScimGroup", sent | {"dryRun": True})
-    assert rehearsed["members"] == [two] and await footprint(db) == before
+    dry = await client.call("createScimGroup", sent | {"dryRun": True})
+    assert dry["members"] == [two] and await footprint(db) == before
     headers = {"Idempotency-Key": "one"}
     created = await client.call("createScimGroup", sent, headers=headers)
     assert await client.call("createScimGroup", sent, headers=headers) == created
     assert await db.fetchval("SELECT count(*) FROM groups") == 1
 
 
-async def test_so_many_memberships_change_in_a_call(
+async def test_the_membership_changes_of_a_call_are_limited(
     client: Client, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group with more members is emptied in parts; it can be deleted at once."""
+    """A group with more members can be emptied in several calls, and deleted in one."""
     members = await people(client)
     await create(client, members=values(*members))
     monkeypatch.setattr(group_changes, "MOST_CHANGES", 2)
@@ -358,7 +358,7 @@ async def test_so_many_memberships_change_in_a_call(
 
 @pytest.mark.slow
 async def test_ten_thousand_members(client: Client) -> None:
-    """Put in, added to, read with and without them, and taken out."""
+    """They are added, read, excluded from an answer, and removed."""
     members = await people(client, 10_000)
     sent = {"schemas": [GROUP], "displayName": "All", "members": values(*members)}
     group = await client.call("createScimGroup", {"group": sent})

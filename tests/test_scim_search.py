@@ -1,4 +1,4 @@
-"""Lists of SCIM resources (RFC 7644, 3.4.2; RFC 9865): what a filter finds, in which order, in which pages."""
+"""Searches for SCIM resources (RFC 7644, 3.4.2; RFC 9865): filters, order, pages."""
 
 import json
 from random import Random
@@ -67,7 +67,7 @@ async def test_filters(client: Client) -> None:
     assert found == FILTERS
 
 
-# --- any filter -------------------------------------------------------------------------------------------
+# --- random filters ---------------------------------------------------------------------------------------
 
 TEXTS = [
     "a",
@@ -111,7 +111,7 @@ OPERATORS = ["eq", "ne", "co", "sw", "ew", "gt", "ge", "lt", "le"]
 
 
 def comparison(names: list[str], operators: list[str] = OPERATORS) -> st.SearchStrategy[str]:
-    """A comparison of a text, in any case."""
+    """A comparison with a string; the name can be in upper case."""
     parts = st.tuples(
         st.sampled_from(names), st.sampled_from(operators), st.sampled_from(TEXTS), st.booleans()
     )
@@ -154,7 +154,7 @@ FILTER = st.recursive(
 
 
 def crowd() -> list[dict[str, Any]]:
-    """Users who differ in whatever a filter can name, the same in every run."""
+    """Users with different values of the attributes in the filters, the same in every run."""
     random = Random(7)
     some = [text for text in TEXTS if text.strip() and text not in ('"', "\\")]
 
@@ -216,12 +216,12 @@ class Crowd(dict[str, User]):  # type: ignore[valid-type]
 
 @pytest.fixture
 async def resources(client: Client) -> Crowd:
-    """Thirty users in six groups, and the administrator."""
+    """Thirty users, six of them in groups, and the administrator."""
     for number, user in enumerate(crowd()):
-        made = await client.call("createScimUser", {"user": {"schemas": [USER]} | user})
+        created = await client.call("createScimUser", {"user": {"schemas": [USER]} | user})
         if number % 5 == 0:
             name = ["a", "n o", "x.y", "work", "ö", "%"][number // 5]
-            group = {"schemas": [GROUP], "displayName": f"g{name}", "members": [{"value": made["id"]}]}
+            group = {"schemas": [GROUP], "displayName": f"g{name}", "members": [{"value": created["id"]}]}
             await client.call("createScimGroup", {"group": group})
     found = (await client.call("searchScimUsers", {"count": 200}))["Resources"]
     assert len(found) == 31
@@ -229,10 +229,10 @@ async def resources(client: Client) -> Crowd:
 
 
 def matching(text: str, resources: Crowd) -> set[str] | None:
-    """The users who match a filter, as scim2-models evaluates it; None: it is invalid."""
+    """The users that match a filter, as evaluated by scim2-models; None: the filter is invalid."""
     try:
-        made = ScimFilter[User](text)
-        return {user_id for user_id, user in resources.items() if made.match(user)}
+        parsed = ScimFilter[User](text)
+        return {user_id for user_id, user in resources.items() if parsed.match(user)}
     except InvalidFilterException:
         return None
 
@@ -243,21 +243,21 @@ def matching(text: str, resources: Crowd) -> set[str] | None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(text=FILTER)
-async def test_a_filter_finds_what_it_says(text: str, client: Client, resources: Crowd) -> None:
-    """The same as the filter evaluated here over all resources; on a large instance that, or a refusal."""
-    wanted = matching(text, resources)
+async def test_a_filter_finds_the_same_as_scim2_models(text: str, client: Client, resources: Crowd) -> None:
+    """In a large instance it finds the same, or is refused."""
+    expected = matching(text, resources)
     status, answer = await client.outcome("searchScimUsers", {"filter": text, "count": 200})
     if status == 400:
-        assert wanted is None or "beside an attribute that compares with case" in answer, (text, answer)
+        assert expected is None or "with a case-sensitive attribute in [ ]" in answer, (text, answer)
         return
-    assert {user["id"] for user in answer["Resources"]} == wanted, text
+    assert {user["id"] for user in answer["Resources"]} == expected, text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "MOST_ROWS", 30)
         status, answer = await client.outcome("searchScimUsers", {"filter": text, "count": 200})
     if status == 200:  # found by the indexes
-        assert {user["id"] for user in answer["Resources"]} == wanted, text
+        assert {user["id"] for user in answer["Resources"]} == expected, text
     else:
-        assert "no index finds this" in answer or "finds more than" in answer, (text, answer)
+        assert "must use an index" in answer or "finds more than" in answer, (text, answer)
 
 
 @settings(
@@ -281,11 +281,11 @@ async def test_any_text_is_a_filter_or_refused(text: str, client: Client) -> Non
 @pytest.fixture
 async def seven(client: Client) -> list[str]:
     """The userNames of seven users in the order of their creation, the administrator first."""
-    made = ["d", "b", "e", "a", "f", "c"]
-    for number, name in enumerate(made):
+    created = ["d", "b", "e", "a", "f", "c"]
+    for number, name in enumerate(created):
         title = {"title": f"t{number % 3}"} if number else {}
         await create(client, f"{name}@example.com", **title)
-    return ["admin@example.com", *(f"{name}@example.com" for name in made)]
+    return ["admin@example.com", *(f"{name}@example.com" for name in created)]
 
 
 async def page(client: Client, **params: Any) -> tuple[int, int | None, list[str], str | None]:
@@ -312,7 +312,7 @@ async def test_pages_by_number(more: dict[str, str], client: Client, seven: list
 )
 @pytest.mark.parametrize("size", [6, 7, 8])
 async def test_pages_by_cursor(size: int, more: dict[str, str], client: Client, seven: list[str]) -> None:
-    """RFC 9865: an empty cursor begins, nextCursor goes on, and the last page has none; also a full one."""
+    """RFC 9865: from an empty cursor on by nextCursor. The last page has none, even if it is full."""
     shown: list[str] = []
     cursor: str | None = ""
     pages = 0
@@ -326,7 +326,7 @@ async def test_pages_by_cursor(size: int, more: dict[str, str], client: Client, 
 
 
 async def test_a_page_by_cursor_does_not_shift(client: Client, seven: list[str]) -> None:
-    """A user who is deleted meanwhile moves nobody to a page that was read already."""
+    """If a user is deleted between two pages, no other user is missed."""
     _, _, first, cursor = await page(client, count=3, cursor="")
     await client.call("deleteUserByEmail", {"email": "d@example.com"})
     _, _, second, _ = await page(client, count=3, cursor=cursor)
@@ -346,7 +346,7 @@ async def listed_groups(client: Client, **params: Any) -> list[list[str]]:
 
 @pytest.fixture
 async def four_groups(client: Client) -> None:
-    """Groups of 3, 0, 2 and 1 members, beside Admins with one."""
+    """Groups of 3, 0, 2 and 1 members; Admins has one."""
     members = [{"value": (await create(client, f"u{number}@example.com"))["id"]} for number in range(3)]
     for number, size in enumerate((3, 0, 2, 1)):
         group = {"schemas": [GROUP_SCHEMA], "displayName": f"g{number}", "members": members[:size]}
@@ -357,7 +357,7 @@ async def four_groups(client: Client) -> None:
 async def test_pages_of_groups(
     size: int, client: Client, four_groups: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of any number of groups, by cursor and by number."""
+    """With each page size, by cursor and by startIndex."""
     monkeypatch.setattr(search, "MOST_ROWS", size)
     every = ["Admins 1", "g0 3", "g1 0", "g2 2", "g3 1"]
     in_pages = [every[start : start + size] for start in range(0, 5, size)]
@@ -373,7 +373,7 @@ async def test_pages_of_groups(
 async def test_a_page_of_groups_ends_after_many_members(
     more: dict[str, str], client: Client, four_groups: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page has a group at least, and the next one goes on after it; without members it has all groups."""
+    """It has at least one group, and the next page continues after it. Without members there is no limit."""
     monkeypatch.setattr(search, "MOST_MEMBERS", 2)
     pages = [["Admins 1", "g0 3"], ["g1 0", "g2 2", "g3 1"]]
     assert await listed_groups(client, **more) == pages
@@ -393,7 +393,7 @@ async def test_a_cursor_belongs_to_its_query(client: Client, seven: list[str]) -
 
 
 async def test_order(client: Client, seven: list[str]) -> None:
-    """Users without the attribute come last, or first where the order is descending (RFC 7644, 3.4.2.3)."""
+    """Users without the attribute are last in ascending order, first in descending (RFC 7644, 3.4.2.3)."""
 
     async def order(**params: Any) -> str:
         found = await client.call("searchScimUsers", params)
@@ -414,7 +414,7 @@ async def test_order(client: Client, seven: list[str]) -> None:
 
 
 async def test_groups(client: Client, seven: list[str]) -> None:
-    """Admins is among them, and members are read only where they are wanted."""
+    """Searches include Admins; members are read only if they are requested."""
     members = [{"value": "2"}, {"value": "3"}]
     for name, more in (("Sales", {"externalId": "g-1", "members": members}), ("Support", {})):
         await client.call("createScimGroup", {"group": {"schemas": [GROUP], "displayName": name} | more})
@@ -477,7 +477,7 @@ async def test_what_is_refused(client: Client) -> None:
 async def test_a_large_instance_needs_an_index(
     client: Client, seven: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More users than may be looked at one by one: the same filters work that an index helps, the others say so."""
+    """With more users than a filter may read, filters with an index work, and the others are refused."""
     monkeypatch.setattr(search, "MOST_ROWS", 3)
 
     async def code(**params: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Users as SCIM resources, by the methods that the wire calls: every attribute, there and back."""
+"""The methods for users as SCIM resources: every attribute is written and read back."""
 
 import asyncio
 import json
@@ -67,14 +67,14 @@ ATTRIBUTES: dict[str, tuple[Any, Any]] = {
     ),
     f"{OFFICE}:quotas": ({"mail": 100, "files": 200}, {"mail": 5}),
 }  # fmt: skip
-"""Every attribute that can be written, with two values: as they are sent, and as they come back."""
-WITHOUT: dict[str, Any] = {
+"""Every writable attribute, with two values, which are read as they were sent."""
+DEFAULTS: dict[str, Any] = {
     "displayName": "ann", "preferredLanguage": "en", "active": True,
     "emails": [{"value": ANN, "type": "work", "primary": True}],
 }  # fmt: skip
-"""What a user has where nothing was given."""
-STAYING = {"active", "preferredLanguage"}
-"""What stays when it is left out of a PUT."""
+"""The values of attributes that were not sent."""
+KEPT_BY_PUT = {"active", "preferredLanguage"}
+"""Attributes that keep their value if a PUT leaves them out."""
 
 
 def user_with(values: dict[str, Any], name: str = ANN) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def value_of(user: dict[str, Any], path: str) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same whatever the order of their entries."""
+    """Whether two values are equal, ignoring the order of entries."""
     if isinstance(one, list) and isinstance(other, list):
         return sorted(map(repr, map(_sorted, one))) == sorted(map(repr, map(_sorted, other)))
     return bool(one == other)
@@ -115,7 +115,7 @@ async def get(client: Client, user: dict[str, Any]) -> dict[str, Any]:
 
 
 async def patch(client: Client, user: dict[str, Any], *operations: Any, **more: Any) -> dict[str, Any]:
-    """The user after operations; the answer is what a look-up gives."""
+    """The user after operations. The answer must equal what a read returns."""
     params = {"id": user["id"], "operations": list(operations)} | more
     after: dict[str, Any] = await client.call("patchScimUser", params)
     assert after == await get(client, user)
@@ -135,7 +135,7 @@ async def refusal(client: Client, method: str, params: dict[str, Any]) -> tuple[
 
 
 async def events(db: asyncpg.Connection, *methods: str) -> list[Any]:
-    """What was told since the user was there: type, before, after."""
+    """The events of these methods: type, before, after."""
     rows = await db.fetch(
         "SELECT type, before, after FROM events WHERE method = any($1::text[]) ORDER BY xid, place", methods
     )
@@ -145,12 +145,12 @@ async def events(db: asyncpg.Connection, *methods: str) -> list[Any]:
     ]
 
 
-# --- there and back ------------------------------------------------------------------------------------------
+# --- attributes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ATTRIBUTES)
-async def test_there_and_back(path: str, client: Client, jane: Any) -> None:
-    """Created with, looked up, replaced by another value, patched back, removed, and left out of a PUT."""
+async def test_an_attribute_is_written_and_read(path: str, client: Client, jane: Any) -> None:
+    """It is created, read, replaced by a PUT, patched back, removed, and left out of a PUT."""
     first, second = ATTRIBUTES[path]
     user = await client.call("createScimUser", {"user": user_with({path: first})})
     assert same(value_of(user, path), first)
@@ -166,14 +166,14 @@ async def test_there_and_back(path: str, client: Client, jane: Any) -> None:
     assert again["meta"]["version"] == version
     if path != "active":
         after = await patch(client, user, {"op": "remove", "path": path})
-        assert same(value_of(after, path), WITHOUT.get(path))
+        assert same(value_of(after, path), DEFAULTS.get(path))
     await patch(client, user, {"op": "add", "path": path, "value": second})
     after = await put(client, user, user_with({}))
-    assert same(value_of(after, path), second if path in STAYING else WITHOUT.get(path))
+    assert same(value_of(after, path), second if path in KEPT_BY_PUT else DEFAULTS.get(path))
 
 
-async def test_operations_look_at_so_many_values(client: Client, jane: Any) -> None:
-    """An operation with a filter reads the whole list, so that their number is bounded by both."""
+async def test_the_values_that_operations_search_are_limited(client: Client, jane: Any) -> None:
+    """An operation with a filter searches the whole list: the sum over all operations is limited."""
     values = [{"value": f"role{number}"} for number in range(200)]
     user = await create(client, roles=values)
     remove = [{"op": "remove", "path": f'roles[value eq "role{number}"]'} for number in range(20)]
@@ -184,17 +184,17 @@ async def test_operations_look_at_so_many_values(client: Client, jane: Any) -> N
     assert len(after["roles"]) == 190
 
 
-async def test_quotas_stay_where_the_client_does_not_know_them(client: Client) -> None:
-    """A PUT whose `schemas` do not name our extension leaves it; see test_there_and_back for one that does."""
+async def test_a_put_without_our_schema_keeps_the_quotas(client: Client) -> None:
+    """test_an_attribute_is_written_and_read has a PUT with our schema, which removes them."""
     user = await client.call("createScimUser", {"user": user_with({f"{OFFICE}:quotas": {"mail": 100}})})
     after = await put(client, user, {"schemas": [CORE], "userName": ANN})
     assert after[OFFICE]["quotas"] == {"mail": 100}
 
 
-async def test_all_at_once(client: Client, jane: Any) -> None:
-    """What was read can be put back, and changes nothing; a patch of one attribute leaves the others."""
-    everything = user_with({path: first for path, (first, _) in ATTRIBUTES.items()})
-    user = await client.call("createScimUser", {"user": everything})
+async def test_all_attributes_together(client: Client, jane: Any) -> None:
+    """A PUT of what was read changes nothing; a PATCH of one attribute keeps the others."""
+    whole = user_with({path: first for path, (first, _) in ATTRIBUTES.items()})
+    user = await client.call("createScimUser", {"user": whole})
     for path, (first, _) in ATTRIBUTES.items():
         assert same(value_of(user, path), first), path
     assert await put(client, user, user) == user
@@ -206,7 +206,7 @@ async def test_all_at_once(client: Client, jane: Any) -> None:
 
 
 async def test_a_resource(client: Client, serve: Any) -> None:
-    """What it has of its own: schemas, id, meta, groups, what was provisioned."""
+    """The attributes that the service sets: schemas, id, meta, groups, provisioned data."""
     await client.call("createGroup", {"name": "Sales"})
     user = await create(client)
     await client.call("addToGroup", {"name": "Sales", "email": ANN})
@@ -230,7 +230,7 @@ async def test_a_resource(client: Client, serve: Any) -> None:
     assert meta["lastModified"] > meta["created"]
 
 
-async def test_attributes_of_choice(client: Client) -> None:
+async def test_requested_attributes(client: Client) -> None:
     user = await create(client, name={"givenName": "Ann", "familyName": "Lee"})
     for wanted, found in (
         (["USERNAME"], {"userName": ANN}),
@@ -251,7 +251,7 @@ async def test_attributes_of_choice(client: Client) -> None:
     assert (await refusal(client, "getScimUser", both))[:2] == (400, "invalid_value")
 
 
-async def test_what_can_only_be_read_is_passed_over(client: Client) -> None:
+async def test_read_only_attributes_are_ignored(client: Client) -> None:
     user = await create(client, id="77", meta={"version": "x"}, groups=[{"value": "1"}], nosuch=1)
     assert user["id"] == "2" and "groups" not in user
     after = await put(client, user, user | {"id": "9", "groups": [{"value": "0"}], "title": "x"})
@@ -264,7 +264,7 @@ async def test_what_can_only_be_read_is_passed_over(client: Client) -> None:
 
 
 async def test_a_taken_user_name(client: Client) -> None:
-    """Names are compared without case, logins and e-mails together."""
+    """Names are compared case-insensitively, and logins also with e-mails."""
     await create(client)
     await create(client, "Bob", emails=[{"value": "bob@example.com"}])
     for name, more in (
@@ -297,7 +297,7 @@ async def test_a_taken_external_id(client: Client) -> None:
 
 
 async def test_logins(client: Client, db: asyncpg.Connection) -> None:
-    """A userName that is no address is the login; the primary e-mail, else the first, is the e-mail."""
+    """A userName that is not an e-mail is the login; the e-mail is the primary entry, or else the first."""
     emails = [{"value": "b1@example.com"}, {"value": "b2@example.com", "primary": True}]
     user = await create(client, "bjensen", emails=emails, password="demo1234")
     assert user["userName"] == "bjensen" and same(user["emails"], emails)
@@ -331,7 +331,7 @@ async def test_users_without_an_email(client: Client) -> None:
     assert after["userName"] == "bjensen" and "emails" not in after
 
 
-async def test_another_user_name_takes_its_entry_along(client: Client) -> None:
+async def test_a_new_user_name_replaces_the_address_of_its_entry(client: Client) -> None:
     user = await create(client)
     after = await patch(client, user, {"op": "replace", "path": "userName", "value": "New@Example.com"})
     assert after["userName"] == "New@example.com"
@@ -345,7 +345,7 @@ async def test_another_user_name_takes_its_entry_along(client: Client) -> None:
     assert after["emails"] == [{"value": "c@example.com", "type": "other", "display": "Mine"}]
 
 
-async def test_keys_of_emails_are_kept_for_searches_alone(client: Client, db: asyncpg.Connection) -> None:
+async def test_email_keys_are_stored_only_for_searches(client: Client, db: asyncpg.Connection) -> None:
     emails = [{"value": ANN, "type": "work"}, {"value": "Home@Example.org", "type": "home"}]
     user = await create(client, emails=emails)
     assert "emailKeys" not in str(user)
@@ -357,7 +357,7 @@ async def test_keys_of_emails_are_kept_for_searches_alone(client: Client, db: as
     assert await db.fetchval("SELECT attributes::text FROM users WHERE id = 2") == "{}"
 
 
-async def test_the_display_name_follows_the_names_it_was_made_of(client: Client) -> None:
+async def test_a_display_name_made_of_the_names_changes_with_them(client: Client) -> None:
     user = await create(client, name={"givenName": "Ann", "familyName": "Lee"})
     assert user["displayName"] == user["name"]["formatted"] == "Ann Lee"
     after = await patch(client, user, {"op": "replace", "path": "name.familyName", "value": "Roe"})
@@ -367,7 +367,7 @@ async def test_the_display_name_follows_the_names_it_was_made_of(client: Client)
     assert after["displayName"] == "Annie" and after["name"]["formatted"] == "Ann Doe"
 
 
-async def test_a_formatted_name_is_of_the_names_it_was_given_with(client: Client) -> None:
+async def test_a_formatted_name_is_dropped_when_the_names_change(client: Client) -> None:
     name = {"givenName": "Ann", "familyName": "Lee", "formatted": "Dr. Ann Lee"}
     user = await create(client, name=name)
     assert user["name"] == name
@@ -380,9 +380,9 @@ async def test_a_formatted_name_is_of_the_names_it_was_given_with(client: Client
 # --- Entra ID ------------------------------------------------------------------------------------------------
 
 ENTRA: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
-    ("a boolean as text", [{"op": "Replace", "path": "active", "value": "False"}], {"active": False}),
-    ("an operation in capitals", [{"op": "Add", "path": "title", "value": "x"}], {"title": "x"}),
-    ("a bare manager", [{"op": "Add", "path": f"{ENTERPRISE}:manager", "value": "1"}],
+    ("a boolean as a string", [{"op": "Replace", "path": "active", "value": "False"}], {"active": False}),
+    ("a capitalized op", [{"op": "Add", "path": "title", "value": "x"}], {"title": "x"}),
+    ("a manager as a string", [{"op": "Add", "path": f"{ENTERPRISE}:manager", "value": "1"}],
      {f"{ENTERPRISE}:manager": {"value": "1", "$ref": "../Users/1", "displayName": "admin"}}),
     ("a manager in a list", [{"op": "Add", "path": f"{ENTERPRISE}:manager", "value": [{"$ref": None, "value": "1"}]}],
      {f"{ENTERPRISE}:manager": {"value": "1", "$ref": "../Users/1", "displayName": "admin"}}),
@@ -404,10 +404,10 @@ ENTRA: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
       f"{ENTERPRISE}:employeeNumber": "7", "phoneNumbers": [{"value": "+1", "type": "work"}]}),
     ("a value in an object", [{"op": "Add", "path": "displayName", "value": [{"$ref": None, "value": "Annie"}]}],
      {"displayName": "Annie"}),
-    ("roles as texts", [{"op": "Add", "path": "roles", "value": "admin"}], {"roles": [{"value": "admin"}]}),
-    ("a role that is primary as text", [{"op": "Add", "path": 'roles[primary eq "True"].value', "value": "admin"}],
+    ("a role as a string", [{"op": "Add", "path": "roles", "value": "admin"}], {"roles": [{"value": "admin"}]}),
+    ("a boolean string in a filter", [{"op": "Add", "path": 'roles[primary eq "True"].value', "value": "admin"}],
      {"roles": [{"value": "admin", "primary": True}]}),
-    ("an empty text", [{"op": "Add", "path": "title", "value": "x"}, {"op": "Replace", "path": "title", "value": ""}],
+    ("an empty string", [{"op": "Add", "path": "title", "value": "x"}, {"op": "Replace", "path": "title", "value": ""}],
      {"title": None}),
     ("a value to remove",
      [{"op": "Add", "path": "roles", "value": [{"value": "a"}, {"value": "b"}]},
@@ -463,7 +463,7 @@ async def test_what_okta_sends(client: Client) -> None:
 async def test_a_put_keeps_a_picture_that_was_stored_here(
     client: Client, jane: Any, db: asyncpg.Connection
 ) -> None:
-    """The administrator has one; no provisioning client knows it."""
+    """The administrator has one. Provisioning clients do not send it."""
     admin = await client.call("getScimUser", {"id": "1"})
     assert admin["photos"][0]["value"].startswith("http") and "/files/1-" in admin["photos"][0]["value"]
     sent = {"schemas": [CORE], "userName": "admin@example.com"}
@@ -519,7 +519,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 async def test_what_is_refused(
     operation: dict[str, Any], code: str, client: Client, db: asyncpg.Connection
 ) -> None:
-    """With the operation before it: nothing is done."""
+    """The valid operation before it is not applied either."""
     user = await create(client)
     before = await footprint(db)
     good = {"op": "add", "path": "nickName", "value": "Annie"}
@@ -542,7 +542,7 @@ async def test_what_is_refused(
     ],
     ids=str,
 )  # fmt: skip
-async def test_what_is_no_user(sent: dict[str, Any], client: Client, db: asyncpg.Connection) -> None:
+async def test_invalid_users(sent: dict[str, Any], client: Client, db: asyncpg.Connection) -> None:
     user = await create(client, "bob@example.com")
     before = await footprint(db)
     for method, params in (("createScimUser", {}), ("replaceScimUser", {"id": user["id"]})):
@@ -551,8 +551,8 @@ async def test_what_is_no_user(sent: dict[str, Any], client: Client, db: asyncpg
     assert await footprint(db) == before
 
 
-async def test_nobody(client: Client, other: Client) -> None:
-    """Another instance's users are as those that do not exist, and so are deleted ones."""
+async def test_unknown_users(client: Client, other: Client) -> None:
+    """Users of another instance, and deleted ones, get the same answers as ids that do not exist."""
     await other.call("createUser", {"email": "x@other.example"})
     await other.call("createUser", {"email": "y@other.example"})
     gone = await create(client)
@@ -625,10 +625,10 @@ async def test_a_password_ends_sessions(operation: Any, client: Client, db: asyn
     assert "password" not in str(after)
     assert await db.fetchval("SELECT count(*) FROM sessions") == 0
     assert await login(client) == 400 and await login(client, "onemoretime") == 200
-    told = await events(db, "patchScimUser", "replaceScimUser")
-    assert [type_ for type_, *_ in told] == ["user.password_changed", "session.revoked"]
-    everything = await db.fetchval("SELECT string_agg(e::text, '') FROM events AS e")
-    assert "onemoretime" not in everything and "demo1234" not in everything
+    emitted = await events(db, "patchScimUser", "replaceScimUser")
+    assert [type_ for type_, *_ in emitted] == ["user.password_changed", "session.revoked"]
+    all_events = await db.fetchval("SELECT string_agg(e::text, '') FROM events AS e")
+    assert "onemoretime" not in all_events and "demo1234" not in all_events
 
 
 async def test_the_password_policy_holds(client: Client, operator: Client) -> None:
@@ -649,11 +649,11 @@ async def test_suspension_ends_sessions(client: Client, db: asyncpg.Connection) 
     assert await login(client) == 200
     after = await patch(client, user, {"op": "Replace", "path": "active", "value": "False"})
     assert after["active"] is False and await login(client) == 400
-    told = [
+    expected = [
         ("user.suspended", {"isActive": True}, {"isActive": False}),
         ("session.revoked", {"sessions": 1}, {"sessions": 0}),
     ]
-    assert await events(db, "patchScimUser") == told
+    assert await events(db, "patchScimUser") == expected
     await patch(client, user, {"op": "Replace", "path": "active", "value": "True"})
     assert await login(client) == 200
 
@@ -665,7 +665,7 @@ async def test_deletion(client: Client) -> None:
     assert (await get(client, user))["nickName"] == "Annie"
 
 
-# --- everything else works through it too ---------------------------------------------------------------------
+# --- events, scopes, dry runs, other methods ------------------------------------------------------------------
 
 
 async def test_events(client: Client, db: asyncpg.Connection) -> None:
@@ -702,8 +702,8 @@ async def test_administrators_need_a_scope(client: Client, db: asyncpg.Connectio
 async def test_dry_runs_and_idempotency(client: Client, db: asyncpg.Connection) -> None:
     before = await footprint(db)
     sent = {"user": {"schemas": [CORE], "userName": ANN, "password": "demo1234"}}
-    rehearsed = await client.call("createScimUser", sent | {"dryRun": True})
-    assert rehearsed["userName"] == ANN and await footprint(db) == before
+    dry = await client.call("createScimUser", sent | {"dryRun": True})
+    assert dry["userName"] == ANN and await footprint(db) == before
     headers = {"Idempotency-Key": "one"}
     created = await client.call("createScimUser", sent, headers=headers)
     assert await client.call("createScimUser", sent, headers=headers) == created
@@ -721,7 +721,7 @@ async def test_seats(client: Client, operator: Client) -> None:
 
 
 async def test_users_of_other_methods(client: Client) -> None:
-    """What the others write is shown, and put back as it was."""
+    """Values that other methods wrote are shown, and a PUT of them changes nothing."""
     params = {
         "email": ANN, "firstName": "Ann", "lastName": "Lee", "externalId": "x", "avatar": "https://example.com/a.png",
         "profile": {"uid": "u", "title": "Dr.", "phones": ["+1", "+1", "+2"], "grade": "A"},
@@ -738,7 +738,7 @@ async def test_users_of_other_methods(client: Client) -> None:
     assert (await get(client, user))["preferredLanguage"] == "ru"
 
 
-# --- anything at all -----------------------------------------------------------------------------------------
+# --- random input --------------------------------------------------------------------------------------------
 
 PATHS = [
     *ATTRIBUTES, "userName", "password", "schemas", "id", "meta.version", "groups", "name.givenName", "emails.value",
@@ -779,7 +779,7 @@ OPERATION = st.fixed_dictionaries(
     operations=st.lists(OPERATION, min_size=1, max_size=3), more=st.dictionaries(MEMBERS, VALUE, max_size=4)
 )
 async def test_arbitrary_operations_and_resources(client: Client, operations: Any, more: Any) -> None:
-    """They are done or refused; what is done shows, and can be put back as it is."""
+    """They succeed or are refused. A read returns the result, and a PUT of it changes nothing."""
     name = f"u{secrets.token_hex(8)}@example.com"
     user = await create(client, name)
     params = {"id": user["id"], "operations": operations}

@@ -1,4 +1,4 @@
-"""What SCIM clients ask for first: what the service can do, its schemas and its types of resources."""
+"""Discovery for SCIM clients: the features of the service, its schemas and resource types."""
 
 import asyncio
 from functools import cache
@@ -11,27 +11,25 @@ from server.base.errors import NotFound
 from server.base.models import TenantParams
 from server.base.settings import Settings
 from server.directory.scim.models import EnterpriseUser, Group, OfficeUser, User
-from server.directory.scim.search import MOST_RESULTS
+from server.directory.scim.search import DEFAULT_RESULTS, MOST_RESULTS
 from server.directory.scim.users import base_address
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
 CONFIG_SCHEMA = "urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"
-DEFAULT_PAGE = 100
-"""Resources of a page of a search that asks for no other number."""
 
 
 class DescribeScim(TenantParams):
-    """Which of the documents."""
+    """The document to describe."""
 
     document: Literal["ServiceProviderConfig", "Schemas", "ResourceTypes"]
     id: str | None = Field(
-        None, max_length=200, description="One schema by its URN, or one type of resource by its name."
+        None, max_length=200, description="One schema by its URN, or one resource type by its name."
     )
 
 
 def _config(settings: Settings) -> dict[str, Any]:
-    """What the service can do (RFC 7643, section 5; RFC 9865, section 3)."""
+    """The features of the service (RFC 7643, section 5; RFC 9865, section 3)."""
     return {
         "schemas": [CONFIG_SCHEMA],
         "patch": {"supported": True},
@@ -48,7 +46,7 @@ def _config(settings: Settings) -> dict[str, Any]:
             "cursor": True,
             "index": True,
             "defaultPaginationMethod": "index",
-            "defaultPageSize": DEFAULT_PAGE,
+            "defaultPageSize": DEFAULT_RESULTS,
             "maxPageSize": MOST_RESULTS,
         },
         "authenticationSchemes": [
@@ -65,7 +63,7 @@ def _config(settings: Settings) -> dict[str, Any]:
 
 @cache
 def _documents() -> dict[str, dict[str, dict[str, Any]]]:
-    """The schemas and the types of resources by their ids, as the models of the resources have them."""
+    """The schemas and resource types by id, generated from the models."""
     shown = Context.RESOURCE_QUERY_RESPONSE
     schemas = [model.to_schema() for model in (User, Group, EnterpriseUser, OfficeUser)]
     types = [ResourceType.from_resource(model) for model in (User, Group)]
@@ -75,12 +73,12 @@ def _documents() -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-async def _made(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
-    """The documents; making them takes some 50 ms once."""
+async def _prepare(call: Call, params: DescribeScim) -> dict[str, dict[str, dict[str, Any]]]:
+    """The documents, in a thread: generating them takes about 50 ms, once."""
     return await asyncio.to_thread(_documents)
 
 
-def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any]:
+def _with_meta(document: dict[str, Any], kind: str, address: str) -> dict[str, Any]:
     return document | {"meta": {"resourceType": kind, "location": address}}
 
 
@@ -90,10 +88,10 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
     scope="users:read",
     writes=False,
     errors=(NotFound,),
-    prepare=_made,
+    prepare=_prepare,
     examples=(
         Example(
-            "A type of resource",
+            "A resource type",
             {"document": "ResourceTypes", "id": "Group"},
             {
                 "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ResourceType"],
@@ -110,24 +108,26 @@ def _located(document: dict[str, Any], kind: str, address: str) -> dict[str, Any
         ),
     ),
 )
-async def describe_scim(call: Call, params: DescribeScim, made: dict[str, dict[str, dict[str, Any]]]) -> Any:
+async def describe_scim(
+    call: Call, params: DescribeScim, prepared: dict[str, dict[str, dict[str, Any]]]
+) -> Any:
     """Describe the SCIM service of an instance (RFC 7644, section 4).
 
-    Without `id` the schemas and the types of resources are given as lists: `totalResults` and `Resources`.
+    Without `id`, schemas and resource types are lists: `totalResults` and `Resources`.
     """
     base = base_address(call.settings, call.instance)
     address = f"{base}/{params.document}"
     if params.document == "ServiceProviderConfig":
         if params.id is not None:
             raise NotFound
-        return _located(_config(call.settings), params.document, address)
-    documents = made[params.document]
+        return _with_meta(_config(call.settings), params.document, address)
+    documents = prepared[params.document]
     kind = params.document.removesuffix("s")
     if params.id is not None:
         if params.id not in documents:
             raise NotFound
-        return _located(documents[params.id], kind, f"{address}/{params.id}")
-    shown = [_located(document, kind, f"{address}/{name}") for name, document in documents.items()]
+        return _with_meta(documents[params.id], kind, f"{address}/{params.id}")
+    shown = [_with_meta(document, kind, f"{address}/{name}") for name, document in documents.items()]
     return {
         "totalResults": len(shown), "startIndex": 1, "itemsPerPage": len(shown), "Resources": shown,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Groups as SCIM resources (RFC 7643, 4.2; 7644): what the wire /scim/v2 calls, and /rpc can too."""
+"""Groups as SCIM resources (RFC 7643, 4.2; RFC 7644), for the wire /scim/v2 and for /rpc."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,18 +7,26 @@ from pydantic import Field
 from server.base.errors import MemberForbidden, NotFound
 from server.base.models import TenantParams
 from server.directory.scim import group_changes
-from server.directory.scim.attributes import wants
+from server.directory.scim.attributes import is_requested
 from server.directory.scim.models import GROUP_SCHEMA
 from server.directory.scim.user_changes import parsed_id
+from server.directory.scim.users import Resource
 from server.methods.registry import Example, method
-from server.methods.scim_users import OPERATIONS, VALUES, Resource, ScimId, Selection, SentOperations, Version
+from server.methods.scim_users import (
+    OPERATION_ERRORS,
+    VALUE_ERRORS,
+    ScimId,
+    Selection,
+    SentOperations,
+    Version,
+)
 from server.tenants.call import Call
 
 SentGroup = Annotated[dict[str, Any], Field(description="A SCIM group (RFC 7643, 4.2).")]
 
 
 class ScimGroupId(Selection):
-    """A group by its id, and what is wanted of it."""
+    """A group, and the attributes to return."""
 
     id: ScimId = Field(description="0 for Admins.")
 
@@ -35,9 +43,9 @@ SCIM_GROUP = {
 
 
 async def _shown(call: Call, params: Selection, group_id: int) -> Resource:
-    """What is wanted of a group; its members are read only if they are."""
-    with_members = wants("members", params.attributes, params.excludedAttributes)
-    return params.of(await group_changes.read(call, group_id, with_members=with_members))
+    """The requested attributes of a group. Its members are read only if they are requested."""
+    with_members = is_requested("members", params.attributes, params.excludedAttributes)
+    return params.select(await group_changes.read(call, group_id, with_members=with_members))
 
 
 @method(
@@ -45,24 +53,24 @@ async def _shown(call: Call, params: Selection, group_id: int) -> Resource:
     result=Resource,
     scope="groups:read",
     writes=False,
-    errors=(NotFound, *VALUES),
+    errors=(NotFound, *VALUE_ERRORS),
     examples=(
         Example("Without its members", {"id": "1", "excludedAttributes": ["members"]}, SCIM_GROUP),
     ),
 )  # fmt: skip
 async def get_scim_group(call: Call, params: ScimGroupId) -> Any:
-    """A group as a SCIM resource. Leave `members` out where they are not needed: there can be very many."""
+    """A group as a SCIM resource. Exclude `members` if you do not need them: there can be very many."""
     return await _shown(call, params, parsed_id(params.id))
 
 
 class CreateScimGroup(Selection):
-    """A new group, and what is wanted of it."""
+    """A new group, and the attributes to return."""
 
     group: SentGroup
 
 
-_NAMES = ("duplicate_group", "duplicate_external_id", "reserved_group")
-_CHANGING = (NotFound, MemberForbidden, "version_mismatch")
+_NAME_ERRORS = ("duplicate_group", "duplicate_external_id", "reserved_group")
+_CHANGE_ERRORS = (NotFound, MemberForbidden, "version_mismatch")
 
 
 @method(
@@ -70,7 +78,7 @@ _CHANGING = (NotFound, MemberForbidden, "version_mismatch")
     result=Resource,
     scope="groups:write",
     writes=True,
-    errors=(NotFound, MemberForbidden, *_NAMES, *VALUES),
+    errors=(NotFound, MemberForbidden, *_NAME_ERRORS, *VALUE_ERRORS),
     examples=(
         Example(
             "With a member",
@@ -81,17 +89,17 @@ _CHANGING = (NotFound, MemberForbidden, "version_mismatch")
     ),
 )  # fmt: skip
 async def create_scim_group(call: Call, params: CreateScimGroup) -> Any:
-    """Make a group with its members from a SCIM resource (RFC 7644, 3.3).
+    """Create a group with its members from a SCIM resource (RFC 7644, 3.3).
 
-    Members that are administrators need the scope `users:admin`.
+    To add an administrator, the key needs the scope `users:admin`.
     """
     return await _shown(
-        call, params, await group_changes.create(call, group_changes.sent_group(params.group))
+        call, params, await group_changes.create(call, group_changes.parsed_group(params.group))
     )
 
 
 class ReplaceScimGroup(ScimGroupId):
-    """What a group is to be."""
+    """The resource that replaces a group."""
 
     group: SentGroup
     version: Version | None = None
@@ -102,10 +110,10 @@ class ReplaceScimGroup(ScimGroupId):
     result=Resource,
     scope="groups:write",
     writes=True,
-    errors=(*_CHANGING, *_NAMES, *VALUES),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *VALUE_ERRORS),
     examples=(
         Example(
-            "Another name, and nobody in it",
+            "Another name, and no members",
             {"id": "1", "group": {"schemas": [GROUP_SCHEMA], "displayName": "Shop"},
              "attributes": ["displayName", "members"]},
             {"schemas": [GROUP_SCHEMA], "id": "1", "displayName": "Shop"},
@@ -113,18 +121,18 @@ class ReplaceScimGroup(ScimGroupId):
     ),
 )  # fmt: skip
 async def replace_scim_group(call: Call, params: ReplaceScimGroup) -> Any:
-    """Have a group be what a SCIM resource says, with these members and no others (PUT; RFC 7644, 3.5.1).
+    """Replace a group by a SCIM resource: its attributes and all its members (PUT; RFC 7644, 3.5.1).
 
-    Who enters or leaves Admins becomes an administrator, or is none any more: this needs the scope
-    `users:admin` too. Admins cannot be renamed.
+    Members of Admins are administrators: to add or remove one, the key needs the scope `users:admin` too.
+    Admins cannot be renamed.
     """
     group_id = parsed_id(params.id)
-    await group_changes.update(call, group_id, group_changes.sent_group(params.group), params.version)
+    await group_changes.update(call, group_id, group_changes.parsed_group(params.group), params.version)
     return await _shown(call, params, group_id)
 
 
 class PatchScimGroup(ScimGroupId):
-    """What to change of a group."""
+    """Changes of a group."""
 
     operations: SentOperations
     version: Version | None = None
@@ -135,7 +143,7 @@ class PatchScimGroup(ScimGroupId):
     result=Resource,
     scope="groups:write",
     writes=True,
-    errors=(*_CHANGING, *_NAMES, *OPERATIONS),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *OPERATION_ERRORS),
     examples=(
         Example(
             "Another member",
@@ -146,18 +154,19 @@ class PatchScimGroup(ScimGroupId):
     ),
 )  # fmt: skip
 async def patch_scim_group(call: Call, params: PatchScimGroup) -> Any:
-    """Change a group by SCIM operations, all of them or none (PATCH; RFC 7644, 3.5.2).
+    """Change a group by SCIM operations: all of them or none (PATCH; RFC 7644, 3.5.2).
 
-    Members are added, replaced, and removed: by `members[value eq "2"]`, by their values, or all of them.
-    Admins needs the scope `users:admin`, as for replaceScimGroup.
+    Operations can add, replace and remove members. To remove: `members[value eq "2"]`, or `members` with the
+    members in `value`, or without a value all. For Admins the scope `users:admin` is needed, as for
+    replaceScimGroup.
     """
     group_id = parsed_id(params.id)
-    await group_changes.update(call, group_id, group_changes.patched_group(params.operations), params.version)
+    await group_changes.update(call, group_id, group_changes.parsed_patch(params.operations), params.version)
     return await _shown(call, params, group_id)
 
 
 class DeleteScimGroup(TenantParams):
-    """Which group goes."""
+    """A group to delete."""
 
     id: ScimId
     version: Version | None = None
@@ -172,6 +181,6 @@ class DeleteScimGroup(TenantParams):
     examples=(Example("A group", {"id": "1"}, True),),
 )
 async def delete_scim_group(call: Call, params: DeleteScimGroup) -> Any:
-    """Delete a group. Its members stay users."""
+    """Delete a group. Its members are not deleted."""
     await group_changes.delete(call, parsed_id(params.id), params.version)
     return True

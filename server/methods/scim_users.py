@@ -1,4 +1,4 @@
-"""Users as SCIM resources (RFC 7643, 7644): what the wire /scim/v2 calls, and /rpc can too."""
+"""Users as SCIM resources (RFC 7643, RFC 7644), for the wire /scim/v2 and for /rpc."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,32 +11,32 @@ from server.directory.scim.attributes import selected
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
 from server.directory.scim.operations import MOST_OPERATIONS
 from server.directory.scim.user_changes import NewAccount, Patch, Replacement, parsed_id
+from server.directory.scim.users import Resource
 from server.methods.registry import Example, method
 from server.tenants.call import Call
 
-Resource = dict[str, Any]
-ScimId = Annotated[str, Field(min_length=1, max_length=64, description="As resources have it, a string.")]
-Names = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=100)]
+ScimId = Annotated[str, Field(min_length=1, max_length=64, description="The `id` of the resource: a string.")]
+AttributeNames = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=100)]
 Version = Annotated[
     str,
     Field(
         min_length=1,
         max_length=1000,
-        description="Change only this version (meta.version), or one of several.",
+        description="Change the resource only if it has this version (meta.version), or one of several.",
     ),
 ]
-VALUES = ("invalid_value",)
-"""Codes of what a whole resource can be refused for."""
-OPERATIONS = (*VALUES, "invalid_path", "no_target", "mutability")
-"""The same of operations."""
+VALUE_ERRORS = ("invalid_value",)
+"""Error codes for a whole resource."""
+OPERATION_ERRORS = (*VALUE_ERRORS, "invalid_path", "no_target", "mutability")
+"""Error codes for operations."""
 
 
-def _without_password(value: Any, info: SerializationInfo) -> Any:
+def _hidden_in_events(value: Any, info: SerializationInfo) -> Any:
     return _hidden(value) if info.context == IN_EVENTS else value
 
 
 def _hidden(value: Any) -> Any:
-    """A value whose members are hidden that may be, or set, a password."""
+    """A value with HIDDEN for each member that can be, or set, a password."""
     if isinstance(value, list):
         return [_hidden(part) for part in value]
     if not isinstance(value, dict):
@@ -51,35 +51,39 @@ def _hidden(value: Any) -> Any:
     }
 
 
-Sent = PlainSerializer(_without_password)
-"""For what may hold a password somewhere: no event does."""
+HiddenInEvents = PlainSerializer(_hidden_in_events)
+"""For params that can contain a password: it is hidden in events."""
 SentUser = Annotated[
-    dict[str, Any], Sent, Field(description="A SCIM user (RFC 7643, 4.1) with its extensions, in any case.")
+    dict[str, Any],
+    HiddenInEvents,
+    Field(description="A SCIM user (RFC 7643, 4.1) with its extensions; names are case-insensitive."),
 ]
 SentOperations = Annotated[
     list[dict[str, Any]],
-    Sent,
+    HiddenInEvents,
     Field(
         min_length=1,
         max_length=MOST_OPERATIONS,
-        description="Of a SCIM PATCH (RFC 7644, 3.5.2): op, path, value.",
+        description="Operations of a SCIM PATCH (RFC 7644, 3.5.2): op, path, value.",
     ),
 ]
 
 
 class Selection(TenantParams):
-    """What is wanted of a resource: all of it, unless one of the two is given."""
+    """The attributes to return: all, unless one of the two lists is given."""
 
-    attributes: Names | None = Field(None, description="Names of the only attributes to return.")
-    excludedAttributes: Names | None = Field(None, description="Names of the attributes to leave out.")
+    attributes: AttributeNames | None = Field(None, description="Names of the only attributes to return.")
+    excludedAttributes: AttributeNames | None = Field(
+        None, description="Names of the attributes to leave out."
+    )
 
-    def of(self, resource: Resource) -> Resource:
-        """What is wanted of it; see attributes.selected for the errors."""
+    def select(self, resource: Resource) -> Resource:
+        """The requested attributes of a resource; see attributes.selected for the errors."""
         return selected(resource, self.attributes, self.excludedAttributes)
 
 
 class ScimUserId(Selection):
-    """A user by its id, and what is wanted of it."""
+    """A user, and the attributes to return."""
 
     id: ScimId
 
@@ -106,22 +110,22 @@ SCIM_USER = {
     result=Resource,
     scope="users:read",
     writes=False,
-    errors=(NotFound, *VALUES),
+    errors=(NotFound, *VALUE_ERRORS),
     examples=(
-        Example("All of it", {"id": "2"}, SCIM_USER),
+        Example("All attributes", {"id": "2"}, SCIM_USER),
         Example(
-            "A part", {"id": "2", "attributes": ["userName"]},
+            "One attribute", {"id": "2", "attributes": ["userName"]},
             {"schemas": [USER_SCHEMA], "id": "2", "userName": "jane@example.com"},
         ),
     ),
 )  # fmt: skip
 async def get_scim_user(call: Call, params: ScimUserId) -> Any:
-    """A user as a SCIM resource. Suspended users have active false; deleted ones are not found."""
-    return params.of(await user_changes.read(call, parsed_id(params.id)))
+    """A user as a SCIM resource. Suspended users have `active` false; deleted users are not found."""
+    return params.select(await user_changes.read(call, parsed_id(params.id)))
 
 
 class CreateScimUser(Selection):
-    """A new user, and what is wanted of it."""
+    """A new user, and the attributes to return."""
 
     user: SentUser
 
@@ -136,10 +140,10 @@ async def _prepare_creation(call: Call, params: CreateScimUser) -> NewAccount:
     scope="users:write",
     writes=True,
     prepare=_prepare_creation,
-    errors=(*DUPLICATES, "seats_exhausted", *VALUES),
+    errors=(*DUPLICATES, "seats_exhausted", *VALUE_ERRORS),
     examples=(
         Example(
-            "A user of a department",
+            "A user with a department",
             {"user": {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA], "userName": "ann@example.com",
                       "name": {"givenName": "Ann", "familyName": "Lee"}, "active": True,
                       ENTERPRISE_SCHEMA: {"department": "Sales", "manager": {"value": "2"}}},
@@ -151,14 +155,15 @@ async def _prepare_creation(call: Call, params: CreateScimUser) -> NewAccount:
 async def create_scim_user(call: Call, params: CreateScimUser, prepared: NewAccount) -> Any:
     """Create a user from a SCIM resource, with mailbox, calendar and files (RFC 7644, 3.3).
 
-    A userName that is an address is the user's e-mail. Any other one is its login, and its e-mail is the
-    primary entry of `emails`, or else the first, if there is one. What can only be read is passed over.
+    A userName that is an e-mail address is also the user's e-mail. Any other userName is the login; then the
+    e-mail is the primary entry of `emails`, or else the first, if there is one. Read-only attributes are
+    ignored.
     """
-    return params.of(await user_changes.create(call, prepared))
+    return params.select(await user_changes.create(call, prepared))
 
 
 class ReplaceScimUser(ScimUserId):
-    """What a user is to be."""
+    """The resource that replaces a user."""
 
     user: SentUser
     version: Version | None = None
@@ -168,8 +173,8 @@ async def _prepare_replacement(call: Call, params: ReplaceScimUser) -> Replaceme
     return await user_changes.prepare_replacement(call, params.user)
 
 
-_CHANGING = (NotFound, MemberForbidden, "version_mismatch")
-_NAMES = ("duplicate_email", "duplicate_external_id", "user_deleted")
+_CHANGE_ERRORS = (NotFound, MemberForbidden, "version_mismatch")
+_NAME_ERRORS = ("duplicate_email", "duplicate_external_id", "user_deleted")
 
 
 @method(
@@ -178,10 +183,10 @@ _NAMES = ("duplicate_email", "duplicate_external_id", "user_deleted")
     scope="users:write",
     writes=True,
     prepare=_prepare_replacement,
-    errors=(*_CHANGING, *_NAMES, *VALUES),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *VALUE_ERRORS),
     examples=(
         Example(
-            "Another name and no more",
+            "Only a userName and a name",
             {"id": "2", "user": {"schemas": [USER_SCHEMA], "userName": "jane@example.com",
                                  "name": {"givenName": "Jane", "familyName": "Roe"}},
              "attributes": ["name"]},
@@ -191,16 +196,17 @@ _NAMES = ("duplicate_email", "duplicate_external_id", "user_deleted")
     ),
 )  # fmt: skip
 async def replace_scim_user(call: Call, params: ReplaceScimUser, prepared: Replacement) -> Any:
-    """Have a user be what a SCIM resource says (PUT; RFC 7644, 3.5.1).
+    """Replace a user by a SCIM resource (PUT; RFC 7644, 3.5.1).
 
-    Attributes that are left out are cleared, but for the password, for active, and for a picture that was
-    stored here. A password ends the user's sessions, and so does active false.
+    Attributes that are left out are removed, except: password, active, preferredLanguage, a picture that was
+    uploaded here, and the quotas (unless `schemas` contains our extension). A new password ends the user's
+    sessions, and so does `active` false.
     """
-    return params.of(await user_changes.replace(call, parsed_id(params.id), prepared, params.version))
+    return params.select(await user_changes.replace(call, parsed_id(params.id), prepared, params.version))
 
 
 class PatchScimUser(ScimUserId):
-    """What to change of a user."""
+    """Changes of a user."""
 
     operations: SentOperations
     version: Version | None = None
@@ -216,7 +222,7 @@ async def _prepare_patch(call: Call, params: PatchScimUser) -> Patch:
     scope="users:write",
     writes=True,
     prepare=_prepare_patch,
-    errors=(*_CHANGING, *_NAMES, *OPERATIONS),
+    errors=(*_CHANGE_ERRORS, *_NAME_ERRORS, *OPERATION_ERRORS),
     examples=(
         Example(
             "Suspend",
@@ -227,16 +233,16 @@ async def _prepare_patch(call: Call, params: PatchScimUser) -> Patch:
     ),
 )  # fmt: skip
 async def patch_scim_user(call: Call, params: PatchScimUser, prepared: Patch) -> Any:
-    """Change a user by SCIM operations, all of them or none (PATCH; RFC 7644, 3.5.2).
+    """Change a user by SCIM operations: all of them or none (PATCH; RFC 7644, 3.5.2).
 
-    What Entra ID and Okta send beside the RFC is accepted. A password ends the user's sessions, and so does
-    active false.
+    What Entra ID and Okta send beyond the RFC is accepted. A new password ends the user's sessions, and so
+    does `active` false.
     """
-    return params.of(await user_changes.patch(call, parsed_id(params.id), prepared, params.version))
+    return params.select(await user_changes.patch(call, parsed_id(params.id), prepared, params.version))
 
 
 class DeleteScimUser(TenantParams):
-    """Who goes."""
+    """A user to delete."""
 
     id: ScimId
     version: Version | None = None
@@ -247,13 +253,13 @@ class DeleteScimUser(TenantParams):
     result=Literal[True],
     scope="users:write",
     writes=True,
-    errors=_CHANGING,
+    errors=_CHANGE_ERRORS,
     examples=(Example("A user", {"id": "2"}, True),),
 )
 async def delete_scim_user(call: Call, params: DeleteScimUser) -> Any:
     """Delete a user, as deleteUserByEmail does.
 
-    For SCIM it is gone; restoreUserByEmail brings it back.
+    SCIM does not find it any more; restoreUserByEmail restores it.
     """
     await user_changes.delete(call, parsed_id(params.id), params.version)
     return True

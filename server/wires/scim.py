@@ -1,7 +1,7 @@
 """SCIM 2.0 (RFC 7643, RFC 7644, RFC 9865): /scim/v2, the key's default instance, and /scim/v2/{instance}.
 
-A resource is what its method answers; this wire adds the format of lists and errors, entity tags, discovery
-(scim_discovery.py) and Bulk (scim_bulk.py). SCIM.md says how to connect identity providers.
+Methods return complete resources. This wire adds the format of lists and errors, ETags, discovery
+(scim_discovery.py) and Bulk (scim_bulk.py). SCIM.md explains how to connect identity providers.
 """
 
 from collections.abc import Callable, Container, Mapping
@@ -25,6 +25,7 @@ from server.wires.scim_errors import (
     SEARCH,
     STATUSES,
     ScimError,
+    has_schema,
     render_error,
 )
 
@@ -32,7 +33,7 @@ from server.wires.scim_errors import (
 
 
 def _names(value: Any) -> Any:
-    """Names of attributes in a query, separated by commas (RFC 7644, section 3.9)."""
+    """Attribute names in a query, separated by commas (RFC 7644, section 3.9)."""
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
@@ -58,12 +59,10 @@ IF_MATCH = {"If-Match": Member("version")}
 
 
 def message(urn: str) -> Member:
-    """The member `schemas` of a message, which has to name what the message is."""
+    """The member `schemas` of a message, which must contain the URN of the message."""
 
     def parse(value: Any) -> Any:
-        if not isinstance(value, list) or not any(
-            isinstance(one, str) and one.lower() == urn.lower() for one in value
-        ):
+        if not has_schema(value, urn):
             raise ValueError(f"must be a list with {urn}")
         return value
 
@@ -77,7 +76,7 @@ def message(urn: str) -> Member:
 
 
 def _resource(urn: str, name: str) -> Callable[[Schema], Schema]:
-    """The least that a resource has to be: other attributes are those of its schema, under /Schemas."""
+    """The required attributes of a resource, for the OpenAPI document. /Schemas describes all attributes."""
     schema: Schema = {
         "type": "object",
         "properties": {
@@ -90,7 +89,7 @@ def _resource(urn: str, name: str) -> Callable[[Schema], Schema]:
 
 
 def _operations(schema: Schema) -> Schema:
-    """Operations of a PATCH; `op` is taken in any case."""
+    """Operations of a PATCH; `op` is case-insensitive."""
     op: Schema = {"type": "string", "pattern": "^([Aa]dd|[Rr]emove|[Rr]eplace)$"}
     return schema | {
         "items": {"type": "object", "properties": {"op": op, "path": {"type": "string"}}, "required": ["op"]}
@@ -106,13 +105,13 @@ GROUP = Format(schema=_resource("urn:ietf:params:scim:schemas:core:2.0:Group", "
 
 
 def version_of(resource: Mapping[str, Any]) -> str | None:
-    """Its version, where its meta is shown."""
+    """The version of a resource; None: `meta` is not in the answer."""
     version: str | None = resource.get("meta", {}).get("version")
     return version
 
 
 def location_of(resource: Mapping[str, Any]) -> str | None:
-    """Its address, where its meta is shown."""
+    """The URL of a resource; None: `meta` is not in the answer."""
     location: str | None = resource.get("meta", {}).get("location")
     return location
 
@@ -120,7 +119,7 @@ def location_of(resource: Mapping[str, Any]) -> str | None:
 def _resources(
     prefix: str, parts: Mapping[str, tuple[Member, ...]], kind: str, format: Format
 ) -> tuple[Route, ...]:
-    """The routes of a type of resource: User or Group."""
+    """The routes of a resource type: User or Group."""
     collection, own = f"{prefix}/{kind}s", MethodResult()
     one = collection + r"/{id:(?!\.search/?$)[^/]+}"
     by_id = {**parts, "id": (Member("id"),)}
@@ -147,7 +146,7 @@ def _resources(
         Route(
             "PATCH", one, f"patchScim{kind}", own, query=SELECTION, version=version_of,
             body={"schemas": message(PATCH), "Operations": Member("operations", OPERATIONS)},
-            # A group can have very many members (RFC 7644, 3.5.2: 204).
+            # 204 without a body (RFC 7644, 3.5.2): groups can have very many members.
             body_for=tuple(SELECTION) if kind == "Group" else (), **changed,
         ),
         Route("DELETE", one, f"deleteScim{kind}", status=204, **changed),
@@ -155,7 +154,7 @@ def _resources(
 
 
 _RESERVED = r"Users|Groups|Schemas|ResourceTypes|ServiceProviderConfig|Bulk|Me|\.search"
-# An instance of such a name is reached without its name, by keys whose default it is.
+# An instance with a reserved name works only as the default instance of a key.
 _INSTANCE = f"/{{instance:(?!(?:{_RESERVED})(?:/|$))[^/]+}}"
 _OF_INSTANCE = {"instance": (Member("instance", Format(schema=lambda _: {"type": "string"})),)}
 ROUTES = tuple(
@@ -174,7 +173,7 @@ async def _call(request: web.Request, caller: Principal, route: Route, parsed: P
     if route.method == "describeScim":
         return await scim_discovery.describe(request, caller, route, parsed)
     if route.body_for and not SELECTION.keys() & parsed.params.keys():
-        parsed.params["attributes"] = ["meta"]  # for the headers
+        parsed.params["attributes"] = ["meta"]  # for ETag
     return await call(request, caller, route, parsed)
 
 

@@ -1,14 +1,14 @@
-"""SCIM's Bulk (RFC 7644, section 3.7): several operations in one request, each a call of its own.
+"""SCIM's Bulk (RFC 7644, section 3.7): several operations in one request, each a separate call.
 
-Operations run in their order. One that refers, by bulkId:..., to a resource that a later operation creates
-runs as soon as that one was created. Operations that refer to each other in a circle are refused (409). When
-the rate limit is reached or the database is away, the operations that are left are not run, and have the same
-error.
+Operations run in the order of the request. An operation with a reference (bulkId:...) to a resource that a
+later operation creates runs as soon as that resource exists. Circular references are refused (409). After an
+operation fails because of the rate limit or the database, no further operation is run: the remaining ones get
+the same error.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -56,6 +56,7 @@ from server.wires.scim_errors import (
     STATUSES,
     ScimError,
     error_body,
+    has_schema,
 )
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ _REFERENCE = re.compile(r"bulkId:(.+)", re.DOTALL)
 
 
 class BulkResult(AnswerModel):
-    """What came of an operation."""
+    """The result of an operation."""
 
     method: str | None = None
     bulkId: str | None = None
@@ -77,7 +78,7 @@ class BulkResult(AnswerModel):
 
 
 class BulkResponse(AnswerModel):
-    """What came of each operation that was run."""
+    """The results of the operations."""
 
     schemas: list[Literal["urn:ietf:params:scim:api:messages:2.0:BulkResponse"]] = Field(min_length=1)
     Operations: list[BulkResult]
@@ -87,17 +88,17 @@ class BulkResponse(AnswerModel):
 class Operation:
     """One operation of a request."""
 
-    # Which of them it is, from 0 on.
+    # Position in the request, from 0.
     index: int
     verb: str
     bulk_id: str | None
-    # User or Group, and the id in the path; None for a new one.
+    # User or Group, and the id in the path; None: it creates one.
     kind: str
-    named: str | None
+    target_id: str | None
     version: str | None
     data: Any
     # The bulkIds that it refers to.
-    needs: set[str] = field(default_factory=set)
+    references: set[str]
 
 
 def _refused(name: str, text: str) -> Invalid:
@@ -105,7 +106,7 @@ def _refused(name: str, text: str) -> Invalid:
 
 
 def _members(value: object, what: str) -> dict[str, Any]:
-    """The members of an object by their names in lower case, which is how they compare (RFC 7643, 2.1)."""
+    """The members of an object, with names in lower case: they are case-insensitive (RFC 7643, 2.1)."""
     if not isinstance(value, dict):
         raise Malformed(f"{what} must be an object")
     return {name.lower(): member for name, member in value.items()}
@@ -119,87 +120,89 @@ def _text(members: Mapping[str, Any], name: str) -> str | None:
 
 
 def _operation(index: int, given: object) -> Operation:
-    """An operation as it was sent.
+    """The operation that was sent.
 
     Raises:
-        Invalid, Malformed: it is none.
+        Invalid, Malformed: it is not valid.
     """
     members = _members(given, "an operation")
     verb, path = (_text(members, "method") or "").upper(), _text(members, "path") or ""
-    found = _PATH.fullmatch(path)
+    match = _PATH.fullmatch(path)
     if verb not in VERBS:
         raise _refused("method", "must be POST, PUT, PATCH or DELETE")
-    if found is None or (verb == "POST") != (found[2] is None):
-        raise _refused("path", "must be /Users or /Groups, but for POST with an id")
+    if match is None or (verb == "POST") != (match[2] is None):
+        raise _refused(
+            "path", "must be /Users or /Groups for POST, and /Users/ID or /Groups/ID for the other methods"
+        )
     bulk_id, data = _text(members, "bulkId"), members.get("data")
     if verb == "POST" and bulk_id is None:
         raise _refused("bulkId", "is required for POST")
-    named_id = None if found[2] is None else unquote(found[2])
+    target_id = None if match[2] is None else unquote(match[2])
     version = _text(members, "version")
-    operation = Operation(index, verb, bulk_id, found[1].removesuffix("s"), named_id, version, data)
-    operation.needs = set(_references(named_id)) | (set() if verb == "DELETE" else set(_references(data)))
-    return operation
+    references = set(_references([target_id, None if verb == "DELETE" else data]))
+    return Operation(index, verb, bulk_id, match[1].removesuffix("s"), target_id, version, data, references)
 
 
 def _references(value: Any) -> Iterator[str]:
-    """The bulkIds that stand in a value."""
-    if isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
-        yield found[1]
+    """The bulkIds that a value refers to."""
+    if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+        yield match[1]
     elif isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _references(inner)
 
 
-def _resolved(value: Any, made: Mapping[str, str]) -> Any:
-    """A value with ids in the place of bulkIds."""
-    if isinstance(value, str) and (found := _REFERENCE.fullmatch(value)):
-        return made[found[1]]
+def _resolved(value: Any, created: Mapping[str, str]) -> Any:
+    """A value with references replaced by ids."""
+    if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+        return created[match[1]]
     if isinstance(value, dict):
-        return {name: _resolved(inner, made) for name, inner in value.items()}
+        return {name: _resolved(inner, created) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_resolved(inner, made) for inner in value]
+        return [_resolved(inner, created) for inner in value]
     return value
 
 
-def _params(operation: Operation, made: Mapping[str, str]) -> dict[str, Any]:
-    """What its method is given. Nothing is asked to be shown but where the result is, and its version."""
+def _params(operation: Operation, created: Mapping[str, str]) -> dict[str, Any]:
+    """The params of the method. Of the resource only `meta` is requested: its location and version."""
     params: dict[str, Any] = {}
-    if operation.named is not None:
-        params["id"] = _resolved(operation.named, made)
+    if operation.target_id is not None:
+        params["id"] = _resolved(operation.target_id, created)
     if operation.version is not None and operation.verb != "POST":
         params["version"] = operation.version
     if operation.verb == "DELETE":
         return params
-    data = _resolved(operation.data, made)
+    data = _resolved(operation.data, created)
     if operation.verb == "PATCH":
-        # The RFC's example of Bulk (section 3.7.3) has the list of operations without the message around it.
+        # In the RFC's example (section 3.7.3) `data` is the list of operations, without the PatchOp message.
         params["operations"] = data if isinstance(data, list) else _members(data, "data").get("operations")
     else:
-        params[operation.kind.lower()] = _members(data, "data") and data
+        _members(data, "data")  # must be an object
+        params[operation.kind.lower()] = data
     return params | {"attributes": ["meta"]}
 
 
 class _Bulk:
-    """A request while it is run."""
+    """A bulk request that is being run."""
 
     def __init__(self, request: web.Request, caller: Principal, instance: Mapping[str, Any]) -> None:
         self.request, self.caller, self.instance = request, caller, instance
         address = request.path.rstrip("/").removesuffix("/Bulk")
         self.base = request.app[SETTINGS].own_address() + address
-        # The bulkIds of what is to be made; those that were made, with their ids; those that were refused.
-        self.known: set[str] = set()
-        self.made: dict[str, str] = {}
+        # The bulkIds of all resources to create; of those created, with their ids; of those that failed.
+        self.creations: set[str] = set()
+        self.created: dict[str, str] = {}
         self.failed: set[str] = set()
         self.results: dict[int, dict[str, Any]] = {}
-        # The error after which no operation is run any more.
+        # The error that stopped the request: the remaining operations get it too.
         self.stopped_by: ServiceError | None = None
         self.errors = 0
-        self.begun = 0
+        self.started = 0
 
-    async def run(self, given: list[Any], most_errors: int | None) -> list[dict[str, Any]]:
-        """The results in the order of the operations, of those that were run."""
-        waiting = {index: self._read(index, one) for index, one in enumerate(given)}
-        while waiting and (most_errors is None or self.errors < most_errors):
+    async def run(self, given: list[Any], max_errors: int | None) -> list[dict[str, Any]]:
+        """The results, in the order of the request. After the last permitted error no operation is run."""
+        waiting = {index: self._parse(index, one) for index, one in enumerate(given)}
+        while waiting and (max_errors is None or self.errors < max_errors):
             ready = (index for index, operation in waiting.items() if self._is_ready(operation))
             index = next(ready, next(iter(waiting)))
             operation = waiting.pop(index)
@@ -207,48 +210,48 @@ class _Bulk:
             if refusal is not None:
                 self._fail(index, given[index], refusal)
             elif isinstance(operation, Operation):
-                await self._do(operation, given[index])
+                await self._run_operation(operation, given[index])
         return [self.results[index] for index in sorted(self.results)]
 
-    def _read(self, index: int, sent: object) -> Operation | ServiceError:
-        """An operation, or what is wrong with it."""
+    def _parse(self, index: int, sent: object) -> Operation | ServiceError:
+        """The operation, or its error if it is not valid."""
         try:
             operation = _operation(index, sent)
             if operation.verb == "POST":
-                if operation.bulk_id in self.known:
+                if operation.bulk_id in self.creations:
                     raise _refused("bulkId", "is given twice")
-                self.known.add(str(operation.bulk_id))
+                self.creations.add(str(operation.bulk_id))
         except ServiceError as error:
             return error
         return operation
 
     def _is_ready(self, operation: Operation | ServiceError) -> bool:
-        """Whether it waits for no other operation."""
+        """Whether each resource that it refers to was created, or failed."""
         if isinstance(operation, ServiceError):
             return True
-        return operation.needs & self.known <= self.made.keys() | self.failed
+        return operation.references & self.creations <= self.created.keys() | self.failed
 
     def _refusal(self, operation: Operation) -> ServiceError | None:
-        """Why an operation cannot be run."""
+        """The error of an operation that cannot be run; None: it can."""
         if self.stopped_by is not None:
             return self.stopped_by
-        if operation.needs - self.known:
-            return _refused("bulkId", "is that of no other operation")
-        if operation.needs and is_dry_run(self.request):
+        if operation.references - self.creations:
+            return _refused("bulkId", "is not the bulkId of another operation")
+        if operation.references and is_dry_run(self.request):
             return _refused("bulkId", "cannot be resolved in a dry run, which creates nothing")
-        if operation.needs & self.failed:
+        if operation.references & self.failed:
             return Conflict("an operation that this one refers to was refused")
-        if operation.needs - self.made.keys():
-            return Conflict("operations refer to each other in a circle")
+        if operation.references - self.created.keys():
+            return Conflict("the references between operations are circular")
         return None
 
-    async def _do(self, operation: Operation, given: Any) -> None:
+    async def _run_operation(self, operation: Operation, given: Any) -> None:
         try:
-            if self.begun:  # the first was counted as the request
+            if self.started:  # the first was counted as the request
                 count(self.request, self.caller)
-            self.begun += 1
+            self.started += 1
             method = f"{VERBS[operation.verb]}Scim{operation.kind}"
-            params = _params(operation, self.made) | dict(self.instance)
+            params = _params(operation, self.created) | dict(self.instance)
             result = await run(self.request, self.caller, method, params, index=operation.index)
         except ServiceError as error:
             if isinstance(error, (TooMany, Unavailable)):
@@ -267,76 +270,71 @@ class _Bulk:
             status = "201" if operation.verb == "POST" else "200"
             shown |= {name: result["meta"][name] for name in ("version", "location")} | {"status": status}
         if operation.verb == "POST" and operation.bulk_id is not None:
-            self.made[operation.bulk_id] = result["id"]
-        self._put(operation.index, shown)
+            self.created[operation.bulk_id] = result["id"]
+        self._add_result(operation.index, shown)
 
     def _fail(self, index: int, given: Any, error: ServiceError) -> None:
-        """Note an error; `given` is the operation as it was sent, whatever it is."""
+        """Record an error; `given` is the operation as sent, valid or not."""
         self.errors += 1
         members = {name.lower(): value for name, value in given.items()} if isinstance(given, dict) else {}
         verb, bulk_id, path = (members.get(name) for name in ("method", "bulkid", "path"))
         verb = verb.upper() if isinstance(verb, str) and verb.upper() in VERBS else None
-        if verb == "POST" and isinstance(bulk_id, str) and bulk_id not in self.made:
+        if verb == "POST" and isinstance(bulk_id, str) and bulk_id not in self.created:
             self.failed.add(bulk_id)
         if isinstance(error, Forbidden) and error.scope is not None:
             self.request[CALLS].scopes.add(error.scope)
         status = status_of(type(error), STATUSES)
+        location = f"{self.base}/{path.strip('/')}" if verb != "POST" and isinstance(path, str) else None
         shown = {
             "method": verb,
             "bulkId": bulk_id if isinstance(bulk_id, str) else None,
-            "location": f"{self.base}/{path.strip('/')}"
-            if verb != "POST" and isinstance(path, str)
-            else None,
+            "location": location,
             "status": str(status),
             "response": error_body(error, status),
         }
-        self._put(index, shown)
+        self._add_result(index, shown)
 
-    def _put(self, index: int, shown: Mapping[str, Any]) -> None:
+    def _add_result(self, index: int, shown: Mapping[str, Any]) -> None:
         self.results[index] = {name: value for name, value in shown.items() if value is not None}
 
 
-def _envelope(parsed: object, most: int) -> tuple[list[Any], int | None]:
-    """The operations, and the number of errors after which none is run any more.
+def _envelope(parsed: object, max_operations: int) -> tuple[list[Any], int | None]:
+    """The operations, and failOnErrors: the number of errors that ends the request; None: no limit.
 
     Raises:
-        TooLarge: there are too many.
-        Invalid, Malformed: it is no BulkRequest.
+        TooLarge: there are too many operations.
+        Invalid, Malformed: it is not a BulkRequest.
     """
     members = _members(parsed, "the body")
     schemas, operations = members.get("schemas"), members.get("operations")
-    if not isinstance(schemas, list) or BULK_REQUEST.lower() not in map(str.lower, filter(_is_text, schemas)):
+    if not has_schema(schemas, BULK_REQUEST):
         raise _refused("schemas", f"must be a list with {BULK_REQUEST}")
     if not isinstance(operations, list):
         raise _refused("Operations", "must be a list")
-    if len(operations) > most:
-        raise TooLarge(f"a bulk request has at most {most} operations (maxOperations)")
+    if len(operations) > max_operations:
+        raise TooLarge(f"a bulk request has at most {max_operations} operations (maxOperations)")
     errors = members.get("failonerrors")
     if errors is not None and (type(errors) is not int or errors < 0):
-        raise _refused("failOnErrors", "must be an integer from 0 on")
+        raise _refused("failOnErrors", "must be an integer, 0 or more")
     return operations, errors or None
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 async def handle(request: web.Request) -> web.Response:
-    """Every operation in its turn; see the module."""
+    """Run a bulk request; see the module's docstring."""
     caller = await authenticate(request, *KEY_HEADERS)
     count(request, caller)
     require_json(request)
     parsed = await parse_long_json(await read_body(request, with_picture=False, share=caller.share))
-    operations, most_errors = _envelope(parsed, request.app[SETTINGS].scim_bulk_operations)
+    operations, max_errors = _envelope(parsed, request.app[SETTINGS].scim_bulk_operations)
     instance = {name: value for name, value in request.match_info.items() if name == "instance"}
-    results = await _Bulk(request, caller, instance).run(operations, most_errors)
+    results = await _Bulk(request, caller, instance).run(operations, max_errors)
     body = {"schemas": [BULK_RESPONSE], "Operations": results}
     return answer(200, orjson.dumps(body), {"Content-Type": MEDIA_TYPE})
 
 
 # --- the route ------------------------------------------------------------------------------------------
 
-# Whatever it is: what is wrong with an operation is told in its result.
+# Without a type: an invalid operation gets an error in its own result.
 _OPERATION: Schema = {
     "description": "An object: method (POST, PUT, PATCH or DELETE), path, bulkId for POST, version, data."
 }
@@ -352,7 +350,7 @@ def _described(schema: Schema) -> Format:
 
 
 def route(prefix: str, parts: Mapping[str, tuple[Member, ...]]) -> Route:
-    """Bulk beneath a prefix, which has these parts."""
+    """The route of Bulk below a prefix with these path parameters."""
     schemas: Schema = {
         "type": "array", "items": {"type": "string"}, "contains": {"const": BULK_REQUEST},
         "examples": [[BULK_REQUEST]],

@@ -1,4 +1,4 @@
-"""SCIM's documents about the service (RFC 7644, section 4): open to every valid key."""
+"""SCIM's documents about the service (RFC 7644, section 4), for every valid key."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,12 +28,12 @@ class ListResponse(AnswerModel):
 
 
 def listed(completed: CompletedCall) -> Any:
-    """What ListResponse is rendered from; what a page does not have is left out."""
+    """The data of a ListResponse. Members with None are left out of the answer."""
     return {"schemas": [LIST], "startIndex": None, "nextCursor": None, **completed.result}
 
 
 def routes(prefix: str, parts: Mapping[str, tuple[Member, ...]]) -> tuple[Route, ...]:
-    """Those beneath a prefix, which has these parts."""
+    """The routes of discovery below a prefix with these path parameters."""
     described = "describeScim"
     by_id = {**parts, "id": (Member("id"),)}
     config = {"document": "ServiceProviderConfig"}
@@ -50,7 +50,7 @@ def routes(prefix: str, parts: Mapping[str, tuple[Member, ...]]) -> tuple[Route,
 
 
 async def describe(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
-    """A document, for a caller with any scopes: it tells nothing about users.
+    """A document about the service. It needs no scope, because it contains nothing about users.
 
     Raises:
         Forbidden: a filter is given (RFC 7644, section 4).

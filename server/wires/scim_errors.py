@@ -1,4 +1,4 @@
-"""Errors in SCIM's format (RFC 7644, section 3.12), and the type of all its messages."""
+"""Errors in SCIM's format (RFC 7644, section 3.12), the media type, and the URNs of messages."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -34,25 +34,32 @@ SCIM_TYPES = {
     "no_target": "noTarget",
     "too_many_matches": "tooMany",
 }
-"""Code of an error -> scimType (RFC 7644, table 9); other errors have none."""
+"""Error code -> scimType (RFC 7644, table 9); other errors have no scimType."""
 OF_MEMBERS = {
     "schemas": "invalidSyntax",
     "Operations": "invalidSyntax",
     "cursor": "invalidCursor",
     "count": "invalidCount",
 }
-"""Member or parameter that alone is wrong -> scimType (the last two: RFC 9865, section 2.1)."""
+"""The only invalid member or parameter -> scimType (the last two: RFC 9865, section 2.1)."""
 
 NOT_IMPLEMENTED = {
-    "Me": "an API key is no person, so that there is no /Me (RFC 7644, section 3.11)",
-    ".search": "search beneath /Users or /Groups: both together cannot be searched",
-    "": "search beneath /Users or /Groups: both together cannot be listed",
+    "Me": "/Me is not supported: an API key does not belong to a user (RFC 7644, section 3.11)",
+    ".search": "users and groups cannot be searched together: use /Users/.search or /Groups/.search",
+    "": "users and groups cannot be listed together: use /Users or /Groups",
 }
-"""What stands at the end of a path that RFC 7644 knows and is not served -> why it is not: 501."""
+"""Last part of a path that RFC 7644 defines and we do not support (501) -> the reason."""
+
+
+def has_schema(schemas: object, urn: str) -> bool:
+    """Whether the member `schemas` of a message contains a URN."""
+    return isinstance(schemas, list) and any(
+        isinstance(one, str) and one.lower() == urn.lower() for one in schemas
+    )
 
 
 class ScimError(AnswerModel):
-    """What went wrong."""
+    """A SCIM error."""
 
     schemas: list[Literal["urn:ietf:params:scim:api:messages:2.0:Error"]] = Field(min_length=1)
     status: Annotated[str, Field(pattern="^[45][0-9]{2}$")]
@@ -61,7 +68,7 @@ class ScimError(AnswerModel):
 
 
 def scim_type(error: ServiceError) -> str | None:
-    """What kind of error it is to SCIM, beside its status."""
+    """The scimType of an error; None: it has none."""
     kind = SCIM_TYPES.get(error.code)
     named = {name.partition(".")[0] for name, _ in error.fields}
     if error.code == "invalid_params" and len(named) == 1:
@@ -70,26 +77,27 @@ def scim_type(error: ServiceError) -> str | None:
 
 
 def error_body(error: ServiceError, status: int) -> dict[str, Any]:
-    """An error as a message; the status is a text there."""
+    """An error as a SCIM message; `status` is a string in it."""
     body = {"schemas": [ERROR], "status": str(status), "scimType": scim_type(error), "detail": _detail(error)}
     return {name: value for name, value in body.items() if value is not None}
 
 
 def _detail(error: ServiceError) -> str:
-    """What an administrator reads in the log of the identity provider.
+    """The text that an administrator reads in the log of the identity provider.
 
-    The messages of these errors are those that clients of /rpc look for, such as "not-allowed".
+    Some errors have short messages that clients of /rpc compare, such as "not-allowed". Here they get the
+    meaning and the remedy of their code.
     """
     if isinstance(error, (Unauthenticated, Forbidden)) or error.code.startswith("duplicate_"):
-        told = ERROR_CODES[error.code]
+        code = ERROR_CODES[error.code]
         scope = f" ({error.scope})" if isinstance(error, Forbidden) and error.scope else ""
-        return f"{told.meaning} {told.remedy}{scope}"
+        return f"{code.meaning} {code.remedy}{scope}"
     return error.message
 
 
 def render_error(request: web.Request, error: ServiceError, status: int) -> tuple[int, Any]:
     """The status and the body of the answer to an error."""
-    parts = request.path.removeprefix(BASE).strip("/").split("/")  # perhaps with the name of an instance
+    parts = request.path.removeprefix(BASE).strip("/").split("/")  # the first can be an instance
     if isinstance(error, NoRoute) and len(parts) <= 2 and parts[-1] in NOT_IMPLEMENTED:
         return 501, error_body(NoRoute(NOT_IMPLEMENTED[parts[-1]]), 501)
     return status, error_body(error, status)

@@ -1,5 +1,5 @@
 -- name: page_scim_users(instance_id, after, row_offset, row_limit)
--- A page of living users as SCIM shows them, in the order of their ids, and how many there are.
+-- A page of the users that are not deleted, by id, with the data of their SCIM resources; and the number of all.
 SELECT
     counters.living_users AS total, shown.*
 FROM instance_counters AS counters
@@ -22,7 +22,7 @@ WHERE counters.instance_id = :instance_id
 ORDER BY shown.id;
 
 -- name: find_scim_users(instance_id, key, external_id)
--- Living users with an e-mail or login, or with an externalId, as SCIM shows them. What is null finds nobody.
+-- Users that are not deleted, by the key of an e-mail or login, or by externalId; null finds none.
 SELECT *
 FROM scim_users
 WHERE
@@ -38,21 +38,22 @@ WHERE
 ORDER BY id;
 
 -- name: count_for_scim(instance_id)^
--- How many living users and groups there are.
+-- The numbers of groups, and of users that are not deleted.
 SELECT living_users AS users, (SELECT count(*) FROM groups WHERE instance_id = :instance_id) AS groups
 FROM instance_counters
 WHERE instance_id = :instance_id;
 
--- name: search_scim_users(instance_id, predicate, named, address, base, everybody, ids, keys, external_ids, beginnings, parts, short_parts, members, suspended, most, sort, descending, row_offset, row_limit)
--- A page of living users who match a filter, as SCIM shows them; how many match; and how many were looked at, which is one
--- more than `most` where there are more of them than may be. The arrays are the look-ups that find candidates, with an
--- index each (directory/scim/filters.Ways); the predicate, a jsonpath over the documents, decides. sort: a jsonpath.
+-- name: search_scim_users(instance_id, predicate, named, address, base, all_rows, ids, keys, external_ids, prefixes, substrings, short_substrings, members, suspended, most, sort, descending, row_offset, row_limit)
+-- A page of the users that match a filter and are not deleted, with the data of their SCIM resources; the number of
+-- matches; and the number of candidates, at most `most` + 1: then there are too many, and no match is returned. The arrays
+-- are the look-ups that find candidates, each by its own index (directory/scim/filters.Lookups). predicate: the filter as a
+-- jsonpath on documents. sort: the jsonpath to sort by.
 WITH candidates AS MATERIALIZED (
     SELECT DISTINCT found.id
     FROM (
         (
             SELECT u.id FROM users AS u
-            WHERE :everybody::boolean AND u.instance_id = :instance_id AND u.deleted_at IS NULL
+            WHERE :all_rows::boolean AND u.instance_id = :instance_id AND u.deleted_at IS NULL
             LIMIT :most + 1
         )
         UNION ALL
@@ -77,27 +78,27 @@ WITH candidates AS MATERIALIZED (
         UNION ALL
         (
             SELECT u.id
-            FROM unnest(:beginnings::text []) AS beginning (text)
+            FROM unnest(:prefixes::text []) AS prefix (text)
             INNER JOIN users AS u
                 ON
                     u.instance_id = :instance_id AND u.deleted_at IS NULL
-                    AND u.email_key >= beginning.text AND u.email_key < beginning.text || chr(1114111)
+                    AND u.email_key >= prefix.text AND u.email_key < prefix.text || chr(1114111)
             LIMIT :most + 1
         )
         UNION ALL
         (
             SELECT l.user_id
-            FROM unnest(:beginnings::text []) AS beginning (text)
+            FROM unnest(:prefixes::text []) AS prefix (text)
             INNER JOIN logins AS l
                 ON
                     l.instance_id = :instance_id
-                    AND l.login_key >= beginning.text AND l.login_key < beginning.text || chr(1114111)
+                    AND l.login_key >= prefix.text AND l.login_key < prefix.text || chr(1114111)
             LIMIT :most + 1
         )
         UNION ALL
         (
             SELECT u.id
-            FROM unnest(:parts::text []) AS part (pattern)
+            FROM unnest(:substrings::text []) AS part (pattern)
             CROSS JOIN LATERAL (
                 SELECT id FROM users
                 WHERE instance_id = :instance_id AND deleted_at IS NULL AND search_text LIKE part.pattern
@@ -108,7 +109,7 @@ WITH candidates AS MATERIALIZED (
         UNION ALL
         (
             SELECT u.id
-            FROM unnest(:parts::text []) AS part (pattern)
+            FROM unnest(:substrings::text []) AS part (pattern)
             CROSS JOIN LATERAL (
                 SELECT id FROM users
                 WHERE
@@ -122,7 +123,7 @@ WITH candidates AS MATERIALIZED (
         UNION ALL
         (
             SELECT u.id
-            FROM unnest(:short_parts::text []) AS part (text)
+            FROM unnest(:short_substrings::text []) AS part (text)
             CROSS JOIN LATERAL (
                 SELECT id FROM users
                 WHERE
@@ -135,7 +136,7 @@ WITH candidates AS MATERIALIZED (
         UNION ALL
         (
             SELECT u.id
-            FROM unnest(:short_parts::text []) AS part (text)
+            FROM unnest(:short_substrings::text []) AS part (text)
             CROSS JOIN LATERAL (
                 SELECT id FROM users
                 WHERE
@@ -171,15 +172,15 @@ WITH candidates AS MATERIALIZED (
 ),
 
 matching AS MATERIALIZED (
-    SELECT looked.id, jsonb_path_query_first(looked.document, :sort::text::jsonpath) AS sorted_by
+    SELECT documented.id, jsonb_path_query_first(documented.document, :sort::text::jsonpath) AS sorted_by
     FROM candidates
     CROSS JOIN LATERAL (
         SELECT documents.id, documents.document
         FROM scim_user_documents AS documents
         WHERE documents.id = candidates.id
         OFFSET 0
-    ) AS looked
-    WHERE (SELECT count(*) FROM candidates) <= :most AND looked.document @@ :predicate::text::jsonpath
+    ) AS documented
+    WHERE (SELECT count(*) FROM candidates) <= :most AND documented.document @@ :predicate::text::jsonpath
 ),
 
 page AS (
@@ -189,24 +190,24 @@ page AS (
             ORDER BY
                 CASE WHEN NOT :descending::boolean THEN sorted_by END,
                 CASE WHEN :descending::boolean THEN sorted_by END DESC, id
-        ) AS place
+        ) AS seq
     FROM matching
-    ORDER BY place
+    ORDER BY seq
     OFFSET :row_offset
     LIMIT :row_limit
 )
 
 SELECT
-    (SELECT count(*) FROM candidates) AS looked_at, (SELECT count(*) FROM matching) AS total, shown.*
+    (SELECT count(*) FROM candidates) AS candidate_count, (SELECT count(*) FROM matching) AS total, shown.*
 FROM (SELECT 1) AS one (one)
 LEFT JOIN page ON true
 LEFT JOIN LATERAL (
     SELECT * FROM scim_users WHERE scim_users.id = page.id
 ) AS shown ON true
-ORDER BY page.place;
+ORDER BY page.seq;
 
 -- name: page_scim_groups(instance_id, after, row_offset, row_limit)
--- The ids of a page of groups in their order, Admins with the id 0 among them, and how many groups there are.
+-- The ids of a page of groups, sorted, including Admins (id 0); and the number of all groups.
 SELECT (SELECT count(*) + 1 FROM groups WHERE instance_id = :instance_id) AS total, listed.id
 FROM (SELECT 1) AS one (one)
 LEFT JOIN LATERAL (
@@ -227,18 +228,18 @@ LEFT JOIN LATERAL (
 ) AS listed ON true
 ORDER BY listed.id;
 
--- name: search_scim_groups(instance_id, predicate, named, base, everybody, ids, keys, external_ids, members, most, with_members, most_members, sort, descending, row_offset, row_limit)
--- The same for groups; members are ids of users. The page ends with the group that makes its members more than most_members.
+-- name: search_scim_groups(instance_id, predicate, named, base, all_rows, ids, keys, external_ids, members, most, with_members, most_members, sort, descending, row_offset, row_limit)
+-- The same for groups; members: ids of users. The page ends with the group that makes its members exceed most_members.
 WITH candidates AS MATERIALIZED (
     SELECT DISTINCT found.id
     FROM (
         (
             SELECT g.id FROM groups AS g
-            WHERE :everybody::boolean AND g.instance_id = :instance_id
+            WHERE :all_rows::boolean AND g.instance_id = :instance_id
             LIMIT :most + 1
         )
         UNION ALL
-        SELECT 0 AS id WHERE :everybody::boolean OR 'admins' = any(:keys::text [])
+        SELECT 0 AS id WHERE :all_rows::boolean OR 'admins' = any(:keys::text [])
         UNION ALL
         SELECT unnest(:ids::bigint [])
         UNION ALL
@@ -256,15 +257,15 @@ WITH candidates AS MATERIALIZED (
 ),
 
 matching AS MATERIALIZED (
-    SELECT looked.id, jsonb_path_query_first(looked.document, :sort::text::jsonpath) AS sorted_by
+    SELECT documented.id, jsonb_path_query_first(documented.document, :sort::text::jsonpath) AS sorted_by
     FROM candidates
     CROSS JOIN LATERAL (
         SELECT documents.id, documents.document
         FROM scim_group_documents AS documents
         WHERE documents.id = candidates.id
         OFFSET 0
-    ) AS looked
-    WHERE (SELECT count(*) FROM candidates) <= :most + 1 AND looked.document @@ :predicate::text::jsonpath
+    ) AS documented
+    WHERE (SELECT count(*) FROM candidates) <= :most + 1 AND documented.document @@ :predicate::text::jsonpath
 ),
 
 page AS (
@@ -274,25 +275,34 @@ page AS (
             ORDER BY
                 CASE WHEN NOT :descending::boolean THEN sorted_by END,
                 CASE WHEN :descending::boolean THEN sorted_by END DESC, id
-        ) AS place
+        ) AS seq
     FROM matching
-    ORDER BY place
+    ORDER BY seq
     OFFSET :row_offset
     LIMIT :row_limit
 ),
 
 sized AS (
-    SELECT page.id, page.place, sum(members.total) OVER (ORDER BY page.place) - members.total AS before
+    SELECT page.id, page.seq, sum(members.total) OVER (ORDER BY page.seq) - members.total AS before
     FROM page
     CROSS JOIN LATERAL (
         SELECT count(*) AS total
-        FROM group_members AS gm
-        WHERE :with_members::boolean AND gm.instance_id = :instance_id AND gm.group_id = page.id
+        FROM (
+            SELECT
+            FROM group_members AS gm
+            WHERE :with_members::boolean AND gm.instance_id = :instance_id AND gm.group_id = page.id
+            UNION ALL
+            SELECT
+            FROM users AS u
+            WHERE
+                :with_members::boolean AND page.id = 0 AND u.instance_id = :instance_id AND u.is_admin
+                AND u.deleted_at IS NULL
+        ) AS listed
     ) AS members
 )
 
 SELECT
-    (SELECT count(*) FROM candidates) - 1 AS looked_at, (SELECT count(*) FROM matching) AS total,
+    (SELECT count(*) FROM candidates) - 1 AS candidate_count, (SELECT count(*) FROM matching) AS total,
     shown.id, shown.name, shown.external_id, shown.created_at, shown.updated_at, shown.admins,
     CASE WHEN :with_members::boolean THEN shown.members END AS members
 FROM (SELECT 1) AS one (one)
@@ -300,4 +310,4 @@ LEFT JOIN sized AS page ON page.before <= :most_members
 LEFT JOIN LATERAL (
     SELECT * FROM scim_groups WHERE scim_groups.id = page.id
 ) AS shown ON true
-ORDER BY page.place;
+ORDER BY page.seq;

@@ -1,4 +1,4 @@
--- Groups as filters look at them; see scim_user_documents. Admins, whose id is 0, is among them.
+-- The documents of groups for filters, including Admins (id 0); see scim_user_documents.
 SELECT
     g.id,
     jsonb_build_object(

@@ -1,6 +1,6 @@
--- Groups as SCIM resources are made of them (server/directory/scim/groups.py), Admins among them with the id 0: it
--- changes with the users that it has, and with their number, `admins`. A statement that does not take the members does
--- not read them. Both parts have the same types, so that a condition on the id reaches each of them.
+-- Groups with the data of their SCIM resources (server/directory/scim/groups.py), including Admins (id 0). The version of
+-- Admins depends on the changes of its members and on their number, `admins`. A statement that does not select `members`
+-- does not read them. Both parts have the same types: only then is a condition on the id pushed down into each part.
 SELECT
     g.id, g.name, g.name_key, g.external_id, g.created_at, g.updated_at, NULL::bigint AS admins,
     (

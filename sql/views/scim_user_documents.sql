@@ -1,7 +1,8 @@
--- Living users as filters look at them (server/directory/scim/filters.py): the resource as server/directory/scim/users.py
--- makes it, in `folded` with all names and texts in lower case, and in `exact` as it is shown, of the attributes that
--- compare with case. named: the parts that the filter looks at (filters.named_in); the others are not made, which would take
--- most of the time of a filter that many users may match. address: of the server; base: of the instance's resources.
+-- The documents of users that are not deleted, for filters (server/directory/scim/filters.py). `folded` is the resource
+-- (the same as in server/directory/scim/users.py) with all names and strings in lower case. `exact` has only the
+-- case-sensitive attributes, as they are shown. named: the parts that the filter reads (filters.named_parts). The others are
+-- not built: for a filter with many candidates this would take most of the time. address: URL of the server; base: URL of
+-- the instance's resources.
 SELECT
     u.id,
     jsonb_build_object(
@@ -103,14 +104,14 @@ CROSS JOIN LATERAL (
                         THEN CASE
                             WHEN jsonb_array_length(u.profile -> 'phones') > 0
                                 THEN (
-                                    SELECT jsonb_agg(coalesce(said.entry, jsonb_build_object('value', phone.number)) ORDER BY phone.place)
-                                    FROM jsonb_array_elements(u.profile -> 'phones') WITH ORDINALITY AS phone (number, place)
+                                    SELECT jsonb_agg(coalesce(details.entry, jsonb_build_object('value', phone.number)) ORDER BY phone.seq)
+                                    FROM jsonb_array_elements(u.profile -> 'phones') WITH ORDINALITY AS phone (number, seq)
                                     LEFT JOIN LATERAL (
                                         SELECT entry
                                         FROM jsonb_array_elements(u.attributes -> 'phoneNumbers') AS kept (entry)
                                         WHERE entry -> 'value' = phone.number
                                         LIMIT 1
-                                    ) AS said ON true
+                                    ) AS details ON true
                                 )
                         END
                 END,

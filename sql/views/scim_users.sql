@@ -1,4 +1,4 @@
--- Living users as SCIM resources are made of them (server/directory/scim/users.py).
+-- Users that are not deleted, with the data of their SCIM resources (server/directory/scim/users.py).
 SELECT
     id, email, email_key, login, "externalId", "displayName", "fullName", fields, profile, "values", language, avatar,
     "isActive", "isAdmin", attributes, quotas, inbox, spam, sent, "trashEmail", archive, drafts, "mainCalendar",

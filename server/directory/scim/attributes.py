@@ -1,4 +1,4 @@
-"""The attributes of a SCIM resource by name: which of them a caller asked for (RFC 7644, 3.4.2.5 and 3.9)."""
+"""Selects attributes of a SCIM resource: attributes and excludedAttributes (RFC 7644, 3.4.2.5 and 3.9)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from server.directory.scim.users import Resource
 _CORE = tuple(f"{schema.lower()}:" for schema in (USER_SCHEMA, GROUP_SCHEMA))
 _EXTENSIONS = tuple(schema.lower() for schema in (ENTERPRISE_SCHEMA, OFFICE_SCHEMA))
 _ALWAYS = frozenset({"schemas", "id"})
-"""What is returned whatever was asked for."""
+"""Attributes that are always returned."""
 
 
 def name_parts(name: str) -> tuple[str, ...]:
-    """An attribute's name in small letters, as it is found in a resource: ("name", "familyname").
+    """The parts of an attribute's name in lower case, as in a resource: ("name", "familyname").
 
     Args:
-        name: with or without the URN of its schema; the URN of an extension stands for all of it.
+        name: with or without the URN of its schema; the URN of an extension means the whole extension.
     """
     name = name.strip().lower()
     for urn in _EXTENSIONS:
@@ -30,28 +30,28 @@ def name_parts(name: str) -> tuple[str, ...]:
     return tuple(name.split("."))
 
 
-def wants(name: str, attributes: Sequence[str] | None, excluded: Sequence[str] | None) -> bool:
-    """Whether an attribute, or a part of it, is asked for.
+def is_requested(name: str, attributes: Sequence[str] | None, excluded: Sequence[str] | None) -> bool:
+    """Whether an attribute, or a sub-attribute of it, is requested.
 
     Args:
-        name: as name_parts gives its first part.
+        name: the first part that name_parts returns.
     """
     if attributes:
-        return any(name_parts(wanted)[0] == name for wanted in attributes)
-    return not any(name_parts(left_out) == (name,) for left_out in excluded or ())
+        return any(name_parts(requested)[0] == name for requested in attributes)
+    return not any(name_parts(one) == (name,) for one in excluded or ())
 
 
 def selected(
     resource: Resource, attributes: Sequence[str] | None, excluded: Sequence[str] | None
 ) -> Resource:
-    """The resource with what was asked for; `schemas` and `id` always.
+    """The resource with the requested attributes, and always with `schemas` and `id`.
 
     Args:
-        attributes: the names of those to return, and no others; None or empty for all.
-        excluded: the names of those to leave out.
+        attributes: names of the only attributes to return; None or empty: all.
+        excluded: names of attributes to leave out.
 
     Raises:
-        Invalid: both were given (invalid_value): they exclude one another.
+        Invalid: both are given (invalid_value).
     """
     if attributes and excluded:
         raise bad_value("excludedAttributes", "cannot be given together with attributes")
@@ -70,29 +70,30 @@ def selected(
 
 
 def _only(part: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """The attributes that the paths name."""
+    kept: dict[str, Any] = {}
     for name, value in part.items():
-        own = [path[1:] for path in paths if path[0] == name.lower()]
-        if not own:
+        rest = [path[1:] for path in paths if path[0] == name.lower()]
+        if not rest:
             continue
-        kept = value if () in own else _each(_only, value, own)
-        if kept not in ({}, []):
-            found[name] = kept
-    return found
+        selection = value if () in rest else _each(_only, value, rest)
+        if selection not in ({}, []):
+            kept[name] = selection
+    return kept
 
 
 def _without(part: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """The attributes, except those that the paths name."""
+    kept: dict[str, Any] = {}
     for name, value in part.items():
-        own = [path[1:] for path in paths if path[0] == name.lower()]
-        if () in own:
-            continue
-        found[name] = _each(_without, value, own) if own else value
-    return found
+        rest = [path[1:] for path in paths if path[0] == name.lower()]
+        if () not in rest:
+            kept[name] = _each(_without, value, rest) if rest else value
+    return kept
 
 
 def _each(select: Any, value: Any, paths: Sequence[tuple[str, ...]]) -> Any:
-    """The same for the sub-attributes of a value, or of each of several."""
+    """Apply _only or _without to a complex value, or to each item of a list."""
     if isinstance(value, list):
         return [part for part in (_each(select, one, paths) for one in value) if part != {}]
     return select(value, paths) if isinstance(value, Mapping) else {}

@@ -1,10 +1,10 @@
-"""SCIM filters (RFC 7644, section 3.4.2.2) for Postgres: which rows an index finds, and which match.
+"""SCIM filters (RFC 7644, section 3.4.2.2) in Postgres.
 
-A filter becomes two things. `Ways` are look-ups by which the statement finds candidates, with an index
-each; a filter that no index helps has none. The jsonpath decides about each candidate: it is evaluated over
-the document of a row that the views scim_user_documents and scim_group_documents make, so that the
-statement is the same for every filter. A document has the resource twice: `exact` as it is shown, and
-`folded` with all names and texts in lower case, for the attributes that compare without case.
+A filter is translated into index look-ups and a jsonpath. The look-ups (`Lookups`) find candidates: rows that
+include every match. For some filters no index helps. The jsonpath then checks each candidate: it is evaluated
+on the document of the row, which the views scim_user_documents and scim_group_documents build. So one SQL
+statement serves every filter. A document has the resource twice: `exact` as it is shown, and `folded` with
+all names and strings in lower case, for case-insensitive attributes.
 """
 
 import json
@@ -38,9 +38,9 @@ from server.directory.scim.models import EnterpriseUser, OfficeUser
 from server.directory.users import email_key
 
 LONGEST = 2000
-"""Characters of a filter."""
-_DEEPEST = 20
-"""Brackets within each other."""
+"""Most characters of a filter."""
+_MOST_NESTED = 20
+"""Most levels of nested brackets."""
 _BRACKETS = re.compile(r"[()\[\]]")
 _ORDER = {
     CompareOperator.gt: ">", CompareOperator.ge: ">=", CompareOperator.lt: "<", CompareOperator.le: "<=",
@@ -48,7 +48,7 @@ _ORDER = {
 
 
 def invalid_filter(message: str) -> Invalid:
-    """The error for a filter that is not valid, or that would have to read every row."""
+    """The error for a filter that is not valid, or would read every row of a large instance."""
     return Invalid(f"filter: {message}", code="invalid_filter")
 
 
@@ -56,26 +56,27 @@ def parsed(text: str) -> FilterNode:
     """The syntax tree of a filter.
 
     Raises:
-        Invalid: it does not keep to the grammar, or is too long or too deep.
+        Invalid: it does not follow the grammar, or its brackets are nested too deeply.
     """
-    if len(text) > LONGEST:
-        raise invalid_filter(f"must have at most {LONGEST} characters")
     depth = 0
     for bracket in _BRACKETS.findall(text):
         depth += 1 if bracket in "([" else -1
-        if depth > _DEEPEST:
-            raise invalid_filter(f"must have at most {_DEEPEST} brackets within each other")
+        if depth > _MOST_NESTED:
+            raise invalid_filter(f"must have at most {_MOST_NESTED} levels of nested brackets")
     try:
         return ScimFilter(text).ast
     except InvalidFilterException as error:
         raise invalid_filter(str(error)) from error
 
 
-def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) -> AttributeBinding:
+def _binding_of(model: type[BaseModel], path: AttrPath, *, compared: bool = False) -> AttributeBinding:
     """The attribute that a path names.
 
+    Args:
+        compared: whether the filter compares it with a value.
+
     Raises:
-        Invalid: there is none, or documents do not have it.
+        Invalid: there is no such attribute, or filters cannot use it.
     """
     try:
         binding = _resolve_filter_path(model, path, strict=True, for_comparison=compared)
@@ -83,17 +84,17 @@ def _bound(model: type[BaseModel], path: AttrPath, *, compared: bool = False) ->
         raise invalid_filter(str(error)) from error
     assert binding is not None
     if compared and _is_complex(binding.target_type):
-        # `manager eq "7"`: a complex attribute with one value, which the library leaves as it is.
+        # `manager eq "7"` means manager.value. The library does this only for lists.
         if binding.sub_field_name is not None or "value" not in binding.target_type.model_fields:
-            raise invalid_filter(f"{path} has parts: name the one to compare")
-        return _bound(model, AttrPath(path.attr, "value", path.uri), compared=True)
+            raise invalid_filter(f"{path} has sub-attributes: name the one to compare")
+        return _binding_of(model, AttrPath(path.attr, "value", path.uri), compared=True)
     is_provisioned = binding.model is OfficeUser and binding.field_name != "quotas"
     if (
         binding.get_annotation(Mutability) == Mutability.write_only
         or binding.field_name == "schemas"
         or is_provisioned
     ):
-        raise invalid_filter(f"{path} cannot be filtered by")
+        raise invalid_filter(f"{path} cannot be used in a filter")
     return binding
 
 
@@ -103,19 +104,21 @@ def _is_complex(kind: Any) -> TypeGuard[type[BaseModel]]:
 
 
 def _operand(binding: AttributeBinding, node: Comparison) -> Any:
-    """What an attribute is compared with, as documents have it.
+    """The value to compare an attribute with, as in documents.
 
     Raises:
-        Invalid: the attribute's type has no such operator, or no such value.
+        Invalid: the attribute's type does not allow the operator or the value.
     """
     kind = binding.target_type
     is_text = not (isclass(kind) and issubclass(kind, (bool, int, float, datetime, bytes)))
     try:
         _validate_operator(binding, node.op)
-        # A text that the attribute cannot have, such as no e-mail address, is found nowhere: no error.
+        # A string that the attribute can never have, such as an invalid e-mail address, matches nothing.
         value = node.value if is_text else coerce_value(binding, node.value, node.op)
     except InvalidFilterException as error:
-        raise invalid_filter(f"{node.attr_path} cannot be compared in this way") from error
+        raise invalid_filter(f"{node.attr_path} cannot be compared with this operator or value") from error
+    if is_text and not isinstance(value, str):
+        raise invalid_filter(f"{node.attr_path} must be compared with a string")
     if isinstance(value, datetime):
         aware = value if value.tzinfo else value.replace(tzinfo=UTC)
         return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -130,33 +133,37 @@ _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def _storable(node: Comparison, text: str) -> str:
-    """The text, if Postgres can have it."""
+    """The text.
+
+    Raises:
+        Invalid: Postgres cannot store it.
+    """
     if _NOT_STORABLE.search(text):
         raise invalid_filter(f"{node.attr_path}: must not contain NUL or lone surrogates")
     return str(text)
 
 
-# --- which rows match -----------------------------------------------------------------------------------
+# --- the jsonpath ---------------------------------------------------------------------------------------
 
 
 def jsonpath(model: type[BaseModel], node: FilterNode) -> str:
     """A filter as a jsonpath predicate over the document of a row.
 
     Raises:
-        Invalid: it names an attribute that does not exist or is never shown, or compares one in a way that
-            its type does not have.
+        Invalid: it names an attribute that does not exist or is never shown, or uses an operator that the
+            attribute's type does not allow.
     """
     return _Predicate(model).visit(node)
 
 
 class _Predicate(FilterVisitor[str]):
-    """Every predicate is true or false, never unknown: `ne` and `not` also hold where there is no value."""
+    """Builds the jsonpath. It is never unknown: `ne` and `not` also match resources without the attribute."""
 
     def __init__(self, model: type[BaseModel], *, in_exact: bool | None = None) -> None:
         """
         Args:
-            model: of the resource, or of an item of an attribute.
-            in_exact: within a value selection, whether the item is one of the exact document.
+            model: of the resource; within a value selection (emails[...]), of an item.
+            in_exact: within a value selection, whether its items are those of `exact`; None: outside one.
         """
         self._model, self._in_exact = model, in_exact
 
@@ -168,15 +175,15 @@ class _Predicate(FilterVisitor[str]):
         return f"!({self.visit(node.expr)})"
 
     def visit_present(self, node: Present) -> str:
-        binding = _bound(self._model, node.attr_path)
+        binding = _binding_of(self._model, node.attr_path)
         return f"exists({self.path(binding)}{'.*' if _is_complex(binding.target_type) else ''})"
 
     def visit_comparison(self, node: Comparison) -> str:
-        binding = _bound(self._model, node.attr_path, compared=True)
+        binding = _binding_of(self._model, node.attr_path, compared=True)
         path = self.path(binding)
         if node.value is None:
             if node.op not in (CompareOperator.eq, CompareOperator.ne):
-                raise invalid_filter(f"{node.attr_path}: null has no order")
+                raise invalid_filter(f"{node.attr_path}: null can only be compared with eq and ne")
             return f"{'!' if node.op == CompareOperator.eq else ''}exists({path})"
         value = _operand(binding, node)
         negation = "!" if node.op == CompareOperator.ne else ""
@@ -184,26 +191,28 @@ class _Predicate(FilterVisitor[str]):
         if isinstance(value, str) and not binding.case_exact:
             value = binding.comparable(value)
             if self._in_exact:
-                return f"{negation}({path} {_without_case(op, value)})"
-        return f"{negation}({path} {_with_case(op, value)})"
+                return f"{negation}({path} {_case_insensitive(op, value)})"
+        return f"{negation}({path} {_case_sensitive(op, value)})"
 
     def visit_value_path(self, node: ValuePath) -> str:
-        binding = _bound(self._model, node.attr_path)
+        binding = _binding_of(self._model, node.attr_path)
         item = binding.field_type
-        if self._in_exact is not None or not binding.is_multivalued or not (_is_complex(item)):
-            raise invalid_filter(f"{node.attr_path} has no values to select")
-        in_exact = _NamesExact(item).visit(node.val_filter)
+        if self._in_exact is not None or not binding.is_multivalued or not _is_complex(item):
+            raise invalid_filter(
+                f"{node.attr_path} is not a list of complex values: it cannot be followed by [ ]"
+            )
+        in_exact = _ComparesCase(item).visit(node.val_filter)
         path = self.path(binding, "exact" if in_exact else "folded")
         return f"exists({path} ? ({_Predicate(item, in_exact=in_exact).visit(node.val_filter)}))"
 
     def path(self, binding: AttributeBinding, document: str = "") -> str:
         document = document or ("exact" if binding.case_exact else "folded")
         root = f"$.{document}" if self._in_exact is None else "@"
-        return root + "".join(f".{json.dumps(name)}" for name in _names(binding))
+        return root + "".join(f".{json.dumps(name)}" for name in _document_path(binding))
 
 
-class _NamesExact(FilterVisitor[bool]):
-    """Whether a value selection compares a text with case."""
+class _ComparesCase(FilterVisitor[bool]):
+    """Whether a value selection compares a case-sensitive attribute."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
@@ -218,14 +227,14 @@ class _NamesExact(FilterVisitor[bool]):
         return False
 
     def visit_comparison(self, node: Comparison) -> bool:
-        return _bound(self._model, node.attr_path, compared=True).case_exact
+        return _binding_of(self._model, node.attr_path, compared=True).case_exact
 
     def visit_value_path(self, node: ValuePath) -> bool:
-        raise invalid_filter(f"{node.attr_path}: a selection within a selection")
+        raise invalid_filter(f"{node.attr_path}: [ ] cannot be nested")
 
 
-def _names(binding: AttributeBinding) -> Iterable[str]:
-    """The members of a document that lead to an attribute, in lower case."""
+def _document_path(binding: AttributeBinding) -> Iterable[str]:
+    """The path of an attribute in a document, in lower case."""
     model = binding.model
     if isclass(model) and issubclass(model, Extension):
         yield str(model.__schema__).lower()
@@ -234,45 +243,43 @@ def _names(binding: AttributeBinding) -> Iterable[str]:
         yield binding.field_type._scim_name(binding.sub_field_name).lower()  # type: ignore[union-attr]
 
 
-def _with_case(op: CompareOperator, value: Any) -> str:
+def _case_sensitive(op: CompareOperator, value: Any) -> str:
+    """A case-sensitive comparison with a value."""
     match op:
         case CompareOperator.eq:
             return f"== {_quoted(value)}"
         case CompareOperator.co:
-            return f"like_regex {_quoted(_literal(value))}"
+            return f"like_regex {_quoted(_regex(value))}"
         case CompareOperator.sw:
             return f"starts with {_quoted(value)}"
         case CompareOperator.ew:
-            return f"like_regex {_quoted(_literal(value) + '$')}"
+            return f"like_regex {_quoted(_regex(value) + '$')}"
     return f"{_ORDER[op]} {_quoted(value)}"
 
 
-def _without_case(op: CompareOperator, value: str) -> str:
-    begins = "^" if op in (CompareOperator.eq, CompareOperator.sw) else ""
-    ends = "$" if op in (CompareOperator.eq, CompareOperator.ew) else ""
+def _case_insensitive(op: CompareOperator, value: str) -> str:
+    """A case-insensitive comparison with a text."""
+    start = "^" if op in (CompareOperator.eq, CompareOperator.sw) else ""
+    end = "$" if op in (CompareOperator.eq, CompareOperator.ew) else ""
     if op in _ORDER:
-        raise invalid_filter(f"{op.value} is not served beside an attribute that compares with case")
-    return f'like_regex {_quoted(begins + _literal(value) + ends)} flag "i"'
+        raise invalid_filter(f"{op.value} cannot be combined with a case-sensitive attribute in [ ]")
+    return f'like_regex {_quoted(start + _regex(value) + end)} flag "i"'
 
 
-def _literal(text: str) -> str:
-    """A regular expression for a text."""
-    return (
-        re.sub(r"[^\w\s]", lambda char: "\\" + char[0], text, flags=re.ASCII)
-        if text.isascii()
-        else "".join(
-            "\\" + char if char.isascii() and not (char.isalnum() or char.isspace() or char == "_") else char
-            for char in text
-        )
-    )
+def _regex(text: str) -> str:
+    """A regular expression that matches only this text."""
+    # Postgres allows a backslash only before characters that are not letters or digits.
+    return re.sub(r"[^\w\s\x80-\U0010ffff]", r"\\\g<0>", text, flags=re.ASCII)
 
 
 def _quoted(value: Any) -> str:
-    """A value as a literal of jsonpath, whose strings are those of JSON."""
+    """A value as a jsonpath literal; strings are as in JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
-class _Named(FilterVisitor[set[str]]):
+class _NamedParts(FilterVisitor[set[str]]):
+    """Collects the parts of documents that a filter reads."""
+
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
 
@@ -283,145 +290,146 @@ class _Named(FilterVisitor[set[str]]):
         return self.visit(node.expr)
 
     def visit_present(self, node: Present) -> set[str]:
-        return _parts_of_document(_bound(self._model, node.attr_path))
+        return self._part(node)
 
     def visit_comparison(self, node: Comparison) -> set[str]:
-        return _parts_of_document(_bound(self._model, node.attr_path))
+        return self._part(node)
 
     def visit_value_path(self, node: ValuePath) -> set[str]:
-        return _parts_of_document(_bound(self._model, node.attr_path))
+        return self._part(node)
+
+    def _part(self, node: Present | Comparison | ValuePath) -> set[str]:
+        return _parts_of_document(_binding_of(self._model, node.attr_path))
 
 
 def _parts_of_document(binding: AttributeBinding) -> set[str]:
-    """The parts of a document that an attribute is in."""
+    """The parts of a document that an attribute belongs to."""
     if binding.model is OfficeUser:
         return {"office"}
     return {binding.field_name, "enterprise"} if binding.model is EnterpriseUser else {binding.field_name}
 
 
-def named_in(model: type[BaseModel], node: FilterNode) -> set[str]:
-    """The parts of a document that a filter looks at: attributes as scim2-models spells them, extensions."""
-    return _Named(model).visit(node)
+def named_parts(model: type[BaseModel], node: FilterNode) -> set[str]:
+    """The parts of documents that a filter reads: field names of scim2-models, `enterprise`, `office`."""
+    return _NamedParts(model).visit(node)
 
 
 def sort_key(model: type[BaseModel], name: str) -> tuple[str, set[str]]:
-    """The jsonpath of what sortBy names, of several values the first; and its parts, as named_in has them.
+    """The jsonpath of the attribute in sortBy, and the parts of documents that it reads (see named_parts).
 
     Raises:
-        Invalid: there is no such attribute, or it has no order (invalid_value).
+        Invalid: there is no such attribute, or it cannot be sorted by (invalid_value).
     """
     try:
         node = ScimFilter(f"{name} pr").ast
         assert isinstance(node, Present)
-        binding = _bound(model, node.attr_path, compared=True)
+        binding = _binding_of(model, node.attr_path, compared=True)
     except (InvalidFilterException, AssertionError, Invalid) as error:
-        raise Invalid("sortBy: is no attribute to sort by", code="invalid_value") from error
-    if _is_complex(binding.target_type):
-        raise Invalid("sortBy: name a sub-attribute", code="invalid_value")
+        raise Invalid("sortBy: is not an attribute that can be sorted by", code="invalid_value") from error
     return _Predicate(model).path(binding), _parts_of_document(binding)
 
 
-# --- which rows an index finds --------------------------------------------------------------------------
+# --- index look-ups -------------------------------------------------------------------------------------
 
 
-def exact_text(node: FilterNode) -> tuple[str, str] | None:
-    """The name and the text of a filter that is `userName eq` or `externalId eq` and nothing else.
+def single_equality(node: FilterNode) -> tuple[str, str] | None:
+    """The name and the text of a filter that consists of one `userName eq` or `externalId eq`.
 
-    Identity providers send one of them before every change.
+    Identity providers send such a filter before every change.
 
     Raises:
-        Invalid: the text has characters that cannot be stored.
+        Invalid: Postgres cannot store the text.
     """
     if not isinstance(node, Comparison) or node.op != CompareOperator.eq or not isinstance(node.value, str):
         return None
-    name = _EXACT.get(str(node.attr_path).lower())
+    name = _SINGLE.get(str(node.attr_path).lower())
     return None if name is None else (name, _storable(node, node.value))
 
 
-_EXACT = {name.lower(): name for name in ("userName", "externalId")}
+_SINGLE = {name.lower(): name for name in ("userName", "externalId")}
 
 
 @dataclass
-class Ways:
-    """Look-ups that together find every row that a filter can match; each list has an index of its own."""
+class Lookups:
+    """Index look-ups that together find every row that a filter can match. Each list has its own index."""
 
     ids: list[int] = field(default_factory=list)
-    # email_key of an e-mail or login.
+    # For users, email_key of an e-mail or login; for groups, group_key of the name.
     keys: list[str] = field(default_factory=list)
     external_ids: list[str] = field(default_factory=list)
-    # Beginnings of e-mails and logins, in lower case.
-    beginnings: list[str] = field(default_factory=list)
-    # Parts of names and e-mails, in lower case: of three letters or more, and shorter ones.
-    parts: list[str] = field(default_factory=list)
-    short_parts: list[str] = field(default_factory=list)
-    # Groups of which the rows are members, or users who are members of the rows.
+    # Prefixes of e-mails and logins, in lower case.
+    prefixes: list[str] = field(default_factory=list)
+    # Substrings of names, e-mails and logins, in lower case, for the index of trigrams, or else of bigrams.
+    substrings: list[str] = field(default_factory=list)
+    short_substrings: list[str] = field(default_factory=list)
+    # For users, ids of the groups that they are in; for groups, ids of the users that are in them.
     members: list[int] = field(default_factory=list)
-    # [True]: suspended users.
+    # [True]: all suspended users.
     suspended: list[bool] = field(default_factory=list)
 
-    def add(self, other: "Ways") -> None:
-        """Have the look-ups of both."""
-        for each in fields(self):
-            getattr(self, each.name).extend(getattr(other, each.name))
+    def add(self, other: "Lookups") -> None:
+        """Add the look-ups of another filter."""
+        for list_field in fields(self):
+            getattr(self, list_field.name).extend(getattr(other, list_field.name))
 
     @property
     def cost(self) -> int:
-        """How many rows these are likely to find: to compare with others by."""
+        """An estimate of the rows found, for choosing the cheapest look-ups."""
         return (
-            len(self.ids) + len(self.keys) + len(self.external_ids) + 100 * len(self.beginnings)
-            + sum(1000 // len(part) for part in self.parts) + 2000 * len(self.short_parts)
+            len(self.ids) + len(self.keys) + len(self.external_ids) + 100 * len(self.prefixes)
+            + sum(1000 // len(text) for text in self.substrings) + 2000 * len(self.short_substrings)
             + 500 * len(self.members) + 5000 * len(self.suspended)
         )  # fmt: skip
 
 
-_LETTERS = re.compile(r"[a-z0-9]{3}", re.ASCII)
-"""What the index of three letters in a row can find, whatever the locale of the database."""
-_NAMED = frozenset({
+_TRIGRAM = re.compile(r"[a-z0-9]{3}", re.ASCII)
+"""A text that the trigram index can find in every locale of the database."""
+_INDEXED_TEXTS = frozenset({
     "username", "displayname", "name.formatted", "name.givenname", "name.familyname", "emails.value",
 })  # fmt: skip
-"""Attributes of users whose texts the search finds."""
+"""Attributes of users whose texts have trigram and bigram indexes."""
 
 
-def ways(model: type[BaseModel], node: FilterNode) -> Ways | None:
-    """Look-ups that find every row that a filter can match; None where no index helps."""
+def lookups_of(model: type[BaseModel], node: FilterNode) -> Lookups | None:
+    """Look-ups that find every row that a filter can match; None: no index helps."""
     return _Finder(model).visit(node)
 
 
-class _Finder(FilterVisitor[Ways | None]):
+class _Finder(FilterVisitor[Lookups | None]):
     def __init__(self, model: type[BaseModel], within: str = "") -> None:
         """
         Args:
-            within: the attribute whose items are looked at, with a dot.
+            within: the path of the list whose items a value selection compares, with a dot at the end.
         """
         self._model, self._within = model, within
 
-    def visit_logical_expr(self, node: LogicalExpr) -> Ways | None:
+    def visit_logical_expr(self, node: LogicalExpr) -> Lookups | None:
         found = [self.visit(term) for term in node.terms]
         if node.op == LogicalOperator.and_:
-            return min((way for way in found if way is not None), key=lambda way: way.cost, default=None)
-        joined = Ways()
-        for way in found:
-            if way is None:
+            return min((one for one in found if one is not None), key=lambda one: one.cost, default=None)
+        joined = Lookups()
+        for one in found:
+            if one is None:
                 return None
-            joined.add(way)
+            joined.add(one)
         return joined
 
-    def visit_not(self, node: Not) -> Ways | None:
+    def visit_not(self, node: Not) -> Lookups | None:
         return None
 
-    def visit_present(self, node: Present) -> Ways | None:
+    def visit_present(self, node: Present) -> Lookups | None:
         return None
 
-    def visit_value_path(self, node: ValuePath) -> Ways | None:
-        binding = _bound(self._model, node.attr_path)
+    def visit_value_path(self, node: ValuePath) -> Lookups | None:
+        binding = _binding_of(self._model, node.attr_path)
         item = binding.field_type
-        if not (_is_complex(item)):
+        if not _is_complex(item):
             return None
-        return _Finder(item, within=f"{'.'.join(_names(binding))}.").visit(node.val_filter)
+        return _Finder(item, within=f"{'.'.join(_document_path(binding))}.").visit(node.val_filter)
 
-    def visit_comparison(self, node: Comparison) -> Ways | None:
-        binding = _bound(self._model, node.attr_path, compared=True)
-        name = self._within + ".".join(_names(binding))
+    def visit_comparison(self, node: Comparison) -> Lookups | None:
+        binding = _binding_of(self._model, node.attr_path, compared=True)
+        name = self._within + ".".join(_document_path(binding))
         if node.value is None:
             return None
         value = _operand(binding, node)
@@ -430,32 +438,32 @@ class _Finder(FilterVisitor[Ways | None]):
             if name == "id" or name in ("groups.value", "members.value"):
                 number = int(value) if re.fullmatch("[0-9]{1,18}", value) else None
                 found = [] if number is None else [number]
-                return Ways(ids=found) if name == "id" else Ways(members=found)
+                return Lookups(ids=found) if name == "id" else Lookups(members=found)
             if name == "externalid":
-                return Ways(external_ids=[value])
+                return Lookups(external_ids=[value])
             if is_group and name == "displayname":
-                return Ways(keys=[group_key(value)])
+                return Lookups(keys=[group_key(value)])
             if name in ("username", "emails.value"):
-                return Ways(keys=[email_key(value)])
+                return Lookups(keys=[email_key(value)])
             if name == "active" and value is False:
-                return Ways(suspended=[True])
+                return Lookups(suspended=[True])
         if node.op in (CompareOperator.eq, CompareOperator.co, CompareOperator.sw, CompareOperator.ew):
             return _by_text(name, node.op, value)
         return None
 
 
-def _by_text(name: str, op: CompareOperator, value: Any) -> Ways | None:
-    if name not in _NAMED or not isinstance(value, str):
+def _by_text(name: str, op: CompareOperator, value: Any) -> Lookups | None:
+    if name not in _INDEXED_TEXTS or not isinstance(value, str):
         return None
     text = value.lower()
     if name == "username" and op == CompareOperator.sw and text:
-        return Ways(beginnings=[text])
-    if _LETTERS.search(text):
-        found = Ways(parts=[text])
+        return Lookups(prefixes=[text])
+    if _TRIGRAM.search(text):
+        found = Lookups(substrings=[text])
     elif len(text) >= 2:
-        found = Ways(short_parts=[text])
+        found = Lookups(short_substrings=[text])
     else:
         return None
     if name == "emails.value" and op == CompareOperator.sw:
-        found.beginnings.append(text)
+        found.prefixes.append(text)
     return found

@@ -1,8 +1,8 @@
-"""SCIM's calls about one group, Admins among them, whose members are those with isAdmin.
+"""Reads and changes one group for SCIM. The members of the group Admins are the users with isAdmin.
 
-Whoever changes memberships holds the users first and then the group, as the other methods do. Which users
-those are is found out before: where that depends on who is in the group, or on its version, and the group was
-changed before it was held, the transaction begins again.
+Locks are taken as in the other methods: first the users whose memberships change, then the group. Which users
+these are is read before. If this depends on the members or the version of the group, and the group changes
+before it is locked, the transaction starts again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +17,11 @@ from server.base.errors import Contention, NotFound
 from server.base.models import field_errors
 from server.directory import change
 from server.directory.groups import (
-    ADMINS,
     ADMINS_ID,
     GroupName,
-    group_key,
     group_state,
     groups_of,
+    is_admins,
     own_key,
     record_groups,
     reserved,
@@ -31,111 +30,108 @@ from server.directory.rows import Edit, Row, hold
 from server.directory.scim.errors import bad_path, bad_value, not_writable
 from server.directory.scim.groups import resource, version
 from server.directory.scim.models import GROUP_SCHEMA, Group
-from server.directory.scim.operations import (
-    Operation,
-    read_operations,
-    require_schema,
-    single_value,
-)
-from server.directory.scim.users import Resource, require_version
+from server.directory.scim.operations import Operation, read_operations, require_schema, single_value
+from server.directory.scim.users import Resource, id_of, require_version
 from server.directory.users import ExternalId
 from server.tenants.call import Call
 
 _NAME: TypeAdapter[str] = TypeAdapter(GroupName)
 _EXTERNAL_ID: TypeAdapter[str] = TypeAdapter(ExternalId)
-_UNSAID: Any = object()
+_UNCHANGED: Any = object()
 MOST_CHANGES = 20_000
-"""Memberships that one call changes: each is an event, and a user that is held until the call ends."""
+"""Memberships that one call may change. Each makes an event, and locks a user until the call ends."""
 
 
 @dataclass(slots=True)
-class Wanted:
-    """What is to become of a group, whatever it is now."""
+class GroupChanges:
+    """The changes of a group, independent of its present state."""
 
-    # None: it stays.
+    # None: unchanged.
     name: str | None = None
-    # None: it is taken away.
-    external_id: str | None = field(default_factory=lambda: _UNSAID)
-    # Whether all of its members leave it first, and then who enters and who leaves; nobody does both.
-    is_emptied: bool = False
-    entering: set[int] = field(default_factory=set)
-    leaving: set[int] = field(default_factory=set)
+    # None: removed.
+    external_id: str | None = field(default_factory=lambda: _UNCHANGED)
+    # Whether all members are removed first; then the ids to add and to remove. No id is in both sets.
+    removes_all: bool = False
+    added: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
 
-    def enter(self, ids: Iterable[int]) -> None:
-        """Users who are in it afterwards."""
+    def add(self, ids: Iterable[int]) -> None:
+        """Add these users."""
         ids = set(ids)
-        self.entering |= ids
-        self.leaving -= ids
+        self.added |= ids
+        self.removed -= ids
 
-    def leave(self, ids: Iterable[int]) -> None:
-        """Users who are not."""
+    def remove(self, ids: Iterable[int]) -> None:
+        """Remove these users."""
         ids = set(ids)
-        self.entering -= ids
-        self.leaving |= ids
+        self.added -= ids
+        self.removed |= ids
 
-    def empty(self) -> None:
-        """Nobody is."""
-        self.is_emptied, self.entering, self.leaving = True, set(), set()
-
-
-# --- what is sent ------------------------------------------------------------------------------------------
+    def remove_all(self) -> None:
+        """Remove all members."""
+        self.removes_all, self.added, self.removed = True, set(), set()
 
 
-def sent_group(group: Mapping[str, Any]) -> Wanted:
-    """A whole group, as POST and PUT have it. scim2-models takes seconds for ten thousand members.
+# --- parsing -----------------------------------------------------------------------------------------------
+
+
+def parsed_group(group: Mapping[str, Any]) -> GroupChanges:
+    """The changes for a whole group (POST and PUT). scim2-models would take seconds for 10,000 members.
 
     Raises:
         Invalid: naming the bad attribute (invalid_value).
     """
     members = {name.lower().removeprefix(f"{GROUP_SCHEMA}:".lower()): value for name, value in group.items()}
     require_schema(group, GROUP_SCHEMA)
-    wanted = Wanted(_name(members.get("displayname")), _external_id(members.get("externalid")), True)
-    wanted.enter(_ids(members.get("members")))
-    return wanted
+    changes = GroupChanges(_name(members.get("displayname")), _external_id(members.get("externalid")), True)
+    changes.add(_ids(members.get("members")))
+    return changes
 
 
-def patched_group(operations: Sequence[Mapping[str, Any]]) -> Wanted:
-    """What operations make of a group (RFC 7644, 3.5.2).
+def parsed_patch(operations: Sequence[Mapping[str, Any]]) -> GroupChanges:
+    """The changes for the operations of a PATCH (RFC 7644, 3.5.2).
 
     Raises:
         Invalid: see operations.read_operations.
     """
-    wanted = Wanted()
+    changes = GroupChanges()
     for operation in read_operations(Group, operations):
         match operation.target.attribute.lower():
             case "displayname":
-                wanted.name = _name(single_value(operation.target, operation.value))
+                changes.name = _name(single_value(operation.target, operation.value))
             case "externalid":
-                is_gone = operation.op == "remove"
-                value = None if is_gone else single_value(operation.target, operation.value)
-                wanted.external_id = _external_id(value)
+                is_removal = operation.op == "remove"
+                value = None if is_removal else single_value(operation.target, operation.value)
+                changes.external_id = _external_id(value)
             case "members":
-                _change_members(wanted, operation)
-    return wanted
+                _change_members(changes, operation)
+    return changes
 
 
-def _change_members(wanted: Wanted, operation: Operation) -> None:
+def _change_members(changes: GroupChanges, operation: Operation) -> None:
     target, value = operation.target, operation.value
     if target.sub_attribute is not None:
-        raise not_writable(target.path, "stays as it is: add and remove members")
+        raise not_writable(target.path, "cannot be changed: add and remove members instead")
     selected = _selected_ids(target.path) if target.has_filter else None
     if operation.op == "remove":
-        # Entra ID names who leaves in `value`.
-        ids = selected if selected is not None else None if value is None else _ids(value)
-        wanted.empty() if ids is None else wanted.leave(ids)
+        # Entra ID sends the members to remove in `value`.
+        if selected is None and value is None:
+            changes.remove_all()
+        else:
+            changes.remove(_ids(value) if selected is None else selected)
     elif selected is not None:
-        raise not_writable(target.path, "a member stays as it is: add and remove members")
+        raise not_writable(target.path, "a member cannot be changed: add and remove members instead")
     else:
         if operation.op == "replace":
-            wanted.empty()
-        wanted.enter(_ids(value))
+            changes.remove_all()
+        changes.add(_ids(value))
 
 
 def _selected_ids(path: str) -> list[int]:
     """The ids in members[value eq "2" or value eq "3"].
 
     Raises:
-        Invalid: it selects in another way (invalid_path).
+        Invalid: the filter has another form (invalid_path).
     """
     nodes, found = [Path[Group](path).value_filter], list[int]()
     while nodes:
@@ -148,9 +144,10 @@ def _selected_ids(path: str) -> list[int]:
             and node.attr_path.attr.lower() == "value"
             and isinstance(node.value, str)
         ):
-            found += _known_id(node.value)
+            if user_id := id_of(node.value):
+                found.append(user_id)
         else:
-            raise bad_path("selects members by value eq, and by or, alone")
+            raise bad_path("path", "can select members only by value eq, joined by or")
     return found
 
 
@@ -171,25 +168,16 @@ def _external_id(text: Any) -> str | None:
 
 
 def _ids(members: Any) -> list[int]:
-    """The ids of members as they are sent: objects with a value, or ids alone."""
+    """The ids of members as sent: objects with `value`, or only ids."""
     found: list[int] = []
-    for place, member in enumerate(members if isinstance(members, list) else [members] if members else []):
+    for index, member in enumerate(members if isinstance(members, list) else [members] if members else []):
         given = {name.lower(): value for name, value in member.items()} if isinstance(member, dict) else {}
         value = given.get("value") if given else member
-        ids = _known_id(value) if isinstance(value, str) else []
-        if not ids or str(given.get("type") or "User").lower() != "user":
-            raise bad_value(f"members.{place}.value", _NO_USER)
-        found += ids
+        user_id = id_of(value) if isinstance(value, str) else None
+        if not user_id or str(given.get("type") or "User").lower() != "user":
+            raise bad_value(f"members.{index}.value", "is not a user of this instance")
+        found.append(user_id)
     return found
-
-
-_NO_USER = "is no user of this instance"
-
-
-def _known_id(text: str) -> list[int]:
-    """The id that a user could have."""
-    is_id = text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20
-    return [int(text)] if is_id and int(text) < 2**63 else []
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -199,7 +187,7 @@ async def read(call: Call, group_id: int, *, with_members: bool = True) -> Resou
     """A group.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such group.
     """
     return resource(await _row(call, group_id, with_members=with_members), call.settings, call.instance)
 
@@ -216,54 +204,54 @@ async def _row(call: Call, group_id: int, *, with_members: bool = False) -> Any:
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-async def create(call: Call, wanted: Wanted) -> int:
-    """Make a group with its members.
+async def create(call: Call, changes: GroupChanges) -> int:
+    """Create a group with its members.
 
     Returns:
-        its id.
+        Its id.
 
     Raises:
-        Conflict: its name or externalId is taken, or it would be Admins.
-        Invalid: a member is no user (invalid_value).
-        MemberForbidden: a member is an administrator, and the key may not change one.
+        Conflict: the name or externalId is taken, or the name is reserved.
+        Invalid: a member is not a user (invalid_value).
+        MemberForbidden: a member is an administrator, and the key cannot change administrators.
     """
-    name_key = own_key(wanted.name or "", member="displayName")
-    held = await _hold_users(call, wanted.entering, set())
+    name_key = own_key(changes.name or "", member="displayName")
+    held = await _hold_users(call, changes.added, set())
     row = await call.db.one(
-        "create_group", instance_id=call.instance.id, name=wanted.name, name_key=name_key, description="",
-        external_id=wanted.external_id,
+        "create_group", instance_id=call.instance.id, name=changes.name, name_key=name_key, description="",
+        external_id=changes.external_id,
     )  # fmt: skip
     if row is None:
         raise NotFound
-    call.emit("group.created", after=group_state({**row, "external_id": wanted.external_id}))
-    await _move(call, row["id"], held, wanted.entering, set())
+    call.emit("group.created", after=group_state({**row, "external_id": changes.external_id}))
+    await _change_memberships(call, row["id"], held, changes.added, set())
     return int(row["id"])
 
 
-async def update(call: Call, group_id: int, wanted: Wanted, given_version: str | None) -> None:
-    """Change a group, its memberships among it.
+async def update(call: Call, group_id: int, changes: GroupChanges, given_version: str | None) -> None:
+    """Change a group and its memberships.
 
     Raises:
         NotFound: there is no such group.
-        PreconditionFailed: it has another version.
-        Conflict: its name or externalId is taken, or is that of Admins, which stays as it is.
-        Invalid: a member is no user (invalid_value).
-        MemberForbidden: a member is an administrator, and the key may not change one.
-        Contention: it was changed meanwhile; the transaction has to begin again.
+        PreconditionFailed: the group has another version.
+        Conflict: the name or externalId is taken, or the name is reserved, or those of Admins would change.
+        Invalid: a member is not a user (invalid_value).
+        MemberForbidden: a member is an administrator, and the key cannot change administrators.
+        Contention: another call changed the group; the transaction must start again.
     """
     before = await _row(call, group_id)
     require_version(version(before), given_version)
-    if group_id == ADMINS_ID and (
-        (wanted.name is not None and group_key(wanted.name) != group_key(ADMINS))
-        or wanted.external_id not in (None, _UNSAID)
-    ):
-        raise reserved("displayName" if wanted.external_id in (None, _UNSAID) else "externalId")
-    members = await _members(call, group_id, wanted)
-    entering = wanted.entering - members
-    leaving = members - wanted.entering if wanted.is_emptied else wanted.leaving & members
-    if len(entering) + len(leaving) > MOST_CHANGES:
-        raise bad_value("members", f"more than {MOST_CHANGES} would enter or leave in one call")
-    held = await _hold_users(call, entering, leaving)
+    if group_id == ADMINS_ID:
+        if changes.external_id not in (None, _UNCHANGED):
+            raise reserved("externalId")
+        if changes.name is not None and not is_admins(changes.name):
+            raise reserved("displayName")
+    members = await _present_members(call, group_id, changes)
+    added = changes.added - members
+    removed = members - changes.added if changes.removes_all else changes.removed & members
+    if len(added) + len(removed) > MOST_CHANGES:
+        raise bad_value("members", f"at most {MOST_CHANGES} members can be added and removed in one call")
+    held = await _hold_users(call, added, removed)
     if group_id == ADMINS_ID:
         await call.db.one("hold_counters", instance_id=call.instance.id)
         group = await _row(call, group_id)
@@ -271,40 +259,38 @@ async def update(call: Call, group_id: int, wanted: Wanted, given_version: str |
         group = await call.db.one("hold_group", instance_id=call.instance.id, group_id=group_id)
     if group is None:
         raise NotFound
-    if group["updated_at"] != before["updated_at"] and (given_version is not None or wanted.is_emptied):
+    if group["updated_at"] != before["updated_at"] and (given_version is not None or changes.removes_all):
         raise Contention(retry_after=1)
     if group_id != ADMINS_ID:
-        await _write(call, group, wanted)
-    await _move(call, group_id, held, entering, leaving)
+        await _store(call, group, changes)
+    await _change_memberships(call, group_id, held, added, removed)
 
 
-async def _members(call: Call, group_id: int, wanted: Wanted) -> set[int]:
-    """Who is in the group, of all where it is emptied, or of those who are named."""
-    named = None if wanted.is_emptied else list(wanted.entering | wanted.leaving)
+async def _present_members(call: Call, group_id: int, changes: GroupChanges) -> set[int]:
+    """The present members: all if all are removed, else only those to add or remove."""
+    named = None if changes.removes_all else list(changes.added | changes.removed)
     if named == []:
         return set()
-    rows = await call.db.all(
-        "find_members", instance_id=call.instance.id, group_id=group_id, user_ids=named
-    )  # fmt: skip
+    rows = await call.db.all("find_members", instance_id=call.instance.id, group_id=group_id, user_ids=named)
     return {row["id"] for row in rows}
 
 
-async def _hold_users(call: Call, entering: set[int], leaving: set[int]) -> dict[int, Row]:
-    """Users whose memberships change."""
-    ids = sorted(entering | leaving)
+async def _hold_users(call: Call, added: set[int], removed: set[int]) -> dict[int, Row]:
+    """Lock the users whose memberships change."""
+    ids = sorted(added | removed)
     if not ids:
         return {}
     rows = await hold(call.db, call.instance.id, ids=ids)
     held = {row["id"]: row for row in rows if row["deleted_at"] is None}
-    if not entering <= held.keys():
-        raise bad_value("members", "names somebody who is no user of this instance")
+    if not added <= held.keys():
+        raise bad_value("members", "contains a member that is not a user of this instance")
     return held
 
 
-async def _write(call: Call, group: Mapping[str, Any], wanted: Wanted) -> None:
-    """Store another name or externalId of a held group."""
-    name = group["name"] if wanted.name is None else wanted.name
-    external_id = group["external_id"] if wanted.external_id is _UNSAID else wanted.external_id
+async def _store(call: Call, group: Mapping[str, Any], changes: GroupChanges) -> None:
+    """Store the name and externalId of a locked group, if they change."""
+    name = group["name"] if changes.name is None else changes.name
+    external_id = group["external_id"] if changes.external_id is _UNCHANGED else changes.external_id
     if (name, external_id) == (group["name"], group["external_id"]):
         return
     await call.db.run(
@@ -320,15 +306,15 @@ async def _write(call: Call, group: Mapping[str, Any], wanted: Wanted) -> None:
     call.emit("group.updated", before=before, after=after)
 
 
-async def _move(
-    call: Call, group_id: int, held: Mapping[int, Row], entering: set[int], leaving: set[int]
+async def _change_memberships(
+    call: Call, group_id: int, held: Mapping[int, Row], added: set[int], removed: set[int]
 ) -> None:
-    """Put held users into a group, and take others out of it."""
+    """Add locked users to a group, and remove others from it."""
     if not held:
         return
     before = await groups_of(call, list(held))
     if group_id == ADMINS_ID:
-        edits = {user_id: Edit(row, row | {"is_admin": user_id in entering}) for user_id, row in held.items()}
+        edits = {user_id: Edit(row, row | {"is_admin": user_id in added}) for user_id, row in held.items()}
         refused = await change.refusals(call, edits, held=list(held.values()))
         for refusal in refused.values():
             raise refusal
@@ -338,18 +324,18 @@ async def _move(
             "change_members",
             instance_id=call.instance.id,
             group_id=group_id,
-            added=sorted(entering),
-            removed=sorted(leaving),
+            added=sorted(added),
+            removed=sorted(removed),
         )
     await record_groups(call, before)
 
 
 async def delete(call: Call, group_id: int, given_version: str | None) -> None:
-    """Delete a group. Its members stay users.
+    """Delete a group. Its members are not deleted.
 
     Raises:
-        NotFound, PreconditionFailed: as for update.
-        Conflict: it is Admins.
+        NotFound, PreconditionFailed: as in update.
+        Conflict: the group is Admins.
     """
     if group_id == ADMINS_ID:
         raise reserved("id")

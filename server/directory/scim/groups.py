@@ -1,4 +1,4 @@
-"""A group as a SCIM resource, made straight from its row (RFC 7643, section 4.2)."""
+"""Builds the SCIM resource of a group from its row (RFC 7643, section 4.2)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from server.tenants.instances import Instance
 
 
 def resource(row: Mapping[str, Any], settings: Settings, instance: Instance) -> Resource:
-    """A group as SCIM shows it; what it does not have is left out.
+    """A group as a SCIM resource; attributes without a value are left out.
 
     Args:
         row: of the view scim_groups, with or without members.
@@ -37,8 +37,8 @@ def resource(row: Mapping[str, Any], settings: Settings, instance: Instance) -> 
 def version(row: Mapping[str, Any]) -> str:
     """The ETag of a group.
 
-    That of Admins, which has no row of its own, tells the number of its members too: the newest moment is
-    still theirs when one of them leaves.
+    Admins has no row: its ETag is the time of the latest change of a member, and the number of members. The
+    time alone need not change when a member is removed.
 
     Args:
         row: of the view scim_groups.

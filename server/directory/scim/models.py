@@ -1,7 +1,7 @@
-"""The SCIM resources: users and groups of RFC 7643 with the enterprise extension and one of ours.
+"""The models of SCIM resources: users and groups of RFC 7643, the enterprise extension and our own.
 
-scim2-models has the attributes, the grammar of paths and filters, and PATCH. What is added here is our
-extension, and what real clients send that the RFC does not allow (POLICY, Manager).
+scim2-models has the attributes, the grammar of paths and filters, and PATCH. This module adds our extension,
+and accepts what clients send beyond the RFC (POLICY, Manager).
 """
 
 from typing import Annotated, Any
@@ -28,15 +28,15 @@ OFFICE_SCHEMA = "urn:ietf:params:scim:schemas:extension:officerpc:2.0:User"
 
 POLICY = ScimPolicy(
     unknown=ScimPolicy.Unknown.ignore,
-    # Entra ID names the members to remove in `value`, and writes to elements that are not there yet.
+    # Entra ID sends the members to remove in `value`, and writes to elements that do not exist yet.
     remove_value_as_filter=ScimPolicy.RemoveValue.apply,
     unmatched_path_filter=ScimPolicy.UnmatchedPathFilter.create,
 )
-"""What is accepted beyond the RFC; booleans as strings are accepted by the models themselves."""
+"""What is accepted beyond the RFC. Without it the models already accept booleans as strings."""
 
 
 class Manager(ComplexAttribute):
-    """A user's manager; Entra ID sends its id alone, as a string."""
+    """A user's manager. Entra ID sends only the id, as a string."""
 
     value: Annotated[str | None, Required.true, CaseExact.true] = None
     ref: Reference["User"] | None = Field(None, serialization_alias="$ref", validation_alias="$ref")
@@ -44,7 +44,7 @@ class Manager(ComplexAttribute):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare(cls, value: Any) -> Any:
+    def _from_string(cls, value: Any) -> Any:
         return {"value": value} if isinstance(value, str) else value
 
 
@@ -53,10 +53,10 @@ class EnterpriseUser(RfcEnterpriseUser):
 
     @field_validator("manager", mode="before")
     @classmethod
-    def _with_value(cls, manager: Any) -> Any:
-        """A manager without `value` (clients send back what they read) is none."""
-        is_named = not isinstance(manager, dict) or any(name.lower() == "value" for name in manager)
-        return manager if is_named else None
+    def _none_without_value(cls, manager: Any) -> Any:
+        """A manager without `value` counts as none: clients send back what they read."""
+        has_value = not isinstance(manager, dict) or any(name.lower() == "value" for name in manager)
+        return manager if has_value else None
 
     manager: Manager | None = None  # type: ignore[assignment]
 
@@ -86,7 +86,7 @@ class Folders(ComplexAttribute):
 
 
 class Quotas(ComplexAttribute):
-    """What a user may store, in MiB; without a value the instance's default holds."""
+    """What a user may store, in MiB; null: the instance's default."""
 
     mail: int | None = None
     files: int | None = None

@@ -1,4 +1,4 @@
-"""SCIM's calls about one user: found and held, changed as a whole, stored as every change of a user is."""
+"""Reads, creates, changes and deletes one user for SCIM. Changes are stored as by every other method."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,18 @@ from server.directory.scim.operations import (
     patched,
     read_operations,
     take_passwords,
-    validated,
+    validated_user,
 )
 from server.directory.scim.user_columns import (
     Columns,
     as_shown,
     changed,
     columns,
-    document,
     new_user,
-    settled,
+    patch_document,
+    with_recomputed_names,
 )
-from server.directory.scim.users import Resource, require_version, resource, version_of
+from server.directory.scim.users import Resource, id_of, require_version, resource, version_of
 from server.directory.users import CreateUser
 from server.tenants.call import Call
 
@@ -39,18 +39,19 @@ def parsed_id(text: str) -> int:
     """The id of a user or group.
 
     Raises:
-        NotFound: nobody can have it.
+        NotFound: no user or group can have it.
     """
-    if text.isascii() and text.isdigit() and len(text) < 20 and str(int(text)) == text and int(text) < 2**63:
-        return int(text)
-    raise NotFound
+    number = id_of(text)
+    if number is None:
+        raise NotFound
+    return number
 
 
 async def read(call: Call, user_id: int) -> Resource:
-    """A living user.
+    """A user that is not deleted.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such user.
     """
     row = await call.db.one("get_scim_user", instance_id=call.instance.id, user_id=user_id)
     if row is None:
@@ -62,7 +63,7 @@ async def read(call: Call, user_id: int) -> Resource:
 
 
 class NewAccount(NamedTuple):
-    """A new user, checked, with its password hashed."""
+    """A validated new user, with the password hashed."""
 
     given: Columns
     membership: Membership
@@ -70,26 +71,26 @@ class NewAccount(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """What is to stand in the place of a user."""
+    """The resource that replaces a user, and the hash of its password."""
 
     user: Resource
     password_hash: str | None
 
 
 class Patch(NamedTuple):
-    """Operations on a user, without those on its password."""
+    """Operations on a user, except on the password, and the hash of the new password."""
 
     operations: list[Operation]
     password_hash: str | None
 
 
 async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
-    """A user to create, as it was sent.
+    """A new user, as sent.
 
     Raises:
-        Invalid: naming the bad attributes.
+        Invalid: attributes are not valid.
     """
-    whole = validated(User, user)
+    whole = validated_user(user)
     password = whole.pop("password", None)
     given = columns(whole, call.settings)
     item, membership = new_user(given, password)
@@ -97,15 +98,15 @@ async def prepare_new(call: Call, user: Mapping[str, Any]) -> NewAccount:
 
 
 async def prepare_replacement(call: Call, user: Mapping[str, Any]) -> Replacement:
-    """A user to replace one with, as it was sent; the same errors."""
-    whole = validated(User, user)
+    """The resource that replaces a user, as sent. Errors as in prepare_new."""
+    whole = validated_user(user)
     if has_schema(user, OFFICE_SCHEMA):
         whole.setdefault(OFFICE_SCHEMA, {})
     return Replacement(whole, await _hashed(call, whole.pop("password", None)))
 
 
 async def prepare_patch(call: Call, operations: Sequence[Mapping[str, Any]]) -> Patch:
-    """The operations of a PATCH, as they were sent.
+    """The operations of a PATCH, as sent.
 
     Raises:
         Invalid: see operations.read_operations.
@@ -118,15 +119,15 @@ async def _hashed(call: Call, password: str | None) -> str | None:
     return await hash_password(call, "password", password, call.instance.settings.passwordPolicy)
 
 
-# --- in it --------------------------------------------------------------------------------------------------
+# --- in the transaction -------------------------------------------------------------------------------------
 
 
 async def create(call: Call, new: NewAccount) -> Resource:
-    """Create a user with all that is provisioned for one (RFC 7644, 3.3).
+    """Create a user, with mailboxes, calendar and files (RFC 7644, 3.3).
 
     Raises:
-        Conflict: the userName, e-mail or externalId is taken, or there is no seat.
-        Invalid: there is no such manager (invalid_value).
+        Conflict: the userName, e-mail or externalId is taken, or no seat is free.
+        Invalid: the manager is not a user (invalid_value).
     """
     await _require_manager(call, new.given.attributes)
     names = new.given.names
@@ -139,25 +140,25 @@ async def create(call: Call, new: NewAccount) -> Resource:
 async def replace(call: Call, user_id: int, put: Replacement, version: str | None) -> Resource:
     """Replace all attributes of a user (RFC 7644, 3.5.1).
 
-    What a provisioning client may not know of stays where it is left out: the password, `active`, the
-    language, a picture that was stored here, and, unless `schemas` names it, our extension with the quotas.
+    If these are left out, they keep their values, because clients may not know them: the password, `active`,
+    the language, a picture that was uploaded here, and, unless `schemas` contains our extension, the quotas.
 
     Raises:
         NotFound: there is no such user.
-        PreconditionFailed: it has another version.
+        PreconditionFailed: the user has another version.
         ServiceError: see change.change.
     """
     held = await _hold(call, user_id, version)
     row = held.row
-    before = document(row, call.settings)
+    before = patch_document(row, call.settings)
     kept = {name: before[name] for name in (OFFICE_SCHEMA, "preferredLanguage") if name in before}
-    photos_stay = "photos" not in put.user and row["avatar"].startswith("/")
-    after = changed(row, columns(kept | put.user, call.settings, row, photos_stay=photos_stay))
+    keep_avatar = "photos" not in put.user and row["avatar"].startswith("/")
+    after = changed(row, columns(kept | put.user, call.settings, row, keep_avatar=keep_avatar))
     return await _change(call, held, Edit(row, after, put.password_hash))
 
 
 async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> Resource:
-    """Apply operations, all of them or none (RFC 7644, 3.5.2).
+    """Apply all operations or none (RFC 7644, 3.5.2).
 
     Raises:
         Invalid: an operation cannot be applied; see operations.patched.
@@ -165,38 +166,38 @@ async def patch(call: Call, user_id: int, given: Patch, version: str | None) -> 
     """
     held = await _hold(call, user_id, version)
     row = held.row
-    before = document(row, call.settings)
+    before = patch_document(row, call.settings)
     if all(operation.is_simple for operation in given.operations):
         after = patched(before, given.operations)
-    else:  # up to a second, for long lists of values
+    else:  # long lists of values take up to a second
         after = await asyncio.to_thread(patched, before, given.operations)
-    to_be = row if after == before else _after_patch(call, row, before, after)
-    return await _change(call, held, Edit(row, to_be, given.password_hash))
+    changed_row = row if after == before else _after_patch(call, row, before, after)
+    return await _change(call, held, Edit(row, changed_row, given.password_hash))
 
 
 def _after_patch(call: Call, row: Row, before: Resource, after: Resource) -> Row:
-    touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    if touched <= {"active"}:  # what is sent most often needs no look at the others
+    changed_names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if changed_names <= {"active"}:  # the most frequent change; no other column depends on it
         return row | {"is_active": after.get("active", row["is_active"])}
-    whole = settled(before, after, row)
-    return changed(row, columns(whole, call.settings, row, photos_stay="photos" not in touched))
+    whole = with_recomputed_names(before, after, row)
+    return changed(row, columns(whole, call.settings, row, keep_avatar="photos" not in changed_names))
 
 
 async def delete(call: Call, user_id: int, version: str | None) -> None:
-    """Delete a user, so that it can be restored by restoreUserByEmail; the same errors."""
+    """Delete a user. restoreUserByEmail can restore it. Errors as in replace."""
     held = await _hold(call, user_id, version)
     await change.change(call, change.deletion(held.row))
 
 
 class Held(NamedTuple):
-    """A user whom nobody else changes until the transaction ends."""
+    """A user that is locked until the transaction ends."""
 
     row: Row
-    # What SCIM shows of it beyond that: members of the view scim_users.
-    more: dict[str, Any]
+    # The other columns of the view scim_users.
+    other_columns: dict[str, Any]
 
 
-_MORE = (
+_OTHER_COLUMNS = (
     "created_at", "memberships", "manager", "plans", "inbox", "spam", "sent", "trashEmail", "archive",
     "drafts", "mainCalendar", "rootFiles", "trashFiles",
 )  # fmt: skip
@@ -208,32 +209,33 @@ async def _hold(call: Call, user_id: int, version: str | None) -> Held:
         raise NotFound
     call.subject = user_id
     row = dict(found)
-    held = Held(row, {name: row.pop(name) for name in _MORE})
+    held = Held(row, {name: row.pop(name) for name in _OTHER_COLUMNS})
     require_version(version_of(row["updated_at"]), version)
     return held
 
 
 async def _change(call: Call, held: Held, edit: Edit) -> Resource:
-    """Make a change, and show the user as it is then.
+    """Store a change, and return the user after it.
 
-    Without another look-up: what others decide, such as its groups, is shown as it was when it was held.
+    The user is not read again: data that other calls change, such as its groups, is as it was when the user
+    was locked.
     """
     row, after = edit.before, edit.after
-    has_another_manager = after["attributes"].get("manager") != row["attributes"].get("manager")
-    if has_another_manager:
+    manager_changes = after["attributes"].get("manager") != row["attributes"].get("manager")
+    if manager_changes:
         await _require_manager(call, after["attributes"])
     await change.change(call, edit, member="userName")
-    if has_another_manager:
+    if manager_changes:
         return await read(call, row["id"])
     updated_at = row["moment"] if edit.differs else row["updated_at"]
-    shown = as_shown(after) | held.more | {"updated_at": updated_at}
+    shown = as_shown(after) | held.other_columns | {"updated_at": updated_at}
     return resource(shown, call.settings, call.instance)
 
 
 async def _require_manager(call: Call, attributes: Mapping[str, Any]) -> None:
-    """Raises Invalid for a manager who is no living user of the instance."""
+    """Raise Invalid if the manager is not a user of the instance, or is deleted."""
     manager = attributes.get("manager")
     if manager is not None:
         living = await call.db.value("count_living", instance_id=call.instance.id, user_ids=[int(manager)])
         if not living:
-            raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")
+            raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is not a user of this instance")

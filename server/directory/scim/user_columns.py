@@ -1,7 +1,7 @@
-"""What a SCIM user is in the database: the columns that hold its attributes (RFC 7643, 4.1 and 4.3).
+"""Converts SCIM users to columns of the database (RFC 7643, 4.1 and 4.3).
 
-One function, `columns`, says it for new users and for changed ones. A changed user is a whole one too: what
-PUT sends, or what PATCH makes of what is there.
+`columns` converts new users and changed ones. A changed user is also a whole resource: what PUT sends, or the
+stored user after the operations of PATCH.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,13 @@ from server.directory.rules import default_display_name, full_name
 from server.directory.scim.errors import bad_value
 from server.directory.scim.models import ENTERPRISE_SCHEMA, OFFICE_SCHEMA, USER_SCHEMA
 from server.directory.scim.users import (
-    KEPT,
-    KEPT_OF_ENTERPRISE,
     NAMES,
+    STORED_AS_SENT,
+    STORED_OF_ENTERPRISE,
     Resource,
     default_email,
     default_photo,
+    id_of,
     writable,
 )
 from server.directory.users import (
@@ -44,14 +45,14 @@ from server.outside.pictures import avatar_url
 from server.tenants.instances import Mebibytes
 
 _MOST_BYTES = 65_536
-"""Of the column `attributes`, as JSON."""
+"""Size of the column `attributes`, as JSON."""
 DEFAULT_LANGUAGE = "en"
 _EMAIL: TypeAdapter[str] = TypeAdapter(NewEmail)
 _LOGIN: TypeAdapter[str] = TypeAdapter(NewLogin)
 
 
 class _Single(Params):
-    """The single values that columns hold, with the limits of createUser, under their paths."""
+    """Single values that have columns, by their SCIM paths, with the limits of createUser."""
 
     external_id: ExternalId | None = Field(None, alias="externalId")
     display_name: DisplayName | None = Field(None, alias="displayName")
@@ -70,7 +71,7 @@ class _Single(Params):
 
 
 class Columns(NamedTuple):
-    """A SCIM user as columns hold it."""
+    """The columns of a SCIM user."""
 
     names: Names
     single: _Single
@@ -80,32 +81,32 @@ class Columns(NamedTuple):
 
     @property
     def fields(self) -> dict[str, str | None]:
-        """The profile fields of its names; None where there is none."""
+        """The profile fields of its names; None: no value."""
         return {alias: getattr(self.single, alias) for alias in NAMES.values()}
 
 
 def columns(
-    user: Mapping[str, Any], settings: Settings, row: Row | None = None, *, photos_stay: bool = False
+    user: Mapping[str, Any], settings: Settings, row: Row | None = None, *, keep_avatar: bool = False
 ) -> Columns:
     """The columns of a user.
 
     Args:
-        user: a resource in the spelling of the schema (operations.validated), whole.
-        row: as it is now; None for a new user.
-        photos_stay: whether the avatar is none of the call's business.
+        user: a whole resource in the spelling of the schema (operations.validated_user).
+        row: the stored user; None: a new user.
+        keep_avatar: whether the call leaves the avatar as it is.
 
     Raises:
-        Invalid: naming the bad attributes (invalid_value).
+        Invalid: attributes are not valid (invalid_value).
     """
     enterprise, name = user.get(ENTERPRISE_SCHEMA) or {}, user.get("name") or {}
     limits = (user.get(OFFICE_SCHEMA) or {}).get("quotas") or {}
-    phones = _with_value(user.get("phoneNumbers"))
+    phones = _nonempty(user.get("phoneNumbers"))
     given = {
         **{
             member: user.get(member)
             for member in ("externalId", "displayName", "title", "timezone", "active")
         },
-        **{f"name.{member}": _filled(name.get(member)) for member in NAMES},
+        **{f"name.{member}": _blank_as_none(name.get(member)) for member in NAMES},
         "department": enterprise.get("department"),
         "phoneNumbers": [entry["value"] for entry in phones],
         **{f"quotas.{kind}": limits.get(kind) for kind in ("mail", "files")},
@@ -116,20 +117,20 @@ def columns(
         raise Invalid.of(field_errors(error), code="invalid_value") from error
     emails = _emails(user)
     names = _names(user.get("userName"), emails)
-    entries, stored = _with_value(user.get("photos")), row["avatar"] if row else ""
-    avatar = stored if photos_stay else _avatar(entries, settings, stored)
+    entries, stored = _nonempty(user.get("photos")), row["avatar"] if row else ""
+    avatar = stored if keep_avatar else _avatar(entries, settings, stored)
     tag = user.get("preferredLanguage")
     language = DEFAULT_LANGUAGE
     if tag:
-        # A language without a code of two letters is kept, and mails stay in the one that they are in.
+        # A language without a two-letter code is only stored; the language of e-mails does not change.
         language = language_of(tag) or (row["language"] if row else language)
     attributes = {
-        **{member: user.get(member) for member in KEPT},
-        **{member: enterprise.get(member) for member in KEPT_OF_ENTERPRISE},
+        **{member: user.get(member) for member in STORED_AS_SENT},
+        **{member: enterprise.get(member) for member in STORED_OF_ENTERPRISE},
         "manager": _manager(enterprise.get("manager")),
-        "name": _rest_of_name(name),
+        "name": _other_name_parts(name),
         "preferredLanguage": None if tag == language else tag,
-        "emails": [entry for entry in emails if not _is_default(entry, names.email, emails)],
+        "emails": [entry for entry in emails if not _equals_default(entry, names.email, emails)],
         "phoneNumbers": phones if any(len(entry) > 1 for entry in phones) else None,
         "photos": [entry for entry in entries if entry != default_photo(avatar_url(settings, avatar))],
     }
@@ -139,33 +140,34 @@ def columns(
     return Columns(names, single, avatar, language, with_email_keys(attributes))
 
 
-def _with_value(entries: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Entries that have a value: one that was emptied is none (Entra ID)."""
+def _nonempty(entries: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """The entries that have a value. Entra ID clears an entry by an empty value."""
     return [dict(entry) for entry in entries or () if entry.get("value")]
 
 
-def _filled(text: Any) -> Any:
-    """A name of spaces is none, as in createUser."""
+def _blank_as_none(text: Any) -> Any:
+    """A name of only spaces counts as empty, as in createUser."""
     return None if isinstance(text, str) and not text.strip() else text
 
 
 def _emails(user: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of `emails` in the spelling in which e-mails are stored."""
+    """The entries of `emails`, with the addresses in the spelling that is stored."""
     found: list[dict[str, Any]] = []
-    for place, entry in enumerate(_with_value(user.get("emails"))):
+    for index, entry in enumerate(_nonempty(user.get("emails"))):
         try:
             entry["value"] = _EMAIL.validate_python(entry["value"])
         except ValidationError as error:
-            raise bad_value(f"emails.{place}.value", "is not a valid e-mail address") from error
+            raise bad_value(f"emails.{index}.value", "is not a valid e-mail address") from error
         if entry not in found:
             found.append(entry)
     return found
 
 
 def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
-    """The names of a user: a userName that is an address is the e-mail too.
+    """The names of a user.
 
-    With another one the e-mail is the primary entry of `emails`, or else the first.
+    A userName that is an e-mail address is also the e-mail. With any other userName the e-mail is the primary
+    entry of `emails`, or else the first.
     """
     if not isinstance(user_name, str) or not user_name.strip():
         raise bad_value("userName", "is required")
@@ -180,17 +182,17 @@ def _names(user_name: Any, emails: Sequence[Mapping[str, Any]]) -> Names:
     return names_of_user(login, ranked[0]["value"] if ranked else None)
 
 
-def _is_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an entry says no more than what is shown of the user's e-mail anyway."""
-    said = {member: value for member, value in entry.items() if value is not False}
-    return said == default_email(email, [other for other in emails if other is not entry])
+def _equals_default(entry: Mapping[str, Any], email: str, emails: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an entry equals the default entry of the user's e-mail, which need not be stored."""
+    compared = {member: value for member, value in entry.items() if value is not False}
+    return compared == default_email(email, [other for other in emails if other is not entry])
 
 
 def _avatar(entries: Sequence[Mapping[str, Any]], settings: Settings, stored: str) -> str:
-    """The avatar: the primary photo, then one of the type photo, then any; the present one first.
+    """The avatar: the primary photo, else one of type photo, else any; among equals the present avatar.
 
     Args:
-        stored: what stands in the column now.
+        stored: the present value of the column.
     """
     shown = avatar_url(settings, stored)
     pictures = [entry for entry in entries if entry["value"] == shown or _is_picture(entry["value"])]
@@ -217,15 +219,13 @@ def _manager(manager: Any) -> str | None:
     value = (manager or {}).get("value")
     if not value:
         return None
-    # bigint; ids begin with 1. Python refuses to read a number of thousands of digits.
-    is_number = value.isascii() and value.isdigit() and value[0] != "0" and len(value) < 20
-    if not (is_number and int(value) < 2**63):
-        raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is no user of this instance")
+    if not id_of(value):
+        raise bad_value(f"{ENTERPRISE_SCHEMA}:manager.value", "is not a user of this instance")
     return str(value)
 
 
-def _rest_of_name(name: Mapping[str, Any]) -> dict[str, Any]:
-    """What attributes keep of `name`; `formatted` where it is not what it is made of the others."""
+def _other_name_parts(name: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of `name` that have no profile field; `formatted` only if it differs from the default."""
     others = {member: value for member, value in name.items() if member not in NAMES and value}
     fields = {alias: name.get(member) for member, alias in NAMES.items()}
     if others.get("formatted") == full_name(fields):
@@ -237,14 +237,14 @@ def _rest_of_name(name: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membership]:
-    """What creation.create takes for a user.
+    """The arguments of creation.create for a user.
 
-    It is not validated again: a login that is no e-mail would not pass as one.
+    They are not validated again: CreateUser would refuse a login that is not an e-mail.
     """
     single = given.single
     item = CreateUser.model_construct(
         email=given.names.email,
-        displayName=single.display_name or default_display_name(given.fields, _own_name(given.names)),
+        displayName=single.display_name or default_display_name(given.fields, _user_name(given.names)),
         password=password,  # type: ignore[arg-type]
         isActive=single.active is not False,
         profile=Profile(title=single.title, department=single.department, phones=single.phones),
@@ -258,7 +258,7 @@ def new_user(given: Columns, password: str | None) -> tuple[CreateUser, Membersh
     return item, membership
 
 
-def _own_name(names: Names) -> str:
+def _user_name(names: Names) -> str:
     return names.login or names.email
 
 
@@ -267,7 +267,7 @@ def changed(row: Row, given: Columns) -> Row:
     single, names = given.single, given.names
     after = with_names(row, names) if names != (row["email"], row["login"]) else row
     after = with_fields(after, given.fields)
-    display_name = single.display_name or default_display_name(given.fields, _own_name(names))
+    display_name = single.display_name or default_display_name(given.fields, _user_name(names))
     return after | {
         "display_name": display_name,
         "is_active": row["is_active"] if single.active is None else single.active,
@@ -284,7 +284,7 @@ def changed(row: Row, given: Columns) -> Row:
 
 
 def as_shown(row: Row) -> dict[str, Any]:
-    """A held user under the names of the view shown_users."""
+    """A locked user, with the column names of the view shown_users."""
     return {
         "id": row["id"], "email": row["email"], "login": row["login"], "externalId": row["external_id"],
         "displayName": row["display_name"], "fields": row["fields"], "profile": row["profile"],
@@ -294,17 +294,17 @@ def as_shown(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def document(row: Row, settings: Settings) -> Resource:
-    """A held user as PATCH changes it: with what can be written."""
+def patch_document(row: Row, settings: Settings) -> Resource:
+    """A locked user as a resource for PATCH: only with writable attributes."""
     return {"schemas": [USER_SCHEMA, ENTERPRISE_SCHEMA, OFFICE_SCHEMA], **writable(as_shown(row), settings)}
 
 
-def settled(before: Resource, after: Resource, row: Row) -> Resource:
-    """A user after PATCH, where what follows from what was changed follows.
+def with_recomputed_names(before: Resource, after: Resource, row: Row) -> Resource:
+    """A user after PATCH, with the names recomputed that depend on changed names.
 
-    - The name in full and the display name follow the others, where they were made of them, or nothing else
-      was said now.
-    - The entry of an e-mail that was the userName goes with it.
+    - If a part of the name changed, a formatted name that was not changed is left out, and so is a display
+      name that was made of first and last name: `columns` computes both again.
+    - If the userName was the e-mail and is another e-mail now, the entry of `emails` gets the new address.
     """
     old, new = before.get("name") or {}, after.get("name") or {}
     if any(old.get(member) != new.get(member) for member in NAMES):

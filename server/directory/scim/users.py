@@ -1,4 +1,4 @@
-"""A user as a SCIM resource, made straight from its row (RFC 7643, sections 4.1 and 4.3)."""
+"""Builds the SCIM resource of a user from its row (RFC 7643, sections 4.1 and 4.3)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,33 +20,42 @@ Resource = dict[str, Any]
 """A SCIM resource, ready for JSON."""
 
 NAMES = {"givenName": "firstname", "familyName": "lastname", "middleName": "middlename"}
-"""Sub-attribute of name -> the profile field that holds it."""
-KEPT = (
+"""Sub-attribute of `name` -> the profile field that stores it."""
+STORED_AS_SENT = (
     "nickName", "profileUrl", "userType", "locale", "ims", "addresses", "entitlements", "roles",
     "x509Certificates",
 )  # fmt: skip
-"""Attributes of the core schema that the column `attributes` holds as they were given."""
-KEPT_OF_ENTERPRISE = ("employeeNumber", "costCenter", "organization", "division")
-"""The same of the enterprise extension."""
+"""Attributes of the core schema that are stored as sent, in the column `attributes`."""
+STORED_OF_ENTERPRISE = ("employeeNumber", "costCenter", "organization", "division")
+"""The same for the enterprise extension."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+def id_of(text: str) -> int | None:
+    """The id in a text; None: no user or group can have it. 0 is the id of the group Admins."""
+    # A bigint. The length is limited because Python refuses to parse thousands of digits.
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        return None
+    number = int(text)
+    return number if str(number) == text and number < 2**63 else None
+
+
 def base_address(settings: Settings, instance: Instance) -> str:
-    """Where an instance's resources are, without a slash at the end."""
+    """The base URL of an instance's resources, without a slash at the end."""
     return f"{settings.own_address()}/scim/v2/{quote(instance.name, safe='')}"
 
 
 def version_of(updated_at: datetime, *more: object) -> str:
-    """The weak ETag of what was last changed then (RFC 7232, 2.3): microseconds since 1970, in hex."""
+    """The weak ETag for a time of change (RFC 7232, 2.3): microseconds since 1970 and `more`, in hex."""
     return f'W/"{"-".join(f"{part:x}" for part in ((updated_at - _EPOCH) // _MICROSECOND, *more))}"'
 
 
 def require_version(current: str, given: str | None) -> None:
-    """Refuse to change what was changed since the caller read it (RFC 7232, 3.1; RFC 7644, 3.14).
+    """Check If-Match: the resource was not changed since it was read (RFC 7232, 3.1; RFC 7644, 3.14).
 
     Args:
-        given: an ETag or several with commas between, weak or strong; * for any; None without a condition.
+        given: an ETag, or several separated by commas, weak or strong; *: any version; None: no condition.
 
     Raises:
         PreconditionFailed: none of them is the current version.
@@ -62,18 +71,18 @@ def meta(
 ) -> dict[str, Any]:
     """The attribute `meta` (RFC 7643, 3.1)."""
     return {
-        "resourceType": kind, "created": _moment(created_at), "lastModified": _moment(updated_at),
+        "resourceType": kind, "created": _timestamp(created_at), "lastModified": _timestamp(updated_at),
         "location": location, "version": version,
     }  # fmt: skip
 
 
-def _moment(at: datetime) -> str:
-    """RFC 3339 in UTC, to the microsecond."""
+def _timestamp(at: datetime) -> str:
+    """RFC 3339 in UTC, with microseconds."""
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def resource(row: Mapping[str, Any], settings: Settings, instance: Instance) -> Resource:
-    """A user as SCIM shows it; what it does not have is left out.
+    """A user as a SCIM resource; attributes without a value are left out.
 
     Args:
         row: of the view scim_users.
@@ -103,7 +112,7 @@ def resource(row: Mapping[str, Any], settings: Settings, instance: Instance) -> 
 
 
 def writable(row: Mapping[str, Any], settings: Settings) -> Resource:
-    """The attributes of a user that can be written, but for the password.
+    """The writable attributes of a user, except the password.
 
     Args:
         row: with the columns of the view shown_users.
@@ -124,8 +133,8 @@ def writable(row: Mapping[str, Any], settings: Settings) -> Resource:
     }
     enterprise: dict[str, Any] = {"department": profile.get("department")}
     if attributes:
-        user |= {name: attributes[name] for name in KEPT if name in attributes}
-        enterprise |= {name: attributes[name] for name in KEPT_OF_ENTERPRISE if name in attributes}
+        user |= {name: attributes[name] for name in STORED_AS_SENT if name in attributes}
+        enterprise |= {name: attributes[name] for name in STORED_OF_ENTERPRISE if name in attributes}
         if "manager" in attributes:
             enterprise["manager"] = {"value": attributes["manager"]}
     user[ENTERPRISE_SCHEMA] = {name: value for name, value in enterprise.items() if value is not None}
@@ -141,7 +150,7 @@ def _name(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str,
 
 
 def _language(language: str, attributes: Mapping[str, Any]) -> str:
-    """As it was given, unless it was changed since by another call."""
+    """The language as SCIM sent it, unless another method changed it since."""
     given: str | None = attributes.get("preferredLanguage")
     return given if given is not None and language_of(given) in (None, language) else language
 
@@ -158,7 +167,7 @@ def _groups(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What can only be read of our extension."""
+    """The read-only attributes of our extension."""
     plans = [
         {"value": plan["planId"], "display": plan["name"]}
         | ({} if plan["validTo"] is None else {"validTo": plan["validTo"]})
@@ -175,13 +184,14 @@ def _provisioned(row: Mapping[str, Any]) -> dict[str, Any]:
     } | ({"plans": plans} if plans else {})  # fmt: skip
 
 
-# --- values of columns, with what attributes say of them ---------------------------------------------------
+# --- values of columns, with details from `attributes` -----------------------------------------------------
 
 
 def default_email(email: str, others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The entry of a user's e-mail where nothing else was said of it.
+    """The entry of a user's e-mail if none was sent for it.
 
-    Identity providers send one e-mail as userName and another as the work e-mail, and look for it there.
+    It has the type work unless another entry has it: identity providers can send one e-mail as userName and
+    another as the work e-mail, and expect to read them so.
 
     Args:
         others: the other entries.
@@ -194,11 +204,11 @@ def default_email(email: str, others: Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def shown_emails(email: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries, always with one of the user's e-mail.
+    """The stored entries, and always one for the user's e-mail.
 
     Args:
-        email: the login, of a user without an e-mail.
-        entries: those that are kept in attributes.
+        email: for a user without an e-mail, the login.
+        entries: stored in the column `attributes`.
     """
     if not has_email(email):
         return list(entries)
@@ -209,10 +219,10 @@ def shown_emails(email: str, entries: Sequence[Mapping[str, Any]]) -> list[Mappi
 
 
 def shown_values(values: Iterable[str], entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """An entry for each value, with all that is said of it.
+    """One entry for each value, with the stored details.
 
     Args:
-        entries: what is kept in attributes, also of values that are no longer there.
+        entries: stored in the column `attributes`, perhaps also for values that are gone.
     """
     left = list(entries)
     shown: list[Mapping[str, Any]] = []
@@ -225,11 +235,11 @@ def shown_values(values: Iterable[str], entries: Sequence[Mapping[str, Any]]) ->
 
 
 def shown_photos(avatar: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The avatar, unless an entry says more of it, and the other entries.
+    """The stored entries, and always one for the avatar.
 
     Args:
-        avatar: its address; empty for none.
-        entries: those that are kept in attributes.
+        avatar: its URL; empty: none.
+        entries: stored in the column `attributes`.
     """
     if not avatar or any(entry["value"] == avatar for entry in entries):
         return list(entries)
@@ -237,5 +247,5 @@ def shown_photos(avatar: str, entries: Sequence[Mapping[str, Any]]) -> list[Mapp
 
 
 def default_photo(avatar: str) -> dict[str, Any]:
-    """The entry of an avatar where nothing else was said of it."""
+    """The entry of an avatar if none was sent for it."""
     return {"value": avatar, "type": "photo"}
