@@ -455,6 +455,18 @@ REFUSED = {
     'password eq "secret1234"': "invalid_filter",
     "password pr": "invalid_filter",
     "active gt true": "invalid_filter",
+    # A string that is compared with something else.
+    **dict.fromkeys(
+        (
+            "id eq 5",
+            "userName eq true",
+            "externalId eq 5",
+            "title co 5",
+            "emails.value sw 5",
+            "groups.value eq 5",
+        ),
+        "invalid_filter",
+    ),
     'meta.created gt "yesterday"': "invalid_filter",
     'userName eq "\\u0000"': "invalid_filter",
     'userName eq "\\ud800"': "invalid_filter",
