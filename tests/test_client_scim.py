@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +16,9 @@ from scim2_client.engines.httpx2 import SyncSCIMClient
 from scim2_models import PatchOp, PatchOperation, SearchRequest
 from scim2_tester import CheckResult, Status, check_server
 from scim_client import ENTERPRISE, GROUP, LIST, MESSAGES, OFFICE, USER, Scim, group, user, where
+
+from server.base.errors import Unavailable
+from server.methods.registry import METHODS
 
 BJENSEN = user(
     "bjensen", externalId="bjensen",
@@ -593,6 +597,20 @@ async def test_bulk_counts_every_operation(serve: Serve) -> None:
     done = await results(scim, bulk(*[post(str(n), user(f"u{n}")) for n in range(5)]))
     assert [one["status"] for one in done] == ["201", "201", "201", "429", "429"]
     assert done[3]["response"] == done[4]["response"]
+
+
+async def test_bulk_stops_while_the_database_is_away(serve: Serve) -> None:
+    """Each operation that is tried waits for a connection, so that the others fail at once."""
+    tried = []
+
+    async def away(call: Any, params: Any) -> None:
+        tried.append(params)
+        raise Unavailable
+
+    methods = METHODS | {"deleteScimUser": replace(METHODS["deleteScimUser"], handler=away)}
+    scim = Scim(await serve(methods))
+    done = await results(scim, bulk(*[{"method": "DELETE", "path": f"/Users/{n}"} for n in range(3)]))
+    assert [one["status"] for one in done] == ["503"] * 3 and len(tried) == 1
 
 
 async def test_bulk_needs_the_scopes(client: Client, db: asyncpg.Connection) -> None:
