@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
+import cluster
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import BaseTestServer
@@ -227,6 +229,28 @@ async def db(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator
             assert broken == {}, "the test broke invariants: see tests/invariants.py"
     if not connection.is_closed():
         await connection.close()
+
+
+# --- a Citus cluster ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def citus_ports() -> Iterator[list[int]]:
+    """A coordinator and two workers; their ports, the coordinator's first."""
+    with cluster.running(shards=4) as ports:
+        yield ports
+
+
+@pytest.fixture
+async def migrated_url(citus_ports: list[int]) -> str:
+    """A migrated database on the coordinator of the cluster. It is one Postgres's until it is distributed."""
+    name = f"test_{uuid.uuid4().hex}"
+    await cluster.everywhere(citus_ports, f"CREATE DATABASE {name}")
+    url = cluster.address(citus_ports[0], name)
+    coordinator = await asyncpg.connect(url)
+    await migrate(coordinator, load_migrations())
+    await coordinator.close()
+    return url
 
 
 # --- the server ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import asyncpg
 import structlog
 from asyncpg import exceptions as pg
 
+from server.postgres import citus
 from server.postgres.queries import sql_dir
 
 log = structlog.get_logger()
@@ -61,7 +62,8 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
     """Apply missing migrations, each in a transaction, under an advisory lock.
 
     While another transaction, such as pg_dump's, locks a table that a migration changes, the migration is
-    tried again; each failed try is logged.
+    tried again; each failed try is logged. On a distributed database new tables are placed on their nodes in
+    the same transaction.
 
     Args:
         connection: direct, not through a transaction pooler.
@@ -71,8 +73,8 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
         the names of the migrations that were applied.
 
     Raises:
-        MigrationError: the file of an applied migration has changed, the database has an unknown one, or the
-            role lacks privileges.
+        MigrationError: the file of an applied migration has changed, the database has an unknown one or is
+            half distributed, or the role lacks privileges.
     """
     async with migration_lock(connection):
         try:
@@ -89,6 +91,8 @@ async def pending(connection: "asyncpg.Connection", migrations: list[Migration])
     Raises:
         MigrationError: as migrate does.
     """
+    if await citus.is_half_distributed(connection):
+        raise MigrationError("the database is half distributed: run officerpc distribute again")
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         return migrations
     rows = await connection.fetch("SELECT version, checksum FROM schema_migrations")
@@ -119,11 +123,16 @@ async def _apply(connection: "asyncpg.Connection", migrations: list[Migration]) 
 
 async def _took_its_locks(connection: "asyncpg.Connection", migration: Migration) -> bool:
     """Apply a migration; False, with nothing applied, if it did not get its locks in time."""
+    is_distributed = await citus.is_distributed(connection)
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
+            for setting in citus.SAFE_SETTINGS if is_distributed else ():
+                await connection.execute(setting)
             for statement in migration.statements:
                 await connection.execute(statement)
+                if is_distributed:
+                    await citus.place_new(connection)
             await connection.execute(
                 "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                 migration.version,
