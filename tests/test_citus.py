@@ -195,7 +195,7 @@ BY_STATEMENT: dict[str, dict[str, Any]] = {
     "name_newest_plan": {"user_id": 1},
     "remove_field": {"alias": "shoe_size"},
     "repair_user": {"user_id": 5, "mailboxes": ["drafts"], "calendars": ["main"], "folders": ["trash"]},
-    "search_scim_groups": {"predicate": "exists($)", "sort": '$.folded."id"'},
+    "search_scim_groups": {"most_members": 1000, "predicate": "exists($)", "sort": '$.folded."id"'},
     "search_scim_users": {"predicate": "exists($)", "sort": '$.folded."id"'},
     "skip_events": {"look": 1},
     "switch_plan": {"user_id": 1},
