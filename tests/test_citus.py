@@ -47,7 +47,13 @@ NOTHING_FOUND = {"mend_event_clock"}
 
 
 async def distribute(ports: list[int], database_url: str) -> None:
-    """What an operator does."""
+    """What an operator does. The connections of the test's own servers are closed."""
+    db = await asyncpg.connect(database_url)
+    await db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'officerpc'"
+    )
+    await db.close()
     await cluster.prepare(ports, urlsplit(database_url).path[1:])
     await asyncio.to_thread(cluster.distribute, database_url)
 

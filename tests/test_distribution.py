@@ -316,3 +316,59 @@ async def test_every_later_migration_runs_on_a_distributed_database(citus_ports:
         schemas.append(json.dumps([[str(row) for row in rows] for rows in (indexes, columns, keys)]))
         await db.close()
     assert schemas[0] == schemas[1]
+
+
+# --- officerpc instances place ------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def distributed(prepared: str, coordinator: asyncpg.Connection) -> str:
+    """The same, distributed."""
+    await distribution.distribute(coordinator, load_migrations())
+    return prepared
+
+
+async def test_place(distributed: str, coordinator: asyncpg.Connection, officerpc: Any) -> None:
+    """On a shard of its own, then on another node, with all its rows and the triggers of its events."""
+    before = await state(coordinator)
+    planned = await officerpc("instances", "place", "BETA", "--dry-run", "--json")
+    assert planned.status == 0, planned.err
+    assert planned.json["steps"] == ["isolate"] and planned.json["from"] == planned.json["to"]
+    assert planned.json["rows"]["users"] == 2 and planned.json["bytes"] > 0
+    here = planned.json["from"]
+    nodes = await coordinator.fetch(
+        "SELECT nodename || ':' || nodeport AS name FROM pg_dist_node WHERE shouldhaveshards"
+    )
+    (other,) = {row["name"] for row in nodes} - {here}
+
+    moved = await officerpc("instances", "place", "BETA", "--node", other, "--json")
+    assert moved.status == 0, moved.err
+    assert moved.json["steps"] == ["isolate", "move"] and moved.json["to"] == other
+    alone = (await officerpc("instances", "place", "BETA", "--node", other)).out
+    assert alone == f"BETA is on a shard of its own on {other}, nothing to do\n"
+    back = await officerpc("instances", "place", "BETA", "--node", here)
+    assert back.status == 0 and f"BETA is now on a shard of its own on {here}" in back.out
+    assert await state(coordinator) == before
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await coordinator.execute("UPDATE events SET type = 'x' WHERE instance_id = 2")
+
+
+async def test_place_refuses(
+    url: str, coordinator: asyncpg.Connection, citus_ports: list[int], officerpc: Any
+) -> None:
+    """An instance or a node that does not exist, and a database that is not distributed."""
+    early = await officerpc("instances", "place", "BETA")
+    assert (early.status, early.err) == (
+        1, "officerpc: the database is not distributed: see officerpc distribute\n"
+    )  # fmt: skip
+    await cluster.prepare(citus_ports, urlsplit(url).path[1:])
+    await distribution.distribute(coordinator, load_migrations())
+    nobody = await officerpc("instances", "place", "NOBODY")
+    assert (nobody.status, nobody.err) == (1, "officerpc: there is no instance NOBODY\n")
+    nowhere = await officerpc("instances", "place", "BETA", "--node", "192.0.2.1:5432")
+    assert (
+        nowhere.status == 1
+        and "192.0.2.1:5432 is no node for tenants: choose one of 127.0.0.1:" in nowhere.err
+    )
+    several = await officerpc("instances", "place", "BETA", "--node", "127.0.0.1")
+    assert several.status == 1 and "127.0.0.1 has several nodes" in several.err

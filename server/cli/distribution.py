@@ -1,11 +1,11 @@
 """officerpc distribute."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.progress import MofNCompleteColumn, TextColumn
 
-from server.cli.options import AsJson
+from server.cli.options import AsJson, DryRun
 from server.cli.session import Session, run
 from server.cli.terminal import fail, out, progress, show_json, show_list
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from server.postgres.distribution import Plan, Progress, Step
 
 app = typer.Typer()
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
 
 
 @app.command()
