@@ -13,11 +13,12 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(1 + (os.cpu_count() or 1))")
 run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
 
+CITUS_TESTS = tests/test_citus.py tests/test_distribution.py
 PYTEST = OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
 test: .venv/dev.stamp
-	$(PYTEST) --ignore=tests/test_citus.py $(ARGS)
+	$(PYTEST) $(CITUS_TESTS:%=--ignore=%) $(ARGS)
 
 # Tests that start processes, proxies, poolers and standbys. Takes minutes.
 test-slow: .venv/dev.stamp
@@ -29,7 +30,7 @@ test-openapi: .venv/dev.stamp
 
 # On a new Citus cluster. Needs Debian's Postgres 15 with the extension citus.
 test-citus: .venv/dev.stamp
-	$(BIN)/python -m pytest tests/test_citus.py $(ARGS)
+	$(BIN)/python -m pytest $(CITUS_TESTS) $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check server tests scripts

@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import asyncpg
+import cluster
 import pytest
 from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import BaseTestServer
@@ -34,6 +35,7 @@ from server.methods.codes import EXAMPLE_CODES
 from server.methods.registry import METHODS, Method
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
+from server.postgres import distribution
 from server.postgres.migrations import load_migrations, migrate
 from server.rpc.dispatch import Dispatcher
 from server.serving.app import create_app
@@ -97,14 +99,21 @@ def logged() -> Log:
 # --- the database server ------------------------------------------------------------------------------
 
 
+DATABASE = os.environ.get("OFFICERPC_TEST_DATABASE", "embedded")
+"""embedded, system (Debian's Postgres) or citus; make test DATABASE=citus."""
+
+
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The server of this test session: the embedded Postgres, or Debian's with make test DATABASE=system."""
+def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The server of this test session, or the coordinator of its cluster."""
+    if DATABASE == "citus":
+        yield cluster.address(request.getfixturevalue("citus_ports")[0], "postgres")
+        return
     memory = Path("/dev/shm")  # cloning a database, many small files, takes a tenth of the time in memory
     where = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="officerpc-test-", dir=where) as scratch:
         folder = Path(scratch)
-        if os.environ.get("OFFICERPC_TEST_DATABASE") == "system":
+        if DATABASE == "system":
             yield from _system_postgres(folder)
             return
         from server.postgres.embedded import embedded_server
@@ -149,16 +158,29 @@ def database_named(postgres_url: str, name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def template_url(postgres_url: str) -> str:
-    """A migrated database with the instance MYINSTANCE and its administrator, which tests clone."""
+def node_urls(postgres_url: str, request: pytest.FixtureRequest) -> list[str]:
+    """The server, or all nodes of the cluster, the coordinator first."""
+    if DATABASE != "citus":
+        return [postgres_url]
+    return [cluster.address(port, "postgres") for port in request.getfixturevalue("citus_ports")]
+
+
+@pytest.fixture(scope="session")
+def template_url(postgres_url: str, node_urls: list[str]) -> str:
+    """A migrated database with the instance MYINSTANCE and its administrator, which tests clone.
+
+    On Citus it is distributed. Citus keeps all that it knows of the nodes and of the parts of tables in the
+    database itself: when the databases of all nodes are cloned, the clones are a distributed database.
+    """
 
     async def make() -> None:
-        server = await asyncpg.connect(postgres_url)
-        for setting in ("fsync", "synchronous_commit", "full_page_writes", "jit"):
-            await server.execute(f"ALTER SYSTEM SET {setting} = off")
-        await server.execute("SELECT pg_reload_conf()")
-        await server.execute("CREATE DATABASE template_test")
-        await server.close()
+        for url in node_urls:
+            server = await asyncpg.connect(url)
+            for setting in ("fsync", "synchronous_commit", "full_page_writes", "jit"):
+                await server.execute(f"ALTER SYSTEM SET {setting} = off")
+            await server.execute("SELECT pg_reload_conf()")
+            await server.execute("CREATE DATABASE template_test")
+            await server.close()
         connection = await asyncpg.connect(database_named(postgres_url, "template_test"))
         await migrate(connection, load_migrations())
         await connection.close()
@@ -173,14 +195,26 @@ def template_url(postgres_url: str) -> str:
         }
         await app[DISPATCHER].call(OPERATOR, "createInstance", mine, RequestContext(TEMPLATE))
         await runner.cleanup()
+        if DATABASE == "citus":
+            await cluster.prepare([urlsplit(url).port or 0 for url in node_urls], "template_test")
+            connection = await asyncpg.connect(database_named(postgres_url, "template_test"))
+            await distribution.distribute(connection, load_migrations())
+            await connection.close()
+            for url in node_urls:  # connections of Citus between the nodes would prevent clones
+                server = await asyncpg.connect(url)
+                await server.execute("ALTER DATABASE template_test ALLOW_CONNECTIONS false")
+                await server.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'template_test'"
+                )
+                await server.close()
 
     asyncio.run(make())
     return database_named(postgres_url, "template_test")
 
 
 @pytest.fixture(scope="session")
-def on_server(postgres_url: str, template_url: str) -> Iterator[Callable[[str], None]]:
-    """Runs statements on one connection to the server, which all tests share, in its own thread."""
+def on_server(node_urls: list[str], template_url: str) -> Iterator[Callable[[str], None]]:
+    """Runs statements on the server, or on each node, by connections that all tests share, in its own thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -188,9 +222,14 @@ def on_server(postgres_url: str, template_url: str) -> Iterator[Callable[[str], 
     def done(work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result()
 
-    connection = done(asyncpg.connect(postgres_url))
-    yield lambda statement: done(connection.execute(statement))
-    done(connection.close())
+    connections = [done(asyncpg.connect(url)) for url in node_urls]
+
+    async def everywhere(statement: str) -> None:
+        await asyncio.gather(*(connection.execute(statement) for connection in connections))
+
+    yield lambda statement: done(everywhere(statement))
+    for connection in connections:
+        done(connection.close())
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -222,11 +261,27 @@ async def db(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator
         elif connection.is_in_transaction():
             await connection.execute("ROLLBACK")
         # Every call that writes emits an event. This query takes a tenth of the time of the check.
-        if await connection.fetchval("SELECT EXISTS (SELECT FROM events WHERE request_id <> $1)", TEMPLATE):
+        if await connection.fetchval("SELECT EXISTS (SELECT 1 FROM events WHERE request_id <> $1)", TEMPLATE):
             broken = await violated(connection)
             assert broken == {}, "the test broke invariants: see tests/invariants.py"
     if not connection.is_closed():
         await connection.close()
+
+
+# --- a Citus cluster ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def citus_ports() -> Iterator[list[int]]:
+    """A coordinator and two workers; their ports, the coordinator's first."""
+    with cluster.running(shards=4) as ports:
+        yield ports
+
+
+@pytest.fixture
+async def migrated_url(citus_ports: list[int]) -> str:
+    """A migrated database on the coordinator of the cluster. It is one Postgres's until it is distributed."""
+    return await cluster.new_database(citus_ports, load_migrations())
 
 
 # --- the server ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ _COUNTED = (
 INVARIANTS = {
     "every instance has its counters": """
         SELECT i.id, 0::bigint FROM instances AS i
-        WHERE NOT EXISTS (SELECT FROM instance_counters AS c WHERE c.instance_id = i.id)""",
+        WHERE i.id NOT IN (SELECT c.instance_id FROM instance_counters AS c)""",
     "living_users is the number of users that are not deleted": """
         SELECT c.instance_id, c.living_users FROM instance_counters AS c
         WHERE c.living_users <> (
@@ -102,7 +102,7 @@ INVARIANTS = {
 """Each query selects the instances and ids (of users, if it is about users) that violate it."""
 
 _ALL = "\nUNION ALL\n".join(
-    f"(SELECT {number} AS number, found.* FROM ({query}\nLIMIT 5) AS found (instance_id, id))"
+    f"(SELECT {number} AS number, found.* FROM ({query}\nLIMIT 5) AS found)"
     for number, query in enumerate(INVARIANTS.values())
 )
 

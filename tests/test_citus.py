@@ -1,6 +1,6 @@
 """The statements and the server on Citus: make test-citus, which needs Debian's Postgres 15 with the extension.
 
-Every named statement runs twice on the same data: on one Postgres, and after scripts/citus/distribute.sql. Both must
+Every named statement runs twice on the same data: on one Postgres, and after `officerpc distribute`. Both must
 give the same rows, also if sql/citus has another form of the statement.
 """
 
@@ -9,21 +9,19 @@ import contextlib
 import datetime
 import functools
 import json
-import os
-import pwd
 import re
-import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
+import cluster
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from conftest import ADMIN, FAST_HASHES, LINK_HOST, Client, Serve
-from processes import eventually, exchange, folder_for_postgres, free_port, running
+from processes import eventually, exchange, running
 
 from server.base.errors import ConnectionLost, ServiceError
 from server.base.settings import Settings
@@ -34,31 +32,14 @@ from server.methods.codes import EXAMPLE_CODES
 from server.methods.registry import METHODS
 from server.methods.sessions import EXAMPLE_TOKEN
 from server.methods.webhooks import EXAMPLE_EVENT
+from server.postgres import distribution
 from server.postgres.db import Connection, Database
-from server.postgres.migrations import Migration, load_migrations, migrate
+from server.postgres.migrations import load_migrations, migrate
 from server.postgres.queries import NamedQuery, load_queries
 from server.serving.app import build
 from server.tenants.call import RequestContext
 from server.tenants.keys import new_key
 from server.tenants.principals import OPERATOR
-
-BINARIES = Path("/usr/lib/postgresql/15/bin")
-DISTRIBUTE = Path(__file__).parent.parent / "scripts/citus/distribute.sql"
-NODES = 3
-"""The coordinator and two workers."""
-CONFIGURATION = """
-listen_addresses = '127.0.0.1'
-port = {port}
-unix_socket_directories = '{folder}'
-shared_preload_libraries = 'citus'
-wal_level = logical
-max_connections = 200
-max_prepared_transactions = 400
-shared_buffers = 32MB
-fsync = off
-full_page_writes = off
-citus.shard_count = 8
-"""
 
 NOTHING_FOUND = {"mend_event_clock"}
 """Statements that give no rows here."""
@@ -67,80 +48,16 @@ NOTHING_FOUND = {"mend_event_clock"}
 # --- the cluster --------------------------------------------------------------------------------------
 
 
-def run(program: str, *arguments: str | Path) -> None:
-    """One of Postgres's programs, as its system user: it refuses to run as root."""
-    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    # Nodes connect to one another with libpq, which looks for certificates at home.
-    environment = os.environ | {"HOME": "/"}
-    command = [BINARIES / program, *arguments]
-    subprocess.run(command, check=True, user=user, env=environment, cwd="/", stdout=subprocess.DEVNULL)
-
-
-@pytest.fixture(scope="module")
-def ports() -> Iterator[list[int]]:
-    """A coordinator and two workers; their ports, the coordinator's first."""
-    with folder_for_postgres() as folder, contextlib.ExitStack() as started:
-        ports: list[int] = []
-        while len(ports) < NODES:
-            port = free_port()
-            node = folder / f"node{len(ports)}"
-            run(
-                "initdb",
-                "-D",
-                node,
-                "-U",
-                "postgres",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-                "--no-sync",
-            )
-            with (node / "postgresql.conf").open("a") as conf:
-                conf.write(CONFIGURATION.format(port=port, folder=folder))
-            run("pg_ctl", "-D", node, "-w", "-l", folder / f"log{len(ports)}", "start")
-            started.callback(run, "pg_ctl", "-D", node, "-w", "-m", "immediate", "stop")
-            ports.append(port)
-        yield ports
-
-
-def address(port: int, database: str) -> str:
-    return f"postgresql://postgres@127.0.0.1:{port}/{database}"
-
-
-async def new_database(ports: list[int], migrations: list[Migration]) -> str:
-    """A database on the coordinator, migrated. It is one Postgres's until it is distributed."""
-    name = f"test_{uuid.uuid4().hex}"
-    for port in ports:
-        server = await asyncpg.connect(address(port, "postgres"))
-        await server.execute(f"CREATE DATABASE {name}")
-        await server.close()
-    url = address(ports[0], name)
-    coordinator = await asyncpg.connect(url)
-    await migrate(coordinator, migrations)
-    await coordinator.close()
-    return url
-
-
-@pytest.fixture
-async def migrated_url(ports: list[int]) -> str:
-    """A database of the test's own with all migrations."""
-    return await new_database(ports, load_migrations())
-
-
 async def distribute(ports: list[int], database_url: str) -> None:
-    """What an operator does: the extensions on every node, the workers, scripts/citus/distribute.sql."""
-    name = database_url.rpartition("/")[2]
-    for port in ports:
-        node = await asyncpg.connect(address(port, name))
-        for extension in ("citus", "pg_trgm", "ltree", "btree_gin"):
-            await node.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
-        await node.close()
-    coordinator = await asyncpg.connect(database_url)
-    await coordinator.execute("SELECT citus_set_coordinator_host('127.0.0.1', $1)", ports[0])
-    for port in ports[1:]:
-        await coordinator.execute("SELECT citus_add_node('127.0.0.1', $1)", port)
-    await coordinator.execute(DISTRIBUTE.read_text())
-    await coordinator.close()
+    """What an operator does. The connections of the test's own servers are closed."""
+    db = await asyncpg.connect(database_url)
+    await db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'officerpc'"
+    )
+    await db.close()
+    await cluster.prepare(ports, urlsplit(database_url).path[1:])
+    await asyncio.to_thread(cluster.distribute, database_url)
 
 
 @pytest.fixture
@@ -375,7 +292,7 @@ async def answers(database: Database) -> bool:
 @pytest.mark.damages
 @pytest.mark.usefixtures("examples")
 async def test_every_statement_runs_and_does_the_same(
-    db: asyncpg.Connection, ports: list[int], database_url: str
+    db: asyncpg.Connection, citus_ports: list[int], database_url: str
 ) -> None:
     """With arguments that reach rows wherever a statement gives any."""
     await db.execute(MORE)
@@ -385,7 +302,7 @@ async def test_every_statement_runs_and_does_the_same(
     assert errors == {}
     gives_rows = {name for name in queries if (await db.prepare(queries[name].sql)).get_attributes()}
     assert {name for name in gives_rows - VARYING if before[name][0] == []} == NOTHING_FOUND
-    await distribute(ports, database_url)
+    await distribute(citus_ports, database_url)
     after, errors = await outcomes(database_url, given, citus=True)
     assert errors == {}
     for name in after.keys() - VARYING:
@@ -394,7 +311,7 @@ async def test_every_statement_runs_and_does_the_same(
 
 @pytest.mark.damages
 async def test_no_delivery_is_claimed_twice(
-    db: asyncpg.Connection, ports: list[int], database_url: str
+    db: asyncpg.Connection, citus_ports: list[int], database_url: str
 ) -> None:
     """A worker that comes while another one claims takes what that leaves."""
     await db.execute(
@@ -404,7 +321,7 @@ async def test_no_delivery_is_claimed_twice(
         "INSERT INTO deliveries (instance_id, webhook_id, event_id, type, body)"
         " SELECT 1, 1, gen_random_uuid(), 'x', '' FROM generate_series(1, 8)"
     )
-    await distribute(ports, database_url)
+    await distribute(citus_ports, database_url)
     database = Database(Settings(), database_url)
     await database.open()
 
@@ -428,10 +345,10 @@ async def test_no_delivery_is_claimed_twice(
 @pytest.mark.damages
 @pytest.mark.usefixtures("examples")
 async def test_every_method_runs(
-    operator: Client, client: Client, serve: Serve, ports: list[int], database_url: str
+    operator: Client, client: Client, serve: Serve, citus_ports: list[int], database_url: str
 ) -> None:
     """With its examples; what writes, dry."""
-    await distribute(ports, database_url)
+    await distribute(citus_ports, database_url)
     caller = await serve()
     for name, method in METHODS.items():
         for example in method.examples:
@@ -440,13 +357,14 @@ async def test_every_method_runs(
             await caller.using(key).call(name, example.params | dry)
 
 
-async def test_an_upgrade_builds_indexes_of_distributed_tables(ports: list[int]) -> None:
+async def test_an_upgrade_builds_indexes_of_distributed_tables(citus_ports: list[int]) -> None:
     """With CREATE INDEX CONCURRENTLY, which Citus runs on each shard."""
     migrations = load_migrations()
     before = [one for one in migrations if one.version < 26]
-    url = await new_database(ports, before)
-    await distribute(ports, url)
+    url = await cluster.new_database(citus_ports, before)
+    await cluster.prepare(citus_ports, urlsplit(url).path[1:])
     coordinator = await asyncpg.connect(url)
+    await distribution.distribute(coordinator, before)
     assert await migrate(coordinator, migrations) == [one.name for one in migrations[len(before) :]]
     for index in ("users_attributes", "groups_external_id", "users_find_others"):
         valid = f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{index}'::regclass"
@@ -458,7 +376,7 @@ async def test_an_upgrade_builds_indexes_of_distributed_tables(ports: list[int])
         )
         table = index.partition("_")[0]
         counts = await coordinator.fetch("SELECT result FROM run_command_on_shards($1, $2)", table, on_shard)
-        assert [row["result"] for row in counts] == ["1"] * 8, index
+        assert [row["result"] for row in counts] == ["1"] * 4, index
     await coordinator.close()
 
 
@@ -508,9 +426,11 @@ async def receiver() -> AsyncIterator[TestServer]:
         yield server
 
 
-async def test_a_server_starts_and_serves(ports: list[int], migrated_url: str, receiver: TestServer) -> None:
+async def test_a_server_starts_and_serves(
+    citus_ports: list[int], migrated_url: str, receiver: TestServer
+) -> None:
     """With its queue and its webhooks; the first start makes the instance and its key."""
-    await distribute(ports, migrated_url)
+    await distribute(citus_ports, migrated_url)
     key = new_key()
     with running(migrated_url) as officerpc:
         served = await officerpc.serve(bootstrap_api_key=key, webhook_private_addresses=True)

@@ -15,6 +15,7 @@ from pglast.visitors import Visitor
 from structlog.testing import capture_logs
 
 from server.base.errors import CONSTRAINTS
+from server.postgres import citus
 from server.postgres.migrations import Migration, load_migrations, migrate, parse_migration, pending
 from server.postgres.queries import load_queries
 
@@ -45,6 +46,20 @@ async def catalogue(template_url: str) -> AsyncIterator[asyncpg.Connection]:
 async def tenant_tables(db: asyncpg.Connection) -> set[str]:
     rows = await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     return {row["tablename"] for row in rows} - GLOBAL_TABLES
+
+
+async def test_distribute_knows_every_table_function_and_trigger(catalogue: asyncpg.Connection) -> None:
+    """New ones go into the lists of server/postgres/citus.py."""
+    tables = await catalogue.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    known = [*citus.TENANT_TABLES, *citus.REFERENCE_TABLES, *citus.LOCAL_TABLES]
+    assert sorted(row[0] for row in tables) == sorted(known)
+    functions = await catalogue.fetch(
+        "SELECT oid::regprocedure::text FROM pg_proc AS p WHERE pronamespace = 'public'::regnamespace"
+        " AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = p.oid AND d.deptype = 'e')"
+    )
+    assert sorted(row[0] for row in functions) == sorted([*citus.NODE_FUNCTIONS, *citus.LOCAL_FUNCTIONS])
+    triggers = await catalogue.fetch("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal")
+    assert sorted(row[0] for row in triggers) == sorted(citus.TRIGGERS)
 
 
 async def test_keys_and_references_lead_with_the_instance(db: asyncpg.Connection) -> None:

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from server.cli import audit, database, doctor, instances, jobs, keys, reference, serving, users, webhooks
+from server.cli import (
+    audit,
+    database,
+    distribution,
+    doctor,
+    instances,
+    jobs,
+    keys,
+    reference,
+    serving,
+    users,
+    webhooks,
+)
 from server.cli.terminal import say
 
 cli = typer.Typer(
@@ -15,7 +27,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A user-provisioning server.",
 )
-for subject in (serving, database, doctor, reference, audit):
+for subject in (serving, database, distribution, doctor, reference, audit):
     cli.add_typer(subject.app)
 cli.add_typer(instances.app, name="instances")
 cli.add_typer(keys.app, name="keys")

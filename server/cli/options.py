@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one object per line.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
 InstanceName = Annotated[str, typer.Option("--instance", "-i", help="Name of the instance.")]
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}

@@ -12,6 +12,7 @@ import asyncpg
 import structlog
 from asyncpg import exceptions as pg
 
+from server.postgres import citus
 from server.postgres.queries import sql_dir
 
 log = structlog.get_logger()
@@ -107,7 +108,8 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
     """Apply missing migrations, each in a transaction except for concurrent indexes, under an advisory lock.
 
     After an interruption the next call continues. While another transaction, such as pg_dump's, locks a table
-    that a migration changes, the migration is tried again; each failed try is logged.
+    that a migration changes, the migration is tried again; each failed try is logged. On a distributed
+    database new tables are placed on their nodes in the same transaction.
 
     Args:
         connection: direct, not through a transaction pooler.
@@ -118,7 +120,7 @@ async def migrate(connection: "asyncpg.Connection", migrations: list[Migration])
 
     Raises:
         MigrationError: the file of an applied migration has changed, the database has an unknown one that is
-            not compatible with this program, or the role lacks privileges.
+            not compatible with this program or is half distributed, or the role lacks privileges.
     """
     applied: list[str] = []
     pause, waited = FIRST_PAUSE, None
@@ -151,6 +153,8 @@ async def pending(connection: "asyncpg.Connection", migrations: list[Migration])
 
 async def _statements_done(connection: "asyncpg.Connection", migrations: list[Migration]) -> dict[int, int]:
     """How many statements of each migration have run, by version."""
+    if await citus.is_half_distributed(connection):
+        raise MigrationError("the database is half distributed: run officerpc distribute again")
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         return {}
     # A table that an earlier version made may lack the last two columns.
@@ -217,13 +221,18 @@ def _steps(migration: Migration, done: int) -> Iterator[_Step]:
 
 
 async def _run(connection: "asyncpg.Connection", step: _Step) -> None:
+    is_distributed = await citus.is_distributed(connection)
     if step.builds is not None:
         await _build(connection, step, step.builds)
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
         if step.builds is None:
+            for setting in citus.SAFE_SETTINGS if is_distributed else ():
+                await connection.execute(setting)
             for statement in step.statements:
                 await connection.execute(statement)
+                if is_distributed:
+                    await citus.place_new(connection)
         migration = step.migration
         if step.statements == migration.statements and migration.compatible_since is None:
             await connection.execute(
