@@ -14,11 +14,17 @@ run: .venv/run.stamp
 	@exec $(BIN)/officerpc serve
 
 CITUS_TESTS = tests/test_citus.py tests/test_distribution.py
+# With DATABASE=citus: what depends on where rows are.
+ON_CITUS = $(wildcard tests/test_client_*.py) $(patsubst %,tests/test_%.py,bulk events feed idempotency isolation jobs \
+	limits search webhooks)
 PYTEST = OFFICERPC_TEST_DATABASE=$(or $(DATABASE),embedded) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# DATABASE=system runs the suite on Debian's Postgres instead of the embedded one.
+# DATABASE=system runs the suite on Debian's Postgres instead of the embedded one, DATABASE=citus a part of it on Citus
+# clusters, one for each pytest worker.
 test: .venv/dev.stamp
-	$(PYTEST) $(CITUS_TESTS:%=--ignore=%) $(ARGS)
+	$(PYTEST) \
+		$(if $(filter citus,$(DATABASE)),$(if $(findstring tests/,$(ARGS)),,$(ON_CITUS)),$(CITUS_TESTS:%=--ignore=%)) \
+		$(ARGS)
 
 # Tests that start processes, proxies, poolers and standbys. Takes minutes.
 test-slow: .venv/dev.stamp

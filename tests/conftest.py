@@ -196,10 +196,13 @@ def template_url(postgres_url: str, node_urls: list[str]) -> str:
         await app[DISPATCHER].call(OPERATOR, "createInstance", mine, RequestContext(TEMPLATE))
         await runner.cleanup()
         if DATABASE == "citus":
-            await cluster.prepare([urlsplit(url).port or 0 for url in node_urls], "template_test")
+            ports = [urlsplit(url).port or 0 for url in node_urls]
+            await cluster.prepare(ports, "template_test")
             connection = await asyncpg.connect(database_named(postgres_url, "template_test"))
             await distribution.distribute(connection, load_migrations())
             await connection.close()
+            # Without statistics of the catalogues asyncpg's look-ups of types take seconds.
+            await cluster.everywhere(ports, "VACUUM ANALYZE", database="template_test")
             for url in node_urls:  # connections of Citus between the nodes would prevent clones
                 server = await asyncpg.connect(url)
                 await server.execute("ALTER DATABASE template_test ALLOW_CONNECTIONS false")

@@ -15,7 +15,7 @@ from conftest import FAST_HASHES
 from processes import Command, Finished
 
 from server.base.settings import Settings
-from server.postgres import citus, distribution
+from server.postgres import citus, distribution, placement
 from server.postgres.distribution import DistributionError, Progress
 from server.postgres.migrations import Migration, MigrationError, load_migrations, migrate
 from server.serving.app import build
@@ -372,3 +372,74 @@ async def test_place_refuses(
     )
     several = await officerpc("instances", "place", "BETA", "--node", "127.0.0.1")
     assert several.status == 1 and "127.0.0.1 has several nodes" in several.err
+
+
+# --- the feed while a shard moves ---------------------------------------------------------------------
+
+WRITERS = 16
+
+
+async def test_the_feed_skips_nothing_while_a_shard_moves(
+    distributed: str, coordinator: asyncpg.Connection
+) -> None:
+    """Sixteen writers create users while the shard of their instance is moved to another node and back.
+
+    A reader that follows the feed sees every user once, in the order in which each writer created them, and what a
+    later reader sees. No call fails.
+    """
+    database, _, hasher, dispatcher = build(Settings(**FAST_HASHES, pool_size=WRITERS + 8), distributed)
+    await database.open()
+    is_moving = True
+    context = RequestContext("test")
+
+    async def call(method: str, **params: Any) -> Any:
+        return await dispatcher.call(OPERATOR, method, {"instance": "BETA"} | params, context)
+
+    async def write(writer: int) -> list[int]:
+        made: list[int] = []
+        while is_moving:
+            made.append((await call("createUser", email=f"u{len(made)}@w{writer}.example"))["id"])
+        return made
+
+    async def read(cursor: str | None = None) -> tuple[list[str], list[int]]:
+        """The ids of all events from here on, and of the users that they say were created."""
+        events: list[str] = []
+        users: list[int] = []
+        is_last = False
+        while True:
+            page = await call("listChanges", cursor=cursor, limit=7)
+            cursor = page["cursor"]
+            events += [event["data"]["id"] for event in page["events"]]
+            users += [event["data"]["userId"] for event in page["events"] if event["type"] == "user.created"]
+            if not page["more"]:
+                if is_last:
+                    return events, users
+                is_last = not is_moving
+                await asyncio.sleep(0.01)
+
+    rows = await coordinator.fetch(
+        "SELECT nodename || ':' || nodeport AS name FROM pg_dist_node WHERE shouldhaveshards"
+    )
+    await placement.place(coordinator, 2, None, lambda: asyncpg.connect(distributed))
+    writers = [asyncio.create_task(write(number)) for number in range(WRITERS)]
+    reader = asyncio.create_task(read())
+    here = (await placement.plan(coordinator, 2, None)).node
+    (other,) = {row["name"] for row in rows} - {here}
+    for node in (other, here):
+        move = await placement.place(coordinator, 2, node, lambda: asyncpg.connect(distributed))
+        assert move.steps == ["move"]
+    is_moving = False
+    made = await asyncio.gather(*writers)
+    followed, users = await reader
+    later, _ = await read()
+    hasher.close()
+    dispatcher.pictures.close()
+    await database.close()
+
+    assert all(len(by_writer) > 3 for by_writer in made)
+    assert followed == later and len(set(followed)) == len(followed)
+    assert sorted(users) == sorted([1, 2, *(user for by_writer in made for user in by_writer)])
+    place = {user: number for number, user in enumerate(users)}
+    for by_writer in made:
+        assert by_writer == sorted(by_writer, key=place.__getitem__)
+    assert (await placement.plan(coordinator, 2, None)).placement.rows["users"] == len(users)

@@ -52,7 +52,7 @@ def place_instance(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put an instance on a shard of its own in a distributed database, while servers run."""
+    """Put an instance on a shard of its own in a distributed database."""
     from server.postgres.placement import PlacementError
     from server.postgres.pool import DRIVER_ERRORS
 

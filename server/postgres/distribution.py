@@ -11,8 +11,9 @@ from server.postgres import citus
 from server.postgres.migrations import Migration, MigrationError, migration_lock, pending
 
 Action: TypeAlias = Literal[
-    "drop foreign key", "copy to every node", "distribute by instance_id", "copy function", "add foreign key"
-]
+    "drop foreign key", "copy to every node", "distribute by instance_id", "copy function", "add foreign key",
+    "analyze",
+]  # fmt: skip
 
 
 class DistributionError(Exception):
@@ -92,6 +93,8 @@ async def plan(connection: "asyncpg.Connection", migrations: list[Migration]) ->
         steps.append(Step(action, table.name, rows))
     steps += [Step("copy function", name) for name in await citus.missing_functions(connection)]
     steps += [Step("add foreign key", key.label) for key in sorted({*dropped, *keys})]
+    if steps or is_resumed:
+        steps.append(Step("analyze", "all tables"))
     return Plan(nodes, steps, is_resumed)
 
 
@@ -122,8 +125,6 @@ async def distribute(
     async with migration_lock(connection):
         steps = (await plan(connection, migrations)).steps
         if not steps:
-            if await citus.is_half_distributed(connection):
-                await connection.execute(f"DROP TABLE {citus.LEDGER}")
             return []
         await _refuse_servers(connection)
         await _drop_keys(connection, [step for step in steps if step.action == "drop foreign key"], watch)
@@ -140,6 +141,10 @@ async def distribute(
                 case "add foreign key":
                     watch(Progress(step, 0, False))
                     await _add_key(connection, definitions[step.name])
+                    watch(Progress(step, 0, True))
+                case "analyze":
+                    watch(Progress(step, 0, False))
+                    await _analyze(connection, [one.name for one in tables.values() if one.kind != "local"])
                     watch(Progress(step, 0, True))
         await connection.execute(f"DROP TABLE {citus.LEDGER}")
         return steps
@@ -304,6 +309,13 @@ async def _place_table(
     finally:
         connection.remove_log_listener(listen)
     watch(Progress(step, before, True))
+
+
+async def _analyze(connection: "asyncpg.Connection", tables: list[str]) -> None:
+    """New tables have no statistics, and the catalogues have changed: the first minutes would be slow."""
+    await connection.execute("ANALYZE")  # local tables and catalogues
+    for table in tables:
+        await connection.execute(f"ANALYZE {table}")
 
 
 async def _add_key(connection: "asyncpg.Connection", key: _ForeignKey) -> None:

@@ -1,4 +1,4 @@
-"""`officerpc instances place`: puts an instance on a shard of its own, on a chosen node, online."""
+"""`officerpc instances place`: puts an instance on a shard of its own, on a chosen node."""
 
 import asyncio
 import contextlib
@@ -89,12 +89,14 @@ async def place(
 ) -> Move:
     """Put an instance on a shard of its own, and move it to a node, online.
 
-    Both copy by logical replication: reads and writes go on, except for the moment at the end in which writes
-    of instances on this shard wait. If a step is interrupted, the instance stays where it was, and Citus
-    removes what was copied within minutes.
+    The move copies by logical replication: reads and writes go on, except that writes of the instance wait
+    for a moment at its end. While the instance is isolated, reads go on, and writes of all instances on its
+    shard wait: Citus 13.2 can also split shards by logical replication, but then an UPDATE during the copy
+    makes it wait forever ("publisher did not send replica identity column"): the new shards on the same node
+    have no primary key yet. If a step is interrupted, the instance stays where it was, and Citus removes what
+    was copied within minutes.
 
-    It takes no lock of migrations, which the start of a server would wait for: Citus lets no statement change
-    the schema of tables while it copies them, and a migration tries again.
+    It takes no lock of migrations, for which the start of a server would wait.
 
     Args:
         connection: to the coordinator, direct, as the owner of the tables; in no transaction.
@@ -115,7 +117,7 @@ async def place(
         async with _watched(watching, step, watch):
             if step == "isolate":
                 await connection.fetchval(
-                    "SELECT isolate_tenant_to_new_shard('users', $1::bigint, 'CASCADE', 'force_logical')",
+                    "SELECT isolate_tenant_to_new_shard('users', $1::bigint, 'CASCADE', 'block_writes')",
                     instance_id,
                 )
             else:
