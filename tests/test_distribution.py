@@ -389,7 +389,7 @@ async def test_the_feed_skips_nothing_while_a_shard_moves(
     """
     database, _, hasher, dispatcher = build(Settings(**FAST_HASHES, pool_size=WRITERS + 8), distributed)
     await database.open()
-    is_moving = True
+    is_moving = is_writing = True
     context = RequestContext("test")
 
     async def call(method: str, **params: Any) -> Any:
@@ -414,7 +414,7 @@ async def test_the_feed_skips_nothing_while_a_shard_moves(
             if not page["more"]:
                 if is_last:
                     return events, users
-                is_last = not is_moving
+                is_last = not is_writing
                 await asyncio.sleep(0.01)
 
     rows = await coordinator.fetch(
@@ -430,6 +430,7 @@ async def test_the_feed_skips_nothing_while_a_shard_moves(
         assert move.steps == ["move"]
     is_moving = False
     made = await asyncio.gather(*writers)
+    is_writing = False
     followed, users = await reader
     later, _ = await read()
     hasher.close()
