@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
-from processes import OFFICERPC, environment, free_port
+from processes import free_port
 
 from server.postgres.migrations import Migration, migrate
 
@@ -112,9 +112,3 @@ async def prepare(ports: list[int], database: str) -> None:
     for port in ports[1:]:
         await coordinator.execute("SELECT citus_add_node('127.0.0.1', $1)", port)
     await coordinator.close()
-
-
-def distribute(database_url: str) -> None:
-    """`officerpc distribute` on a database that is prepared."""
-    settings = environment({"OFFICERPC_DATABASE_URL": database_url})
-    subprocess.run([OFFICERPC, "distribute", "--json"], env=settings, check=True, stdout=subprocess.DEVNULL)

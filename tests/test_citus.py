@@ -49,15 +49,16 @@ NOTHING_FOUND = {"mend_event_clock"}
 
 
 async def distribute(ports: list[int], database_url: str) -> None:
-    """What an operator does. The connections of the test's own servers are closed."""
-    db = await asyncpg.connect(database_url)
-    await db.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = 'officerpc'"
-    )
-    await db.close()
+    """What an operator does, but that the test's own servers run on: nobody calls them meanwhile."""
     await cluster.prepare(ports, urlsplit(database_url).path[1:])
-    await asyncio.to_thread(cluster.distribute, database_url)
+    coordinator = await asyncpg.connect(database_url)
+
+    async def allowed(_: asyncpg.Connection) -> None: ...
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribution, "_refuse_servers", allowed)
+        await distribution.distribute(coordinator, load_migrations())
+    await coordinator.close()
 
 
 @pytest.fixture

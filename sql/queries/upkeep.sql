@@ -33,9 +33,9 @@ ORDER BY instance_id DESC, id DESC LIMIT 1;
 -- makes roles unique and valid, so a count finds the gaps.
 SELECT
     u.instance_id, i.name AS instance, u.id AS user_id, u.email,
-    array(SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id) AS mailboxes,
-    array(SELECT c.role FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id) AS calendars,
-    array(SELECT f.role FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id) AS folders
+    array(SELECT m.role FROM mailboxes AS m WHERE m.instance_id = u.instance_id AND m.user_id = u.id ORDER BY m.id) AS mailboxes,
+    array(SELECT c.role FROM calendars AS c WHERE c.instance_id = u.instance_id AND c.user_id = u.id ORDER BY c.id) AS calendars,
+    array(SELECT f.role FROM file_folders AS f WHERE f.instance_id = u.instance_id AND f.user_id = u.id ORDER BY f.id) AS folders
 FROM users AS u
 INNER JOIN instances AS i ON u.instance_id = i.id
 WHERE
