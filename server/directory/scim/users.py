@@ -1,5 +1,6 @@
 """Builds the SCIM resource of a user from its row (RFC 7643, sections 4.1 and 4.3)."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,7 +44,12 @@ def id_of(text: str) -> int | None:
 
 def base_address(settings: Settings, instance: Instance) -> str:
     """The base URL of an instance's resources, without a slash at the end."""
-    return f"{settings.own_address()}/scim/v2/{quote(instance.name, safe='')}"
+    return f"{settings.own_address()}/scim/v2/{_quoted(instance.name)}"
+
+
+@functools.lru_cache(1024)
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
 
 
 def version_of(updated_at: datetime, *more: object) -> str:
@@ -140,7 +146,7 @@ def writable(row: Mapping[str, Any], settings: Settings) -> Resource:
     user[ENTERPRISE_SCHEMA] = {name: value for name, value in enterprise.items() if value is not None}
     quotas = {what: limit for what, limit in row["quotas"].items() if limit is not None}
     user[OFFICE_SCHEMA] = {"quotas": quotas} if quotas else {}
-    return {name: value for name, value in user.items() if value not in (None, [], {})}
+    return {name: value for name, value in user.items() if value or value in (False, "")}
 
 
 def _name(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
