@@ -436,6 +436,8 @@ async def test_groups(client: Client, seven: list[str]) -> None:
     assert await groups('members eq "2"') == ["Sales"]
     assert await groups('members.value eq "1"') == ["Admins"]
     assert await groups('members[value eq "3"] and displayName co "al"') == ["Sales"]
+    assert await groups('displayName co "ale" or displayName sw "adm"') == ["Admins", "Sales"]
+    assert await groups('displayName ew "ort"') == ["Support"]
     assert await groups('not (members pr) and meta.created gt "2020-01-01T00:00:00Z"') == ["Support"]
     shown = await client.call(
         "searchScimGroups", {"filter": 'displayName sw "s"', "excludedAttributes": ["members"]}

@@ -7,7 +7,7 @@ from aiohttp import web
 from pydantic import Field
 
 from server.base.error_codes import ERROR_CODES
-from server.base.errors import Conflict, Forbidden, NoRoute, NotHeld, ServiceError, Unauthenticated
+from server.base.errors import Conflict, Forbidden, NoRoute, NotHeld, ServiceError
 from server.wires.rendering import AnswerModel
 
 MEDIA_TYPE = "application/scim+json"
@@ -88,7 +88,8 @@ def _detail(error: ServiceError) -> str:
     Some errors have short messages that clients of /rpc compare, such as "not-allowed". Here they get the
     meaning and the remedy of their code.
     """
-    if isinstance(error, (Unauthenticated, Forbidden)) or error.code.startswith("duplicate_"):
+    has_own = error.message not in (type(error).__doc__, "not-allowed")
+    if not has_own or error.code.startswith("duplicate_"):
         code = ERROR_CODES[error.code]
         scope = f" ({error.scope})" if isinstance(error, Forbidden) and error.scope else ""
         return f"{code.meaning} {code.remedy}{scope}"

@@ -447,7 +447,9 @@ class _Finder(FilterVisitor[Lookups | None]):
                 return Lookups(keys=[email_key(value)])
             if name == "active" and value is False:
                 return Lookups(suspended=[True])
-        if node.op in (CompareOperator.eq, CompareOperator.co, CompareOperator.sw, CompareOperator.ew):
+        if not is_group and node.op in (
+            CompareOperator.eq, CompareOperator.co, CompareOperator.sw, CompareOperator.ew,
+        ):  # fmt: skip
             return _by_text(name, node.op, value)
         return None
 

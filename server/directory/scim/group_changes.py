@@ -174,6 +174,8 @@ def _ids(members: Any) -> list[int]:
         given = {name.lower(): value for name, value in member.items()} if isinstance(member, dict) else {}
         value = given.get("value") if given else member
         user_id = id_of(value) if isinstance(value, str) else None
+        if not isinstance(value, str):
+            raise bad_value(f"members.{index}.value", "must be a string")
         if not user_id or str(given.get("type") or "User").lower() != "user":
             raise bad_value(f"members.{index}.value", "is not a user of this instance")
         found.append(user_id)
