@@ -623,6 +623,20 @@ async def test_bulk_needs_the_scopes(client: Client, db: asyncpg.Connection) -> 
 # --- 3.9 to 3.14: attributes, /Me, versions ---------------------------------------------------------------
 
 
+async def test_headers_without_meta(scim: Scim) -> None:
+    """RFC 7644, 3.3: Location and ETag, whatever attributes are asked for."""
+    for more in ("attributes=userName", "excludedAttributes=meta"):
+        made = await scim("POST", f"/Users?{more}", user(more.partition("=")[0]))
+        assert made.status == 201 and "meta" not in made.body
+        path = f"/Users/{made.body['id']}"
+        whole = await scim("GET", path)
+        assert made.headers["Location"] == whole.body["meta"]["location"]
+        shown = await scim("GET", f"{path}?{more}")
+        assert "meta" not in shown.body
+        assert made.headers["ETag"] == shown.headers["ETag"] == whole.headers["ETag"]
+        assert (await scim("GET", f"{path}?{more}", If_None_Match=whole.headers["ETag"])).status == 304
+
+
 async def test_attributes(scim: Scim, bjensen: dict[str, Any]) -> None:
     """RFC 7644, 3.9: for every answer with a resource."""
     path = f"/Users/{bjensen['id']}"

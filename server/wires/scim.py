@@ -4,7 +4,7 @@ Methods return complete resources. This wire adds the format of lists and errors
 (scim_discovery.py) and Bulk (scim_bulk.py). SCIM.md explains how to connect identity providers.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -13,7 +13,7 @@ from server.base.errors import Malformed
 from server.base.models import NO_CONTROLS
 from server.tenants.principals import Principal
 from server.wires import scim_bulk, scim_discovery
-from server.wires.mapping import Links, MethodResult, ParsedCall, RestWire, Route, call
+from server.wires.mapping import CompletedCall, Links, MethodResult, ParsedCall, RestWire, Route, call
 from server.wires.params import INTEGER, Format, Member, same
 from server.wires.schemas import Schema
 from server.wires.scim_discovery import ListResponse, listed
@@ -116,6 +116,21 @@ def location_of(resource: Mapping[str, Any]) -> str | None:
     return location
 
 
+def _hides_meta(attributes: Sequence[str], excluded: Sequence[str]) -> bool:
+    """Whether the client wants no `meta`. ETag and Location are made of it all the same (RFC 7644, 3.3)."""
+    if attributes:
+        return not any(name.lower().startswith("meta") for name in attributes)
+    return any(name.lower() == "meta" for name in excluded)
+
+
+def _as_asked(completed: CompletedCall) -> Any:
+    """The resource without `meta`, if that was read only for the headers."""
+    asked = [_names(completed.request.query.get(name, "")) for name in SELECTION]
+    if _hides_meta(*asked):
+        return {name: value for name, value in completed.result.items() if name != "meta"}
+    return completed.result
+
+
 def _resources(
     prefix: str, parts: Mapping[str, tuple[Member, ...]], kind: str, format: Format
 ) -> tuple[Route, ...]:
@@ -128,20 +143,24 @@ def _resources(
         one, {"path.id": "$response.body#/id"} | {f"path.{part}": f"$request.path.{part}" for part in parts}
     )
     search: dict[str, Any] = {"parts": parts, "source": listed}
-    changed: dict[str, Any] = {"parts": by_id, "sent": IF_MATCH}
+    changed: dict[str, Any] = {"parts": by_id, "sent": IF_MATCH, "source": _as_asked}
     return (
         Route(
             "POST", collection, f"createScim{kind}", own, 201, parts=parts, query=SELECTION, whole=whole,
-            version=version_of, location=location_of, links=links,
+            version=version_of, location=location_of, links=links, source=_as_asked,
         ),
         Route("GET", collection, f"searchScim{kind}s", ListResponse, query=QUERY, **search),
         Route(
             "POST", f"{collection}/.search", f"searchScim{kind}s", ListResponse,
             body={"schemas": message(SEARCH)} | QUERY | LISTED, **search,
         ),
-        Route("GET", one, f"getScim{kind}", own, parts=by_id, query=SELECTION, version=version_of),
         Route(
-            "PUT", one, f"replaceScim{kind}", own, query=SELECTION, whole=whole, version=version_of, **changed
+            "GET", one, f"getScim{kind}", own, parts=by_id, query=SELECTION, version=version_of,
+            source=_as_asked,
+        ),
+        Route(
+            "PUT", one, f"replaceScim{kind}", own, query=SELECTION, whole=whole, version=version_of,
+            **changed,
         ),
         Route(
             "PATCH", one, f"patchScim{kind}", own, query=SELECTION, version=version_of,
@@ -172,6 +191,11 @@ ROUTES = tuple(
 async def _call(request: web.Request, caller: Principal, route: Route, parsed: ParsedCall) -> Any:
     if route.method == "describeScim":
         return await scim_discovery.describe(request, caller, route, parsed)
+    attributes, excluded = (parsed.params.get(name) or [] for name in SELECTION)
+    if route.source is _as_asked and _hides_meta(attributes, excluded):
+        if attributes:
+            parsed.params["attributes"] = [*attributes, "meta"]
+        parsed.params["excludedAttributes"] = [name for name in excluded if name.lower() != "meta"]
     if route.body_for and not SELECTION.keys() & parsed.params.keys():
         parsed.params["attributes"] = ["meta"]  # for ETag
     return await call(request, caller, route, parsed)
