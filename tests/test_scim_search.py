@@ -250,7 +250,9 @@ async def test_a_filter_finds_the_same_as_scim2_models(text: str, client: Client
     if status == 400:
         assert expected is None or "with a case-sensitive attribute in [ ]" in answer, (text, answer)
         return
-    if expected is None:  # a text that the attribute cannot have, such as no e-mail address: it is found nowhere
+    if (
+        expected is None
+    ):  # a text that the attribute cannot have, such as no e-mail address: it is found nowhere
         assert status == 200, (text, answer)
         return
     assert {user["id"] for user in answer["Resources"]} == expected, text
