@@ -15,7 +15,7 @@ import pytest
 from conftest import ADMIN, Client, footprint, until
 
 from server.base.settings import Settings
-from server.cli import transfer
+from server.cli import export
 from server.postgres.db import Database
 
 HASH = "$argon2id$v=19$m=64,t=1,p=1$" + "A" * 22 + "$" + "A" * 43
@@ -300,14 +300,14 @@ async def test_a_user_who_is_renamed_while_others_are_exported(
     client: Client, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Is in the export once, whichever way the new name sorts."""
-    monkeypatch.setattr(transfer, "PAGE", 3)
+    monkeypatch.setattr(export, "PAGE", 3)
     emails = [f"{letter}@example.com" for letter in "bcdefgh"]
     await client.call("createUsers", {"users": [{"email": email} for email in emails]})
     renames = [("b@example.com", "zb@example.com"), ("h@example.com", "aa@example.com")]
     database = Database(Settings(), database_url)
     await database.open()
     exported = []
-    async for lines in transfer.exported_users(database, 1, pytest.fail):
+    async for lines in export.exported_users(database, 1, pytest.fail):
         exported += [json.loads(line)["email"] for line in lines]
         if renames:
             for email, new in renames:

@@ -1,4 +1,4 @@
-"""officerpc users import and export, for files of any length."""
+"""officerpc users import, for files of any length."""
 
 import asyncio
 import codecs
@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +20,6 @@ from server.base.errors import Malformed, Unavailable
 from server.base.parsing import parse_json
 from server.base.printable import from_spreadsheet_cell, spreadsheet_cell
 from server.directory.many import MOST
-from server.directory.names import has_email
-from server.directory.rows import members, quotas
-from server.directory.rules import NAME_FIELDS
 from server.directory.users import NewUser, email_key
 from server.postgres.analyze import analyzing
 from server.postgres.db import Database, pass_on_cancelling
@@ -32,7 +29,6 @@ from server.tenants.principals import OPERATOR
 
 PASSWORDS = 100
 """Maximum number of rows with a password in one call; hashing one takes some hundredths of a second."""
-PAGE = 1000
 ERROR = "error"
 """Column or member with the reason in a file of failed rows; import ignores it."""
 
@@ -417,44 +413,3 @@ def _csv_line(cells: list[str]) -> bytes:
     line = io.StringIO(newline="")
     csv.writer(line).writerow(map(spreadsheet_cell, cells))  # its default, CRLF, makes it quote a lone CR too
     return line.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
-
-
-async def exported_users(
-    database: Database, instance_id: int, skip: Callable[[str], None]
-) -> AsyncIterator[list[bytes]]:
-    """The users of an instance that are not deleted, as JSON lines, one page at a time, in the order of ids.
-
-    Pages start after the last id of the page before: each costs the same, one is in memory at a time, and
-    users renamed in between are exported once.
-
-    Args:
-        skip: called with the login of each user without an e-mail, whom createUser could not create.
-    """
-    after = 0
-    while True:
-        async with database.connection() as db:
-            rows = await db.all("export_users", instance_id=instance_id, after=after, row_limit=PAGE)
-        lines = []
-        for row in rows:
-            after = row["id"]
-            if has_email(row["email"]):
-                lines.append(orjson.dumps(_params(row)) + b"\n")
-            else:
-                skip(row["email"])
-        if lines:
-            yield lines
-        if len(rows) < PAGE:
-            return
-
-
-def _params(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What createUser takes to make a user again.
-
-    Without stored pictures, whose addresses last no longer than the user, and without the profile fields
-    that createUser does not take.
-    """
-    stored = {member: row[column] for member, column in members().items() if member in NewUser.model_fields}
-    avatar = "" if row["avatar"].startswith("/") else row["avatar"]
-    names = {member: row["fields"].get(alias) for member, alias in NAME_FIELDS.items()}
-    given_names = {member: name for member, name in names.items() if name is not None}
-    return {"email": row["email"], **stored, **given_names, "avatar": avatar, "quotas": quotas(row)}

@@ -126,7 +126,7 @@ def export_users(instance: InstanceName) -> None:
     """
 
     async def work(session: Session) -> None:
-        from server.cli.transfer import exported_users
+        from server.cli.export import exported_users
         from server.tenants.principals import OPERATOR
 
         session.last_params = {"instance": instance}
